@@ -1,0 +1,47 @@
+"""From what a caller asks to the token ids that the model reads."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlxmtp.errors import PromptError
+
+Message = Mapping[str, Any]
+Prompt = str | Sequence[Message] | Sequence[int]
+
+
+def encode(tokenizer: Any, prompt: Prompt, *, raw: bool) -> list[int]:
+    """Token ids of a text, of chat messages, or of ids as they are.
+
+    A text becomes one user message where the tokenizer has a chat template, unless `raw`.
+
+    Args:
+        tokenizer: mlx-lm's `TokenizerWrapper`.
+
+    Raises:
+        PromptError: there is nothing to read, or messages for a model without a chat template.
+    """
+    if not prompt:
+        raise PromptError("the prompt is empty; expected a text, chat messages or token ids")
+    if isinstance(prompt, str):
+        if raw or not tokenizer.has_chat_template:
+            return _ids(tokenizer.encode(prompt))
+        return encode(tokenizer, [{"role": "user", "content": prompt}], raw=False)
+    if all(isinstance(item, int) for item in prompt):
+        return _checked_ids(prompt, len(tokenizer))  # type: ignore[arg-type]
+    if not all(isinstance(item, Mapping) for item in prompt):
+        raise PromptError("the prompt mixes kinds; expected a text, a list of chat messages or a list of token ids")
+    if not tokenizer.has_chat_template:
+        raise PromptError("this model has no chat template for messages; give the prompt as a text")
+    return _ids(tokenizer.apply_chat_template(prompt, add_generation_prompt=True))
+
+
+def _ids(ids: list[int]) -> list[int]:
+    if not ids:
+        raise PromptError("the prompt has no tokens; expected at least one")
+    return list(ids)
+
+
+def _checked_ids(ids: Sequence[int], vocabulary: int) -> list[int]:
+    if bad := [i for i in ids if not 0 <= i < vocabulary]:
+        raise PromptError(f"token id {bad[0]} is outside the vocabulary; expected 0 to {vocabulary - 1}")
+    return list(ids)

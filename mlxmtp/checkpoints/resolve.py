@@ -1,0 +1,60 @@
+"""From what a user names, a folder or a Hub repo, to a checked local folder."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from mlxmtp.errors import CheckpointError
+
+_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+
+
+def resolve(path_or_repo: str | Path) -> Path:
+    """The local folder of a checkpoint; a Hub repo ("owner/name") is downloaded to the Hub cache.
+
+    Raises:
+        CheckpointError: there is no such folder or repo, it cannot be reached, or it is no model.
+    """
+    folder = Path(path_or_repo).expanduser()
+    if not folder.exists():
+        name = str(path_or_repo)
+        if not _REPO.fullmatch(name) or name.startswith("."):
+            raise CheckpointError(f"{name}: no such folder; expected a model's folder or a Hub repo (owner/name)")
+        folder = _download(name)
+    read_config(folder)
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a checkpoint folder."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{folder}: no config.json; expected a model's folder")
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise CheckpointError(f"{file}: no model_type; expected the configuration of a language model")
+    return config
+
+
+def _download(repo: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=_FILES))
+    except GatedRepoError as error:
+        raise CheckpointError(f"{repo}: gated; accept its terms on the Hub, then run `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(f"{repo}: no such folder, and no such repo on the Hub (or no access to it)") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise CheckpointError(f"{repo}: no such folder, and the Hub cannot be reached to download it") from error

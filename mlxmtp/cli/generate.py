@@ -1,0 +1,167 @@
+"""`mlxmtp generate`: one prompt in, the model's text out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import mlxmtp
+from mlxmtp.cli import options, report
+from mlxmtp.cli.progress import PrefillProgress
+from mlxmtp.errors import MlxmtpError, OptionError, PromptError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mlxmtp import Chunk, Engine, Sampling
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "generate",
+        help="complete a prompt or answer a message",
+        description="Answer a message, or with --raw complete a text. The text goes to standard output,\n"
+        "statistics to standard error.",
+        epilog="Example:\n  mlxmtp generate --model ./Qwen3.5-4B --prompt 'Why is the sky blue?' --temp 0.7",
+    )
+    add_arguments(command)
+    command.set_defaults(run=run)
+
+
+def add_arguments(command: argparse.ArgumentParser, prompt: str | None = None) -> None:
+    """The options of one generation; `prompt` is the default, and where it is None one must be given."""
+    add = command.add_argument
+    add(
+        "--model",
+        metavar="PATH|REPO",
+        help="a model folder or a Hugging Face repo (default: the bundled demo)",
+    )
+    message = "the message; - reads it from standard input"
+    add("--prompt", metavar="TEXT|-", default=prompt, required=prompt is None, help=message)
+    add("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
+    add(
+        "--max-tokens",
+        metavar="N",
+        type=options.at_least(1),
+        default=256,
+        help="at most N tokens (default: 256)",
+    )
+    add("--stop", metavar="S", action="append", default=[], help="stop before this text; may be repeated")
+    add("--json", action="store_true", help="print one JSON object with text, tokens and statistics")
+
+    sampling = command.add_argument_group("sampling")
+    add = sampling.add_argument
+    add("--temp", metavar="T", type=options.number, default=0.0, help="temperature; 0 is greedy (default: 0)")
+    add(
+        "--top-p",
+        metavar="P",
+        type=options.number,
+        default=1.0,
+        help="keep the likeliest tokens that hold this mass",
+    )
+    add("--top-k", metavar="K", type=options.whole, default=0, help="keep the K likeliest tokens")
+    add(
+        "--min-p",
+        metavar="M",
+        type=options.number,
+        default=0.0,
+        help="drop tokens below this share of the likeliest",
+    )
+    add(
+        "--seed",
+        metavar="S",
+        type=options.whole,
+        help="the same seed gives the same tokens, with and without MTP",
+    )
+
+    speculation = command.add_argument_group("speculation")
+    depth = speculation.add_mutually_exclusive_group()
+    depth.add_argument("--depth", metavar="N", type=options.at_least(0), help="drafts a round (default: 3)")
+    depth.add_argument("--no-mtp", action="store_true", help="decode plainly, one token a pass")
+    speculation.add_argument(
+        "--verify",
+        choices=("token", "block", "seeded"),
+        help="how drafts are verified when sampling (default: seeded with --seed, else token)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    sampling = chosen_sampling(arguments)
+    prompt = read_prompt(arguments.prompt)
+    return answer(mlxmtp.load(arguments.model), prompt, sampling, arguments)
+
+
+def answer(engine: Engine, prompt: str, sampling: Sampling, arguments: argparse.Namespace) -> int:
+    """Stream one turn to standard output, then its statistics to standard error."""
+    chunks: list[Chunk] = []
+    try:
+        for chunk in stream(engine, prompt, sampling, arguments):
+            chunks.append(chunk)
+            if not arguments.json:
+                print(chunk.text, end="", flush=True)
+    except (KeyboardInterrupt, MlxmtpError):
+        if chunks:  # what came is kept
+            show(engine, chunks, arguments)
+        raise
+    show(engine, chunks, arguments)
+    return 0
+
+
+def chosen_sampling(arguments: argparse.Namespace) -> Sampling:
+    try:
+        return mlxmtp.Sampling(
+            temperature=arguments.temp,
+            top_p=arguments.top_p,
+            top_k=arguments.top_k,
+            min_p=arguments.min_p,
+            seed=arguments.seed,
+        )
+    except ValueError as error:
+        raise OptionError(str(error)) from error
+
+
+def read_prompt(prompt: str) -> str:
+    """The prompt's text, from standard input for `-`, exactly as it is there."""
+    try:
+        if prompt != "-":
+            prompt.encode()  # bytes that are not UTF-8 arrive as lone surrogates, which no tokenizer takes
+            return prompt
+        if sys.stdin.isatty():
+            print("Type the prompt; Ctrl-D ends it.", file=sys.stderr)
+        return sys.stdin.buffer.read().decode()
+    except UnicodeError as error:
+        raise PromptError(f"the prompt is not UTF-8 text ({error}); convert it first") from error
+
+
+def stream(engine: Engine, prompt: str, sampling: Sampling, arguments: argparse.Namespace) -> Iterator[Chunk]:
+    """The engine's chunks, with a progress display until the first of them."""
+    with PrefillProgress(sys.stderr) as progress:
+        turn = engine.stream(
+            prompt,
+            sampling,
+            max_tokens=arguments.max_tokens,
+            depth=0 if arguments.no_mtp else arguments.depth,
+            verify=arguments.verify,
+            stop=arguments.stop,
+            raw=arguments.raw,
+            on_prefill=progress.update,
+        )
+        for chunk in turn:
+            progress.close()
+            yield chunk
+
+
+def show(engine: Engine, chunks: list[Chunk], arguments: argparse.Namespace) -> None:
+    """Everything that is said once the text is out."""
+    if warning := report.warning(chunks[-1].stats):
+        print(f"mlxmtp: warning: {warning}", file=sys.stderr)
+    plain = report.plain_because(engine, arguments)
+    if arguments.json:
+        print(json.dumps(report.as_json(engine, chunks, plain), ensure_ascii=False))
+        return
+    text = "".join(chunk.text for chunk in chunks)
+    if text and not text.endswith("\n"):
+        print(flush=True)
+    print(report.as_text(engine, chunks[-1], plain), file=sys.stderr)

@@ -1,0 +1,96 @@
+"""What `generate` says about a turn: lines for people, one object for programs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+
+    from mlxmtp import Chunk, Engine, Stats
+
+JSON_STATS = (
+    "rounds",
+    "drafted",
+    "accepted",
+    "tokens_per_round",
+    "acceptance_by_depth",
+    "ttft_s",
+    "prefill_tps",
+    "decode_tps",
+    "draft_s",
+    "verify_s",
+    "other_s",
+    "peak_memory_bytes",
+    "evaluations",
+)
+USELESS_ACCEPTANCE = 0.2
+INTERRUPTED = "interrupted"
+
+
+def plain_because(engine: Engine, arguments: argparse.Namespace) -> str | None:
+    """Why this turn drafts nothing; None where it drafts."""
+    if engine.plain_because is not None:
+        return engine.plain_because
+    if arguments.no_mtp:
+        return "--no-mtp was given"
+    return "--depth is 0" if arguments.depth == 0 else None
+
+
+def as_json(engine: Engine, chunks: list[Chunk], plain: str | None) -> dict[str, object]:
+    last = chunks[-1]
+    stats = last.stats.to_dict()
+    answer: dict[str, object] = {
+        "text": "".join(chunk.text for chunk in chunks),
+        "tokens": [token for chunk in chunks for token in chunk.tokens],
+        "prompt_tokens": last.stats.prompt_tokens,
+        "finish_reason": last.finish_reason or INTERRUPTED,
+        "model": engine.name,
+        "head": engine.head,
+        "stats": {name: stats[name] for name in JSON_STATS},
+    }
+    if plain is not None:
+        answer["plain_because"] = plain
+    return answer
+
+
+def as_text(engine: Engine, last: Chunk, plain: str | None) -> str:
+    """The statistics of a turn that ended with `last`."""
+    stats, ending = last.stats, last.finish_reason or INTERRUPTED
+    rows = {
+        "model": f"{engine.name} with its {engine.head} head" if engine.head else engine.name,
+        "prompt": f"{stats.prompt_tokens} tokens at {stats.prefill_tps:,.0f} tok/s, "
+        f"first token after {stats.ttft_s:.2f} s",
+        "output": f"{stats.tokens} tokens at {stats.decode_tps:,.1f} tok/s ({ending})",
+        "MTP": f"off: {plain}" if plain else speculation(stats),
+        "time": shares(stats),
+        "memory": f"{stats.peak_memory_bytes / 1e6:,.0f} MB at the peak",
+    }
+    return "\n".join(f"{name:8}{row}" for name, row in rows.items() if row)
+
+
+def speculation(stats: Stats) -> str:
+    if not stats.drafted:
+        return "nothing was drafted"
+    by_depth = ", ".join(f"{share:.0%}" for share in stats.acceptance_by_depth)
+    return f"{stats.tokens_per_round:.2f} tokens a round; drafts accepted at depth 1, 2, ...: {by_depth}"
+
+
+def shares(stats: Stats) -> str:
+    """Where a round's time goes: an estimate, for only a few rounds are timed in parts."""
+    parts = {"verify": stats.verify_s, "draft": stats.draft_s, "other": stats.other_s}
+    total = sum(parts.values())
+    if not stats.timed_rounds or not total:
+        return ""
+    split = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts.items())
+    return f"{split} (estimated from {stats.timed_rounds} of {stats.rounds} rounds)"
+
+
+def warning(stats: Stats) -> str | None:
+    """A head that hardly ever guesses right is never passed over in silence."""
+    if stats.accepted >= USELESS_ACCEPTANCE * stats.drafted:
+        return None
+    return (
+        f"only {stats.accepted / stats.drafted:.0%} of the drafts were right: MTP costs more than it saves; "
+        "use --no-mtp, or check that the head belongs to this model"
+    )

@@ -1,0 +1,44 @@
+"""Drafters: what proposes the tokens that the target then verifies. A drafter knows nothing of verification."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import mlx.core as mx
+
+from mlxmtp.decoding.law import NOTHING, Draft, Law, Moment
+
+if TYPE_CHECKING:
+    from mlxmtp.decoding.sequence import Sequence
+    from mlxmtp.heads import Head
+
+
+class Drafter(Protocol):
+    """Proposes up to `depth` tokens, all lazy; fewer, or none, where it has nothing to go on."""
+
+    def propose(self, sequence: Sequence, depth: int, law: Law, moment: Moment) -> Draft:
+        """Drafts for the tokens after the sequence's last. The sequence's true rows are unchanged afterwards."""
+
+
+class MTPChain:
+    """The head's recursion: true rows first, then each draft from the hidden state of the one before it."""
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+
+    def propose(self, sequence: Sequence, depth: int, law: Law, moment: Moment) -> Draft:
+        pending = sequence.take_pending() if depth else None
+        if pending is None:
+            return NOTHING
+        hidden, tokens = pending
+        drafts: list[mx.array] = []
+        laws: list[mx.array] = []
+        for step in range(depth):
+            hidden = self._head(hidden, tokens, sequence.head_cache)[:, -1:]
+            token, q = law.draw(self._head.logits(hidden)[:, 0], moment, step)
+            tokens = token[:, None]
+            drafts.append(tokens)
+            laws += [] if q is None else [q]
+        for layer in sequence.head_cache:
+            layer.trim(depth - 1)  # rows made from drafts, not from the target's own hidden states
+        return Draft(mx.concatenate(drafts, axis=1), laws)

@@ -1,0 +1,168 @@
+"""The round loop: draft, verify, accept, commit. One evaluation a round; token ids only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import mlx.core as mx
+
+from mlxmtp.decoding.law import NOTHING, Draft, Law, Moment
+from mlxmtp.decoding.stats import Parts, Round
+from mlxmtp.decoding.verify import Verdict
+from mlxmtp.errors import NumericsError
+
+if TYPE_CHECKING:
+    from mlxmtp.decoding.depth import DepthPolicy
+    from mlxmtp.decoding.drafters import Drafter
+    from mlxmtp.decoding.sequence import Sequence
+    from mlxmtp.targets import Pass, Target
+
+TIMED_FROM, TIMED_EVERY = (
+    3,
+    64,
+)  # rounds evaluated in parts, to see where time goes: few enough to cost nothing
+CLEAR_EVERY = 256  # rounds between returns of MLX's cached buffers, as mlx-lm does
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How many of a round's tokens belong to the turn, and why the turn ends there, if it does."""
+
+    count: int
+    finish: str | None
+
+
+Keep = Callable[[list[int]], Kept]
+
+
+def speculate(
+    target: Target,
+    drafter: Drafter,
+    sequence: Sequence,
+    law: Law,
+    policy: DepthPolicy,
+    keep: Keep,
+    max_tokens: int,
+) -> Iterator[Round]:
+    """Generate with drafts. Whoever reads this may stop at any round: the caches stand at its last token.
+
+    Args:
+        sequence: prefilled: its last token is what the first round feeds.
+        keep: told each round's tokens, once and in order; says how many belong to the turn.
+        max_tokens: >= 1; the turn ends there with "length".
+
+    Raises:
+        NumericsError: the target's logits are not finite. No token is taken from them; the sequence is spent.
+    """
+    left, number, finish = max_tokens, 0, None
+    while finish is None:
+        clock = _Clock(timed=number % TIMED_EVERY == TIMED_FROM)
+        moment = Moment(number, len(sequence.tokens))
+        draft = drafter.propose(sequence, min(policy.next(), left - 1), law, moment)
+        clock.drafted(draft)
+        rows = target.open(mx.concatenate([mx.array([sequence.tokens[-1:]]), draft.tokens], axis=1), sequence.cache)
+        clock.verified(rows)
+        verdict, sound = law.judge(rows.logits, draft, moment)
+        accepted, tokens = _fetch(_outcome(draft, verdict, sound))
+        kept = keep(tokens)
+        rows.commit(kept.count)
+        sequence.advance(tokens[: kept.count], rows.hidden[:, : kept.count])
+        left -= kept.count
+        finish = kept.finish or (None if left else "length")
+        one = Round(tuple(tokens[: kept.count]), draft.depth, accepted, clock.evaluations, finish, clock.parts())
+        policy.observe(one)
+        yield one
+        number = _next(number)
+
+
+def decode_plainly(target: Target, sequence: Sequence, law: Law, keep: Keep, max_tokens: int) -> Iterator[Round]:
+    """Generate without drafts; each pass is queued before the token that it feeds has been read.
+
+    Arguments, errors and the caches afterwards as for `speculate`; while it is suspended they are one row ahead.
+    """
+    first, number, finish = len(sequence.tokens), 0, None
+    ahead: _Queued | None = None
+    try:
+        while finish is None:
+            last = mx.array(sequence.tokens[-1:])
+            now = ahead or _queue(target, sequence, law, last, Moment(number, first + number))
+            left = max_tokens - number - 1
+            ahead = None
+            if left and target.reversible:
+                ahead = _queue(target, sequence, law, now.token, Moment(number + 1, first + number + 1))
+            _, tokens = _fetch(now.outcome)
+            finish = keep(tokens).finish or (None if left else "length")
+            sequence.advance(tokens, now.rows.hidden)
+            yield Round(tuple(tokens), 0, 0, 1, finish)
+            number = _next(number)
+    finally:
+        if ahead:
+            ahead.rows.commit(0)
+
+
+class _Queued(NamedTuple):
+    """A pass over one row that the device works on: a transaction that is still open."""
+
+    rows: Pass
+    token: mx.array
+    outcome: mx.array
+
+
+def _queue(target: Target, sequence: Sequence, law: Law, token: mx.array, moment: Moment) -> _Queued:
+    rows = target.open(token[:, None], sequence.cache)
+    verdict, sound = law.judge(rows.logits, NOTHING, moment)
+    queued = _Queued(rows, verdict.token, _outcome(NOTHING, verdict, sound))
+    mx.async_eval(queued.outcome)
+    return queued
+
+
+def _outcome(draft: Draft, verdict: Verdict, sound: mx.array) -> mx.array:
+    """All that the host needs of a round, in one array: sound, accepted, the drafts, the token after them."""
+    parts = [sound, verdict.accepted, draft.tokens[0], verdict.token]
+    return mx.concatenate([part.astype(mx.int32) for part in parts])
+
+
+def _fetch(outcome: mx.array) -> tuple[int, list[int]]:
+    """The evaluation of a round: how many drafts stand, and the tokens it emits."""
+    values: list[int] = outcome.tolist()  # type: ignore[assignment]
+    sound, accepted, *drafts, token = values
+    if not sound:
+        raise NumericsError(
+            "the model's logits are not finite (NaN or infinity); check the checkpoint's files and its dtype "
+            "(float16 overflows in some models that bfloat16 and float32 run)"
+        )
+    return accepted, [*drafts[:accepted], token]
+
+
+def _next(number: int) -> int:
+    if number % CLEAR_EVERY == CLEAR_EVERY - 1:
+        mx.clear_cache()
+    return number + 1
+
+
+class _Clock:
+    """Times the parts of a round by evaluating them one after the other; does nothing in other rounds."""
+
+    def __init__(self, *, timed: bool) -> None:
+        self._marks = [time.perf_counter()] if timed else []
+        self.evaluations = 3 if timed else 1
+
+    def drafted(self, draft: Draft) -> None:
+        self._mark(draft.tokens, *draft.laws)
+
+    def verified(self, rows: Pass) -> None:
+        self._mark(rows.logits)
+
+    def parts(self) -> Parts | None:
+        if not self._marks:
+            return None
+        start, drafted, verified = self._marks
+        return Parts(drafted - start, verified - drafted, time.perf_counter() - verified)
+
+    def _mark(self, *arrays: mx.array) -> None:
+        if self._marks:
+            mx.eval(*arrays)
+            self._marks.append(time.perf_counter())

@@ -1,0 +1,149 @@
+"""Statistics: a record for each round, sums for a turn. Every surface shows these and no others."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Seconds of one round that was evaluated in parts to be timed: an estimate for the rounds around it."""
+
+    draft_s: float
+    verify_s: float
+    other_s: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round did.
+
+    Args:
+        tokens: emitted and kept, in order; the sequence stands at the last of them.
+        drafted: drafts proposed. accepted: drafts that verification let stand.
+        evaluations: graph evaluations that the round waited for: one, or one for each timed part.
+        finish: why the turn ends with this round, or None.
+        parts: where the time went, in the rounds that were timed.
+    """
+
+    tokens: tuple[int, ...]
+    drafted: int
+    accepted: int
+    evaluations: int
+    finish: str | None = None
+    parts: Parts | None = None
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A turn so far. Times in seconds, rates in tokens a second.
+
+    Args:
+        prompt_tokens, tokens: read and generated. rounds: verification passes.
+        drafted, accepted: drafts proposed and let stand.
+        tokens_per_round: generated tokens a round.
+        acceptance_by_depth: at i, the share of the drafts at depth i + 1 that stood; a draft behind a rejected one
+            counts as rejected, so that tokens_per_round is 1 + the sum.
+        ttft_s: from the request to the first token. prefill_tps: of the prompt.
+        decode_tps: of the tokens after the first round, by the clock.
+        draft_s, verify_s, other_s: decoding time split by the rounds that were timed in parts; an estimate.
+            Plain decoding overlaps host and device and counts all as verify.
+        peak_memory_bytes: MLX's peak during the turn, weights included.
+        evaluations: graph evaluations that decoding waited for: one a round, three in each of the timed_rounds.
+    """
+
+    prompt_tokens: int
+    tokens: int
+    rounds: int
+    drafted: int
+    accepted: int
+    tokens_per_round: float
+    acceptance_by_depth: tuple[float, ...]
+    ttft_s: float
+    prefill_tps: float
+    decode_tps: float
+    draft_s: float
+    verify_s: float
+    other_s: float
+    peak_memory_bytes: int
+    evaluations: int
+    timed_rounds: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        return asdict(self) | {"acceptance_by_depth": list(self.acceptance_by_depth)}
+
+
+class Tally:
+    """Adds up the rounds of a turn.
+
+    Args:
+        prompt_tokens: tokens that the prompt has.
+        started: clock at the request, in seconds; the other clocks are on the same scale.
+    """
+
+    def __init__(self, prompt_tokens: int, started: float) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._started = self._prefilled = self._first = self._last = started
+        self._tokens = self._first_tokens = self._rounds = self._evaluations = 0
+        self._drafted: list[int] = []
+        self._accepted: list[int] = []
+        self._parts: list[Parts] = []
+
+    def prefilled(self, clock: float) -> None:
+        """The prompt has been read."""
+        self._prefilled = clock
+
+    def add(self, one: Round, clock: float) -> None:
+        """A round ended at `clock`."""
+        if not self._rounds:
+            self._first, self._first_tokens = clock, len(one.tokens)
+        self._last = clock
+        self._rounds += 1
+        self._tokens += len(one.tokens)
+        self._evaluations += one.evaluations
+        for counts, n in ((self._drafted, one.drafted), (self._accepted, one.accepted)):
+            counts.extend([0] * (n - len(counts)))
+            for i in range(n):
+                counts[i] += 1
+        if one.parts:
+            self._parts.append(one.parts)
+
+    def stats(self, peak_memory_bytes: int) -> Stats:
+        """The turn so far."""
+        decode_s = self._last - self._first
+        accepted = self._accepted + [0] * (len(self._drafted) - len(self._accepted))
+        draft_s, verify_s, other_s = self._split(decode_s)
+        return Stats(
+            prompt_tokens=self._prompt_tokens,
+            tokens=self._tokens,
+            rounds=self._rounds,
+            drafted=sum(self._drafted),
+            accepted=sum(accepted),
+            tokens_per_round=_ratio(self._tokens, self._rounds),
+            acceptance_by_depth=tuple(_ratio(a, d) for a, d in zip(accepted, self._drafted, strict=True)),
+            ttft_s=self._first - self._started,
+            prefill_tps=_ratio(self._prompt_tokens, self._prefilled - self._started),
+            decode_tps=_ratio(self._tokens - self._first_tokens, decode_s),
+            draft_s=draft_s,
+            verify_s=verify_s,
+            other_s=other_s,
+            peak_memory_bytes=peak_memory_bytes,
+            evaluations=self._evaluations,
+            timed_rounds=len(self._parts),
+        )
+
+    def _split(self, decode_s: float) -> tuple[float, float, float]:
+        if not self._parts:
+            return 0.0, decode_s, 0.0
+        draft = sum(p.draft_s for p in self._parts)
+        verify = sum(p.verify_s for p in self._parts)
+        total = draft + verify + sum(p.other_s for p in self._parts)
+        return (
+            decode_s * draft / total,
+            decode_s * verify / total,
+            decode_s * (total - draft - verify) / total,
+        )
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0

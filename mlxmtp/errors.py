@@ -1,0 +1,32 @@
+"""The errors a caller can expect. Each message says what was found, what was expected and what to do.
+
+Everything raised on purpose derives from `MlxmtpError`; anything else that escapes is a bug.
+"""
+
+
+class MlxmtpError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class CheckpointError(MlxmtpError):
+    """A folder or Hub repo that cannot be loaded: missing, truncated, unsupported or unreachable."""
+
+
+class HeadError(CheckpointError):
+    """The checkpoint's MTP head is absent, of an unknown kind, or its tensors have the wrong shapes."""
+
+
+class OptionError(MlxmtpError, ValueError):
+    """An option is out of range or contradicts another."""
+
+
+class PromptError(MlxmtpError, ValueError):
+    """The prompt is empty, malformed, or longer than the model's context."""
+
+
+class NumericsError(MlxmtpError):
+    """The model's logits are not finite, so no token can be drawn from them."""
+
+
+class BackendError(MlxmtpError, ImportError):
+    """MLX is not installed, or only without the library that runs it."""

@@ -1,0 +1,71 @@
+"""Loading a target through mlx-lm, with what its loader leaves out."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.utils import _get_classes, load_model
+
+from mlxmtp.errors import CheckpointError
+from mlxmtp.targets.target import Target
+
+# Text-only checkpoints of the vision-language types: mlx-lm has one module for both.
+_TEXT_ONLY = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
+
+
+def load_target(path: Path) -> Target:
+    """Load the trunk of the checkpoint folder `path`; the weights are read once and evaluated here.
+
+    Raises:
+        CheckpointError: mlx-lm does not know the architecture, or tensors are missing or of another shape.
+    """
+    try:
+        model, config = load_model(path, lazy=True, get_model_classes=_model_classes)
+        mx.eval(model.parameters())
+    except (ValueError, KeyError, TypeError, RuntimeError, FileNotFoundError) as error:
+        raise CheckpointError(f"{path}: {_reason(error)}") from error
+    return Target(model, config)
+
+
+def _model_classes(config: dict[str, Any]) -> tuple[type[nn.Module], type]:
+    kind = config["model_type"]
+    model, args = _get_classes({**config, "model_type": _TEXT_ONLY.get(kind, kind)})
+
+    class Model(model):  # type: ignore[misc, valid-type]
+        def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+            weights = super().sanitize(weights)
+            return stack_experts(weights)
+
+    return Model, args
+
+
+def stack_experts(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Experts stored one by one or fused (`gate_up_proj`) become mlx-lm's stacked `switch_mlp`.
+
+    mlx-lm reads some families in one of the layouts only; checkpoints of both exist (families.md 1).
+    Names that match neither layout pass through.
+    """
+    out: dict[str, mx.array] = {}
+    single: dict[str, dict[int, mx.array]] = {}
+    for name, value in weights.items():
+        stem, found, rest = name.partition(".mlp.experts.")
+        target = f"{stem}.mlp.switch_mlp."
+        if not found:
+            out[name] = value
+        elif rest == "gate_up_proj":
+            gate, up = mx.split(value, 2, axis=-2)
+            out[f"{target}gate_proj.weight"], out[f"{target}up_proj.weight"] = gate, up
+        elif rest == "down_proj":
+            out[f"{target}down_proj.weight"] = value
+        else:
+            expert, _, tensor = rest.partition(".")
+            single.setdefault(target + tensor, {})[int(expert)] = value
+    for name, experts in single.items():
+        out[name] = mx.stack([experts[e] for e in sorted(experts)])
+    return out
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

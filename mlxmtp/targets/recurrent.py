@@ -1,0 +1,88 @@
+"""Gated-delta layers (Qwen3-Next, Qwen3.5) whose state can go back to any row of the pass just made.
+
+The state after n of m rows costs no second pass through the weights: the recurrence runs row by row and every row's
+state is kept, or, where one Metal kernel runs all rows, its inputs are kept and replayed for the first n.
+The convolution's state after n rows is a slice of the convolution's input (families.md 0.8).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models import gated_delta
+from mlx_lm.models.cache import ArraysCache
+
+from mlxmtp.targets.observe import observe, rebind
+
+
+class RecurrentRows:
+    """What one gated-delta layer needs to stand at any row of a pass: `begin`, the pass, `end`, then `commit`."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._width = layer.conv_kernel_size - 1
+        self._conv = observe(layer.conv1d)
+        self._before: tuple[mx.array | None, mx.array | None] = (None, None)
+        self._state_after: Callable[[int], mx.array] | None = None
+        rebind(layer, gated_delta_update=self._update)
+
+    def begin(self, cache: ArraysCache) -> None:
+        """Remember where the pass starts; its rows are kept from here to `end`."""
+        self._before = cache[0], cache[1]
+        self._conv.open = True
+
+    def end(self) -> None:
+        """The pass is built; what comes next (prefill) keeps nothing."""
+        self._conv.open = False
+
+    def commit(self, cache: ArraysCache, rows: int, of: int) -> None:
+        """Set `cache` as if only the first `rows` of the pass's `of` rows had been fed."""
+        if rows == 0:
+            cache[0], cache[1] = self._before
+        elif rows < of:
+            assert self._conv.input is not None
+            assert self._state_after is not None
+            cache[0] = mx.contiguous(self._conv.input[:, rows : rows + self._width])
+            cache[1] = self._state_after(rows)
+        self._conv.clear()
+        self._before, self._state_after = (None, None), None
+
+    def _update(
+        self, q: mx.array, k: mx.array, v: mx.array, a: mx.array, b: mx.array, *rest: Any, **options: Any
+    ) -> tuple[mx.array, mx.array]:
+        """In place of `gated_delta_update`: q, k [B, T, Hk, Dk], v [B, T, Hv, Dv], a, b [B, T, Hv]."""
+        rows = (q, k, v, a, b)
+        if not self._conv.open or q.shape[1] == 1:
+            result = gated_delta.gated_delta_update(*rows, *rest, **options)
+        elif mx.default_device() == mx.gpu and mx.metal.is_available():
+            result = gated_delta.gated_delta_update(*rows, *rest, **options)
+            self._state_after = lambda n: gated_delta.gated_delta_update(*(x[:, :n] for x in rows), *rest, **options)[1]
+        else:
+            result = self._row_by_row(*rows, *rest[:3])
+        return result
+
+    def _row_by_row(
+        self,
+        q: mx.array,
+        k: mx.array,
+        v: mx.array,
+        a: mx.array,
+        b: mx.array,
+        a_log: mx.array,
+        dt_bias: mx.array,
+        state: mx.array | None,
+    ) -> tuple[mx.array, mx.array]:
+        """mlx-lm's `gated_delta_ops`, keeping the state of every row: the same operations, hence the same bits."""
+        groups = v.shape[2] // k.shape[2]
+        if groups > 1:
+            q, k = mx.repeat(q, groups, -2), mx.repeat(k, groups, -2)
+        beta, g = mx.sigmoid(b), gated_delta.compute_g(a_log, a, dt_bias)
+        if state is None:
+            state = mx.zeros((q.shape[0], *v.shape[2:], k.shape[-1]), dtype=mx.float32)
+        outputs, states = [], [state]
+        for t in range(q.shape[1]):
+            y, state = gated_delta._gated_delta_step_ops(q[:, t], k[:, t], v[:, t], g[:, t], beta[:, t], state)
+            outputs.append(y)
+            states.append(state)
+        self._state_after = states.__getitem__
+        return mx.stack(outputs, axis=1), state

@@ -1,0 +1,110 @@
+"""mlx-lm's models seen as targets: logits with hidden states, and passes whose rows can be taken back."""
+
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import ArraysCache, KVCache, make_prompt_cache
+
+from mlxmtp.errors import CheckpointError
+from mlxmtp.targets.observe import observe
+from mlxmtp.targets.recurrent import RecurrentRows
+
+Cache = list[Any]
+
+
+class Target:
+    """A model of mlx-lm, its hidden states tapped at the final norm.
+
+    Args:
+        model: the loaded model.
+        config: its configuration as mlx-lm read it.
+    """
+
+    def __init__(self, model: Any, config: dict[str, Any]) -> None:
+        self.model = model
+        self.config = config
+        self._trunk: Any = getattr(model, "model", None)
+        if self._trunk is None or not hasattr(self._trunk, "norm"):
+            raise CheckpointError(f"model type {config.get('model_type')!r} is not supported: no final norm to tap")
+        self._final_norm = observe(self._trunk.norm, open=True)
+        self._recurrent = {
+            i: RecurrentRows(layer.linear_attn)
+            for i, layer in enumerate(model.layers)
+            if getattr(layer, "is_linear", False)
+        }
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The language model's part of the configuration."""
+        text: dict[str, Any] = self.config.get("text_config", self.config)
+        return text
+
+    @property
+    def text_model(self) -> Any:
+        """The language model inside a vision-language wrapper, or the model itself."""
+        return getattr(self.model, "language_model", self.model)
+
+    @property
+    def reversible(self) -> bool:
+        """Whether every layer's cache can take rows back. One that cannot must never be asked to."""
+        return all(
+            isinstance(layer, KVCache) or (isinstance(layer, ArraysCache) and i in self._recurrent)
+            for i, layer in enumerate(self.make_cache())
+        )
+
+    def make_cache(self) -> Cache:
+        """An empty cache for one sequence, one entry a layer."""
+        cache: Cache = make_prompt_cache(self.model)
+        return cache
+
+    def forward(self, tokens: mx.array, cache: Cache) -> tuple[mx.array, mx.array]:
+        """Feed tokens [B, T]; returns logits [B, T, V] and the hidden states [B, T, H] after the final norm."""
+        logits: mx.array = self.model(tokens, cache=cache)
+        hidden = self._final_norm.output
+        assert hidden is not None
+        self._final_norm.clear()
+        return logits, hidden
+
+    def open(self, tokens: mx.array, cache: Cache) -> "Pass":
+        """Feed tokens [B, m] in a pass whose last rows can be taken back."""
+        for i, rows in self._recurrent.items():
+            rows.begin(cache[i])
+        logits, hidden = self.forward(tokens, cache)
+        for rows in self._recurrent.values():
+            rows.end()
+        return Pass(logits, hidden, cache, self._recurrent)
+
+    def embed(self, tokens: mx.array) -> mx.array:
+        """Embeddings [B, T, H] of tokens [B, T]: the matrix that heads share."""
+        embeddings: mx.array = self._trunk.embed_tokens(tokens)
+        return embeddings
+
+    def project(self, hidden: mx.array) -> mx.array:
+        """Logits [B, T, V] of normed hidden states [B, T, H]: the output matrix that heads share."""
+        text = self.text_model
+        output = self._trunk.embed_tokens.as_linear if text.args.tie_word_embeddings else text.lm_head
+        logits: mx.array = output(hidden)
+        return logits
+
+
+class Pass:
+    """One pass of the target over m rows: a transaction on the caches.
+
+    Args:
+        logits: [B, m, V]. hidden: [B, m, H], after the final norm.
+    """
+
+    def __init__(self, logits: mx.array, hidden: mx.array, cache: Cache, recurrent: dict[int, RecurrentRows]) -> None:
+        self.logits = logits
+        self.hidden = hidden
+        self._cache = cache
+        self._recurrent = recurrent
+
+    def commit(self, rows: int) -> None:
+        """Leave every layer's cache as if only the first `rows` rows had been fed."""
+        fed = self.logits.shape[1]
+        for i, layer in enumerate(self._cache):
+            if i in self._recurrent:
+                self._recurrent[i].commit(layer, rows, of=fed)
+            elif rows < fed:
+                layer.trim(fed - rows)

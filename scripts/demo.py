@@ -1,0 +1,93 @@
+"""One generation with MTP beside plain decoding: the same tokens, faster. Run by `scripts/demo`."""
+
+import argparse
+import statistics
+import sys
+
+import mlxmtp
+from mlxmtp.cli import Parser, generate, guarded
+
+PROMPT = "I'd like a large latte with oat milk, please."
+REPEATS = 3
+
+
+def main() -> int:
+    parser = Parser(
+        prog="scripts/demo",
+        description="Generate with MTP, then measure it beside plain decoding. The options are those of\n"
+        "`mlxmtp generate`; with --json or --no-mtp nothing is compared.",
+    )
+    generate.add_arguments(parser, prompt=PROMPT)
+    return guarded(lambda: demo(parser.parse_args()))
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    if arguments.json or arguments.no_mtp or arguments.depth == 0:
+        return generate.run(arguments)
+    sampling = generate.chosen_sampling(arguments)
+    prompt = generate.read_prompt(arguments.prompt)
+    engine = mlxmtp.load(arguments.model)
+    if engine.plain_because is not None:
+        return generate.answer(engine, prompt, sampling, arguments)
+
+    say(f"> {prompt}\n")
+    for depth in (arguments.depth, 0):  # the first rounds compile
+        measure(engine, prompt, sampling, arguments, depth, max_tokens=min(16, arguments.max_tokens))
+    generate.answer(engine, prompt, sampling, arguments)
+    return compare(engine, prompt, sampling, arguments)
+
+
+def compare(
+    engine: mlxmtp.Engine, prompt: str, sampling: mlxmtp.Sampling, arguments: argparse.Namespace
+) -> int:
+    """Interleaved repeats, so that a busy machine slows both; medians."""
+    pairs = [
+        [measure(engine, prompt, sampling, arguments, depth) for depth in (arguments.depth, 0)]
+        for _ in range(REPEATS)
+    ]
+    fast, plain = (
+        statistics.median(run.stats.decode_tps for run in side) for side in zip(*pairs, strict=True)
+    )
+    say(f"\nmedian of {REPEATS}, interleaved")
+    say(f"with MTP  {fast:8.1f} tok/s")
+    say(f"plain     {plain:8.1f} tok/s")
+    if plain:
+        say(f"ratio     {fast / plain:8.2f}")
+
+    same = all(with_mtp.tokens == without.tokens for with_mtp, without in pairs)
+    seeded = sampling.seed is not None and arguments.verify in (None, "seeded")
+    if same:
+        say(f"tokens    identical, all {len(pairs[0][0].tokens)}")
+    elif sampling.greedy or seeded:
+        say("tokens    DIFFERENT: this must not happen; please report it")
+        return 1
+    else:
+        say("tokens    sampled, so each run has its own; --seed makes them equal")
+    return 0
+
+
+def measure(
+    engine: mlxmtp.Engine,
+    prompt: str,
+    sampling: mlxmtp.Sampling,
+    arguments: argparse.Namespace,
+    depth: int | None,
+    max_tokens: int | None = None,
+) -> mlxmtp.Result:
+    return engine.generate(
+        prompt,
+        sampling,
+        max_tokens=max_tokens or arguments.max_tokens,
+        depth=depth,
+        verify=arguments.verify,
+        stop=arguments.stop,
+        raw=arguments.raw,
+    )
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""Make the golden files of the head-parity tests: tests/goldens/KIND/{config.json,model,expected}.
+
+For each kind a tiny random checkpoint in raw Hugging Face layout, and what transformers' torch implementation
+computes from it: the trunk by its `ForCausalLM` class, which `from_pretrained` reads from the very files; the
+head by transformers' generic `MtpModel` (norms and projection around a decoder layer of the trunk's class),
+code independent of ours. Every new parameter of that head is filled from the checkpoint.
+
+`expected.safetensors` holds, with S tokens, batch 1 and everything in float32:
+    tokens [1, S]; trunk_logits [1, S, V], trunk_hidden [1, S, H] (after the final norm);
+    next_tokens_d1 [1, S-1], head_hidden_d1 [1, S-1, H], head_logits_d1 [1, S-1, V]: the rows (h_p, x_{p+1});
+    next_tokens_d2 and _d3 [1, 1], head_hidden_*, head_logits_* [1, 1, ..]: the recursion from depth 1's last
+    row, whose output (after the head's final norm) is recycled, on the cache that depth 1 filled.
+
+Run in an environment with mlx, mlx-lm, torch==2.13.0 and transformers==5.23.0:
+    python scripts/make_goldens.py [--out tests/goldens]
+"""
+
+import argparse
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from tests import tiny  # noqa: E402
+
+NEEDED = {"torch": "2.13.0", "transformers": "5.23.0"}
+SEED = 20261121
+LENGTH = 24
+DEPTHS = (1, 2, 3)
+KINDS: dict[tiny.Kind, dict[str, Any]] = {
+    "qwen3_5": {"tied": True, "mlp": 64},
+    "qwen3_5_moe": {},
+    "qwen3_next": {},
+}
+SMALL = {"vocab": 128, "moe_mlp": 16, "value_dim": 16}
+
+
+def main() -> None:
+    """Write the golden folders."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--out", type=Path, default=ROOT / "tests" / "goldens", help="default: %(default)s")
+    out = parser.parse_args().out
+    require_oracle()
+    for kind, sizes in KINDS.items():
+        folder = out / kind
+        arrays = write_checkpoint(folder, kind, tiny.Sizes(**(SMALL | sizes)))
+        expected = compute(folder, kind, arrays)
+        mx.save_safetensors(str(folder / "expected.safetensors"), expected)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        print(f"{folder}: {size / 1000:.0f} kB, logits' std {float(expected['head_logits_d1'].std()):.2f}")
+
+
+def require_oracle() -> None:
+    """Stop with the command that helps where torch or transformers is missing or of another version."""
+    for package, wanted in NEEDED.items():
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            found = "none"
+        if found.split("+")[0] != wanted:
+            pins = " ".join(f"{name}=={v}" for name, v in NEEDED.items())
+            sys.exit(f"make_goldens needs {package}=={wanted} (found: {found}). Install: pip install {pins}")
+
+
+def write_checkpoint(folder: Path, kind: tiny.Kind, sizes: tiny.Sizes) -> tiny.Arrays:
+    """The float32 checkpoint in the layout of the kind's releases; returns its arrays with fused experts."""
+    released = tiny.tensors(kind, sizes, seed=SEED)
+    tiny.save_weights(folder, {name: mx.array(a) for name, a in released.items()}, made_by="pt")
+    tiny.write_json(folder / "config.json", tiny.config(kind, sizes))
+    return tiny.tensors(kind, sizes, seed=SEED, experts="fused")
+
+
+def compute(folder: Path, kind: tiny.Kind, arrays: tiny.Arrays) -> dict[str, mx.array]:
+    """Trunk and head over a fixed random sequence, by transformers."""
+    import torch
+
+    torch.manual_seed(SEED)
+    vocab = arrays[next(name for name in arrays if name.endswith("embed_tokens.weight"))].shape[0]
+    sequence = np.random.default_rng(SEED).integers(3, vocab, (1, LENGTH + len(DEPTHS) - 1))
+    tokens, ahead = torch.tensor(sequence[:, :LENGTH]), torch.tensor(sequence[:, LENGTH:])
+    trunk = load_trunk(folder, kind)
+    with torch.no_grad():
+        result = trunk(tokens, output_hidden_states=True)
+        found = {"tokens": tokens, "trunk_logits": result.logits, "trunk_hidden": result.hidden_states[-1]}
+        found |= head_rows(load_head(trunk, arrays), found["trunk_hidden"], tokens, ahead)
+    return {name: mx.array(value.numpy()) for name, value in found.items()}
+
+
+def load_trunk(folder: Path, kind: tiny.Kind) -> Any:
+    """transformers' causal language model of the kind, in float32, plain torch attention."""
+    import torch
+    import transformers
+
+    prefix = {"qwen3_5": "Qwen3_5", "qwen3_5_moe": "Qwen3_5Moe", "qwen3_next": "Qwen3Next"}[kind]
+    cls = getattr(transformers, f"{prefix}ForCausalLM")
+    config = transformers.AutoConfig.from_pretrained(folder).get_text_config()
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
+    model, info = cls.from_pretrained(folder, config=config, output_loading_info=True, **options)
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise ValueError(f"transformers did not find {info} in {folder}")
+    return model.eval()
+
+
+def load_head(trunk: Any, arrays: tiny.Arrays) -> Any:
+    """transformers' `MtpModel` with one full-attention layer and every parameter from the checkpoint."""
+    import torch
+    from transformers.modeling_layers import MtpModel
+
+    trunk.config.num_mtp_layers = 1
+    trunk.config.mtp_layer_types = ["full_attention"]
+    trunk.config.mtp_mlp_layer_types = ["sparse" if hasattr(trunk.config, "num_experts") else "dense"]
+    head = MtpModel(trunk, 1).eval()
+    names = {
+        "mtp.fc.": "eh_proj.",
+        "mtp.pre_fc_norm_embedding.": "enorm.",
+        "mtp.pre_fc_norm_hidden.": "hnorm.",
+        "mtp.norm.": "post_norm.",
+        "mtp.layers.0.": "mtp_block.",
+    }
+    state = {
+        new + name.removeprefix(old): torch.tensor(value)
+        for name, value in arrays.items()
+        for old, new in names.items()
+        if name.startswith(old)
+    }
+    head.layers[0].load_state_dict(state, strict=True)
+    return head
+
+
+def head_rows(
+    head: Any, hidden: "torch.Tensor", tokens: "torch.Tensor", ahead: "torch.Tensor"
+) -> dict[str, "torch.Tensor"]:
+    """Depth 1 over all true rows, then depths 2 and 3 from its last row; shapes in the module's docstring."""
+    import torch
+    from transformers.cache_utils import MtpCache
+
+    cache = MtpCache(config=head.config)
+    found: dict[str, torch.Tensor] = {}
+    rows, following, start = hidden[:, :-1], tokens[:, 1:], 1
+    for depth in DEPTHS:
+        positions = torch.arange(start, start + rows.shape[1])[None]
+        out = head.forward_layer(0, rows, positions, cache, input_ids=following)
+        found |= {
+            f"next_tokens_d{depth}": following,
+            f"head_hidden_d{depth}": out,
+            f"head_logits_d{depth}": head.shared_head(out),
+        }
+        start += rows.shape[1]
+        rows, following = out[:, -1:], ahead[:, depth - 1 : depth]
+    return found
+
+
+if __name__ == "__main__":
+    main()

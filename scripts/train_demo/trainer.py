@@ -1,0 +1,187 @@
+"""The two phases of training: trunk and head together, then the head alone with the trunk frozen."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from model import DemoModel, agreement_loss, next_token_loss
+from tokens import Rows
+
+WARMUP_STEPS = 40
+DECAY_SHARE = 0.45  # of the joint steps; with a trapezoid, the length may still change until decay begins
+HEAD_RATE = 0.6  # where the head's rates start in its own phase, relative to the peak
+MUON_RATE, ADAM_RATE = 4e-3, 3e-3
+HEAD_WEIGHT = 0.2  # of the head's loss in the joint phase: enough to make hidden states look ahead
+TEMPERATURE = 0.7  # below 1: greedy acceptance depends on the likeliest tokens
+REPORT_EVERY = 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to train on, and for how long; rows and lengths are in tokens."""
+
+    steps: int
+    head_steps: int
+    rows: int
+    head_rows: int  # of the rows, with head losses in the joint phase
+    seed: int
+    save_every: int
+    minutes: float | None  # by which the joint phase should end, decay included
+
+
+@dataclass
+class Progress:
+    """What a resumed run needs beside weights and optimiser state."""
+
+    steps: int
+    head_steps: int
+    step: int = 0
+    seconds: float = 0.0
+
+    @property
+    def joint(self) -> bool:
+        return self.step < self.steps
+
+    @property
+    def decaying(self) -> bool:
+        return self.step >= (1 - DECAY_SHARE) * self.steps
+
+    @property
+    def left(self) -> int:
+        return self.steps + self.head_steps - self.step
+
+    def rate(self) -> float:
+        """Learning rate relative to its peak: a trapezoid, then a second fall in the head's own phase."""
+        if self.joint:
+            remaining = (self.steps - self.step) / (DECAY_SHARE * self.steps)
+            return min(1.0, (self.step + 1) / WARMUP_STEPS, remaining)
+        return HEAD_RATE * self.left / max(1, self.head_steps)
+
+
+def optimizers(model: DemoModel) -> list[torch.optim.Optimizer]:
+    """Muon for matrices inside layers, AdamW for embeddings, vectors and the two tiny gate projections."""
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        inside = parameter.ndim == 2 and "embed_tokens" not in name and min(parameter.shape) > 8
+        (matrices if inside else others).append(parameter)
+    muon = torch.optim.Muon(matrices, lr=MUON_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    return [muon, adam]
+
+
+class Trainer:
+    def __init__(self, model: DemoModel, train: Rows, plan: Plan, state_path: Path) -> None:
+        self.model, self.train, self.plan, self.state_path = model, train, plan, state_path
+        self.optimizers = optimizers(model)
+        self.progress = Progress(plan.steps, plan.head_steps)
+        self.next_token_loss: Callable[..., torch.Tensor] = next_token_loss
+        self.agreement_loss: Callable[..., torch.Tensor] = agreement_loss
+
+    def compile(self) -> None:
+        self.model.compile()
+        self.next_token_loss = torch.compile(next_token_loss, dynamic=False)
+        self.agreement_loss = torch.compile(agreement_loss, dynamic=False)
+
+    def save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "progress": asdict(self.progress),
+        }
+        partial = self.state_path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.state_path)  # a kill in the middle of writing leaves the older state whole
+
+    def load(self) -> None:
+        if not self.state_path.is_file():
+            sys.exit(f"nothing to go on from: {self.state_path} does not exist")
+        state = torch.load(self.state_path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.progress = Progress(**state["progress"])
+        if not self.progress.decaying:
+            self.progress.steps = self.plan.steps
+        self.progress.head_steps = self.plan.head_steps
+
+    def run(self) -> None:
+        progress = self.progress
+        paces: deque[float] = deque(maxlen=10)  # of the latest 200 steps: other programs come and go
+        began = time.monotonic()
+        while progress.left > 0:
+            losses = self.joint_step() if progress.joint else self.head_step()
+            self.update()
+            progress.step += 1
+            if progress.step % REPORT_EVERY == 0:
+                lap = time.monotonic() - began
+                began += lap
+                progress.seconds += lap
+                paces.append(lap / REPORT_EVERY)
+                self.fit_to_minutes(sum(paces) / len(paces))
+                self.report(losses, paces)
+            if progress.step % self.plan.save_every == 0 or progress.step == progress.steps:
+                self.save()
+        progress.seconds += time.monotonic() - began
+        self.save()
+
+    def batch(self) -> torch.Tensor:
+        return torch.from_numpy(self.train.batch(self.plan.seed, self.progress.step, self.plan.rows))
+
+    def joint_step(self) -> tuple[float, float]:
+        """Next-token loss on all rows, the head's loss on the first few."""
+        tokens, few = self.batch(), self.plan.head_rows
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = self.model.hidden(tokens[:, :-1])
+            loss = self.next_token_loss(hidden, self.model.embedding, tokens[:, 1:])
+            outputs = self.model.head_outputs(hidden[:few], tokens[:few, 1:])
+            head_loss = self.agreement_loss(outputs, hidden[:few], self.model.embedding, TEMPERATURE)
+        (loss + HEAD_WEIGHT * head_loss).backward()
+        return loss.item(), head_loss.item()
+
+    def head_step(self) -> tuple[float, float]:
+        """The head's loss on all rows, a few at a time (the shape already compiled), the trunk untouched."""
+        tokens, few = self.batch(), self.plan.head_rows
+        parts = range(0, len(tokens) - few + 1, few)
+        total = 0.0
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = self.model.hidden(tokens[:, :-1]).detach()
+            for part in parts:
+                rows = slice(part, part + few)
+                leaf = hidden[rows].requires_grad_()  # as in the joint phase: nothing is compiled anew
+                outputs = self.model.head_outputs(leaf, tokens[rows, 1:])
+                loss = self.agreement_loss(outputs, leaf, self.model.embedding, TEMPERATURE) / len(parts)
+                loss.backward()
+                total += loss.item()
+        return float("nan"), total
+
+    def update(self) -> None:
+        """One step of the optimisers at the present rate; parameters without a gradient stay as they are."""
+        for optimizer, peak in zip(self.optimizers, (MUON_RATE, ADAM_RATE), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * self.progress.rate()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def fit_to_minutes(self, pace: float) -> None:
+        """Plan fewer joint steps where the machine is slow, as long as decay has not begun."""
+        progress, minutes = self.progress, self.plan.minutes
+        if minutes is None or progress.decaying or progress.step <= 2 * REPORT_EVERY:
+            return  # the first steps hold the compilation and say nothing about the pace
+        left = max(0.0, minutes * 60 - progress.seconds)
+        shortest = int(progress.step / (1 - DECAY_SHARE)) + 1
+        progress.steps = min(self.plan.steps, max(shortest, progress.step + int(left / pace)))
+
+    def report(self, losses: tuple[float, float], paces: deque[float]) -> None:
+        progress, pace = self.progress, sum(paces) / len(paces)
+        print(
+            f"step {progress.step}/{progress.steps}+{progress.head_steps}  "
+            f"loss {losses[0]:.3f}  head {losses[1]:.3f}  rate {progress.rate():.2f}  {paces[-1]:.2f} s/step  "
+            f"{progress.seconds / 60:.0f} min, about {progress.left * pace / 60:.0f} left",
+            flush=True,
+        )

@@ -1,0 +1,63 @@
+"""What the program says about itself, and that saying it costs nothing."""
+
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+
+import mlxmtp
+from tests.cli.conftest import ROOT
+
+
+def test_help_names_the_commands_and_an_example(run):
+    ran = run("--help")
+    assert ran.code == 0
+    assert "generate" in ran.out
+    assert "Example:\n  mlxmtp generate" in ran.out
+
+
+def test_help_of_generate_names_every_option(run):
+    ran = run("generate", "--help")
+    assert ran.code == 0
+    for option in (
+        "--model PATH|REPO", "--prompt TEXT|-", "--raw", "--max-tokens N", "--stop S", "--json", "--temp T",
+        "--top-p P", "--top-k K", "--min-p M", "--seed S", "--depth N", "--no-mtp",
+        "--verify {token,block,seeded}",
+    ):  # fmt: skip
+        assert option in ran.out
+
+
+def test_version(run):
+    assert run("--version").out == f"mlxmtp {mlxmtp.__version__}\n"
+
+
+def test_no_command_prints_the_help_and_is_bad_input(run):
+    ran = run()
+    assert (ran.code, ran.out) == (2, "")
+    assert "usage: mlxmtp" in ran.err
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, contextlib\n"
+        "from mlxmtp.cli import main\n"
+        "with contextlib.suppress(SystemExit): main(['generate', '--help'])\n"
+        "heavy = {'mlx', 'mlx_lm', 'numpy', 'transformers', 'tokenizers', 'huggingface_hub'}\n"
+        "sys.exit(repr(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_module_is_the_same_program(program, run):
+    ran = program("--help")
+    assert ran.returncode == 0
+    assert ran.stdout == run("--help").out
+
+
+def test_installed_script_is_the_same_program():
+    scripts = entry_points(group="console_scripts", name="mlxmtp")
+    if not scripts:
+        pytest.skip("the package is not installed, only on the path")
+    assert {script.value for script in scripts} == {"mlxmtp.cli:main"}

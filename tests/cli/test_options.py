@@ -1,0 +1,88 @@
+"""Bad options: one line with what was found and what was expected, exit code 2, and no model is loaded."""
+
+import pytest
+
+from tests.cli.fake import Engine
+
+
+@pytest.mark.parametrize(
+    ("options", "found", "expected"),
+    [
+        (["--max-tokens", "0"], "found 0", "at least 1"),
+        (["--max-tokens", "many"], "'many'", "a whole number"),
+        (["--temp", "-1"], "-1.0", ">= 0"),
+        (["--temp", "nan"], "nan", ">= 0"),
+        (["--temp", "inf"], "inf", ">= 0"),
+        (["--temp", "warm"], "'warm'", "a number"),
+        (["--top-p", "0"], "0.0", "(0, 1]"),
+        (["--top-p", "1.5"], "1.5", "(0, 1]"),
+        (["--top-k", "-2"], "-2", ">= 0"),
+        (["--top-k", "2.5"], "'2.5'", "a whole number"),
+        (["--min-p", "1.1"], "1.1", "[0, 1]"),
+        (["--seed", "-1"], "-1", "[0, 2**64)"),
+        (["--seed", "x"], "'x'", "a whole number"),
+        (["--depth", "-1"], "found -1", "at least 0"),
+        (["--depth", "2", "--no-mtp"], "--no-mtp", "not allowed with argument --depth"),
+        (["--verify", "hope"], "'hope'", "seeded"),
+        (["--max", "3"], "--max", "unrecognized"),
+        (["--colour"], "--colour", "unrecognized"),
+    ],
+)
+def test_bad_options(generate, options, found, expected):
+    engine = Engine()
+    ran = generate(*options, engine=engine)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("mlxmtp: ")
+    assert found in ran.err
+    assert expected in ran.err
+    assert "Traceback" not in ran.err
+    assert engine.loaded == []
+
+
+def test_a_prompt_is_required(run):
+    ran = run("generate")
+    assert (ran.code, ran.out) == (2, "")
+    assert "required: --prompt" in ran.err
+    assert "Try 'mlxmtp generate --help'" in ran.err
+
+
+def test_unknown_command(run):
+    ran = run("conjure")
+    assert (ran.code, ran.out) == (2, "")
+    assert "'conjure'" in ran.err
+
+
+def test_defaults(generate):
+    engine = Engine()
+    assert generate(engine=engine).code == 0
+    (call,) = engine.calls
+    assert engine.loaded == [None]
+    assert call.pop("on_prefill")
+    sampling = call.pop("sampling")
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.0, 1.0, 0, 0.0)
+    assert sampling.seed is None
+    assert call == {
+        "prompt": "hi", "max_tokens": 256, "depth": None, "verify": None, "stop": [], "raw": False,
+    }  # fmt: skip
+
+
+def test_every_option_reaches_the_engine(generate):
+    engine = Engine()
+    options = (
+        "--model owner/name --raw --max-tokens 7 --temp 0.7 --top-p 0.9 --top-k 40 --min-p 0.05 --seed 11 "
+        "--depth 2 --verify block --stop A --stop B"
+    )
+    assert generate(*options.split(), engine=engine).code == 0
+    (call,) = engine.calls
+    assert engine.loaded == ["owner/name"]
+    sampling = call["sampling"]
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 0.9, 40)
+    assert (sampling.min_p, sampling.seed) == (0.05, 11)
+    assert (call["max_tokens"], call["depth"], call["verify"]) == (7, 2, "block")
+    assert (call["stop"], call["raw"]) == (["A", "B"], True)
+
+
+def test_no_mtp_is_depth_zero(generate):
+    engine = Engine()
+    generate("--no-mtp", engine=engine)
+    assert engine.calls[0]["depth"] == 0

@@ -1,0 +1,53 @@
+"""Fixtures that more than one package's tests use."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+
+REPO = Path(__file__).resolve().parent.parent
+SHARED = REPO.parent / "shared" / "checkpoints"
+
+
+@pytest.fixture(scope="session")
+def shared_checkpoint() -> Callable[[str], Path]:
+    """`shared_checkpoint(name)`: the folder of a trained tiny model beside the repository, or a skip."""
+
+    def find(name: str) -> Path:
+        folder = SHARED / name
+        if not (folder / "config.json").is_file():
+            pytest.skip(f"no checkpoint {folder}: it is not part of the repository")
+        return folder
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def raw_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny.raw_checkpoint` without its folder: written once a session for each set of options; read only."""
+    made: dict[str, Path] = {}
+
+    def make(kind: tiny.Kind, **options: Any) -> Path:
+        key = f"{kind} {sorted(options.items())}"
+        if key not in made:
+            made[key] = tiny.raw_checkpoint(tmp_path_factory.mktemp(kind), kind, **options)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mlx_conversion(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny.mlx_conversion` without `dest`: written once a session for each set of options; read only."""
+    made: dict[str, Path] = {}
+
+    def make(source: Path, **options: Any) -> Path:
+        key = f"{source} {sorted(options.items())}"
+        if key not in made:
+            made[key] = tiny.mlx_conversion(source, tmp_path_factory.mktemp("mlx"), **options)
+        return made[key]
+
+    return make

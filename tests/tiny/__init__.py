@@ -1,0 +1,34 @@
+"""Tiny random checkpoints in the layouts that real ones are published in.
+
+`raw_checkpoint` writes what Hugging Face holds, `mlx_conversion` what an MLX conversion of it looks like.
+Needs numpy, mlx and mlx-lm only. Every tensor's values depend on the seed and its own name alone, so two
+checkpoints that differ in layout, head or number of shards hold the same numbers.
+
+MoE models run on MLX's CPU backend in float32 or quantised only (`gather_mm` knows nothing else there).
+"""
+
+from tests.tiny.conversion import mlx_conversion, stack_experts
+from tests.tiny.files import load_weights, save_weights, write_json
+from tests.tiny.models import KINDS, Kind, Sizes, config, is_moe
+from tests.tiny.raw import Arrays, Experts, raw_checkpoint, tensors
+from tests.tiny.tokenizer import EOS, SPECIAL, tokenizer
+
+__all__ = [
+    "EOS",
+    "KINDS",
+    "SPECIAL",
+    "Arrays",
+    "Experts",
+    "Kind",
+    "Sizes",
+    "config",
+    "is_moe",
+    "load_weights",
+    "mlx_conversion",
+    "raw_checkpoint",
+    "save_weights",
+    "stack_experts",
+    "tensors",
+    "tokenizer",
+    "write_json",
+]
