@@ -30,29 +30,26 @@ def demo(arguments: argparse.Namespace) -> int:
     if engine.plain_because is not None:
         return generate.answer(engine, prompt, sampling, arguments)
 
-    say(f"> {prompt}\n")
+    say(f"Generating with MTP, then measuring it beside plain decoding.\n\n> {prompt}\n")
     for depth in (arguments.depth, 0):  # the first rounds compile
         measure(engine, prompt, sampling, arguments, depth, max_tokens=min(16, arguments.max_tokens))
     generate.answer(engine, prompt, sampling, arguments)
     return compare(engine, prompt, sampling, arguments)
 
 
-def compare(
-    engine: mlxmtp.Engine, prompt: str, sampling: mlxmtp.Sampling, arguments: argparse.Namespace
-) -> int:
+def compare(engine: mlxmtp.Engine, prompt: str, sampling: mlxmtp.Sampling, arguments: argparse.Namespace) -> int:
     """Interleaved repeats, so that a busy machine slows both; medians."""
     pairs = [
-        [measure(engine, prompt, sampling, arguments, depth) for depth in (arguments.depth, 0)]
-        for _ in range(REPEATS)
+        [measure(engine, prompt, sampling, arguments, depth) for depth in (arguments.depth, 0)] for _ in range(REPEATS)
     ]
-    fast, plain = (
-        statistics.median(run.stats.decode_tps for run in side) for side in zip(*pairs, strict=True)
-    )
+    fast, plain = (statistics.median(run.stats.decode_tps for run in side) for side in zip(*pairs, strict=True))
     say(f"\nmedian of {REPEATS}, interleaved")
     say(f"with MTP  {fast:8.1f} tok/s")
     say(f"plain     {plain:8.1f} tok/s")
-    if plain:
+    if fast and plain:
         say(f"ratio     {fast / plain:8.2f}")
+    else:
+        say("ratio     none: too few tokens to time")
 
     same = all(with_mtp.tokens == without.tokens for with_mtp, without in pairs)
     seeded = sampling.seed is not None and arguments.verify in (None, "seeded")

@@ -35,12 +35,14 @@ make_venv() {
 prepare() {
     extras=${1:-}
     [ "$(uname)" = Darwin ] || extras="cpu${extras:+,$extras}"
-    stamp=.venv/.installed-${extras:-base}
+    stamp=.venv/.installed${1:+-$1}
     key=$({ cat pyproject.toml && pwd; } | cksum)
     [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$key" ] && return
 
     .venv/bin/python -m pip --version >/dev/null 2>&1 || make_venv
     say "Installing mlxmtp${extras:+ with $extras} into .venv (the first time takes a minute or two) ..."
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}" >&2
-    printf '%s\n' "$key" >"$stamp"
+    for done in "$stamp" .venv/.installed; do # an extra brings the package itself too
+        printf '%s\n' "$key" >"$done"
+    done
 }

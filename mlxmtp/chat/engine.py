@@ -34,6 +34,8 @@ MAX_DEPTH = 16
 
 GREEDY = Sampling()
 
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -204,10 +206,7 @@ def load(path_or_repo: str | Path | None = None, *, mtp: bool = True) -> Engine:
     path = DEMO if path_or_repo is None else resolve(path_or_repo)
     list_tensors(path)  # complete and undamaged, before anything is read
     target = load_target(path)
-    try:
-        tokenizer = load_tokenizer(path, eos_token_ids=target.config.get("eos_token_id"))
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: its tokenizer cannot be loaded ({error})") from error
+    tokenizer = _load_tokenizer(path, target.config.get("eos_token_id"))
     head: Head | None = None
     plain_because: str | None = "MTP was switched off"
     if mtp:
@@ -217,6 +216,15 @@ def load(path_or_repo: str | Path | None = None, *, mtp: bool = True) -> Engine:
             plain_because = str(reason)
     name = str(path_or_repo) if path_or_repo else "demo"
     return Engine(path, name, target, tokenizer, head, plain_because)
+
+
+def _load_tokenizer(path: Path, ends: int | list[int] | None) -> Any:
+    if not any((path / name).is_file() for name in _TOKENIZERS):
+        raise CheckpointError(f"{path}: no tokenizer; expected one of {', '.join(_TOKENIZERS)}")
+    try:
+        return load_tokenizer(path, eos_token_ids=ends)
+    except Exception as error:  # transformers and tokenizers raise whatever they please on a damaged file
+        raise CheckpointError(f"{path}: its tokenizer cannot be read ({error})") from error
 
 
 def _law(sampling: Sampling, verify: Verify | None) -> Law:

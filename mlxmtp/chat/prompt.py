@@ -24,7 +24,7 @@ def encode(tokenizer: Any, prompt: Prompt, *, raw: bool) -> list[int]:
         raise PromptError("the prompt is empty; expected a text, chat messages or token ids")
     if isinstance(prompt, str):
         if raw or not tokenizer.has_chat_template:
-            return _ids(tokenizer.encode(prompt))
+            return _ids(tokenizer.encode(prompt, verbose=False))
         return encode(tokenizer, [{"role": "user", "content": prompt}], raw=False)
     if all(isinstance(item, int) for item in prompt):
         return _checked_ids(prompt, len(tokenizer))  # type: ignore[arg-type]
@@ -32,7 +32,8 @@ def encode(tokenizer: Any, prompt: Prompt, *, raw: bool) -> list[int]:
         raise PromptError("the prompt mixes kinds; expected a text, a list of chat messages or a list of token ids")
     if not tokenizer.has_chat_template:
         raise PromptError("this model has no chat template for messages; give the prompt as a text")
-    return _ids(tokenizer.apply_chat_template(prompt, add_generation_prompt=True))
+    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    return _ids(tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
 
 def _ids(ids: list[int]) -> list[int]:

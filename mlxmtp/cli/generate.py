@@ -90,7 +90,7 @@ def add_arguments(command: argparse.ArgumentParser, prompt: str | None = None) -
 def run(arguments: argparse.Namespace) -> int:
     sampling = chosen_sampling(arguments)
     prompt = read_prompt(arguments.prompt)
-    return answer(mlxmtp.load(arguments.model), prompt, sampling, arguments)
+    return answer(mlxmtp.load(arguments.model, mtp=not arguments.no_mtp), prompt, sampling, arguments)
 
 
 def answer(engine: Engine, prompt: str, sampling: Sampling, arguments: argparse.Namespace) -> int:
@@ -157,7 +157,7 @@ def show(engine: Engine, chunks: list[Chunk], arguments: argparse.Namespace) -> 
     """Everything that is said once the text is out."""
     if warning := report.warning(chunks[-1].stats):
         print(f"mlxmtp: warning: {warning}", file=sys.stderr)
-    plain = report.plain_because(engine, arguments)
+    plain = engine.plain_because or ("--depth is 0" if arguments.depth == 0 else None)
     if arguments.json:
         print(json.dumps(report.as_json(engine, chunks, plain), ensure_ascii=False))
         return

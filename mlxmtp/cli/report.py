@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import argparse
-
     from mlxmtp import Chunk, Engine, Stats
 
 JSON_STATS = (
@@ -23,18 +21,11 @@ JSON_STATS = (
     "other_s",
     "peak_memory_bytes",
     "evaluations",
+    "timed_rounds",
 )
 USELESS_ACCEPTANCE = 0.2
+JUDGED_ROUNDS = 16
 INTERRUPTED = "interrupted"
-
-
-def plain_because(engine: Engine, arguments: argparse.Namespace) -> str | None:
-    """Why this turn drafts nothing; None where it drafts."""
-    if engine.plain_because is not None:
-        return engine.plain_because
-    if arguments.no_mtp:
-        return "--no-mtp was given"
-    return "--depth is 0" if arguments.depth == 0 else None
 
 
 def as_json(engine: Engine, chunks: list[Chunk], plain: str | None) -> dict[str, object]:
@@ -55,18 +46,19 @@ def as_json(engine: Engine, chunks: list[Chunk], plain: str | None) -> dict[str,
 
 
 def as_text(engine: Engine, last: Chunk, plain: str | None) -> str:
-    """The statistics of a turn that ended with `last`."""
+    """The statistics of a turn that ended with `last`, set off from the text above them."""
     stats, ending = last.stats, last.finish_reason or INTERRUPTED
+    rate = f" at {stats.decode_tps:,.1f} tok/s" if stats.decode_tps else ""  # one round has no rate
     rows = {
         "model": f"{engine.name} with its {engine.head} head" if engine.head else engine.name,
         "prompt": f"{stats.prompt_tokens} tokens at {stats.prefill_tps:,.0f} tok/s, "
         f"first token after {stats.ttft_s:.2f} s",
-        "output": f"{stats.tokens} tokens at {stats.decode_tps:,.1f} tok/s ({ending})",
+        "output": f"{stats.tokens} tokens{rate} ({ending})",
         "MTP": f"off: {plain}" if plain else speculation(stats),
         "time": shares(stats),
         "memory": f"{stats.peak_memory_bytes / 1e6:,.0f} MB at the peak",
     }
-    return "\n".join(f"{name:8}{row}" for name, row in rows.items() if row)
+    return "".join(f"\n{name:8}{row}" for name, row in rows.items() if row)
 
 
 def speculation(stats: Stats) -> str:
@@ -87,10 +79,14 @@ def shares(stats: Stats) -> str:
 
 
 def warning(stats: Stats) -> str | None:
-    """A head that hardly ever guesses right is never passed over in silence."""
-    if stats.accepted >= USELESS_ACCEPTANCE * stats.drafted:
+    """A head that hardly ever guesses right is never passed over in silence.
+
+    Judged by the first draft of a round, which depends on no other, and not before there are some.
+    """
+    first = stats.acceptance_by_depth[0] if stats.acceptance_by_depth else 1.0
+    if first >= USELESS_ACCEPTANCE or stats.rounds < JUDGED_ROUNDS:
         return None
     return (
-        f"only {stats.accepted / stats.drafted:.0%} of the drafts were right: MTP costs more than it saves; "
+        f"only {first:.0%} of the first drafts were right: MTP costs more than it saves; "
         "use --no-mtp, or check that the head belongs to this model"
     )

@@ -89,6 +89,7 @@ def decode_plainly(target: Target, sequence: Sequence, law: Law, keep: Keep, max
         while finish is None:
             last = mx.array(sequence.tokens[-1:])
             now = ahead or _queue(target, sequence, law, last, Moment(number, first + number))
+            now.rows.commit(1)  # its token has been emitted
             left = max_tokens - number - 1
             ahead = None
             if left and target.reversible:

@@ -1,7 +1,8 @@
 """Verification: which drafts stand, and the token after them. Pure, lazy, in float32, without a host sync.
 
-Shapes: B sequences, k >= 1 drafts (`matching` takes 0 too), V tokens in the vocabulary. Row i of the target predicts what draft i proposed;
-row k comes after all drafts. `target` and `draft` are log-probabilities after the whole sampling chain.
+Shapes: B sequences, k >= 1 drafts (`matching` takes 0 too), V tokens in the vocabulary. Row i of the target predicts
+what draft i proposed; row k comes after all drafts. `target` and `draft` are log-probabilities after the whole
+sampling chain.
 
 Sources: Leviathan et al. 2211.17192 and Chen et al. 2302.01318 (token-level rejection sampling),
 Sun et al. 2403.10444, algorithm 2 (block verification).

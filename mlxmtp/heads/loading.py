@@ -13,7 +13,7 @@ from mlxmtp.checkpoints import TensorInfo, list_tensors, read_config
 from mlxmtp.errors import HeadError
 from mlxmtp.heads import qwen
 from mlxmtp.heads.head import Head
-from mlxmtp.targets import Target, stack_experts
+from mlxmtp.targets import Target, materialise, stack_experts
 
 _PREFIXES = (
     "mtp.",
@@ -129,4 +129,4 @@ def _load(head: nn.Module, weights: dict[str, mx.array]) -> None:
             raise HeadError(f"the head's mtp.{name} is {found}, expected {expected[name]}; use --no-mtp")
     head.load_weights(list(weights.items()))
     head.eval()
-    mx.eval(head.parameters())
+    materialise(head)

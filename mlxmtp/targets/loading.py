@@ -5,6 +5,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
 from mlxmtp.errors import CheckpointError
@@ -22,10 +23,16 @@ def load_target(path: Path) -> Target:
     """
     try:
         model, config = load_model(path, lazy=True, get_model_classes=_model_classes)
-        mx.eval(model.parameters())
+        materialise(model)
     except (ValueError, KeyError, TypeError, RuntimeError, FileNotFoundError) as error:
         raise CheckpointError(f"{path}: {_reason(error)}") from error
     return Target(model, config)
+
+
+def materialise(module: nn.Module) -> None:
+    """Read a module's weights, one after the other: what a weight is made from goes before the next one comes."""
+    for _, weight in tree_flatten(module.parameters()):
+        mx.eval(weight)
 
 
 def _model_classes(config: dict[str, Any]) -> tuple[type[nn.Module], type]:
@@ -34,8 +41,9 @@ def _model_classes(config: dict[str, Any]) -> tuple[type[nn.Module], type]:
 
     class Model(model):  # type: ignore[misc, valid-type]
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-            weights = super().sanitize(weights)
-            return stack_experts(weights)
+            # mlx-lm keeps the head of a converted Qwen3-Next, and stacks experts of one layout a family
+            trunk = {name: value for name, value in weights.items() if "mtp." not in name}
+            return stack_experts(super().sanitize(trunk))
 
     return Model, args
 
@@ -54,8 +62,8 @@ def stack_experts(weights: dict[str, mx.array]) -> dict[str, mx.array]:
         if not found:
             out[name] = value
         elif rest == "gate_up_proj":
-            gate, up = mx.split(value, 2, axis=-2)
-            out[f"{target}gate_proj.weight"], out[f"{target}up_proj.weight"] = gate, up
+            for part, half in zip(("gate_proj", "up_proj"), mx.split(value, 2, axis=-2), strict=True):
+                out[f"{target}{part}.weight"] = mx.contiguous(half)
         elif rest == "down_proj":
             out[f"{target}down_proj.weight"] = value
         else:

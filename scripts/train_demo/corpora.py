@@ -140,9 +140,7 @@ def add_maths(corpus: Corpus, path: Path, rng: random.Random) -> None:
 def add_small_talk(corpus: Corpus, paths: list[Path], rng: random.Random) -> None:
     import yaml
 
-    seen: dict[
-        tuple[str, ...], None
-    ] = {}  # a dict keeps the order; the tech-support file repeats itself a lot
+    seen: dict[tuple[str, ...], None] = {}  # a dict keeps the order; the tech-support file repeats itself a lot
     for path in paths:
         for turns in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]:
             seen.setdefault(tuple(clean_turn(str(turn)) for turn in turns))

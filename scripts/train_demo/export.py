@@ -24,7 +24,9 @@ TEXT_FIELDS = (
 
 def export(model: DemoModel, tokenizer: PreTrainedTokenizerFast, out: Path, card: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    save_file(raw_tensors(model), out / "model.safetensors", metadata={"format": "pt"})
+    weights = out / "model.safetensors"
+    save_file(raw_tensors(model), weights, metadata={"format": "pt"})
+    weights.chmod(0o644)  # safetensors writes for the owner alone
     stops = tokenizer.convert_tokens_to_ids([IM_END, END_OF_TEXT])
     write_json(out / "config.json", checkpoint_config(model, stops))
     generation = {"eos_token_id": stops, "bos_token_id": stops[1], "do_sample": False}
@@ -82,8 +84,8 @@ def write_json(path: Path, content: dict[str, object]) -> None:
 
 
 HELD_OUT = (
-    "14 standard library modules and their documented functions, the last 200 GSM8K questions, and every 20th "
-    "conversation of the other two corpora"
+    "14 standard library modules and their documented functions, the last 200 GSM8K questions, and every "
+    "20th conversation of the other two corpora"
 )
 
 

@@ -129,9 +129,7 @@ class MtpHead(nn.Module):
             outputs.append(self.norm(self._layer(z, rotary, keys, values)))
         return outputs
 
-    def _layer(
-        self, z: Tensor, rotary: tuple[Tensor, Tensor], keys: list[Tensor], values: list[Tensor]
-    ) -> Tensor:
+    def _layer(self, z: Tensor, rotary: tuple[Tensor, Tensor], keys: list[Tensor], values: list[Tensor]) -> Tensor:
         """The decoder layer for one more depth, which adds its keys and values to the lists."""
         layer = self.layers[0]
         attention, x = layer.self_attn, layer.input_layernorm(z)

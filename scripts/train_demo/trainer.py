@@ -181,7 +181,7 @@ class Trainer:
         progress, pace = self.progress, sum(paces) / len(paces)
         print(
             f"step {progress.step}/{progress.steps}+{progress.head_steps}  "
-            f"loss {losses[0]:.3f}  head {losses[1]:.3f}  rate {progress.rate():.2f}  {paces[-1]:.2f} s/step  "
-            f"{progress.seconds / 60:.0f} min, about {progress.left * pace / 60:.0f} left",
+            f"loss {losses[0]:.3f}  head {losses[1]:.3f}  rate {progress.rate():.2f}  "
+            f"{paces[-1]:.2f} s/step  {progress.seconds / 60:.0f} min, about {progress.left * pace / 60:.0f} left",
             flush=True,
         )

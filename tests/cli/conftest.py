@@ -23,16 +23,26 @@ class Ran:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """run(*arguments, engine=Engine()) -> Ran: `mlxmtp` in this process."""
+def main_(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """main_(*arguments) -> Ran: `mlxmtp` in this process."""
 
-    def run(*arguments: str, engine: Engine | None = None) -> Ran:
-        monkeypatch.setitem(vars(mlxmtp), "load", (engine or Engine()).load)
+    def main_(*arguments: str) -> Ran:
         try:
             code = main(arguments)
         except SystemExit as ended:
             code = int(ended.code or 0)
         return Ran(code, *capsys.readouterr())
+
+    return main_
+
+
+@pytest.fixture
+def run(main_: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """run(*arguments, engine=Engine()) -> Ran: the same, whatever the model, against a scripted engine."""
+
+    def run(*arguments: str, engine: Engine | None = None) -> Ran:
+        monkeypatch.setitem(vars(mlxmtp), "load", (engine or Engine()).load)
+        return main_(*arguments)
 
     return run
 

@@ -55,8 +55,8 @@ class Engine:
     loaded: list[Any] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
 
-    def load(self, path_or_repo: str | None = None) -> "Engine":
-        self.loaded.append(path_or_repo)
+    def load(self, path_or_repo: str | None = None, *, mtp: bool = True) -> "Engine":
+        self.loaded.append((path_or_repo, mtp))
         return self
 
     def stream(self, prompt: str, sampling: mlxmtp.Sampling, **options: Any) -> Iterator[Chunk]:

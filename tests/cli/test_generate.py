@@ -21,6 +21,7 @@ def test_text_on_standard_output_statistics_on_standard_error(generate):
     ran = generate()
     assert (ran.code, ran.out) == (0, "Hello, world\n")
     assert ran.err.splitlines() == [
+        "",
         "model   fake with its qwen3_5 head",
         "prompt  12 tokens at 412 tok/s, first token after 0.03 s",
         "output  2 tokens at 98.7 tok/s (stop)",
@@ -50,6 +51,11 @@ def test_text_is_flushed_as_it_comes(generate, monkeypatch):
     assert Out.flushed[:2] == ["a", "ab"]
 
 
+def test_a_turn_of_one_round_has_no_rate(generate):
+    ran = generate(engine=Engine(stats=replace(STATS, rounds=1, decode_tps=0.0)))
+    assert "output  2 tokens (stop)\n" in ran.err
+
+
 def test_json(generate):
     ran = generate("--json", engine=Engine(texts=["Grüße", " 🎈"]))
     answer = json.loads(ran.out)
@@ -66,7 +72,6 @@ def test_json(generate):
     ("options", "head", "plain_because"),
     [
         ([], None, "the checkpoint has no head"),
-        (["--no-mtp"], "qwen3_5", "--no-mtp was given"),
         (["--depth", "0"], "qwen3_5", "--depth is 0"),
     ],
 )
@@ -84,10 +89,10 @@ def test_plain_decoding_says_why(generate, options, head, plain_because):
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_a_useless_head_is_not_passed_over_in_silence(generate, options):
-    engine = Engine(stats=replace(STATS, drafted=100, accepted=19))
-    assert "mlxmtp: warning: only 19% of the drafts were right" in generate(*options, engine=engine).err
-    engine = Engine(stats=replace(STATS, drafted=100, accepted=20))
-    assert "warning" not in generate(*options, engine=engine).err
+    for first, rounds, warned in ((0.19, 16, True), (0.2, 16, False), (0.0, 15, False)):
+        engine = Engine(stats=replace(STATS, acceptance_by_depth=(first, 0.1), rounds=rounds))
+        told = "mlxmtp: warning: only 19% of the first drafts were right" in generate(*options, engine=engine).err
+        assert told == warned
 
 
 def test_prompt_from_standard_input(run, monkeypatch):

@@ -56,7 +56,7 @@ def test_defaults(generate):
     engine = Engine()
     assert generate(engine=engine).code == 0
     (call,) = engine.calls
-    assert engine.loaded == [None]
+    assert engine.loaded == [(None, True)]
     assert call.pop("on_prefill")
     sampling = call.pop("sampling")
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.0, 1.0, 0, 0.0)
@@ -74,7 +74,7 @@ def test_every_option_reaches_the_engine(generate):
     )
     assert generate(*options.split(), engine=engine).code == 0
     (call,) = engine.calls
-    assert engine.loaded == ["owner/name"]
+    assert engine.loaded == [("owner/name", True)]
     sampling = call["sampling"]
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 0.9, 40)
     assert (sampling.min_p, sampling.seed) == (0.05, 11)
@@ -82,7 +82,8 @@ def test_every_option_reaches_the_engine(generate):
     assert (call["stop"], call["raw"]) == (["A", "B"], True)
 
 
-def test_no_mtp_is_depth_zero(generate):
+def test_no_mtp_does_not_even_load_the_head(generate):
     engine = Engine()
-    generate("--no-mtp", engine=engine)
+    generate("--no-mtp", "--model", "here", engine=engine)
+    assert engine.loaded == [("here", False)]
     assert engine.calls[0]["depth"] == 0

@@ -60,7 +60,7 @@ def test_lines_are_sparse_elsewhere(monkeypatch):
 def test_generate_shows_it_on_standard_error(generate):
     ran = generate(engine=Engine(prefill=((512, 2048), (2048, 2048)), pause_s=0.1))
     assert ran.out == "Hello, world\n"
-    assert ran.err.startswith("Reading the prompt ...\nmodel ")
+    assert ran.err.startswith("Reading the prompt ...\n\nmodel ")
 
 
 def wait_for(out: io.StringIO, text: str) -> None:

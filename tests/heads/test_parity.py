@@ -14,7 +14,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmtp.errors import HeadError
-from mlxmtp.heads import NoHead, load_head
+from mlxmtp.heads import NoHeadError, load_head
 from mlxmtp.targets import load_target
 from tests import tiny
 
@@ -247,7 +247,7 @@ def test_a_head_under_a_rarer_prefix_is_found(raw_checkpoint: Checkpoints, tmp_p
 def test_no_head_is_said(raw_checkpoint: Checkpoints, mlx_conversion: Checkpoints) -> None:
     converted = mlx_conversion(raw_checkpoint("qwen3_5"), head="none")
     for folder in (raw_checkpoint("qwen3_5", head=False), converted):
-        with pytest.raises(NoHead, match="declares 1 MTP layer"):
+        with pytest.raises(NoHeadError, match="declares 1 MTP layer"):
             load_head(folder, load_target(folder))
 
 

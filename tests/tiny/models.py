@@ -16,7 +16,7 @@ ARCHITECTURES = {
     "qwen3_5_moe_text": "Qwen3_5MoeForCausalLM",
     "qwen3_next": "Qwen3NextForCausalLM",
 }
-_QWEN3_NEXT_KEYS = {
+_QWEN3_NEXT_KEYS: dict[str, Any] = {
     "rope_theta": 10000.0,
     "partial_rotary_factor": 0.25,
     "rope_scaling": None,
@@ -24,7 +24,7 @@ _QWEN3_NEXT_KEYS = {
     "mlp_only_layers": [],
     "norm_topk_prob": True,
 }
-_QWEN3_5_KEYS = {
+_QWEN3_5_KEYS: dict[str, Any] = {
     "rope_parameters": {
         "rope_type": "default",
         "rope_theta": 10000.0,

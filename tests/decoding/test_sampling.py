@@ -1,0 +1,207 @@
+"""The sampling chain against mlx-lm's own, and the noise that seeded decoding shares."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm import sample_utils
+
+from mlxmtp.decoding.law import NOTHING, Law, Moment
+from mlxmtp.decoding.sampling import Sampling, distribution, gumbel, log_probs
+
+ROWS, VOCABULARY = 64, 200
+# We divide by the temperature, mlx-lm multiplies by its reciprocal: a rounding of numbers as large as 20 / 0.1.
+TOLERANCE = 5e-5
+
+Filters = dict[str, Any]
+FILTERS: list[Filters] = [
+    {},
+    {"top_p": 0.05},
+    {"top_p": 0.6},
+    {"top_p": 0.999},
+    {"min_p": 0.001},
+    {"min_p": 0.3},
+    {"min_p": 1.0},
+    {"top_k": 1},
+    {"top_k": 20},
+    {"top_k": VOCABULARY - 1},
+    {"top_p": 0.9, "min_p": 0.05},
+    {"top_p": 0.5, "top_k": 3},
+    {"min_p": 0.02, "top_k": 40},
+    {"top_p": 0.95, "min_p": 0.01, "top_k": 20},
+]
+TEMPERATURES = (0.1, 0.7, 1.0, 1.3, 10.0)
+
+
+def random_logits(*, spread: float, seed: int = 0) -> mx.array:
+    return spread * mx.random.normal((ROWS, VOCABULARY), key=mx.random.key(seed))
+
+
+def mlx_lm_law(logits: mx.array, sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> mx.array:
+    """What mlx-lm's sampler would draw from: the scaled logits that reach its categorical, normalised."""
+    seen: list[mx.array] = []
+
+    def draw(x: mx.array, temperature: float) -> mx.array:
+        seen.append(log_probs(x * (1 / temperature)))
+        return mx.argmax(x, axis=-1)
+
+    monkeypatch.setattr(sample_utils, "categorical_sampling", draw)
+    sampler = sample_utils.make_sampler(sampling.temperature, sampling.top_p, sampling.min_p, 1, sampling.top_k)
+    sampler(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+    return seen[0]
+
+
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+def test_distribution_is_what_mlx_lm_draws_from(monkeypatch: pytest.MonkeyPatch, filters: Filters) -> None:
+    for temperature, spread in itertools.product(TEMPERATURES, (0.3, 3.0)):
+        sampling, logits = Sampling(temperature, **filters), random_logits(spread=spread)
+        ours, theirs = distribution(logits, sampling), mlx_lm_law(logits, sampling, monkeypatch)
+        assert mx.array_equal(mx.isinf(ours), mx.isinf(theirs)), "another set of tokens was kept"
+        assert mx.abs(mx.exp(ours) - mx.exp(theirs)).max() < TOLERANCE
+        assert mx.allclose(mx.exp(ours).sum(axis=-1), mx.ones(ROWS), atol=1e-5)
+
+
+def test_the_order_of_the_filters_shows() -> None:
+    """Another order than mlx-lm's, or filters after the temperature, would keep other tokens."""
+    logits = random_logits(spread=3.0)
+    ours = mx.isinf(distribution(logits, Sampling(2.0, top_p=0.6, top_k=20)))
+    hot_first = mx.isinf(distribution(logits / 2, Sampling(1.0, top_p=0.6, top_k=20)))
+    top_k_first = mx.where(mx.isinf(distribution(logits, Sampling(1.0, top_k=20))), -mx.inf, logits)
+    assert not mx.array_equal(ours, hot_first)
+    assert not mx.array_equal(ours, mx.isinf(distribution(top_k_first, Sampling(2.0, top_p=0.6))))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kept"),
+    [
+        (Sampling(1.0, top_k=3), 3),
+        (Sampling(1.0, top_k=10**9), VOCABULARY),
+        (Sampling(1.0, min_p=1.0), VOCABULARY),
+        (Sampling(1.0, top_p=0.5), VOCABULARY),
+    ],
+    ids=str,
+)
+def test_ties(sampling: Sampling, kept: int) -> None:
+    """Of equal tokens top-k keeps exactly k; the thresholds of top-p and min-p keep all of them, as mlx-lm does."""
+    law = distribution(mx.zeros((2, VOCABULARY)), sampling)
+    assert mx.isfinite(law).sum(axis=-1).tolist() == [kept, kept]
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-30])
+def test_a_cold_law_is_the_argmax(temperature: float) -> None:
+    logits = random_logits(spread=3.0)
+    law = distribution(logits, Sampling(temperature, top_p=0.9))
+    assert mx.array_equal(mx.argmax(law, axis=-1), mx.argmax(logits, axis=-1))
+    assert mx.allclose(law.max(axis=-1), mx.zeros(ROWS), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_the_law_is_float32_whatever_the_model_is(dtype: mx.Dtype) -> None:
+    logits = random_logits(spread=3.0).astype(dtype)
+    sampling = Sampling(0.7, top_p=0.9, top_k=50)
+    assert mx.array_equal(distribution(logits, sampling), distribution(logits.astype(mx.float32), sampling))
+    assert distribution(logits, sampling).dtype == mx.float32
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -0.1},
+        {"temperature": math.inf},
+        {"temperature": math.nan},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_p": math.nan},
+        {"top_k": -1},
+        {"min_p": -0.1},
+        {"min_p": 1.5},
+        {"seed": -1},
+        {"seed": 2**64},
+    ],
+    ids=str,
+)
+def test_a_value_out_of_range_is_named(wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"^{name} is {value}; expected "):
+        Sampling(**wrong)
+
+
+def test_an_unknown_verification_is_named() -> None:
+    with pytest.raises(ValueError, match="verify is 'blok'; expected one of token, block, seeded"):
+        Law(Sampling(1.0), "blok")  # type: ignore[arg-type]
+
+
+def test_a_seed_means_reproducible_unless_told_otherwise() -> None:
+    assert Law(Sampling(1.0)).verify == "token"
+    assert Law(Sampling(1.0, seed=0)).verify == "seeded"
+    assert Law(Sampling(1.0, seed=0), "block").verify == "block"
+
+
+# -- greedy ---------------------------------------------------------------------------------------------------
+
+
+def near_tie() -> mx.array:
+    """bfloat16 logits whose argmax is token 1, and token 0 once they are normalised: the subtraction rounds."""
+    logits = mx.array([[1.0, 1.0078125, -3.0] + [0.0] * 40], mx.bfloat16)
+    assert mx.argmax(logits, axis=-1).item() == 1
+    assert mx.argmax(logits - mx.logsumexp(logits, axis=-1, keepdims=True), axis=-1).item() == 0
+    return logits
+
+
+@pytest.mark.parametrize("judge", [True, False], ids=["judge", "draw"])
+def test_greedy_takes_its_argmax_where_mlx_lm_does(judge: bool) -> None:
+    logits, law, moment = near_tie(), Law(Sampling()), Moment(0, 0)
+    token = law.judge(logits[None], NOTHING, moment)[0].token if judge else law.draw(logits, moment, 0)[0]
+    assert token.tolist() == [0]
+
+
+# -- shared noise ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [[8], [1] * 8, [3, 5], [1, 6, 1]], ids=str)
+def test_noise_depends_on_the_position_and_not_on_the_grouping(groups: list[int]) -> None:
+    key, start = mx.random.key(5), 1000
+    rows, at = [], start
+    for count in groups:
+        rows.append(gumbel(key, at, count, 50))
+        at += count
+    assert mx.array_equal(mx.concatenate(rows), gumbel(key, start, 8, 50))
+
+
+@pytest.mark.parametrize("start", [0, 2**31 - 2, 2**32 - 3], ids=str)
+def test_every_position_and_seed_has_noise_of_its_own(start: int) -> None:
+    noise = mx.concatenate([gumbel(mx.random.key(seed), start, 3, 50) for seed in (1, 2)])
+    rows = {tuple(row) for row in noise.tolist()}
+    assert len(rows) == 6
+    assert all(math.isfinite(x) for row in rows for x in row)
+
+
+def test_noise_is_gumbels() -> None:
+    """Mean 0.5772, variance 1.6449 and P(g < 0) = 1/e, each within five standard errors of 200 000 values."""
+    noise = gumbel(mx.random.key(3), 0, 100, 2000)
+    count = noise.size
+    assert abs(noise.mean().item() - 0.57722) < 5 * math.sqrt(1.64493 / count)
+    assert abs(noise.var().item() - 1.64493) < 5 * math.sqrt((5.4 - 1) * 1.64493**2 / count)
+    assert abs((noise < 0).mean().item() - math.exp(-1)) < 5 * math.sqrt(0.2325 / count)
+
+
+Move = Callable[[Moment], Moment]
+
+
+@pytest.mark.parametrize(
+    ("verify", "move", "same"),
+    [
+        ("seeded", lambda m: Moment(m.round + 1, m.position), True),
+        ("seeded", lambda m: Moment(m.round, m.position + 1), False),
+        ("token", lambda m: Moment(m.round, m.position + 1), True),
+        ("token", lambda m: Moment(m.round + 1, m.position), False),
+    ],
+)
+def test_what_a_draw_depends_on(verify: Any, move: Move, same: bool) -> None:
+    """Seeded noise belongs to a position, other noise to a round."""
+    logits, law, moment = mx.zeros((1, 10**6)), Law(Sampling(1.0, seed=1), verify), Moment(3, 70)
+    one, other = (law.draw(logits, m, 0)[0].item() for m in (moment, move(moment)))
+    assert (one == other) is same

@@ -1,0 +1,224 @@
+"""Parts of a decoding round whose behaviour a test writes down: drafters, depths, targets from tables, key logs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxmtp.decoding.law import NOTHING, Draft, Law, Moment
+from mlxmtp.decoding.loop import Kept
+from mlxmtp.decoding.sequence import Sequence
+from mlxmtp.decoding.stats import Round
+
+
+class ScriptedDrafter:
+    """Round r proposes as many tokens as the depth asks for: right for the first `right[r]`, wrong from there on.
+
+    Needs a sequence without a head, whose true rows it therefore never touches. Drafts carry one-hot laws.
+
+    Args:
+        truth: the tokens of the whole sequence, prompt included, that plain decoding gives.
+        right: one number a round; more than the depth means all right.
+        vocabulary: how many tokens there are.
+    """
+
+    def __init__(self, truth: list[int], right: Iterable[int], vocabulary: int) -> None:
+        self._truth = truth
+        self._right = iter(right)
+        self._vocabulary = vocabulary
+
+    def propose(self, sequence: Sequence, depth: int, law: Law, moment: Moment) -> Draft:
+        assert sequence.take_pending() is None, "a scripted drafter leaves a head's rows unread"
+        right = next(self._right)
+        if not depth:
+            return NOTHING
+        truth = self._truth[moment.position : moment.position + depth]
+        tokens = [t if i < right else (t + 1) % self._vocabulary for i, t in enumerate(truth)]
+        return Draft(mx.array([tokens], mx.uint32), tuple(one_hot(t, self._vocabulary) for t in tokens))
+
+
+class Depths:
+    """A depth policy that follows a list and remembers the rounds; the last depth stays."""
+
+    def __init__(self, *depths: int) -> None:
+        self._depths = list(depths)
+        self.rounds: list[Round] = []
+
+    def next(self) -> int:
+        return self._depths.pop(0) if len(self._depths) > 1 else self._depths[0]
+
+    def observe(self, one: Round) -> None:
+        self.rounds.append(one)
+
+
+def keep_all(tokens: list[int]) -> Kept:
+    """The turn never ends by itself."""
+    return Kept(len(tokens), None)
+
+
+class KeepUntil:
+    """The turn ends with its `last`-th token, counted from one, wherever in a round that is."""
+
+    def __init__(self, last: int) -> None:
+        self._left = last
+
+    def __call__(self, tokens: list[int]) -> Kept:
+        count = min(len(tokens), self._left)
+        self._left -= count
+        return Kept(count, None if self._left else "stop")
+
+
+def one_hot(token: int, vocabulary: int) -> mx.array:
+    """Log-probabilities [1, V] of a draft that could only be `token`."""
+    return mx.where(mx.arange(vocabulary) == token, 0.0, -mx.inf)[None]
+
+
+# -- cache states ---------------------------------------------------------------------------------------------
+
+
+def snapshot(cache: list[Any]) -> list[mx.array]:
+    """Everything in a cache that a later pass can see: KV rows up to the offset, convolution and recurrent state."""
+    parts: list[mx.array] = []
+    for layer in cache:
+        if hasattr(layer, "offset"):
+            parts.append(mx.array(layer.offset))
+            parts += [x[..., : layer.offset, :] for x in (layer.keys, layer.values)] if layer.offset else []
+        else:
+            parts += [mx.array([]) if x is None else mx.array(x) for x in layer.cache]
+    mx.eval(parts)
+    return parts
+
+
+def assert_same_state(found: list[mx.array], expected: list[mx.array], what: object = "") -> None:
+    """Equal to the last bit, dtypes included."""
+    assert len(found) == len(expected), what
+    for i, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert one.dtype == other.dtype, (what, i)
+        assert mx.array_equal(one, other), (what, i)
+
+
+# -- a target from a table ------------------------------------------------------------------------------------
+
+
+class TokenCache:
+    """All that a target from a table remembers: the tokens it was fed, [1, n]."""
+
+    def __init__(self) -> None:
+        self.fed = mx.zeros((1, 0), mx.int32)
+
+    @property
+    def state(self) -> mx.array:
+        return self.fed
+
+    def trim(self, rows: int) -> None:
+        self.fed = self.fed[:, : self.fed.shape[1] - rows]
+
+
+class TableTarget:
+    """A target with two tokens of memory: the logits [V * V, V] of the next token by (last but one, last).
+
+    Implements what the loop and `Sequence` ask of `Target`. Its hidden states [1, m, 1] are the table's row numbers.
+    """
+
+    reversible = True
+
+    def __init__(self, table: mx.array) -> None:
+        self.table = table
+        self.vocabulary = table.shape[-1]
+
+    def make_cache(self) -> list[Any]:
+        return [TokenCache()]
+
+    def forward(self, tokens: mx.array, cache: list[Any]) -> tuple[mx.array, mx.array]:
+        before = cache[0].fed[:, -1:]
+        if before.shape[1] == 0:
+            before = mx.zeros((1, 1), mx.int32)
+        tokens = tokens.astype(mx.int32)
+        cache[0].fed = mx.concatenate([cache[0].fed, tokens], axis=1)
+        rows = mx.concatenate([before, tokens[:, :-1]], axis=1) * self.vocabulary + tokens
+        return self.table[rows], rows[..., None]
+
+    def open(self, tokens: mx.array, cache: list[Any]) -> TablePass:
+        return TablePass(*self.forward(tokens, cache), cache)
+
+
+class TablePass:
+    """A pass of a `TableTarget`; see `mlxmtp.targets.Pass`."""
+
+    def __init__(self, logits: mx.array, hidden: mx.array, cache: list[Any]) -> None:
+        self.logits = logits
+        self.hidden = hidden
+        self._cache = cache
+
+    def commit(self, rows: int) -> None:
+        self._cache[0].trim(self.logits.shape[1] - rows)
+
+
+class TableDrafter:
+    """Drafts from a table of its own, drawn as the law of the turn says; the counterpart of `TableTarget`."""
+
+    def __init__(self, table: mx.array) -> None:
+        self._table = table
+
+    def propose(self, sequence: Sequence, depth: int, law: Law, moment: Moment) -> Draft:
+        before, last = ([0, *sequence.tokens])[-2:]
+        row = mx.array([before * self._table.shape[-1] + last])
+        tokens, laws = [], []
+        for step in range(depth):
+            token, q = law.draw(self._table[row], moment, step)
+            tokens.append(token[:, None])
+            laws += [] if q is None else [q]
+            row = row % self._table.shape[-1] * self._table.shape[-1] + token
+        return Draft(mx.concatenate(tokens, axis=1), tuple(laws)) if depth else NOTHING
+
+
+def random_table(vocabulary: int, seed: int, spread: float = 1.0) -> mx.array:
+    """Logits [V * V, V] for a `TableTarget`."""
+    rng = np.random.default_rng(seed)
+    return mx.array(rng.normal(0, spread, (vocabulary**2, vocabulary)).astype(np.float32))
+
+
+# -- what the device is asked for -----------------------------------------------------------------------------
+
+_BLOCKING = ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "__array__", "__dlpack__")
+
+
+@contextmanager
+def counted_evaluations() -> Iterator[list[str]]:
+    """Every call that waits for the device inside the block, by name: the methods that read an array, and `mx.eval`."""
+    calls: list[str] = []
+
+    def counting(name: str, function: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            calls.append(name)
+            return function(*args, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _BLOCKING:
+            patch.setattr(mx.array, name, counting(name, getattr(mx.array, name)))
+        for name in ("eval", "synchronize"):
+            patch.setattr(mx, name, counting(name, getattr(mx, name)))
+        yield calls
+
+
+def replaced(module: Any, **names: Any) -> SimpleNamespace:
+    """A stand-in for `module` with some names replaced, to be put in its place where it is used."""
+    public = {name: getattr(module, name) for name in dir(module) if not name.startswith("_")}
+    return SimpleNamespace(**(public | names))
+
+
+def chance_of_more(value: float, freedom: int) -> float:
+    """P(chi-square with `freedom` degrees of freedom > value)."""
+    half = value / 2
+    start, tail = (1.0, 0.0) if freedom % 2 == 0 else (0.5, math.erfc(math.sqrt(half)))
+    powers = (start - 1 + i for i in range(0 if freedom % 2 == 0 else 1, (freedom + 1) // 2))
+    return tail + sum(math.exp(a * math.log(half) - half - math.lgamma(a + 1)) for a in powers if half)

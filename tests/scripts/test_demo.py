@@ -1,0 +1,60 @@
+"""`scripts/demo`, once its environment is there: a generation, and its measurement beside plain decoding."""
+
+import json
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def demo(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], raw_checkpoint: Callable[..., Path]
+) -> Callable[..., tuple[int, str, str]]:
+    """demo(*options, **checkpoint) -> exit code, standard output, standard error."""
+
+    def demo(*options: str, **checkpoint: bool) -> tuple[int, str, str]:
+        model = str(raw_checkpoint("qwen3_5", **checkpoint))
+        monkeypatch.setattr(sys, "argv", ["demo", "--model", model, "--max-tokens", "12", *options])
+        main: Callable[[], int] = runpy.run_path(str(REPO / "scripts" / "demo.py"))["main"]
+        return main(), *capsys.readouterr()
+
+    return demo
+
+
+@pytest.mark.parametrize("options", [[], ["--temp", "1", "--seed", "3"]])
+def test_the_same_tokens_beside_plain_decoding(demo, options):
+    code, out, err = demo(*options)
+    assert code == 0
+    assert out.strip()
+    for line in ("with MTP ", "plain ", "ratio ", "tokens    identical, all 12"):
+        assert f"\n{line}" in err
+
+
+def test_sampling_without_a_seed_promises_nothing(demo):
+    code, _, err = demo("--temp", "1")
+    assert code == 0
+    assert "--seed makes them equal" in err
+
+
+def test_without_a_head_it_only_generates(demo):
+    code, out, err = demo(head=False)
+    assert (code, bool(out.strip())) == (0, True)
+    assert "MTP     off: " in err
+    assert "median" not in err
+
+
+def test_json_is_that_of_generate(demo):
+    code, out, err = demo("--json")
+    assert (code, err) == (0, "")
+    assert len(json.loads(out)["tokens"]) == 12
+
+
+@pytest.mark.parametrize("script", ["scripts/demo", "scripts/test", ".ci/run"])
+def test_scripts_can_be_run(script):
+    assert os.access(REPO / script, os.X_OK)

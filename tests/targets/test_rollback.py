@@ -1,0 +1,133 @@
+"""Taking rows back: after `commit(n)` of m rows every cache equals that of n rows fed one at a time, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.models.cache import ArraysCache, KVCache
+
+from mlxmtp.targets import Target, load_target, recurrent
+from tests.scripted import assert_same_state, replaced, snapshot
+
+MOST_ROWS = 7
+PROMPT = list(range(20, 31))
+FED = [40, 7, 99, 40, 150, 3, 61]
+AFTER = [77, 5]
+MODELS = [
+    ("qwen3_5", "float32"),
+    ("qwen3_5", "bfloat16"),
+    ("qwen3_5_moe", "float32"),  # MoE runs on the CPU backend in float32 only
+    ("qwen3_next", "float32"),
+]
+
+Checkpoints = Callable[..., Path]
+
+
+@pytest.fixture(scope="module", params=MODELS, ids="-".join)
+def target(request: pytest.FixtureRequest, raw_checkpoint: Checkpoints) -> Target:
+    kind, dtype = request.param
+    return load_target(raw_checkpoint(kind, dtype=dtype))
+
+
+@pytest.fixture(params=[[], PROMPT], ids=["empty", "prefilled"])
+def prompt(request: pytest.FixtureRequest) -> list[int]:
+    found: list[int] = request.param
+    return found
+
+
+@pytest.fixture(params=["states kept", "inputs replayed"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a recurrent layer finds its state: kept row by row, or, as on Metal, recomputed from the pass's inputs.
+
+    Only the choice is forced: mlx-lm's recurrence itself still sees this machine's device.
+    """
+    if request.param == "inputs replayed":
+        metal = replaced(mx.metal, is_available=lambda: True)
+        pretend = replaced(mx, default_device=lambda: mx.gpu, metal=metal)
+        monkeypatch.setattr(recurrent, "mx", pretend)
+    return str(request.param)
+
+
+def prefilled(target: Target, prompt: list[int]) -> list[Any]:
+    cache = target.make_cache()
+    if prompt:
+        target.forward(mx.array([prompt]), cache)
+    return cache
+
+
+def one_by_one(target: Target, prompt: list[int], tokens: list[int]) -> tuple[list[list[mx.array]], list[mx.array]]:
+    """The cache's states before the first token and after each, and the logits [1, 1, V] of each."""
+    cache = prefilled(target, prompt)
+    states, logits = [snapshot(cache)], []
+    for token in tokens:
+        logits.append(target.forward(mx.array([[token]]), cache)[0])
+        states.append(snapshot(cache))
+    return states, logits
+
+
+def test_the_models_have_both_kinds_of_cache(target: Target) -> None:
+    kinds = {type(layer) for layer in target.make_cache()}
+    assert kinds == {KVCache, ArraysCache}
+    assert target.reversible
+
+
+@pytest.mark.parametrize("rows", range(1, MOST_ROWS + 1))
+def test_commit_leaves_the_rows_that_it_keeps(target: Target, prompt: list[int], way: str, rows: int) -> None:
+    states, logits = one_by_one(target, prompt, FED[:rows])
+    for keep in range(rows + 1):
+        cache = prefilled(target, prompt)
+        opened = target.open(mx.array([FED[:rows]]), cache)
+        assert mx.array_equal(opened.logits, mx.concatenate(logits, axis=1))
+        opened.commit(keep)
+        assert_same_state(snapshot(cache), states[keep], (rows, keep))
+
+
+@pytest.mark.parametrize("keep", range(5))
+def test_decoding_goes_on_from_a_commit(target: Target, prompt: list[int], way: str, keep: int) -> None:
+    """The state is not only equal but used: a second pass, and a third that is not a transaction."""
+    states, logits = one_by_one(target, prompt, FED[:keep] + AFTER + AFTER)
+    cache = prefilled(target, prompt)
+    target.open(mx.array([FED[:4]]), cache).commit(keep)
+    opened = target.open(mx.array([[*AFTER, 8]]), cache)
+    opened.commit(2)
+    last, _ = target.forward(mx.array([AFTER]), cache)
+    assert mx.array_equal(opened.logits[:, :2], mx.concatenate(logits[keep : keep + 2], axis=1))
+    assert mx.array_equal(last, mx.concatenate(logits[keep + 2 :], axis=1))
+    assert_same_state(snapshot(cache), states[-1])
+
+
+def test_a_row_queued_ahead_is_taken_back(target: Target, prompt: list[int], way: str) -> None:
+    """Plain decoding opens the next row before the one under way has been read; committed rows stay."""
+    states, _ = one_by_one(target, prompt, FED[:2])
+    cache = prefilled(target, prompt)
+    for token in FED[:2]:
+        target.open(mx.array([[token]]), cache)
+    ahead = target.open(mx.array([[9]]), cache)
+    ahead.commit(0)
+    assert_same_state(snapshot(cache), states[2])
+
+
+def test_replay_is_reached(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pretended Metal takes the other branch: it never computes row by row."""
+    calls = []
+    honest = recurrent.RecurrentRows._row_by_row
+    monkeypatch.setattr(recurrent.RecurrentRows, "_row_by_row", lambda *a: calls.append(1) or honest(*a))
+    target.open(mx.array([FED[:3]]), target.make_cache()).commit(1)
+    layers = sum(isinstance(layer, ArraysCache) for layer in target.make_cache())
+    assert len(calls) == layers > 0
+    metal = replaced(mx.metal, is_available=lambda: True)
+    monkeypatch.setattr(recurrent, "mx", replaced(mx, default_device=lambda: mx.gpu, metal=metal))
+    target.open(mx.array([FED[:3]]), target.make_cache()).commit(1)
+    assert len(calls) == layers
+
+
+def test_one_wrong_row_would_be_seen(target: Target, prompt: list[int]) -> None:
+    """Neighbouring states differ in every layer, so that a commit which is off by one cannot pass."""
+    states, _ = one_by_one(target, prompt, FED[:3])
+    for before, after in zip(states, states[1:], strict=False):
+        for one, other in zip(before[-len(after) :], after, strict=False):
+            assert not mx.array_equal(one, other)
