@@ -9,14 +9,10 @@ from mlxmtp import Engine, Sampling
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.law import Law
-from mlxmtp.decoding.loop import Keep, Kept, decode_plainly, speculate
+from mlxmtp.decoding.loop import Keep, decode_plainly, speculate
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
-
-
-def everything(tokens: list[int]) -> Kept:
-    """Keep all tokens of a round and go on."""
-    return Kept(len(tokens), None)
+from tests.scripted import keep_all
 
 
 def reference(engine: Engine, prompt: list[int], count: int, prefill_rows: int = 2048) -> list[int]:
@@ -37,7 +33,7 @@ def rounds(
     count: int,
     depth: int,
     sampling: Sampling | None = None,
-    keep: Keep = everything,
+    keep: Keep = keep_all,
 ) -> Iterator[Round]:
     """Up to `count` tokens after a prefilled sequence; depth 0 decodes plainly."""
     law = Law(sampling or Sampling())

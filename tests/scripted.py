@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxmtp.decoding.law import NOTHING, Draft, Law, Moment
+from mlxmtp.decoding.law import NOTHING, Draft, Law
 from mlxmtp.decoding.loop import Kept
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
@@ -34,14 +34,14 @@ class ScriptedDrafter:
         self._right = iter(right)
         self._vocabulary = vocabulary
 
-    def propose(self, sequence: Sequence, depth: int, law: Law, moment: Moment) -> Draft:
+    def propose(self, sequence: Sequence, depth: int, law: Law) -> Draft:
         assert sequence.take_pending() is None, "a scripted drafter leaves a head's rows unread"
         right = next(self._right)
         if not depth:
             return NOTHING
-        truth = self._truth[moment.position : moment.position + depth]
+        truth = self._truth[len(sequence.tokens) : len(sequence.tokens) + depth]
         tokens = [t if i < right else (t + 1) % self._vocabulary for i, t in enumerate(truth)]
-        return Draft(mx.array([tokens], mx.uint32), tuple(one_hot(t, self._vocabulary) for t in tokens))
+        return Draft(mx.array([tokens], mx.uint32), [one_hot(t, self._vocabulary) for t in tokens])
 
 
 class Depths:
@@ -167,16 +167,16 @@ class TableDrafter:
     def __init__(self, table: mx.array) -> None:
         self._table = table
 
-    def propose(self, sequence: Sequence, depth: int, law: Law, moment: Moment) -> Draft:
+    def propose(self, sequence: Sequence, depth: int, law: Law) -> Draft:
         before, last = ([0, *sequence.tokens])[-2:]
         row = mx.array([before * self._table.shape[-1] + last])
         tokens, laws = [], []
         for step in range(depth):
-            token, q = law.draw(self._table[row], moment, step)
+            token, q = law.draw(self._table[row], len(sequence.tokens), step)
             tokens.append(token[:, None])
             laws += [] if q is None else [q]
             row = row % self._table.shape[-1] * self._table.shape[-1] + token
-        return Draft(mx.concatenate(tokens, axis=1), tuple(laws)) if depth else NOTHING
+        return Draft(mx.concatenate(tokens, axis=1), laws) if depth else NOTHING
 
 
 def random_table(vocabulary: int, seed: int, spread: float = 1.0) -> mx.array:

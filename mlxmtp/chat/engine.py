@@ -16,7 +16,7 @@ from mlx_lm.utils import load_tokenizer
 
 from mlxmtp.chat.prompt import Prompt, encode
 from mlxmtp.chat.text import TextStream
-from mlxmtp.checkpoints import list_tensors, resolve
+from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.law import Law, Verify
@@ -203,19 +203,18 @@ def load(path_or_repo: str | Path | None = None, *, mtp: bool = True) -> Engine:
         CheckpointError: no such model, incomplete or damaged files, an unsupported architecture.
         HeadError: there is a head, but not one that can be run.
     """
-    path = DEMO if path_or_repo is None else resolve(path_or_repo)
-    list_tensors(path)  # complete and undamaged, before anything is read
-    target = load_target(path)
-    tokenizer = _load_tokenizer(path, target.config.get("eos_token_id"))
+    checkpoint = open_checkpoint(path_or_repo or DEMO)
+    target = load_target(checkpoint)
+    tokenizer = _load_tokenizer(checkpoint.folder, target.config.get("eos_token_id"))
     head: Head | None = None
     plain_because: str | None = "MTP was switched off"
     if mtp:
         try:
-            head, plain_because = load_head(path, target), None
+            head, plain_because = load_head(checkpoint, target), None
         except NoHeadError as reason:
             plain_because = str(reason)
     name = str(path_or_repo) if path_or_repo else "demo"
-    return Engine(path, name, target, tokenizer, head, plain_because)
+    return Engine(checkpoint.folder, name, target, tokenizer, head, plain_because)
 
 
 def _load_tokenizer(path: Path, ends: int | list[int] | None) -> Any:

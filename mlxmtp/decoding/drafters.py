@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import mlx.core as mx
 
-from mlxmtp.decoding.law import NOTHING, Draft, Law, Moment
+from mlxmtp.decoding.law import NOTHING, Draft, Law
 
 if TYPE_CHECKING:
     from mlxmtp.decoding.sequence import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Drafter(Protocol):
     """Proposes up to `depth` tokens, all lazy; fewer, or none, where it has nothing to go on."""
 
-    def propose(self, sequence: Sequence, depth: int, law: Law, moment: Moment) -> Draft:
+    def propose(self, sequence: Sequence, depth: int, law: Law) -> Draft:
         """Drafts for the tokens after the sequence's last. The sequence's true rows are unchanged afterwards."""
 
 
@@ -26,7 +26,7 @@ class MTPChain:
     def __init__(self, head: Head) -> None:
         self._head = head
 
-    def propose(self, sequence: Sequence, depth: int, law: Law, moment: Moment) -> Draft:
+    def propose(self, sequence: Sequence, depth: int, law: Law) -> Draft:
         pending = sequence.take_pending() if depth else None
         if pending is None:
             return NOTHING
@@ -35,7 +35,7 @@ class MTPChain:
         laws: list[mx.array] = []
         for step in range(depth):
             hidden = self._head(hidden, tokens, sequence.head_cache)[:, -1:]
-            token, q = law.draw(self._head.logits(hidden)[:, 0], moment, step)
+            token, q = law.draw(self._head.logits(hidden)[:, 0], len(sequence.tokens), step)
             tokens = token[:, None]
             drafts.append(tokens)
             laws += [] if q is None else [q]

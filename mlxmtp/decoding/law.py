@@ -10,11 +10,11 @@ import mlx.core as mx
 
 from mlxmtp.decoding import sampling as laws
 from mlxmtp.decoding.sampling import Sampling
-from mlxmtp.decoding.verify import Verdict, block, matching, rejection
+from mlxmtp.decoding.verify import Verdict, block, draw, matching, rejection
 
 Verify = Literal["token", "block", "seeded"]
 
-# Purposes of a round's keys; a position's shared noise (`sampling.gumbel`) has purpose 0.
+# Purposes of keys; the noise that all depths share (`sampling.gumbel`) has purpose 0.
 _VERDICT, _DRAFTS = 1, 2
 
 
@@ -34,16 +34,10 @@ class Draft:
 NOTHING = Draft(mx.zeros((1, 0), mx.uint32), [])
 
 
-@dataclass(frozen=True)
-class Moment:
-    """Where a round stands: its number in the turn, and the absolute position of the first token it can emit."""
-
-    round: int
-    position: int
-
-
 class Law:
-    """Draws and judges for one turn; every random number comes from a key of (seed, round or position, purpose).
+    """Draws and judges; every random number comes from a key of (seed, position, purpose), each used once.
+
+    The position of a round is that of the first token it can emit. Rounds of one sequence never share it.
 
     Args:
         sampling: the chain that target and draft go through alike.
@@ -59,16 +53,16 @@ class Law:
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         self._key = mx.random.split(mx.random.key(seed))[0]
 
-    def draw(self, logits: mx.array, moment: Moment, step: int) -> tuple[mx.array, mx.array | None]:
+    def draw(self, logits: mx.array, position: int, step: int) -> tuple[mx.array, mx.array | None]:
         """Draft `step` of a round from the head's logits [B, V]: tokens [B], and their law [B, V] where it counts."""
         if self.sampling.greedy:
-            return mx.argmax(laws.log_probs(logits), axis=-1), None
+            return mx.argmax(logits, axis=-1), None
         law = laws.distribution(logits, self.sampling)
         if self.verify == "seeded":
-            return mx.argmax(law + self._noise(moment.position + step, 1, law), axis=-1), None
-        return mx.random.categorical(law, key=self._once(moment, _DRAFTS + step)), law
+            return mx.argmax(law + self._noise(position + step, 1, law), axis=-1), None
+        return draw(law, laws.fold(self._key, position, _DRAFTS + step)), law
 
-    def judge(self, logits: mx.array, draft: Draft, moment: Moment) -> tuple[Verdict, mx.array]:
+    def judge(self, logits: mx.array, draft: Draft, position: int) -> tuple[Verdict, mx.array]:
         """The verdict on a draft from the target's logits [B, k + 1, V], and whether they were sound [B].
 
         Sound: every token that the verdict lets through has a finite log-probability, which a row with NaN or
@@ -78,21 +72,17 @@ class Law:
         if self.sampling.greedy:
             verdict = matching(mx.argmax(own, axis=-1), draft.tokens)
         elif self.verify == "seeded":
-            verdict = matching(mx.argmax(own + self._noise(moment.position, own.shape[1], own), axis=-1), draft.tokens)
+            verdict = matching(mx.argmax(own + self._noise(position, own.shape[1], own), axis=-1), draft.tokens)
         elif draft.depth == 0:
-            token = mx.random.categorical(own[:, 0], key=self._once(moment, _VERDICT))
+            token = draw(own[:, 0], laws.fold(self._key, position, _VERDICT))
             verdict = Verdict(mx.zeros(token.shape, mx.int32), token)
         else:
             accept = block if self.verify == "block" else rejection
-            verdict = accept(own, draft.tokens, mx.stack(draft.laws, axis=1), self._once(moment, _VERDICT))
+            verdict = accept(own, draft.tokens, mx.stack(draft.laws, axis=1), laws.fold(self._key, position, _VERDICT))
         return verdict, _sound(own, draft, verdict)
 
     def _noise(self, position: int, rows: int, like: mx.array) -> mx.array:
         return laws.gumbel(self._key, position, rows, like.shape[-1])
-
-    def _once(self, moment: Moment, purpose: int) -> mx.array:
-        """The key of one purpose in one round."""
-        return laws.fold(self._key, moment.round, purpose)
 
 
 def _sound(own: mx.array, draft: Draft, verdict: Verdict) -> mx.array:

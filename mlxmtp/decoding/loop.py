@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 
-from mlxmtp.decoding.law import NOTHING, Draft, Law, Moment
+from mlxmtp.decoding.law import NOTHING, Draft, Law
 from mlxmtp.decoding.stats import Parts, Round
 from mlxmtp.decoding.verify import Verdict
 from mlxmtp.errors import NumericsError
@@ -55,17 +55,18 @@ def speculate(
         max_tokens: >= 1; the turn ends there with "length".
 
     Raises:
-        NumericsError: the target's logits are not finite. No token is taken from them; the sequence is spent.
+        NumericsError: the target's logits are not finite. No token is taken from them.
+
+    After an exception the caches may be ahead of the tokens: the sequence is spent.
     """
     left, number, finish = max_tokens, 0, None
     while finish is None:
         clock = _Clock(timed=number % TIMED_EVERY == TIMED_FROM)
-        moment = Moment(number, len(sequence.tokens))
-        draft = drafter.propose(sequence, min(policy.next(), left - 1), law, moment)
+        draft = drafter.propose(sequence, min(policy.next(), left - 1), law)
         clock.drafted(draft)
         rows = target.open(mx.concatenate([mx.array([sequence.tokens[-1:]]), draft.tokens], axis=1), sequence.cache)
         clock.verified(rows)
-        verdict, sound = law.judge(rows.logits, draft, moment)
+        verdict, sound = law.judge(rows.logits, draft, len(sequence.tokens))
         accepted, tokens = _fetch(_outcome(draft, verdict, sound))
         kept = keep(tokens)
         rows.commit(kept.count)
@@ -88,12 +89,12 @@ def decode_plainly(target: Target, sequence: Sequence, law: Law, keep: Keep, max
     try:
         while finish is None:
             last = mx.array(sequence.tokens[-1:])
-            now = ahead or _queue(target, sequence, law, last, Moment(number, first + number))
+            now = ahead or _queue(target, sequence, law, last, first + number)
             now.rows.commit(1)  # its token has been emitted
             left = max_tokens - number - 1
             ahead = None
             if left and target.reversible:
-                ahead = _queue(target, sequence, law, now.token, Moment(number + 1, first + number + 1))
+                ahead = _queue(target, sequence, law, now.token, first + number + 1)
             _, tokens = _fetch(now.outcome)
             finish = keep(tokens).finish or (None if left else "length")
             sequence.advance(tokens, now.rows.hidden)
@@ -112,9 +113,9 @@ class _Queued(NamedTuple):
     outcome: mx.array
 
 
-def _queue(target: Target, sequence: Sequence, law: Law, token: mx.array, moment: Moment) -> _Queued:
+def _queue(target: Target, sequence: Sequence, law: Law, token: mx.array, position: int) -> _Queued:
     rows = target.open(token[:, None], sequence.cache)
-    verdict, sound = law.judge(rows.logits, NOTHING, moment)
+    verdict, sound = law.judge(rows.logits, NOTHING, position)
     queued = _Queued(rows, verdict.token, _outcome(NOTHING, verdict, sound))
     mx.async_eval(queued.outcome)
     return queued

@@ -16,7 +16,7 @@ class Sampling:
     """How tokens are chosen. Temperature 0 is greedy, whatever the filters say.
 
     Args:
-        temperature: >= 0; 0 takes the most likely token.
+        temperature: 0, which takes the most likely token, or at least 1e-6.
         top_p: in (0, 1]; keep the smallest set of tokens with at least this mass. 1 keeps all.
         top_k: >= 0; keep this many tokens. 0 keeps all.
         min_p: in [0, 1]; drop tokens less likely than this share of the most likely one.
@@ -33,7 +33,8 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _require("temperature", self.temperature, 0 <= self.temperature < math.inf, "a number >= 0")
+        temperature_ok = self.temperature == 0 or 1e-6 <= self.temperature < math.inf
+        _require("temperature", self.temperature, temperature_ok, "0 (greedy) or a number of at least 1e-6")
         _require("top_p", self.top_p, 0 < self.top_p <= 1, "a number in (0, 1]; 1 switches it off")
         _require("top_k", self.top_k, self.top_k >= 0, "a whole number >= 0; 0 switches it off")
         _require("min_p", self.min_p, 0 <= self.min_p <= 1, "a number in [0, 1]; 0 switches it off")

@@ -69,10 +69,20 @@ def block(target: mx.array, drafts: mx.array, draft: mx.array, key: mx.array) ->
     left = mx.maximum(weight[..., None] * p - q, 0).sum(axis=-1)[:, 1:-1]  # R_1 .. R_{k-1}
     room = left + 1 - weight[:, 1:-1]
     inner = mx.where(room > 0, left / room, 1)
+    inner = mx.where(weight[:, 1:-1] > 0, inner, 0)  # nothing stands on an impossible draft, whatever came after it
     stands = mx.concatenate([inner, weight[:, -1:]], axis=1)  # h_1 .. h_k
     u = mx.random.uniform(shape=drafts.shape, key=chance)
     accepted = (mx.arange(1, drafts.shape[1] + 1) * (u < stands)).max(axis=1)
     return Verdict(accepted, _residual(_row(p, accepted), _row(q, accepted), choice, _row(weight, accepted)))
+
+
+def draw(law: mx.array, key: mx.array) -> mx.array:
+    """One token [B] from log-probabilities [B, V].
+
+    By Gumbel noise: MLX's `categorical` inverts a float32 cumulative sum for a single row, which over a large
+    vocabulary shifts a thousandth of the mass.
+    """
+    return mx.argmax(law + mx.random.gumbel(law.shape, key=key), axis=-1)
 
 
 def _probabilities(
@@ -96,7 +106,7 @@ def _residual(p: mx.array, q: mx.array, key: mx.array, weight: mx.array | float 
     """Draw [B] from norm(max(0, weight p - q)); where rounding left no mass, p and q are equal: draw from p."""
     rest = mx.maximum(mx.array(weight).reshape(-1, 1) * p - q, 0)
     rest = mx.where(rest.sum(axis=-1, keepdims=True) > 0, rest, p)
-    return mx.random.categorical(mx.log(rest), key=key)
+    return draw(mx.log(rest), key)
 
 
 def _prefix(accept: mx.array) -> mx.array:

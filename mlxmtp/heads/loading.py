@@ -1,7 +1,6 @@
 """Finding a checkpoint's head by the tensors that are there, and reading it into its family's module."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -9,7 +8,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import infer_quant_config
 
-from mlxmtp.checkpoints import TensorInfo, list_tensors, read_config
+from mlxmtp.checkpoints import Checkpoint, TensorInfo
 from mlxmtp.errors import HeadError
 from mlxmtp.heads import qwen
 from mlxmtp.heads.head import Head
@@ -29,17 +28,16 @@ class NoHeadError(HeadError):
     """There is nothing to speculate with; plain decoding works, and the message says why it is used."""
 
 
-def load_head(path: Path, target: Target) -> Head:
-    """The MTP head of the checkpoint folder `path`, ready to use, sharing the target's matrices.
+def load_head(checkpoint: Checkpoint, target: Target) -> Head:
+    """The MTP head of a checkpoint, ready to use, sharing the target's matrices.
 
     Raises:
         NoHeadError: no head tensors, or no family for this kind of model.
         HeadError: there are head tensors, but they are not a head that can be run.
     """
-    kind = read_config(path)["model_type"]
-    if kind not in qwen.TRUNKS:
-        raise NoHeadError(f"no MTP head family for model type {kind!r} yet")
-    tensors = list_tensors(path)
+    if checkpoint.model_type not in qwen.TRUNKS:
+        raise NoHeadError(f"no MTP head family for model type {checkpoint.model_type!r} yet")
+    tensors = checkpoint.tensors
     names = {name: short for name in tensors if (short := _short(name))}
     if not names:
         raise NoHeadError(_absent(target))

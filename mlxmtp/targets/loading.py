@@ -1,6 +1,5 @@
 """Loading a target through mlx-lm, with what its loader leaves out."""
 
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -8,6 +7,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
+from mlxmtp.checkpoints import Checkpoint
 from mlxmtp.errors import CheckpointError
 from mlxmtp.targets.target import Target
 
@@ -15,23 +15,24 @@ from mlxmtp.targets.target import Target
 _TEXT_ONLY = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
 
 
-def load_target(path: Path) -> Target:
-    """Load the trunk of the checkpoint folder `path`; the weights are read once and evaluated here.
+def load_target(checkpoint: Checkpoint) -> Target:
+    """Load the trunk of a checkpoint; the weights are read once, here.
 
     Raises:
         CheckpointError: mlx-lm does not know the architecture, or tensors are missing or of another shape.
     """
     try:
-        model, config = load_model(path, lazy=True, get_model_classes=_model_classes)
+        model, config = load_model(checkpoint.folder, lazy=True, get_model_classes=_model_classes)
         materialise(model)
     except (ValueError, KeyError, TypeError, RuntimeError, FileNotFoundError) as error:
-        raise CheckpointError(f"{path}: {_reason(error)}") from error
+        raise CheckpointError(f"{checkpoint.folder}: {_reason(error)}") from error
     return Target(model, config)
 
 
 def materialise(module: nn.Module) -> None:
     """Read a module's weights, one after the other: what a weight is made from goes before the next one comes."""
-    for _, weight in tree_flatten(module.parameters()):
+    weights: list[tuple[str, mx.array]] = tree_flatten(module.parameters())  # type: ignore[assignment]
+    for _, weight in weights:
         mx.eval(weight)
 
 

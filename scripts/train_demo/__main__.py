@@ -118,7 +118,8 @@ def main() -> None:
     tokenizer = prepare_tokenizer(arguments, corpus)
     train = Rows(corpus.train, tokenizer, arguments.length)
     held_out = Rows(corpus.held_out, tokenizer, arguments.length)
-    print(f"seed {arguments.seed}; tokens: to train on {train.sizes()}, held out {held_out.sizes()}", flush=True)
+    print(f"seed {arguments.seed}")
+    print(f"tokens to train on: {train.sizes()}; held out: {held_out.sizes()}", flush=True)
 
     trainer = prepare_trainer(arguments, train)
     if not arguments.export_only:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 KINDS = ("python", "code", "maths", "chat", "tools")
 
 # Tests, tables and vendored code teach a small model little; site-packages is under other licences.
@@ -138,9 +140,8 @@ def add_maths(corpus: Corpus, path: Path, rng: random.Random) -> None:
 
 
 def add_small_talk(corpus: Corpus, paths: list[Path], rng: random.Random) -> None:
-    import yaml
-
-    seen: dict[tuple[str, ...], None] = {}  # a dict keeps the order; the tech-support file repeats itself a lot
+    # Without repetitions, of which the tech-support file is full; a dict, as it keeps the order.
+    seen: dict[tuple[str, ...], None] = {}
     for path in paths:
         for turns in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]:
             seen.setdefault(tuple(clean_turn(str(turn)) for turn in turns))

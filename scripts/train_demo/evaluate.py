@@ -24,7 +24,7 @@ class Score:
 
 
 def evaluate(model: DemoModel, held_out: Rows, rows_per_kind: int) -> dict[str, Score]:
-    return {kind: score(model, held_out.in_order(kind, rows_per_kind)) for kind in KINDS}
+    return {kind: score(model, held_out.spread(kind, rows_per_kind)) for kind in KINDS}
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
 
 CHUNK = 64  # tokens the gated delta rule handles with one triangular solve; row lengths are multiples of it
 DEPTHS = 3
+Rotary = tuple[Tensor, Tensor]  # cosines and sines
 
 
 def text_config(vocab_size: int, layers: int) -> Qwen3_5TextConfig:
@@ -114,7 +115,7 @@ class MtpHead(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=config.initializer_range)
 
-    def forward(self, hidden: Tensor, next_embedding: Tensor, rotary: tuple[Tensor, Tensor]) -> list[Tensor]:
+    def forward(self, hidden: Tensor, next_embedding: Tensor, rotary: Rotary) -> list[Tensor]:
         """Outputs of depths 1..DEPTHS [B, T, H]; row i always predicts x[i+2] and takes in x[i+1].
 
         Depth 1 of row i reads h[i]; depth d reads depth d-1's output of row i-1, as drafting d tokens does.
@@ -129,7 +130,7 @@ class MtpHead(nn.Module):
             outputs.append(self.norm(self._layer(z, rotary, keys, values)))
         return outputs
 
-    def _layer(self, z: Tensor, rotary: tuple[Tensor, Tensor], keys: list[Tensor], values: list[Tensor]) -> Tensor:
+    def _layer(self, z: Tensor, rotary: Rotary, keys: list[Tensor], values: list[Tensor]) -> Tensor:
         """The decoder layer for one more depth, which adds its keys and values to the lists."""
         layer = self.layers[0]
         attention, x = layer.self_attn, layer.input_layernorm(z)

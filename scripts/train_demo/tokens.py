@@ -108,16 +108,25 @@ class Rows:
             total += len(ids)
         return np.concatenate(parts)[: self.length + 1]
 
-    def in_order(self, kind: str, limit: int) -> Iterator[np.ndarray]:
-        """Up to `limit` rows for evaluation, the documents in order; each row starts with a fresh one."""
-        parts, total, made = [], 0, 0
+    def spread(self, kind: str, limit: int) -> list[np.ndarray]:
+        """Up to `limit` rows for evaluation, evenly spread over all the text of this kind."""
+        rows = list(self._windows(kind) if kind == "python" else self._packed(kind))
+        return [rows[index] for index in np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int)]
+
+    def _windows(self, kind: str) -> Iterator[np.ndarray]:
+        """Long documents cut into rows, the remainders left out."""
+        for ids in self.documents[kind]:
+            for start in range(0, len(ids) - self.length, self.length):
+                yield ids[start : start + self.length + 1]
+
+    def _packed(self, kind: str) -> Iterator[np.ndarray]:
+        """Rows that start with a fresh document each; what is left over at the end is repeated to fill one."""
+        parts, total = [], 0
         for ids in self.documents[kind]:
             parts.append(ids)
             total += len(ids)
             if total > self.length:
                 yield np.concatenate(parts)[: self.length + 1]
-                parts, total, made = [], 0, made + 1
-            if made == limit:
-                return
-        if not made and parts:  # too little text for one row: repeat it
+                parts, total = [], 0
+        if parts:
             yield np.resize(np.concatenate(parts), self.length + 1)

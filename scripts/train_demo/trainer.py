@@ -178,10 +178,11 @@ class Trainer:
         progress.steps = min(self.plan.steps, max(shortest, progress.step + int(left / pace)))
 
     def report(self, losses: tuple[float, float], paces: deque[float]) -> None:
-        progress, pace = self.progress, sum(paces) / len(paces)
+        progress = self.progress
+        minutes_left = progress.left * sum(paces) / len(paces) / 60
         print(
             f"step {progress.step}/{progress.steps}+{progress.head_steps}  "
             f"loss {losses[0]:.3f}  head {losses[1]:.3f}  rate {progress.rate():.2f}  "
-            f"{paces[-1]:.2f} s/step  {progress.seconds / 60:.0f} min, about {progress.left * pace / 60:.0f} left",
+            f"{paces[-1]:.2f} s/step  {progress.seconds / 60:.0f} min, about {minutes_left:.0f} left",
             flush=True,
         )

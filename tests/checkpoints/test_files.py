@@ -1,12 +1,11 @@
 """What is said of folders and repos that are no model, or only part of one."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mlxmtp.checkpoints import list_tensors, resolve
+from mlxmtp.checkpoints import list_tensors, open_checkpoint
 from mlxmtp.errors import CheckpointError
 from tests import tiny
 
@@ -17,7 +16,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_a_whole_model(model: Path) -> None:
-    tensors = list_tensors(resolve(model))
+    tensors = open_checkpoint(model).tensors
     assert tensors["mtp.fc.weight"].shape == (64, 128)
     assert tensors["mtp.fc.weight"].dtype == "BF16"
     assert len({info.file for info in tensors.values()}) == 3
@@ -80,19 +79,19 @@ def test_damaged_weights(model: Path, damage: Callable[[Path], None], says: str)
 
 @pytest.mark.parametrize(
     ("config", "says"),
-    [(None, "no config.json"), ("{", "not valid JSON"), ("[]", "no model_type"), (json.dumps({"a": 1}), "no model_type")],
+    [(None, "no config.json"), ("{", "not valid JSON"), ("[]", "no model_type"), ('{"a": 1}', "no model_type")],
 )
 def test_folders_that_are_no_model(tmp_path: Path, config: str | None, says: str) -> None:
     if config is not None:
         (tmp_path / "config.json").write_text(config)
     with pytest.raises(CheckpointError, match=says):
-        resolve(tmp_path)
+        open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["no-such-folder", "./no/such", "/no/such/folder", "a/b/c"])
 def test_names_of_nothing(name: str) -> None:
     with pytest.raises(CheckpointError, match="no such folder; expected"):
-        resolve(name)
+        open_checkpoint(name)
 
 
 def test_a_repo_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -102,4 +101,4 @@ def test_a_repo_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CheckpointError, match="the Hub cannot be reached"):
-        resolve("nobody/no-such-model")
+        open_checkpoint("nobody/no-such-model")

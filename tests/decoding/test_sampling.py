@@ -2,14 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 import pytest
 from mlx_lm import sample_utils
 
-from mlxmtp.decoding.law import NOTHING, Law, Moment
+from mlxmtp.decoding.law import NOTHING, Law
 from mlxmtp.decoding.sampling import Sampling, distribution, gumbel, log_probs
 
 ROWS, VOCABULARY = 64, 200
@@ -90,10 +89,9 @@ def test_ties(sampling: Sampling, kept: int) -> None:
     assert mx.isfinite(law).sum(axis=-1).tolist() == [kept, kept]
 
 
-@pytest.mark.parametrize("temperature", [1e-6, 1e-30])
-def test_a_cold_law_is_the_argmax(temperature: float) -> None:
+def test_a_cold_law_is_the_argmax() -> None:
     logits = random_logits(spread=3.0)
-    law = distribution(logits, Sampling(temperature, top_p=0.9))
+    law = distribution(logits, Sampling(1e-6, top_p=0.9))
     assert mx.array_equal(mx.argmax(law, axis=-1), mx.argmax(logits, axis=-1))
     assert mx.allclose(law.max(axis=-1), mx.zeros(ROWS), atol=1e-6)
 
@@ -110,6 +108,7 @@ def test_the_law_is_float32_whatever_the_model_is(dtype: mx.Dtype) -> None:
     "wrong",
     [
         {"temperature": -0.1},
+        {"temperature": 1e-9},
         {"temperature": math.inf},
         {"temperature": math.nan},
         {"top_p": 0.0},
@@ -151,11 +150,10 @@ def near_tie() -> mx.array:
     return logits
 
 
-@pytest.mark.parametrize("judge", [True, False], ids=["judge", "draw"])
-def test_greedy_takes_its_argmax_where_mlx_lm_does(judge: bool) -> None:
-    logits, law, moment = near_tie(), Law(Sampling()), Moment(0, 0)
-    token = law.judge(logits[None], NOTHING, moment)[0].token if judge else law.draw(logits, moment, 0)[0]
-    assert token.tolist() == [0]
+def test_greedy_takes_its_argmax_where_mlx_lm_does() -> None:
+    verdict, sound = Law(Sampling()).judge(near_tie()[None], NOTHING, 0)
+    assert verdict.token.tolist() == [0]
+    assert sound.tolist() == [True]
 
 
 # -- shared noise ---------------------------------------------------------------------------------------------
@@ -188,20 +186,11 @@ def test_noise_is_gumbels() -> None:
     assert abs((noise < 0).mean().item() - math.exp(-1)) < 5 * math.sqrt(0.2325 / count)
 
 
-Move = Callable[[Moment], Moment]
-
-
-@pytest.mark.parametrize(
-    ("verify", "move", "same"),
-    [
-        ("seeded", lambda m: Moment(m.round + 1, m.position), True),
-        ("seeded", lambda m: Moment(m.round, m.position + 1), False),
-        ("token", lambda m: Moment(m.round, m.position + 1), True),
-        ("token", lambda m: Moment(m.round + 1, m.position), False),
-    ],
-)
-def test_what_a_draw_depends_on(verify: Any, move: Move, same: bool) -> None:
-    """Seeded noise belongs to a position, other noise to a round."""
-    logits, law, moment = mx.zeros((1, 10**6)), Law(Sampling(1.0, seed=1), verify), Moment(3, 70)
-    one, other = (law.draw(logits, m, 0)[0].item() for m in (moment, move(moment)))
-    assert (one == other) is same
+@pytest.mark.parametrize("verify", ["token", "block", "seeded"])
+def test_a_draw_belongs_to_its_position_and_step(verify: Any) -> None:
+    """Seeded noise belongs to the position of the token alone: the next round's first draft repeats it."""
+    logits, law = mx.zeros((1, 10**6)), Law(Sampling(1.0, seed=1), verify)
+    one, again, next_round, next_step = (law.draw(logits, *at)[0].item() for at in ((70, 0), (70, 0), (71, 0), (70, 1)))
+    assert one == again != next_round
+    assert one != next_step
+    assert (next_round == next_step) is (verify == "seeded")

@@ -13,6 +13,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
+from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.errors import HeadError
 from mlxmtp.heads import NoHeadError, load_head
 from mlxmtp.targets import load_target
@@ -41,8 +42,10 @@ class Golden:
 @pytest.fixture(scope="module", params=GOLDEN_KINDS)
 def golden(request: pytest.FixtureRequest) -> Golden:
     folder = GOLDENS / request.param
-    target = load_target(folder)
-    return Golden(folder, target, load_head(folder, target), mx.load(str(folder / "expected.safetensors")))
+    target = load_target(open_checkpoint(folder))
+    return Golden(
+        folder, target, load_head(open_checkpoint(folder), target), mx.load(str(folder / "expected.safetensors"))
+    )
 
 
 def difference(ours: mx.array, expected: mx.array) -> float:
@@ -116,13 +119,13 @@ STORAGE: list[tuple[Literal["shards", "sidecar"], Literal["shifted", "raw"]]] = 
 
 def parameters(folder: Path) -> dict[str, mx.array]:
     """The head's own parameters as loaded, by path."""
-    return dict(tree_flatten(load_head(folder, load_target(folder)).parameters()))
+    return dict(tree_flatten(load_head(open_checkpoint(folder), load_target(open_checkpoint(folder))).parameters()))
 
 
 def outputs(folder: Path) -> list[mx.array]:
     """Hidden states and logits of four rows and two recycled ones, on a hidden state that needs no trunk."""
-    target = load_target(folder)
-    head = load_head(folder, target)
+    target = load_target(open_checkpoint(folder))
+    head = load_head(open_checkpoint(folder), target)
     cache = head.make_cache()
     width = parameters(folder)["norm.weight"].size
     rows = mx.random.normal((1, 4, width), key=mx.random.key(7)).astype(target.embed(mx.array([[3]])).dtype)
@@ -195,7 +198,7 @@ def test_experts_fused_and_per_expert_are_the_same_model(
         for head in ("fused", "per_expert")
     ]
     tokens = mx.array([[5, 9, 40, 7]])
-    targets = [load_target(folder) for folder in stored]
+    targets = [load_target(open_checkpoint(folder)) for folder in stored]
     logits = [target.forward(tokens, target.make_cache())[0] for target in targets]
     for folder, rows in zip(stored[1:], logits[1:], strict=True):
         assert mx.array_equal(rows, logits[0])
@@ -248,7 +251,7 @@ def test_no_head_is_said(raw_checkpoint: Checkpoints, mlx_conversion: Checkpoint
     converted = mlx_conversion(raw_checkpoint("qwen3_5"), head="none")
     for folder in (raw_checkpoint("qwen3_5", head=False), converted):
         with pytest.raises(NoHeadError, match="declares 1 MTP layer"):
-            load_head(folder, load_target(folder))
+            load_head(open_checkpoint(folder), load_target(open_checkpoint(folder)))
 
 
 def test_a_shifted_head_beside_a_raw_trunk_is_refused(raw_checkpoint: Checkpoints, tmp_path: Path) -> None:
@@ -257,7 +260,7 @@ def test_a_shifted_head_beside_a_raw_trunk_is_refused(raw_checkpoint: Checkpoint
     head = {k: v + 1 if v.ndim == 1 else v for k, v in weights.items() if k.startswith("mtp.")}
     tiny.save_weights(folder, weights | head, made_by="pt")
     with pytest.raises(HeadError, match="shifted by 1 already"):
-        load_head(folder, load_target(folder))
+        load_head(open_checkpoint(folder), load_target(open_checkpoint(folder)))
 
 
 def test_trained_heads_load_with_their_offset(shared_checkpoint: Callable[[str], Path]) -> None:

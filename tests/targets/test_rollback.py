@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import ArraysCache, KVCache
 
+from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.targets import Target, load_target, recurrent
 from tests.scripted import assert_same_state, replaced, snapshot
 
@@ -30,7 +32,7 @@ Checkpoints = Callable[..., Path]
 @pytest.fixture(scope="module", params=MODELS, ids="-".join)
 def target(request: pytest.FixtureRequest, raw_checkpoint: Checkpoints) -> Target:
     kind, dtype = request.param
-    return load_target(raw_checkpoint(kind, dtype=dtype))
+    return load_target(open_checkpoint(raw_checkpoint(kind, dtype=dtype)))
 
 
 @pytest.fixture(params=[[], PROMPT], ids=["empty", "prefilled"])
@@ -128,6 +130,6 @@ def test_replay_is_reached(target: Target, monkeypatch: pytest.MonkeyPatch) -> N
 def test_one_wrong_row_would_be_seen(target: Target, prompt: list[int]) -> None:
     """Neighbouring states differ in every layer, so that a commit which is off by one cannot pass."""
     states, _ = one_by_one(target, prompt, FED[:3])
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in itertools.pairwise(states):
         for one, other in zip(before[-len(after) :], after, strict=False):
             assert not mx.array_equal(one, other)

@@ -1,21 +1,39 @@
-"""From what a user names, a folder or a Hub repo, to a checked local folder."""
+"""From what a user names, a folder or a Hub repo, to a checkpoint that is whole."""
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlxmtp.checkpoints.tensors import TensorInfo, list_tensors
 from mlxmtp.errors import CheckpointError
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 
 
-def resolve(path_or_repo: str | Path) -> Path:
-    """The local folder of a checkpoint; a Hub repo ("owner/name") is downloaded to the Hub cache.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's folder: its configuration, and every tensor its files hold."""
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def model_type(self) -> str:
+        """What mlx-lm chooses the architecture by."""
+        kind: str = self.config["model_type"]
+        return kind
+
+
+def open_checkpoint(path_or_repo: str | Path) -> Checkpoint:
+    """Open a checkpoint without reading its weights; a Hub repo ("owner/name") is downloaded to the Hub cache.
 
     Raises:
-        CheckpointError: there is no such folder or repo, it cannot be reached, or it is no model.
+        CheckpointError: there is no such folder or repo, it cannot be reached, is no model, or is not complete.
     """
     folder = Path(path_or_repo).expanduser()
     if not folder.exists():
@@ -23,12 +41,10 @@ def resolve(path_or_repo: str | Path) -> Path:
         if not _REPO.fullmatch(name) or name.startswith("."):
             raise CheckpointError(f"{name}: no such folder; expected a model's folder or a Hub repo (owner/name)")
         folder = _download(name)
-    read_config(folder)
-    return folder
+    return Checkpoint(folder, _read_config(folder), list_tensors(folder))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a checkpoint folder."""
+def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{folder}: no config.json; expected a model's folder")

@@ -1,0 +1,405 @@
+"""The round loop on real models: tokens, caches and the head's rows after every round, stops, evaluations, errors.
+
+"Equal" means bit for bit: on MLX's CPU backend a pass over several rows gives the bits of as many single ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx_lm.generate import generate_step
+
+from mlxmtp.checkpoints import open_checkpoint
+from mlxmtp.decoding.drafters import MTPChain
+from mlxmtp.decoding.law import NOTHING, Law
+from mlxmtp.decoding.loop import TIMED_EVERY, TIMED_FROM, Keep, decode_plainly, speculate
+from mlxmtp.decoding.sampling import Sampling
+from mlxmtp.decoding.sequence import Sequence
+from mlxmtp.decoding.stats import Round
+from mlxmtp.errors import NumericsError
+from mlxmtp.heads import Head, load_head
+from mlxmtp.targets import Target, load_target
+from tests.scripted import (
+    Depths,
+    KeepUntil,
+    ScriptedDrafter,
+    TableDrafter,
+    TableTarget,
+    assert_same_state,
+    counted_evaluations,
+    keep_all,
+    random_table,
+    snapshot,
+)
+
+DEPTHS = range(1, 7)
+PROMPT = [40, 7, 99, 40, 150, 3, 61, 20, 21, 22, 23, 24]
+LENGTH = 48  # tokens of the plain run that everything is compared with
+LAWS = {"greedy": Sampling(), "seeded": Sampling(1.0, top_p=0.95, seed=5)}
+SHARED = ("tiny-tools-qwen3_5-mtp", "tiny-qwen3_5-mtp")
+
+Checkpoints = Callable[..., Path]
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A model, a law, and what plain decoding makes of PROMPT: the tokens, and the cache before each was fed."""
+
+    target: Target
+    head: Head
+    law: Law
+    tokens: list[int]  # PROMPT first
+    states: list[list[mx.array]]  # by the number of tokens that the sequence has, from len(PROMPT)
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.target.text_config["vocab_size"])
+
+    def state(self, count: int) -> list[mx.array]:
+        """The cache of a sequence of `count` tokens, all but the last of them fed one at a time."""
+        return self.states[count - len(PROMPT)]
+
+    def start(self, *, head: bool = False) -> Sequence:
+        sequence = Sequence(self.target, self.head if head else None)
+        sequence.prefill(PROMPT)
+        return sequence
+
+    def scripted(
+        self, sequence: Sequence, rounds: list[tuple[int, int]], keep: Keep = keep_all, max_tokens: int = 1000
+    ) -> Iterator[Round]:
+        """Rounds that draft `depth` tokens of which the first `right` are the plain run's."""
+        drafter = ScriptedDrafter(self.tokens, [right for _, right in rounds], self.vocabulary)
+        policy = Depths(*(depth for depth, _ in rounds))
+        return speculate(self.target, drafter, sequence, self.law, policy, keep, max_tokens)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("qwen3_5", "float32", "greedy"),
+        ("qwen3_5", "float32", "seeded"),
+        ("qwen3_5", "bfloat16", "greedy"),
+        ("qwen3_5_moe", "float32", "greedy"),
+        ("qwen3_next", "float32", "greedy"),
+        ("qwen3_next", "float32", "seeded"),
+    ],
+    ids="-".join,
+)
+def plain(request: pytest.FixtureRequest, raw_checkpoint: Checkpoints) -> Plain:
+    """Made without the loop: prompt and tokens fed one at a time, each token the law's choice in a row of its own."""
+    kind, dtype, law = request.param
+    checkpoint = open_checkpoint(raw_checkpoint(kind, dtype=dtype))
+    target = load_target(checkpoint)
+    return by_hand(target, load_head(checkpoint, target), Law(LAWS[law]))
+
+
+def by_hand(target: Target, head: Head, law: Law) -> Plain:
+    cache, tokens, states = target.make_cache(), list(PROMPT), []
+    for token in PROMPT[:-1]:
+        target.forward(mx.array([[token]]), cache)
+    while len(tokens) < len(PROMPT) + LENGTH:
+        states.append(snapshot(cache))
+        logits, _ = target.forward(mx.array([tokens[-1:]]), cache)
+        verdict, _ = law.judge(logits, NOTHING, len(tokens))
+        tokens.append(verdict.token.item())
+    return Plain(target, head, law, tokens, states)
+
+
+# -- every acceptance count -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_every_acceptance_count_leaves_what_plain_decoding_leaves(plain: Plain, depth: int) -> None:
+    """Rounds that accept 0, 1, ..., depth drafts, one after the other, in one turn."""
+    sequence = plain.start()
+    plan = [(depth, right) for right in range(depth + 1)]
+    for (_, right), one in zip(plan, plain.scripted(sequence, plan), strict=False):
+        assert (one.drafted, one.accepted, len(one.tokens)) == (depth, right, right + 1)
+        count = len(sequence.tokens)
+        assert sequence.tokens == plain.tokens[:count]
+        assert_same_state(snapshot(sequence.cache), plain.state(count), (depth, right))
+
+
+@pytest.mark.parametrize("right", range(4))
+def test_every_acceptance_count_in_the_first_round_of_a_one_token_prompt(plain: Plain, right: int) -> None:
+    """The pass starts from empty caches."""
+    first = Sequence(plain.target, None)
+    first.prefill(PROMPT[:1])
+    truth = PROMPT[:1] + tokens_of(decode_plainly(plain.target, first, plain.law, keep_all, 8))
+    sequence = Sequence(plain.target, None)
+    sequence.prefill(PROMPT[:1])
+    drafter = ScriptedDrafter(truth, [right, 3], plain.vocabulary)
+    rounds = speculate(plain.target, drafter, sequence, plain.law, Depths(3), keep_all, 100)
+    assert [next(rounds).accepted, next(rounds).accepted] == [right, 3]
+    assert sequence.tokens == truth[: right + 6]
+    fed = plain.target.make_cache()
+    for token in sequence.tokens[:-1]:
+        plain.target.forward(mx.array([[token]]), fed)
+    assert_same_state(snapshot(sequence.cache), snapshot(fed))
+
+
+def tokens_of(rounds: Iterator[Round]) -> list[int]:
+    return [token for one in rounds for token in one.tokens]
+
+
+def test_plain_decoding_is_the_run_by_hand(plain: Plain) -> None:
+    assert tokens_of(decode_plainly(plain.target, plain.start(), plain.law, keep_all, LENGTH)) == plain.tokens[-LENGTH:]
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_plain_decoding_is_mlx_lms(shared_checkpoint: Callable[[str], Path], name: str) -> None:
+    target = load_target(open_checkpoint(shared_checkpoint(name)))
+    sequence = Sequence(target, None)
+    sequence.prefill(PROMPT)
+    theirs = [int(t) for t, _ in generate_step(mx.array(PROMPT), target.model, max_tokens=LENGTH)]
+    assert tokens_of(decode_plainly(target, sequence, Law(Sampling()), keep_all, LENGTH)) == theirs
+
+
+# -- stops ----------------------------------------------------------------------------------------------------
+
+MORE = [88, 12, 200]
+STOPS = [(right, kept) for right in range(5) for kept in range(1, right + 2)]
+
+
+@pytest.mark.parametrize(("right", "kept"), STOPS)
+def test_a_stop_inside_a_round_leaves_the_caches_at_the_last_kept_token(plain: Plain, right: int, kept: int) -> None:
+    sequence = plain.start()
+    rounds = plain.scripted(sequence, [(4, 2), (4, right)], KeepUntil(3 + kept))
+    last = list(rounds)[-1]
+    assert (last.finish, last.accepted, len(last.tokens)) == ("stop", right, kept)
+    count = len(PROMPT) + 3 + kept
+    assert sequence.tokens == plain.tokens[:count]
+    assert_same_state(snapshot(sequence.cache), plain.state(count))
+
+
+@pytest.mark.parametrize(("right", "kept"), [(0, 1), (4, 1), (4, 3), (4, 5)])
+def test_the_next_turn_goes_on_from_a_stop(plain: Plain, right: int, kept: int) -> None:
+    """Going on, and going on after more prompt, give what a run gives that never stopped."""
+    for more in ([], MORE):
+        sequence = plain.start()
+        list(plain.scripted(sequence, [(4, right)], KeepUntil(kept)))
+        so_far = list(sequence.tokens)
+        if more:
+            sequence.prefill(more)
+        going_on = tokens_of(decode_plainly(plain.target, sequence, plain.law, keep_all, 8))
+
+        fresh = Sequence(plain.target, None)
+        fresh.prefill(so_far + more)
+        assert going_on == tokens_of(decode_plainly(plain.target, fresh, plain.law, keep_all, 8))
+        assert_same_state(snapshot(sequence.cache), snapshot(fresh.cache))
+        if not more:
+            assert going_on == plain.tokens[len(so_far) : len(so_far) + 8]
+
+
+@pytest.mark.parametrize("after", range(1, 5))
+def test_a_reader_may_leave_after_any_round(plain: Plain, after: int) -> None:
+    sequence = plain.start()
+    rounds = plain.scripted(sequence, [(3, 0), (3, 3), (3, 1), (3, 2)])
+    for _ in range(after):
+        next(rounds)
+    rounds.close()  # type: ignore[attr-defined]
+    count = len(sequence.tokens)
+    assert sequence.tokens == plain.tokens[:count]
+    assert_same_state(snapshot(sequence.cache), plain.state(count))
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 3, 5, 6, 7])
+@pytest.mark.parametrize("depth", [0, 1, 4])
+def test_the_budget_is_exact(plain: Plain, depth: int, max_tokens: int) -> None:
+    sequence = plain.start()
+    found = list(plain.scripted(sequence, [(depth, 9)] * 9, max_tokens=max_tokens))
+    tokens = tokens_of(iter(found))
+    assert tokens == plain.tokens[len(PROMPT) : len(PROMPT) + max_tokens]
+    assert [one.finish for one in found] == [None] * (len(found) - 1) + ["length"]
+    assert all(one.drafted < max_tokens for one in found), "a draft that the budget has no room for"
+    assert_same_state(snapshot(sequence.cache), plain.state(len(sequence.tokens)))
+
+
+def test_a_stop_with_the_budgets_last_token_is_a_stop(plain: Plain) -> None:
+    *_, last = plain.scripted(plain.start(), [(4, 4)], KeepUntil(3), max_tokens=3)
+    assert last.finish == "stop"
+
+
+# -- plain decoding runs one row ahead ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", ["keep", "budget", "close", "close at once"])
+def test_the_row_that_plain_decoding_queued_ahead_is_taken_back(plain: Plain, stop: str) -> None:
+    sequence = plain.start()
+    keep = KeepUntil(5) if stop == "keep" else keep_all
+    rounds = decode_plainly(plain.target, sequence, plain.law, keep, 5 if stop == "budget" else 30)
+    if stop.startswith("close"):
+        for _ in range(1 if stop == "close at once" else 5):
+            next(rounds)
+        assert sequence.cache[-1].offset == len(sequence.tokens), "nothing was queued: the test shows nothing"
+        rounds.close()  # type: ignore[attr-defined]
+    else:
+        assert list(rounds)[-1].finish == {"keep": "stop", "budget": "length"}[stop]
+    count = len(sequence.tokens)
+    assert sequence.tokens == plain.tokens[:count]
+    assert_same_state(snapshot(sequence.cache), plain.state(count))
+
+
+# -- the head -------------------------------------------------------------------------------------------------
+
+
+def assert_head_is_true(target: Target, head: Head, sequence: Sequence) -> None:
+    """Its rows and the pending ones are the target's rows, made from the target's own hidden states."""
+    count = len(sequence.tokens) - 1
+    assert {layer.offset for layer in sequence.cache if hasattr(layer, "offset")} == {count}
+    _, hidden = target.forward(mx.array([sequence.tokens[:-1]]), target.make_cache())
+    rows = sequence.head_cache[0].offset
+    pending = mx.concatenate(sequence._pending, axis=1)
+    assert rows + pending.shape[1] == count
+    assert mx.array_equal(pending, hidden[:, rows:])
+    fresh = head.make_cache()
+    if rows:
+        head(hidden[:, :rows], mx.array([sequence.tokens[1 : rows + 1]]), fresh)
+    assert_same_state(snapshot(sequence.head_cache), snapshot(fresh))
+
+
+@pytest.mark.parametrize("depths", [(1,), (3,), (6,), (2, 0, 0, 3, 5, 0, 1, 4)], ids=str)
+def test_the_heads_rows_are_the_targets_after_every_round(plain: Plain, depths: tuple[int, ...]) -> None:
+    sequence = plain.start(head=True)
+    assert_head_is_true(plain.target, plain.head, sequence)
+    rounds = speculate(plain.target, MTPChain(plain.head), sequence, plain.law, Depths(*depths), KeepUntil(13), 100)
+    for _ in rounds:
+        count = len(sequence.tokens)
+        assert sequence.tokens == plain.tokens[:count]
+        assert_same_state(snapshot(sequence.cache), plain.state(count))
+        assert_head_is_true(plain.target, plain.head, sequence)
+    assert len(sequence.tokens) == len(PROMPT) + 13
+    sequence.prefill(MORE, rows=2)
+    assert_head_is_true(plain.target, plain.head, sequence)
+    next(speculate(plain.target, MTPChain(plain.head), sequence, plain.law, Depths(3), keep_all, 9))
+    assert_head_is_true(plain.target, plain.head, sequence)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_trained_heads_drafts_stand_and_its_rows_stay_true(
+    shared_checkpoint: Callable[[str], Path], name: str
+) -> None:
+    """Here some drafts are accepted, so that rounds of every length happen."""
+    path = shared_checkpoint(name)
+    target = load_target(open_checkpoint(path))
+    head = load_head(open_checkpoint(path), target)
+    sequence = Sequence(target, head)
+    sequence.prefill(PROMPT, rows=5)
+    found = []
+    for one in speculate(target, MTPChain(head), sequence, Law(Sampling()), Depths(3), keep_all, 40):
+        found.append(one)
+        assert_head_is_true(target, head, sequence)
+    plain = Sequence(target, None)
+    plain.prefill(PROMPT, rows=5)
+    assert tokens_of(iter(found)) == tokens_of(decode_plainly(target, plain, Law(Sampling()), keep_all, 40))
+    assert_same_state(snapshot(sequence.cache), snapshot(plain.cache))
+    assert sum(one.accepted for one in found) > 0
+
+
+# -- one evaluation a round -----------------------------------------------------------------------------------
+
+VOCABULARY = 11
+TABLE = random_table(VOCABULARY, seed=1, spread=2.0)
+
+
+@pytest.mark.parametrize("verify", ["greedy", "token", "block", "seeded"])
+def test_a_round_waits_for_the_device_once(plain: Plain, verify: Any) -> None:
+    """Three times in the rounds that are timed in parts. Reading any array, and `mx.eval`, are counted."""
+    law = Law(Sampling()) if verify == "greedy" else Law(Sampling(1.0, top_p=0.9, top_k=50, seed=1), verify)
+    drafter, sequence = MTPChain(plain.head), plain.start(head=True)
+    rounds = speculate(plain.target, drafter, sequence, law, Depths(2, 3, 0, 3, 1), keep_all, 1000)
+    for number in range(TIMED_FROM + 3):
+        with counted_evaluations() as calls:
+            one = next(rounds)
+        timed = number % TIMED_EVERY == TIMED_FROM
+        assert len(calls) == one.evaluations == (3 if timed else 1), calls
+        assert (one.parts is not None) == timed
+        if one.parts:
+            assert min(one.parts.draft_s, one.parts.verify_s, one.parts.other_s) > 0
+
+
+def test_plain_decoding_waits_for_the_device_once_a_round(plain: Plain) -> None:
+    rounds = decode_plainly(plain.target, plain.start(), plain.law, keep_all, 1000)
+    for _ in range(TIMED_FROM + 3):
+        with counted_evaluations() as calls:
+            one = next(rounds)
+        assert len(calls) == one.evaluations == 1, calls
+    rounds.close()  # type: ignore[attr-defined]
+
+
+def test_timed_rounds_come_back_and_change_nothing() -> None:
+    law, tokens = Law(Sampling(1.0, seed=1)), TIMED_EVERY + 40
+    found = []
+    for depth in (None, 1):
+        target = TableTarget(TABLE)
+        sequence = Sequence(target, None)  # type: ignore[arg-type]
+        sequence.prefill([3])
+        if depth is None:
+            rounds = decode_plainly(target, sequence, law, keep_all, tokens)  # type: ignore[arg-type]
+        else:
+            drafter = TableDrafter(random_table(VOCABULARY, seed=2))
+            rounds = speculate(target, drafter, sequence, law, Depths(1), keep_all, tokens)  # type: ignore[arg-type]
+        found.append(list(rounds))
+    assert tokens_of(iter(found[0])) == tokens_of(iter(found[1]))
+    timed = [number for number, one in enumerate(found[1]) if one.parts]
+    assert timed == [n for n in range(len(found[1])) if n % TIMED_EVERY == TIMED_FROM]
+    assert len(timed) == 2
+    assert {one.evaluations for one in found[0]} == {1}
+
+
+# -- logits that are not finite -------------------------------------------------------------------------------
+
+
+def spoiled(at: int, value: float) -> TableTarget:
+    """A target whose logits after token `at` are not finite."""
+    rows = mx.arange(VOCABULARY**2)[:, None] % VOCABULARY == at
+    return TableTarget(mx.where(rows, value, TABLE))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0), Sampling(1.0, seed=3)], ids=str)
+@pytest.mark.parametrize("depth", [None, 0, 3])
+def test_logits_that_are_not_finite_are_an_error_and_never_a_token(
+    depth: int | None, sampling: Sampling, value: float
+) -> None:
+    """The first pass is sound, so that plain decoding has the bad one queued already."""
+    target = spoiled(at=5, value=value)
+    sequence, seen = Sequence(target, None), []  # type: ignore[arg-type]
+    sequence.prefill([3, 5])
+
+    def keep(tokens: list[int]) -> Any:
+        seen.append(tokens)
+        return keep_all(tokens)
+
+    law = Law(sampling)
+    if depth is None:
+        rounds = decode_plainly(target, sequence, law, keep, 9)  # type: ignore[arg-type]
+    else:
+        drafter = TableDrafter(TABLE)
+        rounds = speculate(target, drafter, sequence, law, Depths(depth), keep, 9)  # type: ignore[arg-type]
+    with pytest.raises(NumericsError, match="not finite"):
+        next(rounds)
+    assert not seen
+    assert sequence.tokens == [3, 5]
+
+
+def test_a_bad_row_behind_a_rejection_does_not_matter() -> None:
+    """A scripted draft leads into the spoiled row; the target's own tokens do not."""
+    honest = TableTarget(TABLE)
+    first = Sequence(honest, None)  # type: ignore[arg-type]
+    first.prefill([3, 4])
+    truth = [3, 4, *tokens_of(decode_plainly(honest, first, Law(Sampling()), keep_all, 4))]  # type: ignore[arg-type]
+    wrong = (truth[3] + 1) % VOCABULARY
+    assert wrong not in truth
+    target = spoiled(at=wrong, value=math.nan)
+    sequence = Sequence(target, None)  # type: ignore[arg-type]
+    sequence.prefill([3, 4])
+    drafter = ScriptedDrafter(truth, [1], VOCABULARY)
+    one = next(speculate(target, drafter, sequence, Law(Sampling()), Depths(2), keep_all, 9))  # type: ignore[arg-type]
+    assert list(one.tokens) == truth[2:4]
