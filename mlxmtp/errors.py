@@ -30,3 +30,10 @@ class NumericsError(MlxmtpError):
 
 class BackendError(MlxmtpError, ImportError):
     """MLX is not installed, or only without the library that runs it."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """MLX has no exception for it, only texts: `[malloc] Unable to allocate`, `Insufficient Memory`."""
+    return isinstance(error, RuntimeError) and any(
+        mark in str(error) for mark in ("malloc", "Insufficient Memory", "OutOfMemory")
+    )

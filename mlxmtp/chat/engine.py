@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Several
-from contextlib import closing
+from contextlib import ExitStack, closing, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import mlx.core as mx
 from mlx_lm.generate import wired_limit
@@ -59,6 +60,18 @@ class Result:
     prompt_tokens: int
     finish_reason: str
     stats: Stats
+
+
+class TurnOptions(TypedDict, total=False):
+    """The keyword arguments of `Engine.stream`."""
+
+    max_tokens: int
+    depth: int | None
+    verify: Verify | None
+    stop: Several[str]
+    raw: bool
+    on_prefill: Callable[[int, int], None] | None
+    prefill_rows: int
 
 
 class Engine:
@@ -125,8 +138,8 @@ class Engine:
         law = _law(sampling, verify)
         stop = _stop_strings(stop)
         for name, value in (("max_tokens", max_tokens), ("prefill_rows", prefill_rows)):
-            if value < 1:
-                raise OptionError(f"{name} is {value}; expected a whole number of at least 1")
+            if not isinstance(value, int) or value < 1:
+                raise OptionError(f"{name} is {value!r}; expected a whole number of at least 1")
         tokens = encode(self.tokenizer, prompt, raw=raw)
         if len(tokens) >= self.context:
             raise PromptError(
@@ -137,7 +150,7 @@ class Engine:
         limit = min(max_tokens, self.context - len(tokens))
         return turn.run(tokens, limit, prefill_rows, on_prefill, Tally(len(tokens), started))
 
-    def generate(self, prompt: Prompt, sampling: Sampling = GREEDY, **options: Any) -> Result:
+    def generate(self, prompt: Prompt, sampling: Sampling = GREEDY, **options: Unpack[TurnOptions]) -> Result:
         """A whole turn; arguments and errors as for `stream`."""
         text: list[str] = []
         tokens: list[int] = []
@@ -149,8 +162,8 @@ class Engine:
     def _depth(self, depth: int | None) -> int:
         if depth is None:
             return DEFAULT_DEPTH if self.mtp else 0
-        if not 0 <= depth <= MAX_DEPTH:
-            raise OptionError(f"depth is {depth}; expected a whole number from 0 (plain) to {MAX_DEPTH}")
+        if not isinstance(depth, int) or not 0 <= depth <= MAX_DEPTH:
+            raise OptionError(f"depth is {depth!r}; expected a whole number from 0 (plain) to {MAX_DEPTH}")
         if depth and not self.mtp:
             raise OptionError(f"depth is {depth}, but there is no MTP head: {self.plain_because}")
         return depth
@@ -175,7 +188,9 @@ class _Turn:
         tally: Tally,
     ) -> Iterator[Chunk]:
         mx.reset_peak_memory()
-        with wired_limit(self.target.model):
+        with ExitStack() as stack:
+            with redirect_stdout(sys.stderr):  # mlx-lm prints its warning about large models
+                stack.enter_context(wired_limit(self.target.model))
             sequence = Sequence(self.target, self.head)
             sequence.prefill(tokens, prefill_rows, on_prefill)
             tally.prefilled(time.perf_counter())
@@ -203,7 +218,7 @@ def load(path_or_repo: str | Path | None = None, *, mtp: bool = True) -> Engine:
         CheckpointError: no such model, incomplete or damaged files, an unsupported architecture.
         HeadError: there is a head, but not one that can be run.
     """
-    checkpoint = open_checkpoint(path_or_repo or DEMO)
+    checkpoint = open_checkpoint(DEMO if path_or_repo is None else path_or_repo)
     target = load_target(checkpoint)
     tokenizer = _load_tokenizer(checkpoint.folder, target.config.get("eos_token_id"))
     head: Head | None = None
@@ -213,7 +228,7 @@ def load(path_or_repo: str | Path | None = None, *, mtp: bool = True) -> Engine:
             head, plain_because = load_head(checkpoint, target), None
         except NoHeadError as reason:
             plain_because = str(reason)
-    name = str(path_or_repo) if path_or_repo else "demo"
+    name = "demo" if path_or_repo is None else str(path_or_repo)
     return Engine(checkpoint.folder, name, target, tokenizer, head, plain_because)
 
 

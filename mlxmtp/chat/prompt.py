@@ -32,7 +32,10 @@ def encode(tokenizer: Any, prompt: Prompt, *, raw: bool) -> list[int]:
         raise PromptError("the prompt mixes kinds; expected a text, a list of chat messages or a list of token ids")
     if not tokenizer.has_chat_template:
         raise PromptError("this model has no chat template for messages; give the prompt as a text")
-    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # templates raise errors of their own, and trip over messages that they do not expect
+        raise PromptError(f"the model's chat template refuses these messages: {error}") from error
     return _ids(tokenizer.encode(text, add_special_tokens=False, verbose=False))
 
 

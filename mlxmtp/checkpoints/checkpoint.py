@@ -59,18 +59,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _download(repo: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(repo, allow_patterns=_FILES))
     except GatedRepoError as error:
         raise CheckpointError(f"{repo}: gated; accept its terms on the Hub, then run `hf auth login`") from error
-    except RepositoryNotFoundError as error:
+    except (RepositoryNotFoundError, HFValidationError) as error:
         raise CheckpointError(f"{repo}: no such folder, and no such repo on the Hub (or no access to it)") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise CheckpointError(f"{repo}: no such folder, and the Hub cannot be reached to download it") from error
+    except Exception as error:  # the client lets its transport's errors through, and they have no common base
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{repo}: no such folder, and it cannot be downloaded from the Hub: {reason}") from error

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import mlxmtp
 from mlxmtp.cli import generate
-from mlxmtp.errors import MlxmtpError
+from mlxmtp.errors import MlxmtpError, is_out_of_memory
 
 FAILED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 
@@ -88,11 +88,6 @@ def guarded(action: Callable[[], int]) -> int:
 def fail(message: str, code: int) -> int:
     print(f"mlxmtp: {message}", file=sys.stderr)
     return code
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """MLX has no exception for it, only texts: `[malloc] Unable to allocate`, `Insufficient Memory`."""
-    return any(mark in str(error) for mark in ("malloc", "Insufficient Memory", "OutOfMemory"))
 
 
 def leave_quietly() -> int:

@@ -7,22 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mlxmtp import Chunk, Engine, Stats
 
-JSON_STATS = (
-    "rounds",
-    "drafted",
-    "accepted",
-    "tokens_per_round",
-    "acceptance_by_depth",
-    "ttft_s",
-    "prefill_tps",
-    "decode_tps",
-    "draft_s",
-    "verify_s",
-    "other_s",
-    "peak_memory_bytes",
-    "evaluations",
-    "timed_rounds",
-)
 USELESS_ACCEPTANCE = 0.2
 JUDGED_ROUNDS = 16
 INTERRUPTED = "interrupted"
@@ -31,6 +15,7 @@ INTERRUPTED = "interrupted"
 def as_json(engine: Engine, chunks: list[Chunk], plain: str | None) -> dict[str, object]:
     last = chunks[-1]
     stats = last.stats.to_dict()
+    del stats["prompt_tokens"], stats["tokens"]  # said outside
     answer: dict[str, object] = {
         "text": "".join(chunk.text for chunk in chunks),
         "tokens": [token for chunk in chunks for token in chunk.tokens],
@@ -38,7 +23,7 @@ def as_json(engine: Engine, chunks: list[Chunk], plain: str | None) -> dict[str,
         "finish_reason": last.finish_reason or INTERRUPTED,
         "model": engine.name,
         "head": engine.head,
-        "stats": {name: stats[name] for name in JSON_STATS},
+        "stats": stats,
     }
     if plain is not None:
         answer["plain_because"] = plain

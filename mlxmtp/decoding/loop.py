@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     from mlxmtp.decoding.sequence import Sequence
     from mlxmtp.targets import Pass, Target
 
-TIMED_FROM, TIMED_EVERY = (
-    3,
-    64,
-)  # rounds evaluated in parts, to see where time goes: few enough to cost nothing
+# Every so often a round is evaluated in parts, to see where time goes: too rarely to cost anything.
+TIMED_FROM, TIMED_EVERY = 3, 64
 CLEAR_EVERY = 256  # rounds between returns of MLX's cached buffers, as mlx-lm does
 
 
@@ -90,7 +88,6 @@ def decode_plainly(target: Target, sequence: Sequence, law: Law, keep: Keep, max
         while finish is None:
             last = mx.array(sequence.tokens[-1:])
             now = ahead or _queue(target, sequence, law, last, first + number)
-            now.rows.commit(1)  # its token has been emitted
             left = max_tokens - number - 1
             ahead = None
             if left and target.reversible:

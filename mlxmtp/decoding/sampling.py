@@ -33,22 +33,26 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        temperature_ok = self.temperature == 0 or 1e-6 <= self.temperature < math.inf
-        _require("temperature", self.temperature, temperature_ok, "0 (greedy) or a number of at least 1e-6")
-        _require("top_p", self.top_p, 0 < self.top_p <= 1, "a number in (0, 1]; 1 switches it off")
-        _require("top_k", self.top_k, self.top_k >= 0, "a whole number >= 0; 0 switches it off")
-        _require("min_p", self.min_p, 0 <= self.min_p <= 1, "a number in [0, 1]; 0 switches it off")
-        seed_ok = self.seed is None or 0 <= self.seed < 2**64
-        _require("seed", self.seed, seed_ok, "a whole number in [0, 2**64)")
+        t, p, k, m, seed = self.temperature, self.top_p, self.top_k, self.min_p, self.seed
+        _require("temperature", t, _number(t) and (t == 0 or 1e-6 <= t < math.inf), "0 (greedy) or at least 1e-6")
+        _require("top_p", p, _number(p) and 0 < p <= 1, "a number in (0, 1]; 1 switches it off")
+        _require("top_k", k, isinstance(k, int) and k >= 0, "a whole number >= 0; 0 switches it off")
+        _require("min_p", m, _number(m) and 0 <= m <= 1, "a number in [0, 1]; 0 switches it off")
+        seed_ok = seed is None or (isinstance(seed, int) and 0 <= seed < 2**64)
+        _require("seed", seed, seed_ok, "a whole number in [0, 2**64)")
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
 
 
+def _number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
 def _require(name: str, value: object, ok: bool, expected: str) -> None:
     if not ok:
-        raise ValueError(f"{name} is {value}; expected {expected}")
+        raise ValueError(f"{name} is {value!r}; expected {expected}")
 
 
 def log_probs(logits: mx.array) -> mx.array:

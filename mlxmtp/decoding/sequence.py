@@ -73,7 +73,7 @@ class Sequence:
         if count:
             tokens = mx.array([self.tokens[done - count : done]])
             self._head(hidden[:, :-1], tokens, self.head_cache)
-        self._pending = [hidden[:, -1:]]
+        self._pending = [mx.contiguous(hidden[:, -1:])]  # a view would keep the whole chunk alive
 
 
 def _join(rows: list[mx.array]) -> mx.array:

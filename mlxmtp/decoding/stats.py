@@ -39,10 +39,10 @@ class Stats:
 
     Args:
         prompt_tokens, tokens: read and generated. rounds: verification passes.
-        drafted, accepted: drafts proposed and let stand.
+        drafted, accepted: drafts proposed, and let stand; in a round that a stop cuts short, some of them unsaid.
         tokens_per_round: generated tokens a round.
-        acceptance_by_depth: at i, the share of the drafts at depth i + 1 that stood; a draft behind a rejected one
-            counts as rejected, so that tokens_per_round is 1 + the sum.
+        acceptance_by_depth: at i, the share of the drafts at depth i + 1 that stood. A draft behind a rejected one
+            counts as rejected: with full rounds, tokens_per_round is 1 + the sum.
         ttft_s: from the request to the first token. prefill_tps: of the prompt.
         decode_tps: of the tokens after the first round, by the clock.
         draft_s, verify_s, other_s: decoding time split by the rounds that were timed in parts; an estimate.

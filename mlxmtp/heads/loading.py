@@ -1,6 +1,7 @@
 """Finding a checkpoint's head by the tensors that are there, and reading it into its family's module."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -9,18 +10,13 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import infer_quant_config
 
 from mlxmtp.checkpoints import Checkpoint, TensorInfo
-from mlxmtp.errors import HeadError
+from mlxmtp.errors import HeadError, is_out_of_memory
 from mlxmtp.heads import qwen
 from mlxmtp.heads.head import Head
-from mlxmtp.targets import Target, materialise, stack_experts
+from mlxmtp.targets import Target, materialise
 
-_PREFIXES = (
-    "mtp.",
-    "model.mtp.",
-    "language_model.mtp.",
-    "model.language_model.mtp.",
-    "language_model.model.mtp.",
-)
+SIDE_CAR = "mtp.safetensors"
+_NAME = re.compile(r"((?:model\.|language_model\.)*mtp\.)(.+)")
 _DSPARK = ("main_proj", "main_norm", "markov_head", "confidence_head")
 
 
@@ -35,25 +31,39 @@ def load_head(checkpoint: Checkpoint, target: Target) -> Head:
         NoHeadError: no head tensors, or no family for this kind of model.
         HeadError: there are head tensors, but they are not a head that can be run.
     """
+    names = _head_names(checkpoint.tensors)
+    _refuse_dspark(names.values())
     if checkpoint.model_type not in qwen.TRUNKS:
         raise NoHeadError(f"no MTP head family for model type {checkpoint.model_type!r} yet")
-    tensors = checkpoint.tensors
-    names = {name: short for name in tensors if (short := _short(name))}
     if not names:
         raise NoHeadError(_absent(target))
-    _refuse_unknown(names.values())
-    weights = _read({name: tensors[name] for name in names}, names)
-    if _norms_are_raw(weights, _trunk_is_raw(tensors)):
-        weights = {k: v + qwen.NORM_OFFSET if _is_norm(k, v) else v for k, v in weights.items()}
-    weights = stack_experts(weights)
-    head = qwen.QwenHead(target, moe=any(".mlp.switch_mlp." in name for name in weights))
-    _load(head, weights)
-    return head
+    if not target.reversible:
+        raise NoHeadError("this model keeps caches that cannot take rejected drafts back yet")
+    layers = {name.split(".")[1] for name in names.values() if name.startswith("layers.")}
+    if len(layers) > 1:
+        raise HeadError(f"the head has {len(layers)} MTP layers; one is supported; use --no-mtp")
+    try:
+        weights = _read({name: checkpoint.tensors[name] for name in names}, names)
+        head, weights = qwen.build(weights, target, trunk_is_raw=_trunk_is_raw(checkpoint.tensors))
+        _load(head, weights, target)
+    except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise HeadError(f"the head's tensors do not fit this model ({error}); use --no-mtp") from error
+    loaded: Head = head
+    return loaded
 
 
-def _short(name: str) -> str | None:
-    """The tensor's name inside the head, or None where it belongs to something else."""
-    return next((name[len(prefix) :] for prefix in _PREFIXES if name.startswith(prefix)), None)
+def _head_names(tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """The head's tensors, and their names inside the head. A side-car, where there is one, is the whole head."""
+    if own := [name for name, info in tensors.items() if info.file.name == SIDE_CAR]:
+        return {name: match[2] if (match := _NAME.fullmatch(name)) else name for name in own}
+    found = {name: match for name in tensors if (match := _NAME.fullmatch(name))}
+    if len({match[1] for match in found.values()}) > 1:
+        raise HeadError(
+            f"the files hold more than one head ({', '.join(sorted(found)[:: len(found) - 1])}); use --no-mtp"
+        )
+    return {name: match[2] for name, match in found.items()}
 
 
 def _absent(target: Target) -> str:
@@ -63,13 +73,9 @@ def _absent(target: Target) -> str:
     return "the files hold no MTP head (no mtp.* tensors)"
 
 
-def _refuse_unknown(names: Any) -> None:
-    names = sorted(names)
-    if spark := [name for name in names if any(mark in name for mark in _DSPARK)]:
+def _refuse_dspark(names: Iterable[str]) -> None:
+    if spark := sorted(name for name in names if any(mark in name for mark in _DSPARK)):
         raise HeadError(f"the mtp.* tensors are DSpark stages ({spark[0]}), not an MTP head; use --no-mtp")
-    layers = {name.split(".")[1] for name in names if name.startswith("layers.")}
-    if len(layers) > 1:
-        raise HeadError(f"the head has {len(layers)} MTP layers; one is supported; use --no-mtp")
 
 
 def _read(tensors: Mapping[str, TensorInfo], names: Mapping[str, str]) -> dict[str, mx.array]:
@@ -87,29 +93,12 @@ def _trunk_is_raw(tensors: Mapping[str, TensorInfo]) -> bool | None:
     return any(width != 1 for width in widths) if widths else None
 
 
-def _norms_are_raw(weights: Mapping[str, mx.array], trunk_is_raw: bool | None) -> bool:
-    """Whether norm weights still lack the offset of 1.
+def _load(head: nn.Module, weights: dict[str, mx.array], target: Target) -> None:
+    """Put the weights in: quantised layers as they are stored, the rest in the dtype that the trunk computes in.
 
-    Raw ones scatter around 0; shifted ones around 1, where a negative one would flip a channel's sign. A raw trunk's
-    files are raw throughout, so there the values only confirm; a converted trunk may have kept its head either way.
+    Another dtype would spread: a float32 norm in the head makes every draft convert the shared output matrix.
     """
-    norms = [w.astype(mx.float32) for name, w in weights.items() if _is_norm(name, w)]
-    values = mx.sort(mx.concatenate(norms))
-    median, lowest = float(values[values.size // 2]), float(values[values.size // 100])
-    if trunk_is_raw and lowest > 0 and abs(median - qwen.NORM_OFFSET) < 0.25:
-        raise HeadError(
-            f"the trunk is stored raw, but the head's norm weights (median {median:.2f}) look shifted by 1 already; "
-            "such a head drafts nonsense: take the files from the original repo again, or use --no-mtp"
-        )
-    return bool(trunk_is_raw) or lowest < 0 or median < qwen.NORM_OFFSET / 2
-
-
-def _is_norm(name: str, value: mx.array) -> bool:
-    return value.ndim == 1 and (name.endswith("norm.weight") or name.startswith("pre_fc_norm"))
-
-
-def _load(head: nn.Module, weights: dict[str, mx.array]) -> None:
-    """Put the weights in, quantised layers as they are stored, after checking every name and shape."""
+    _check_names(head, weights)
 
     def stored(path: str, module: nn.Module) -> bool | dict[str, Any]:
         if f"{path}.scales" not in weights or not hasattr(module, "to_quantized"):
@@ -118,13 +107,26 @@ def _load(head: nn.Module, weights: dict[str, mx.array]) -> None:
         return how
 
     nn.quantize(head, class_predicate=stored)
-    expected: dict[str, Any] = {name: value.shape for name, value in tree_flatten(head.parameters())}  # type: ignore
-    for name in sorted(expected.keys() | weights.keys()):
-        found = weights[name].shape if name in weights else "nothing"
-        if name not in expected:
-            raise HeadError(f"the head has an unknown tensor mtp.{name} {found}; use --no-mtp")
-        if found != expected[name]:
-            raise HeadError(f"the head's mtp.{name} is {found}, expected {expected[name]}; use --no-mtp")
-    head.load_weights(list(weights.items()))
+    for name, shape in _shapes(head).items():
+        if weights[name].shape != shape:
+            raise HeadError(f"the head's mtp.{name} is {weights[name].shape}, expected {shape}; use --no-mtp")
+    dtype = target.embed(mx.array([[0]])).dtype
+    cast = {n: w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w for n, w in weights.items()}
+    head.load_weights(list(cast.items()))
     head.eval()
     materialise(head)
+
+
+def _check_names(head: nn.Module, weights: Mapping[str, mx.array]) -> None:
+    """Every tensor known and none missing, before anything is derived from shapes."""
+    stored = {name for name in weights if not name.endswith((".scales", ".biases"))}
+    expected = set(_shapes(head))
+    if unknown := sorted(stored - expected):
+        raise HeadError(f"the head has an unknown tensor mtp.{unknown[0]} {weights[unknown[0]].shape}; use --no-mtp")
+    if missing := sorted(expected - stored):
+        raise HeadError(f"the head's mtp.{missing[0]} is missing; download the model again, or use --no-mtp")
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    flat: list[tuple[str, mx.array]] = tree_flatten(module.parameters())  # type: ignore[assignment]
+    return {name: value.shape for name, value in flat}

@@ -14,11 +14,13 @@ import mlx.nn as nn
 from mlx_lm.models import qwen3_5, qwen3_next
 from mlx_lm.models.cache import KVCache
 
-from mlxmtp.targets import Cache, Target
+from mlxmtp.errors import HeadError
+from mlxmtp.targets import Cache, Target, stack_experts
 
 FAMILY = "qwen-mtp"
 TRUNKS = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
 NORM_OFFSET = 1.0  # raw checkpoints store w, the layer multiplies by 1 + w
+_BLOCK_NORMS = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm")
 
 
 class QwenHead(nn.Module):
@@ -55,6 +57,52 @@ class QwenHead(nn.Module):
 
     def logits(self, hidden: mx.array) -> mx.array:
         return self._project(hidden)
+
+
+def build(
+    weights: dict[str, mx.array], target: Target, *, trunk_is_raw: bool | None
+) -> tuple[Any, dict[str, mx.array]]:
+    """The head's module, still empty, and its weights as the module wants them: norms shifted, experts stacked."""
+    if not any(name.startswith("layers.0.") for name in weights):
+        raise HeadError("the head's tensors have no layers.0.*; they are not a Qwen MTP head; use --no-mtp")
+    if norms_are_raw(weights, trunk_is_raw=trunk_is_raw):
+        weights = {name: w + NORM_OFFSET if _is_norm(name, w) else w for name, w in weights.items()}
+    weights = stack_experts(weights)
+    return QwenHead(target, moe=any(".mlp.switch_mlp." in name for name in weights)), weights
+
+
+def norms_are_raw(weights: dict[str, mx.array], *, trunk_is_raw: bool | None) -> bool:
+    """Whether norm weights still lack the offset of 1.
+
+    The block's four norms decide for all: raw, their medians scatter a little above 0, shifted above 1. (Those before
+    `fc` stay below 0.5 even when shifted, and the last one is above 1 even when raw.) A raw trunk's files are raw
+    throughout; there the values only confirm. A converted trunk may have kept its head either way.
+
+    Args:
+        trunk_is_raw: what the trunk beside the head says of its own layout; None if nothing.
+
+    Raises:
+        HeadError: the values and the trunk contradict each other.
+    """
+    medians = [
+        float(mx.sort(w.astype(mx.float32))[w.size // 2])
+        for name, w in weights.items()
+        if _is_norm(name, w) and name.split(".")[-2] in _BLOCK_NORMS
+    ]
+    if not medians:
+        raise HeadError("the head has no norm weights to tell its format from; use --no-mtp")
+    mean = sum(medians) / len(medians)
+    raw = mean < 0.75 * NORM_OFFSET
+    if trunk_is_raw and not raw:
+        raise HeadError(
+            f"the trunk is stored raw, but the head's norm weights (median {mean:.2f}) look shifted by 1 already; "
+            "such a head drafts nonsense: take the files from the original repo again, or use --no-mtp"
+        )
+    return raw
+
+
+def _is_norm(name: str, value: mx.array) -> bool:
+    return value.ndim == 1 and (name.endswith("norm.weight") or name.startswith("pre_fc_norm"))
 
 
 def _block(args: Any, moe: bool) -> Any:

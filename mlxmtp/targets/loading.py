@@ -8,7 +8,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
 from mlxmtp.checkpoints import Checkpoint
-from mlxmtp.errors import CheckpointError
+from mlxmtp.errors import CheckpointError, is_out_of_memory
 from mlxmtp.targets.target import Target
 
 # Text-only checkpoints of the vision-language types: mlx-lm has one module for both.
@@ -24,9 +24,13 @@ def load_target(checkpoint: Checkpoint) -> Target:
     try:
         model, config = load_model(checkpoint.folder, lazy=True, get_model_classes=_model_classes)
         materialise(model)
-    except (ValueError, KeyError, TypeError, RuntimeError, FileNotFoundError) as error:
-        raise CheckpointError(f"{checkpoint.folder}: {_reason(error)}") from error
-    return Target(model, config)
+        return Target(model, config)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, FileNotFoundError) as error:
+        if is_out_of_memory(error):
+            raise
+        fp8 = any(name.endswith("weight_scale_inv") for name in checkpoint.tensors)
+        hint = " (block-scaled FP8 is not read yet: use the bf16 original or an MLX conversion)" if fp8 else ""
+        raise CheckpointError(f"{checkpoint.folder}: {_reason(error)}{hint}") from error
 
 
 def materialise(module: nn.Module) -> None:
@@ -59,22 +63,22 @@ def stack_experts(weights: dict[str, mx.array]) -> dict[str, mx.array]:
     single: dict[str, dict[int, mx.array]] = {}
     for name, value in weights.items():
         stem, found, rest = name.partition(".mlp.experts.")
-        target = f"{stem}.mlp.switch_mlp."
+        stacked = f"{stem}.mlp.switch_mlp."
+        part, _, tensor = rest.partition(".")
         if not found:
             out[name] = value
-        elif rest == "gate_up_proj":
-            for part, half in zip(("gate_proj", "up_proj"), mx.split(value, 2, axis=-2), strict=True):
-                out[f"{target}{part}.weight"] = mx.contiguous(half)
-        elif rest == "down_proj":
-            out[f"{target}down_proj.weight"] = value
+        elif part == "gate_up_proj":
+            for half, values in zip(("gate_proj", "up_proj"), mx.split(value, 2, axis=-2), strict=True):
+                out[f"{stacked}{half}.{tensor or 'weight'}"] = mx.contiguous(values)
+        elif part == "down_proj":
+            out[f"{stacked}{part}.{tensor or 'weight'}"] = value
         else:
-            expert, _, tensor = rest.partition(".")
-            single.setdefault(target + tensor, {})[int(expert)] = value
+            single.setdefault(stacked + tensor, {})[int(part)] = value
     for name, experts in single.items():
-        out[name] = mx.stack([experts[e] for e in sorted(experts)])
+        out[name] = mx.stack([experts[e] for e in range(len(experts))])
     return out
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
+    lines = [line.strip() for line in str(error).strip().splitlines()[:3]]
+    return " ".join(lines) or type(error).__name__

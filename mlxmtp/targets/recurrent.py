@@ -6,6 +6,7 @@ The convolution's state after n rows is a slice of the convolution's input (fami
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -15,37 +16,54 @@ from mlx_lm.models.cache import ArraysCache
 
 from mlxmtp.targets.observe import observe, rebind
 
+State = tuple[mx.array | None, mx.array | None]
+"""A layer's cache: the convolution's last inputs [B, K - 1, C], the recurrent state [B, Hv, Dv, Dk]."""
 
+
+@dataclass(frozen=True)
 class RecurrentRows:
-    """What one gated-delta layer needs to stand at any row of a pass: `begin`, the pass, `end`, then `commit`."""
+    """What one layer needs to stand at any row of one pass.
 
-    def __init__(self, layer: nn.Module) -> None:
-        self._width = layer.conv_kernel_size - 1
-        self._conv = observe(layer.conv1d)
-        self._before: tuple[mx.array | None, mx.array | None] = (None, None)
-        self._state_after: Callable[[int], mx.array] | None = None
-        rebind(layer, gated_delta_update=self._update)
+    Args:
+        before: its state before the pass.
+        conv_input: [B, K - 1 + m, C], the convolution's inputs, those before the pass first.
+        state_after: the recurrent state after n rows, 0 < n < m; None for a pass of one row, which needs none.
+    """
 
-    def begin(self, cache: ArraysCache) -> None:
-        """Remember where the pass starts; its rows are kept from here to `end`."""
-        self._before = cache[0], cache[1]
-        self._conv.open = True
-
-    def end(self) -> None:
-        """The pass is built; what comes next (prefill) keeps nothing."""
-        self._conv.open = False
+    before: State
+    conv_input: mx.array
+    state_after: Callable[[int], mx.array] | None
 
     def commit(self, cache: ArraysCache, rows: int, of: int) -> None:
         """Set `cache` as if only the first `rows` of the pass's `of` rows had been fed."""
         if rows == 0:
-            cache[0], cache[1] = self._before
+            cache[0], cache[1] = self.before
         elif rows < of:
-            assert self._conv.input is not None
-            assert self._state_after is not None
-            cache[0] = mx.contiguous(self._conv.input[:, rows : rows + self._width])
-            cache[1] = self._state_after(rows)
+            assert self.state_after is not None
+            width = self.conv_input.shape[1] - of
+            cache[0] = mx.contiguous(self.conv_input[:, rows : rows + width])
+            cache[1] = self.state_after(rows)
+
+
+class RecurrentLayer:
+    """One gated-delta layer of mlx-lm, taught to keep the rows of a pass while `watching`."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._conv = observe(layer.conv1d)
+        self._state_after: Callable[[int], mx.array] | None = None
+        rebind(layer, gated_delta_update=self._update)
+
+    def watch(self, on: bool) -> None:
+        """Keep the rows of the passes to come, or stop: prefill keeps nothing."""
+        self._conv.open = on
+
+    def take(self, before: State) -> RecurrentRows:
+        """The rows of the pass just built, which began at `before`."""
+        assert self._conv.input is not None
+        rows = RecurrentRows(before, self._conv.input, self._state_after)
         self._conv.clear()
-        self._before, self._state_after = (None, None), None
+        self._state_after = None
+        return rows
 
     def _update(
         self, q: mx.array, k: mx.array, v: mx.array, a: mx.array, b: mx.array, *rest: Any, **options: Any

@@ -7,7 +7,7 @@ from mlx_lm.models.cache import ArraysCache, KVCache, make_prompt_cache
 
 from mlxmtp.errors import CheckpointError
 from mlxmtp.targets.observe import observe
-from mlxmtp.targets.recurrent import RecurrentRows
+from mlxmtp.targets.recurrent import RecurrentLayer, RecurrentRows
 
 Cache = list[Any]
 
@@ -18,6 +18,8 @@ class Target:
     Args:
         model: the loaded model.
         config: its configuration as mlx-lm read it.
+
+    `reversible`: every layer's cache can take rows back. One that cannot must never be asked to.
     """
 
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
@@ -28,10 +30,14 @@ class Target:
             raise CheckpointError(f"model type {config.get('model_type')!r} is not supported: no final norm to tap")
         self._final_norm = observe(self._trunk.norm, open=True)
         self._recurrent = {
-            i: RecurrentRows(layer.linear_attn)
+            i: RecurrentLayer(layer.linear_attn)
             for i, layer in enumerate(model.layers)
-            if getattr(layer, "is_linear", False)
+            if hasattr(layer, "linear_attn")
         }
+        self.reversible = all(
+            isinstance(layer, KVCache) or (isinstance(layer, ArraysCache) and i in self._recurrent)
+            for i, layer in enumerate(self.make_cache())
+        )
 
     @property
     def text_config(self) -> dict[str, Any]:
@@ -43,14 +49,6 @@ class Target:
     def text_model(self) -> Any:
         """The language model inside a vision-language wrapper, or the model itself."""
         return getattr(self.model, "language_model", self.model)
-
-    @property
-    def reversible(self) -> bool:
-        """Whether every layer's cache can take rows back. One that cannot must never be asked to."""
-        return all(
-            isinstance(layer, KVCache) or (isinstance(layer, ArraysCache) and i in self._recurrent)
-            for i, layer in enumerate(self.make_cache())
-        )
 
     def make_cache(self) -> Cache:
         """An empty cache for one sequence, one entry a layer."""
@@ -67,12 +65,15 @@ class Target:
 
     def open(self, tokens: mx.array, cache: Cache) -> "Pass":
         """Feed tokens [B, m] in a pass whose last rows can be taken back."""
-        for i, rows in self._recurrent.items():
-            rows.begin(cache[i])
-        logits, hidden = self.forward(tokens, cache)
-        for rows in self._recurrent.values():
-            rows.end()
-        return Pass(logits, hidden, cache, self._recurrent)
+        before = {i: (cache[i][0], cache[i][1]) for i in self._recurrent}
+        for layer in self._recurrent.values():
+            layer.watch(True)
+        try:
+            logits, hidden = self.forward(tokens, cache)
+        finally:
+            for layer in self._recurrent.values():
+                layer.watch(False)
+        return Pass(logits, hidden, cache, {i: layer.take(before[i]) for i, layer in self._recurrent.items()})
 
     def embed(self, tokens: mx.array) -> mx.array:
         """Embeddings [B, T, H] of tokens [B, T]: the matrix that heads share."""

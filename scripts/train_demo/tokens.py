@@ -120,7 +120,7 @@ class Rows:
                 yield ids[start : start + self.length + 1]
 
     def _packed(self, kind: str) -> Iterator[np.ndarray]:
-        """Rows that start with a fresh document each; what is left over at the end is repeated to fill one."""
+        """Rows that start with a fresh document each; what is left over is repeated to fill one."""
         parts, total = [], 0
         for ids in self.documents[kind]:
             parts.append(ids)

@@ -144,7 +144,7 @@ class Trainer:
         (loss + HEAD_WEIGHT * head_loss).backward()
         return loss.item(), head_loss.item()
 
-    def head_step(self) -> tuple[float, float]:
+    def head_step(self) -> tuple[None, float]:
         """The head's loss on all rows, a few at a time (the shape already compiled), the trunk untouched."""
         tokens, few = self.batch(), self.plan.head_rows
         parts = range(0, len(tokens) - few + 1, few)
@@ -158,7 +158,7 @@ class Trainer:
                 loss = self.agreement_loss(outputs, leaf, self.model.embedding, TEMPERATURE) / len(parts)
                 loss.backward()
                 total += loss.item()
-        return float("nan"), total
+        return None, total
 
     def update(self) -> None:
         """One step of the optimisers at the present rate; parameters without a gradient stay as they are."""
@@ -177,12 +177,13 @@ class Trainer:
         shortest = int(progress.step / (1 - DECAY_SHARE)) + 1
         progress.steps = min(self.plan.steps, max(shortest, progress.step + int(left / pace)))
 
-    def report(self, losses: tuple[float, float], paces: deque[float]) -> None:
+    def report(self, losses: tuple[float | None, float], paces: deque[float]) -> None:
         progress = self.progress
+        loss = "frozen" if losses[0] is None else f"{losses[0]:.3f}"
         minutes_left = progress.left * sum(paces) / len(paces) / 60
         print(
             f"step {progress.step}/{progress.steps}+{progress.head_steps}  "
-            f"loss {losses[0]:.3f}  head {losses[1]:.3f}  rate {progress.rate():.2f}  "
+            f"loss {loss}  head {losses[1]:.3f}  rate {progress.rate():.2f}  "
             f"{paces[-1]:.2f} s/step  {progress.seconds / 60:.0f} min, about {minutes_left:.0f} left",
             flush=True,
         )

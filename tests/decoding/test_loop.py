@@ -286,9 +286,9 @@ def test_a_trained_heads_drafts_stand_and_its_rows_stay_true(
     shared_checkpoint: Callable[[str], Path], name: str
 ) -> None:
     """Here some drafts are accepted, so that rounds of every length happen."""
-    path = shared_checkpoint(name)
-    target = load_target(open_checkpoint(path))
-    head = load_head(open_checkpoint(path), target)
+    checkpoint = open_checkpoint(shared_checkpoint(name))
+    target = load_target(checkpoint)
+    head = load_head(checkpoint, target)
     sequence = Sequence(target, head)
     sequence.prefill(PROMPT, rows=5)
     found = []

@@ -116,8 +116,8 @@ def test_a_row_queued_ahead_is_taken_back(target: Target, prompt: list[int], way
 def test_replay_is_reached(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pretended Metal takes the other branch: it never computes row by row."""
     calls = []
-    honest = recurrent.RecurrentRows._row_by_row
-    monkeypatch.setattr(recurrent.RecurrentRows, "_row_by_row", lambda *a: calls.append(1) or honest(*a))
+    honest = recurrent.RecurrentLayer._row_by_row
+    monkeypatch.setattr(recurrent.RecurrentLayer, "_row_by_row", lambda *a: calls.append(1) or honest(*a))
     target.open(mx.array([FED[:3]]), target.make_cache()).commit(1)
     layers = sum(isinstance(layer, ArraysCache) for layer in target.make_cache())
     assert len(calls) == layers > 0
