@@ -25,10 +25,10 @@ from mlxmtp import Engine, Sampling, load
 from mlxmtp.chat.prompt import encode
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.law import Law
 from mlxmtp.decoding.loop import Kept, decode_plainly, speculate
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
+from mlxmtp.decoding.verifier import Verifier
 
 PROMPTS = {
     "tools": [
@@ -126,7 +126,7 @@ def run_ours(engine: Engine, ids: list[int], tokens: int, depth: int) -> Run:
 
 
 def rounds_of(engine: Engine, sequence: Sequence, tokens: int, depth: int) -> Iterator[Round]:
-    law, everything = Law(Sampling()), lambda group: Kept(len(group), None)
+    law, everything = Verifier(Sampling()), lambda group: Kept(len(group), None)
     if not depth or not engine.mtp:
         return decode_plainly(engine.target, sequence, law, everything, tokens)
     drafter, policy = MTPChain(engine.mtp), FixedDepth(depth)

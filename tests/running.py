@@ -8,10 +8,10 @@ from mlx_lm.generate import generate_step
 from mlxmtp import Engine, Sampling
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.law import Law
 from mlxmtp.decoding.loop import Keep, decode_plainly, speculate
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
+from mlxmtp.decoding.verifier import Verifier
 from tests.scripted import keep_all
 
 
@@ -36,7 +36,7 @@ def rounds(
     keep: Keep = keep_all,
 ) -> Iterator[Round]:
     """Up to `count` tokens after a prefilled sequence; depth 0 decodes plainly."""
-    law = Law(sampling or Sampling())
+    law = Verifier(sampling or Sampling())
     if depth == 0:
         return decode_plainly(engine.target, sequence, law, keep, count)
     assert engine.mtp

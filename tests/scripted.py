@@ -12,10 +12,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxmtp.decoding.law import NOTHING, Draft, Law
 from mlxmtp.decoding.loop import Kept
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
+from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier
 
 
 class ScriptedDrafter:
@@ -34,7 +34,7 @@ class ScriptedDrafter:
         self._right = iter(right)
         self._vocabulary = vocabulary
 
-    def propose(self, sequence: Sequence, depth: int, law: Law) -> Draft:
+    def propose(self, sequence: Sequence, depth: int, law: Verifier) -> Draft:
         assert sequence.take_pending() is None, "a scripted drafter leaves a head's rows unread"
         right = next(self._right)
         if not depth:
@@ -167,7 +167,7 @@ class TableDrafter:
     def __init__(self, table: mx.array) -> None:
         self._table = table
 
-    def propose(self, sequence: Sequence, depth: int, law: Law) -> Draft:
+    def propose(self, sequence: Sequence, depth: int, law: Verifier) -> Draft:
         before, last = ([0, *sequence.tokens])[-2:]
         row = mx.array([before * self._table.shape[-1] + last])
         tokens, laws = [], []

@@ -20,11 +20,11 @@ from mlxmtp.chat.text import TextStream
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.law import Law, Verify
 from mlxmtp.decoding.loop import decode_plainly, speculate
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import PREFILL_ROWS, Sequence
 from mlxmtp.decoding.stats import Stats, Tally
+from mlxmtp.decoding.verifier import Verifier, VerifyMode
 from mlxmtp.errors import CheckpointError, OptionError, PromptError
 from mlxmtp.heads import Head, NoHeadError, load_head
 from mlxmtp.targets import Target, load_target
@@ -67,7 +67,7 @@ class TurnOptions(TypedDict, total=False):
 
     max_tokens: int
     depth: int | None
-    verify: Verify | None
+    verify: VerifyMode | None
     stop: Several[str]
     raw: bool
     on_prefill: Callable[[int, int], None] | None
@@ -113,7 +113,7 @@ class Engine:
         *,
         max_tokens: int = 256,
         depth: int | None = None,
-        verify: Verify | None = None,
+        verify: VerifyMode | None = None,
         stop: Several[str] = (),
         raw: bool = False,
         on_prefill: Callable[[int, int], None] | None = None,
@@ -124,7 +124,7 @@ class Engine:
         Args:
             prompt: a text (one user message, unless `raw` or without a chat template), messages, or token ids.
             depth: drafts a round; 0 decodes plainly. None: 3 where there is a head, else 0.
-            verify: "token", "block" or "seeded" (decoding/law.py); None: seeded where a seed is given.
+            verify: "token", "block" or "seeded" (decoding/verifier.py); None: seeded where a seed is given.
             stop: strings that end the turn and are not given out.
             on_prefill: told (done, total) after each chunk of the prompt.
             prefill_rows: the prompt is read so many tokens at a time.
@@ -135,7 +135,7 @@ class Engine:
         """
         started = time.perf_counter()
         depth = self._depth(depth)
-        law = _law(sampling, verify)
+        verifier = _verifier(sampling, verify)
         stop = _stop_strings(stop)
         for name, value in (("max_tokens", max_tokens), ("prefill_rows", prefill_rows)):
             if not isinstance(value, int) or value < 1:
@@ -146,7 +146,7 @@ class Engine:
                 f"the prompt has {len(tokens)} tokens, the model's context {self.context}; "
                 "shorten the prompt so that at least one token fits behind it"
             )
-        turn = _Turn(self.target, self.mtp if depth else None, TextStream(self.tokenizer, stop), law, depth)
+        turn = _Turn(self.target, self.mtp if depth else None, TextStream(self.tokenizer, stop), verifier, depth)
         limit = min(max_tokens, self.context - len(tokens))
         return turn.run(tokens, limit, prefill_rows, on_prefill, Tally(len(tokens), started))
 
@@ -176,7 +176,7 @@ class _Turn:
     target: Target
     head: Head | None
     text: TextStream
-    law: Law
+    verifier: Verifier
     depth: int
 
     def run(
@@ -203,9 +203,9 @@ class _Turn:
 
     def _rounds(self, sequence: Sequence, max_tokens: int) -> Any:
         if not self.head:
-            return decode_plainly(self.target, sequence, self.law, self.text.feed, max_tokens)
+            return decode_plainly(self.target, sequence, self.verifier, self.text.feed, max_tokens)
         policy = FixedDepth(self.depth)
-        return speculate(self.target, MTPChain(self.head), sequence, self.law, policy, self.text.feed, max_tokens)
+        return speculate(self.target, MTPChain(self.head), sequence, self.verifier, policy, self.text.feed, max_tokens)
 
 
 def load(path_or_repo: str | Path | None = None, *, mtp: bool = True) -> Engine:
@@ -241,9 +241,9 @@ def _load_tokenizer(path: Path, ends: int | list[int] | None) -> Any:
         raise CheckpointError(f"{path}: its tokenizer cannot be read ({error})") from error
 
 
-def _law(sampling: Sampling, verify: Verify | None) -> Law:
+def _verifier(sampling: Sampling, verify: VerifyMode | None) -> Verifier:
     try:
-        return Law(sampling, verify)
+        return Verifier(sampling, verify)
     except ValueError as error:
         raise OptionError(str(error)) from error
 

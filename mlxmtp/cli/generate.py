@@ -90,6 +90,8 @@ def add_arguments(command: argparse.ArgumentParser, prompt: str | None = None) -
 def run(arguments: argparse.Namespace) -> int:
     sampling = chosen_sampling(arguments)
     prompt = read_prompt(arguments.prompt)
+    if not prompt:
+        raise PromptError("the prompt is empty; give a text, or - to read one from standard input")
     return answer(mlxmtp.load(arguments.model, mtp=not arguments.no_mtp), prompt, sampling, arguments)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import mlx.core as mx
 
-from mlxmtp.decoding.law import NOTHING, Draft, Law
+from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier
 
 if TYPE_CHECKING:
     from mlxmtp.decoding.sequence import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Drafter(Protocol):
     """Proposes up to `depth` tokens, all lazy; fewer, or none, where it has nothing to go on."""
 
-    def propose(self, sequence: Sequence, depth: int, law: Law) -> Draft:
+    def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
         """Drafts for the tokens after the sequence's last. The sequence's true rows are unchanged afterwards."""
 
 
@@ -26,19 +26,20 @@ class MTPChain:
     def __init__(self, head: Head) -> None:
         self._head = head
 
-    def propose(self, sequence: Sequence, depth: int, law: Law) -> Draft:
+    def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
         pending = sequence.take_pending() if depth else None
         if pending is None:
             return NOTHING
         hidden, tokens = pending
         drafts: list[mx.array] = []
-        laws: list[mx.array] = []
+        distributions: list[mx.array] = []
         for step in range(depth):
             hidden = self._head(hidden, tokens, sequence.head_cache)[:, -1:]
-            token, q = law.draw(self._head.logits(hidden)[:, 0], len(sequence.tokens), step)
+            token, q = verifier.draw(self._head.logits(hidden)[:, 0], len(sequence.tokens), step)
             tokens = token[:, None]
+            mx.async_eval(tokens)  # the device drafts while the host builds what comes next
             drafts.append(tokens)
-            laws += [] if q is None else [q]
+            distributions += [] if q is None else [q]
         for layer in sequence.head_cache:
             layer.trim(depth - 1)  # rows made from drafts, not from the target's own hidden states
-        return Draft(mx.concatenate(drafts, axis=1), laws)
+        return Draft(mx.concatenate(drafts, axis=1), distributions)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 
-from mlxmtp.decoding.law import NOTHING, Draft, Law
 from mlxmtp.decoding.stats import Parts, Round
+from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier
 from mlxmtp.decoding.verify import Verdict
 from mlxmtp.errors import NumericsError
 
@@ -40,7 +40,7 @@ def speculate(
     target: Target,
     drafter: Drafter,
     sequence: Sequence,
-    law: Law,
+    verifier: Verifier,
     policy: DepthPolicy,
     keep: Keep,
     max_tokens: int,
@@ -60,11 +60,11 @@ def speculate(
     left, number, finish = max_tokens, 0, None
     while finish is None:
         clock = _Clock(timed=number % TIMED_EVERY == TIMED_FROM)
-        draft = drafter.propose(sequence, min(policy.next(), left - 1), law)
+        draft = drafter.propose(sequence, min(policy.next(), left - 1), verifier)
         clock.drafted(draft)
         rows = target.open(mx.concatenate([mx.array([sequence.tokens[-1:]]), draft.tokens], axis=1), sequence.cache)
         clock.verified(rows)
-        verdict, sound = law.judge(rows.logits, draft, len(sequence.tokens))
+        verdict, sound = verifier.verify(rows.logits, draft, len(sequence.tokens))
         accepted, tokens = _fetch(_outcome(draft, verdict, sound))
         kept = keep(tokens)
         rows.commit(kept.count)
@@ -77,7 +77,9 @@ def speculate(
         number = _next(number)
 
 
-def decode_plainly(target: Target, sequence: Sequence, law: Law, keep: Keep, max_tokens: int) -> Iterator[Round]:
+def decode_plainly(
+    target: Target, sequence: Sequence, verifier: Verifier, keep: Keep, max_tokens: int
+) -> Iterator[Round]:
     """Generate without drafts; each pass is queued before the token that it feeds has been read.
 
     Arguments, errors and the caches afterwards as for `speculate`; while it is suspended they are one row ahead.
@@ -86,12 +88,11 @@ def decode_plainly(target: Target, sequence: Sequence, law: Law, keep: Keep, max
     ahead: _Queued | None = None
     try:
         while finish is None:
-            last = mx.array(sequence.tokens[-1:])
-            now = ahead or _queue(target, sequence, law, last, first + number)
+            now = ahead or _queue(target, sequence, verifier, mx.array(sequence.tokens[-1:]), first + number)
             left = max_tokens - number - 1
             ahead = None
             if left and target.reversible:
-                ahead = _queue(target, sequence, law, now.token, first + number + 1)
+                ahead = _queue(target, sequence, verifier, now.token, first + number + 1)
             _, tokens = _fetch(now.outcome)
             finish = keep(tokens).finish or (None if left else "length")
             sequence.advance(tokens, now.rows.hidden)
@@ -110,25 +111,27 @@ class _Queued(NamedTuple):
     outcome: mx.array
 
 
-def _queue(target: Target, sequence: Sequence, law: Law, token: mx.array, position: int) -> _Queued:
+def _queue(target: Target, sequence: Sequence, verifier: Verifier, token: mx.array, position: int) -> _Queued:
     rows = target.open(token[:, None], sequence.cache)
-    verdict, sound = law.judge(rows.logits, NOTHING, position)
+    verdict, sound = verifier.verify(rows.logits, NOTHING, position)
     queued = _Queued(rows, verdict.token, _outcome(NOTHING, verdict, sound))
     mx.async_eval(queued.outcome)
     return queued
 
 
 def _outcome(draft: Draft, verdict: Verdict, sound: mx.array) -> mx.array:
-    """All that the host needs of a round, in one array: sound, accepted, the drafts, the token after them."""
-    parts = [sound, verdict.accepted, draft.tokens[0], verdict.token]
-    return mx.concatenate([part.astype(mx.int32) for part in parts])
+    """What the host needs of a round: its last token, -1 if not sound; then how many drafts stand, and the drafts."""
+    token = mx.where(sound, verdict.token.astype(mx.int32), -1)
+    if draft.depth == 0:
+        return token
+    return mx.concatenate([token, verdict.accepted.astype(mx.int32), draft.tokens[0].astype(mx.int32)])
 
 
 def _fetch(outcome: mx.array) -> tuple[int, list[int]]:
     """The evaluation of a round: how many drafts stand, and the tokens it emits."""
     values: list[int] = outcome.tolist()  # type: ignore[assignment]
-    sound, accepted, *drafts, token = values
-    if not sound:
+    token, accepted, *drafts = values if len(values) > 1 else [*values, 0]
+    if token < 0:
         raise NumericsError(
             "the model's logits are not finite (NaN or infinity); check the checkpoint's files and its dtype "
             "(float16 overflows in some models that bfloat16 and float32 run)"
@@ -150,7 +153,7 @@ class _Clock:
         self.evaluations = 3 if timed else 1
 
     def drafted(self, draft: Draft) -> None:
-        self._mark(draft.tokens, *draft.laws)
+        self._mark(draft.tokens, *draft.distributions)
 
     def verified(self, rows: Pass) -> None:
         self._mark(rows.logits)

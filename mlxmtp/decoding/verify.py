@@ -34,6 +34,8 @@ def matching(own: mx.array, drafts: mx.array) -> Verdict:
             Gumbel noise for seed-identical sampling.
         drafts: [B, k].
     """
+    if drafts.shape[1] == 0:
+        return Verdict(mx.zeros(own.shape[:1], mx.int32), own[:, 0])
     accepted = _prefix(own[:, :-1] == drafts)
     return Verdict(accepted, _row(own, accepted))
 

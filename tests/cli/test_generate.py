@@ -12,7 +12,7 @@ from tests.cli.fake import STATS, Engine
 
 STATS_KEYS = {
     "rounds", "drafted", "accepted", "tokens_per_round", "acceptance_by_depth", "ttft_s", "prefill_tps",
-    "decode_tps", "draft_s", "verify_s", "other_s", "peak_memory_bytes", "evaluations",
+    "decode_tps", "draft_s", "verify_s", "other_s", "peak_memory_bytes", "evaluations", "timed_rounds",
 }  # fmt: skip
 JSON_KEYS = {"text", "tokens", "prompt_tokens", "finish_reason", "model", "head", "stats"}
 

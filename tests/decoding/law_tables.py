@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from mlxmtp.decoding import verify as verify_module
-from mlxmtp.decoding.law import Draft, Law, Verify
 from mlxmtp.decoding.sampling import log_probs
+from mlxmtp.decoding.verifier import Draft, Verifier, VerifyMode
 from tests.scripted import chance_of_more, replaced
 
 V, EMITTED = 4, 3  # vocabulary; how many tokens the joint law is over
@@ -32,7 +32,7 @@ STANDS, FALLS = -1e9, 1e9  # uniforms that no verdict can hold against a draft, 
 
 DraftKind = Literal["near", "bad", "equal", "one-hot", "disjoint"]
 DRAFTS: tuple[DraftKind, ...] = ("near", "bad", "equal", "one-hot", "disjoint")
-VERIFIERS: tuple[Verify, ...] = ("token", "block")
+VERIFIERS: tuple[VerifyMode, ...] = ("token", "block")
 SETTINGS = [
     dict(temperature=temperature, **filters)
     for temperature in (0.7, 1.3)
@@ -156,7 +156,9 @@ class Outcomes:
         return float((self.chance[first].sum(axis=1) * self.accepted[first]).sum())
 
 
-def enumerated(table: Tables, law: Law, depth: int, uniform: Callable[[mx.array], mx.array] = lambda u: u) -> Outcomes:
+def enumerated(
+    table: Tables, law: Verifier, depth: int, uniform: Callable[[mx.array], mx.array] = lambda u: u
+) -> Outcomes:
     """Every outcome of every round of `depth` drafts; `uniform` may spoil the numbers that acceptance looks at."""
     drafts = mx.array(list(itertools.product(range(V), repeat=depth)), mx.int32)
     roots = mx.repeat(mx.arange(first_at(EMITTED)), len(drafts))
@@ -164,7 +166,7 @@ def enumerated(table: Tables, law: Law, depth: int, uniform: Callable[[mx.array]
     logits, draft, chance = along(table, law, roots, drafts)
     possible = mx.array(np.flatnonzero(np.array(chance)))
     roots, drafts, chance, logits = (x[possible] for x in (roots, drafts, chance, logits))
-    draft = Draft(drafts, [q[possible] for q in draft.laws])
+    draft = Draft(drafts, [q[possible] for q in draft.distributions])
 
     numbers = Controlled()
     with pytest.MonkeyPatch.context() as patch:
@@ -173,10 +175,10 @@ def enumerated(table: Tables, law: Law, depth: int, uniform: Callable[[mx.array]
 
         def judge(uniforms: mx.array) -> tuple[mx.array, mx.array]:
             numbers.uniforms = uniform(uniforms)
-            verdict, _ = law.judge(logits, draft, 0)
+            verdict, _ = law.verify(logits, draft, 0)
             return verdict.accepted, mx.exp(numbers.law)
 
-        edges = thresholds(lambda u: judge(u)[0], drafts.shape, law.verify)
+        edges = thresholds(lambda u: judge(u)[0], drafts.shape, law.mode)
         parts = []
         for above in itertools.product((False, True), repeat=depth):
             inside = mx.where(mx.array(above), (edges + 1) / 2, edges / 2)
@@ -186,7 +188,7 @@ def enumerated(table: Tables, law: Law, depth: int, uniform: Callable[[mx.array]
         return Outcomes(*(np.array(mx.concatenate(column)) for column in zip(*parts, strict=True)))
 
 
-def thresholds(accepted: Callable[[mx.array], mx.array], shape: tuple[int, ...], verify: Verify) -> mx.array:
+def thresholds(accepted: Callable[[mx.array], mx.array], shape: tuple[int, ...], verify: VerifyMode) -> mx.array:
     """For each row and draft, the uniform [B, k] below which it stands, by bisection.
 
     The other uniforms are put where this one alone decides. Behind it nothing stands; before it all do for the
@@ -208,7 +210,7 @@ def thresholds(accepted: Callable[[mx.array], mx.array], shape: tuple[int, ...],
     return edges
 
 
-def along(table: Tables, law: Law, roots: mx.array, drafts: mx.array) -> tuple[mx.array, Draft, mx.array]:
+def along(table: Tables, law: Verifier, roots: mx.array, drafts: mx.array) -> tuple[mx.array, Draft, mx.array]:
     """Given drafts [B, k]: the target's logits [B, k + 1, V] along them, their laws, their probability [B]."""
     target, proposal = mx.array(table.target), mx.array(table.draft)
     node, chance, rows, laws = roots, mx.ones(roots.shape), [target[roots]], []
@@ -235,7 +237,7 @@ def ended(roots: mx.array, drafts: mx.array, accepted: mx.array, token: mx.array
 # -- instrument 2: many sequences with real keys --------------------------------------------------------------
 
 
-def sampled_counts(table: Tables, law: Law, depth: int, sequences: int) -> np.ndarray:
+def sampled_counts(table: Tables, law: Verifier, depth: int, sequences: int) -> np.ndarray:
     """How often each joint outcome [V ** EMITTED] came out of rounds drawn and judged with the law's own keys."""
     target, proposal = mx.array(table.target), mx.array(table.draft)
     node = np.zeros(sequences, np.int32)
@@ -250,7 +252,7 @@ def sampled_counts(table: Tables, law: Law, depth: int, sequences: int) -> np.nd
             at = child(at, tokens[-1])
             rows.append(target[at])
         drafts = mx.stack(tokens, axis=1)
-        verdict, sound = law.judge(mx.stack(rows, axis=1), Draft(drafts, laws), number)
+        verdict, sound = law.verify(mx.stack(rows, axis=1), Draft(drafts, laws), number)
         node[running] = np.array(ended(roots, drafts, verdict.accepted, verdict.token.astype(mx.int32)))
         assert mx.all(sound)
     return np.bincount(node - first_at(EMITTED), minlength=V**EMITTED)

@@ -9,12 +9,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxmtp.decoding import law as law_module
+from mlxmtp.decoding import verifier as verifier_module
 from mlxmtp.decoding import verify as verify_module
-from mlxmtp.decoding.law import NOTHING, Draft, Law, Verify
 from mlxmtp.decoding.loop import decode_plainly, speculate
-from mlxmtp.decoding.sampling import Sampling, distribution
+from mlxmtp.decoding.sampling import Sampling, distribution, gumbel
 from mlxmtp.decoding.sequence import Sequence
+from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier, VerifyMode
 from mlxmtp.decoding.verify import Verdict
 from tests.decoding.law_tables import (
     ALARM_AT,
@@ -34,7 +34,7 @@ TABLE = random_table(6, seed=1, spread=1.5)
 DRAFT_TABLE = TABLE + 0.7 * random_table(6, seed=2, spread=1.5)
 
 
-def run_loop(law: Law, depth: int | None, tokens: int) -> tuple[list[int], Depths]:
+def run_loop(law: Verifier, depth: int | None, tokens: int) -> tuple[list[int], Depths]:
     """A turn of the real loop over tables; depth None decodes plainly."""
     target, policy = TableTarget(TABLE), Depths(depth or 0)
     sequence = Sequence(target, None)  # type: ignore[arg-type]
@@ -50,7 +50,7 @@ def run_loop(law: Law, depth: int | None, tokens: int) -> tuple[list[int], Depth
 @pytest.mark.parametrize("depth", range(7))
 def test_a_seed_gives_the_same_tokens_at_any_depth(depth: int) -> None:
     for seed, setting in enumerate(SETTINGS):
-        law = Law(Sampling(**setting, seed=seed))
+        law = Verifier(Sampling(**setting, seed=seed))
         plain, _ = run_loop(law, None, tokens=40)
         found, policy = run_loop(law, depth, tokens=40)
         assert found == plain
@@ -58,7 +58,9 @@ def test_a_seed_gives_the_same_tokens_at_any_depth(depth: int) -> None:
 
 
 def test_another_seed_gives_other_tokens() -> None:
-    found = {tuple(run_loop(Law(Sampling(1.0, seed=seed)), None, tokens=20)[0]) for seed in (0, 1, 2**32, 2**64 - 1)}
+    found = {
+        tuple(run_loop(Verifier(Sampling(1.0, seed=seed)), None, tokens=20)[0]) for seed in (0, 1, 2**32, 2**64 - 1)
+    }
     assert len(found) == 4
 
 
@@ -68,10 +70,10 @@ def test_a_seeded_token_follows_the_targets_law_and_stands_as_often_as_theory_sa
     The exponential race behind Gumbel noise gives that sum; it is a little less than 1 - TV.
     """
     positions = 20_000
-    law, table = Law(Sampling(1.0, seed=4)), tables("near", 1)
+    law, table = Verifier(Sampling(1.0, seed=4)), tables("near", 1)
     target, proposal = (mx.array(x[:1]) for x in (table.target, table.draft))
     own = mx.broadcast_to(distribution(target, law.sampling), (positions, V))
-    shared = law._noise(0, positions, own)
+    shared = gumbel(law._key, 0, positions, V)
     tokens = np.array(mx.argmax(own + shared, axis=-1))
     drafts = np.array(mx.argmax(distribution(proposal, law.sampling) + shared, axis=-1))
     p, q = (chain(x[0].astype(np.float64), 1.0) for x in (table.target, table.draft))
@@ -84,7 +86,7 @@ def test_a_seeded_token_follows_the_targets_law_and_stands_as_often_as_theory_sa
 
 @pytest.mark.parametrize("verify", VERIFIERS)
 @pytest.mark.parametrize("depth", [0, 1, 3])
-def test_no_key_is_used_twice(verify: Verify, depth: int) -> None:
+def test_no_key_is_used_twice(verify: VerifyMode, depth: int) -> None:
     """Neither to draw with nor to split, over a turn of the real loop."""
     used: list[mx.array] = []
 
@@ -97,9 +99,9 @@ def test_no_key_is_used_twice(verify: Verify, depth: int) -> None:
 
     names = {name: noting(getattr(mx.random, name)) for name in ("uniform", "gumbel", "split")}
     with pytest.MonkeyPatch.context() as patch:
-        for module in (verify_module, law_module):
+        for module in (verify_module, verifier_module):
             patch.setattr(module, "mx", replaced(mx, random=replaced(mx.random, **names)))
-        run_loop(Law(Sampling(1.0, seed=3), verify), depth, tokens=60)
+        run_loop(Verifier(Sampling(1.0, seed=3), verify), depth, tokens=60)
     keys = {tuple(key.tolist()) for key in used}
     assert len(used) >= 60 / (depth + 1)
     assert len(keys) == len(used)
@@ -115,11 +117,13 @@ def rows(*laws: list[float], sequences: int = 20_000) -> mx.array:
     return mx.broadcast_to(mx.array([laws]), (sequences, len(laws), V))
 
 
-def judged(law: Law, logits: mx.array, proposal: mx.array, tokens: mx.array | None = None) -> tuple[Verdict, mx.array]:
+def judged(
+    law: Verifier, logits: mx.array, proposal: mx.array, tokens: mx.array | None = None
+) -> tuple[Verdict, mx.array]:
     """The verdict on drafts drawn from proposal [B, k, V], or on given ones."""
     drawn = [law.draw(proposal[:, i], 0, i) for i in range(proposal.shape[1])]
     drafts = mx.stack([token for token, _ in drawn], axis=1) if tokens is None else tokens
-    return law.judge(logits, Draft(drafts, [q for _, q in drawn if q is not None]), 0)
+    return law.verify(logits, Draft(drafts, [q for _, q in drawn if q is not None]), 0)
 
 
 A, B, C, D = [1.0, 0.0, -1.0, 0.5], [0.0, 2.0, 0.3, -1.0], [0.1, 0.1, 0.2, 0.9], [-1.0, 0.0, 0.4, 0.2]
@@ -127,20 +131,20 @@ NAN, INFINITE = [float("nan")] * V, [0.0, float("inf"), 0.0, 0.0]
 
 
 @pytest.mark.parametrize("verify", ["token", "block", "seeded"])
-def test_a_draft_from_the_targets_own_law_always_stands(verify: Verify) -> None:
+def test_a_draft_from_the_targets_own_law_always_stands(verify: VerifyMode) -> None:
     logits = rows(A, B, C, D)
-    verdict, sound = judged(Law(SOFT, verify), logits, logits[:, :3])
+    verdict, sound = judged(Verifier(SOFT, verify), logits, logits[:, :3])
     assert mx.all(verdict.accepted == 3)
     assert mx.all(sound)
 
 
 @pytest.mark.parametrize("verify", VERIFIERS)
 @pytest.mark.parametrize("bad", [0, 1])
-def test_a_head_with_nan_is_refused_and_the_law_stays(verify: Verify, bad: int) -> None:
+def test_a_head_with_nan_is_refused_and_the_law_stays(verify: VerifyMode, bad: int) -> None:
     """The draft from the NaN row never stands, and the first token still follows p."""
     proposal = [C, D]
     proposal[bad] = NAN
-    law = Law(SOFT, verify)
+    law = Verifier(SOFT, verify)
     drawn = law.draw(rows(C)[:, 0], 0, 0)[0]
     tokens = mx.stack([mx.zeros_like(drawn) if bad == 0 else drawn, mx.zeros_like(drawn)], axis=1)
     verdict, sound = judged(law, rows(A, B, C), rows(*proposal), tokens)
@@ -156,7 +160,7 @@ def test_a_head_with_nan_is_refused_and_the_law_stays(verify: Verify, bad: int) 
 @pytest.mark.parametrize("verify", ["greedy", "token", "block", "seeded"])
 def test_no_token_comes_from_a_row_that_is_not_finite(verify: Any, broken: list[float], row: int) -> None:
     """Sound exactly where every row that a token was taken from is finite; what lies behind does not matter."""
-    law = Law(Sampling()) if verify == "greedy" else Law(SOFT, verify)
+    law = Verifier(Sampling()) if verify == "greedy" else Verifier(SOFT, verify)
     logits = [A, B, C]
     logits[row] = broken
     verdict, sound = judged(law, rows(*logits), rows(D, D))
@@ -169,5 +173,5 @@ def test_no_token_comes_from_a_row_that_is_not_finite(verify: Any, broken: list[
 @pytest.mark.parametrize("sampling", [Sampling(), SOFT, Sampling(0.8, top_p=0.5, min_p=0.1, top_k=2)], ids=str)
 def test_a_plain_row_that_is_not_finite_is_not_sound(broken: list[float], sampling: Sampling) -> None:
     for verify in ("token", "seeded"):
-        _, sound = Law(sampling, verify).judge(mx.array([[broken]]), NOTHING, 0)
+        _, sound = Verifier(sampling, verify).verify(mx.array([[broken]]), NOTHING, 0)
         assert sound.tolist() == [False]

@@ -17,11 +17,11 @@ from mlx_lm.generate import generate_step
 
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.law import NOTHING, Law
 from mlxmtp.decoding.loop import TIMED_EVERY, TIMED_FROM, Keep, decode_plainly, speculate
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
+from mlxmtp.decoding.verifier import NOTHING, Verifier
 from mlxmtp.errors import NumericsError
 from mlxmtp.heads import Head, load_head
 from mlxmtp.targets import Target, load_target
@@ -53,7 +53,7 @@ class Plain:
 
     target: Target
     head: Head
-    law: Law
+    law: Verifier
     tokens: list[int]  # PROMPT first
     states: list[list[mx.array]]  # by the number of tokens that the sequence has, from len(PROMPT)
 
@@ -96,17 +96,17 @@ def plain(request: pytest.FixtureRequest, raw_checkpoint: Checkpoints) -> Plain:
     kind, dtype, law = request.param
     checkpoint = open_checkpoint(raw_checkpoint(kind, dtype=dtype))
     target = load_target(checkpoint)
-    return by_hand(target, load_head(checkpoint, target), Law(LAWS[law]))
+    return by_hand(target, load_head(checkpoint, target), Verifier(LAWS[law]))
 
 
-def by_hand(target: Target, head: Head, law: Law) -> Plain:
+def by_hand(target: Target, head: Head, law: Verifier) -> Plain:
     cache, tokens, states = target.make_cache(), list(PROMPT), []
     for token in PROMPT[:-1]:
         target.forward(mx.array([[token]]), cache)
     while len(tokens) < len(PROMPT) + LENGTH:
         states.append(snapshot(cache))
         logits, _ = target.forward(mx.array([tokens[-1:]]), cache)
-        verdict, _ = law.judge(logits, NOTHING, len(tokens))
+        verdict, _ = law.verify(logits, NOTHING, len(tokens))
         tokens.append(verdict.token.item())
     return Plain(target, head, law, tokens, states)
 
@@ -158,7 +158,7 @@ def test_plain_decoding_is_mlx_lms(shared_checkpoint: Callable[[str], Path], nam
     sequence = Sequence(target, None)
     sequence.prefill(PROMPT)
     theirs = [int(t) for t, _ in generate_step(mx.array(PROMPT), target.model, max_tokens=LENGTH)]
-    assert tokens_of(decode_plainly(target, sequence, Law(Sampling()), keep_all, LENGTH)) == theirs
+    assert tokens_of(decode_plainly(target, sequence, Verifier(Sampling()), keep_all, LENGTH)) == theirs
 
 
 # -- stops ----------------------------------------------------------------------------------------------------
@@ -292,12 +292,12 @@ def test_a_trained_heads_drafts_stand_and_its_rows_stay_true(
     sequence = Sequence(target, head)
     sequence.prefill(PROMPT, rows=5)
     found = []
-    for one in speculate(target, MTPChain(head), sequence, Law(Sampling()), Depths(3), keep_all, 40):
+    for one in speculate(target, MTPChain(head), sequence, Verifier(Sampling()), Depths(3), keep_all, 40):
         found.append(one)
         assert_head_is_true(target, head, sequence)
     plain = Sequence(target, None)
     plain.prefill(PROMPT, rows=5)
-    assert tokens_of(iter(found)) == tokens_of(decode_plainly(target, plain, Law(Sampling()), keep_all, 40))
+    assert tokens_of(iter(found)) == tokens_of(decode_plainly(target, plain, Verifier(Sampling()), keep_all, 40))
     assert_same_state(snapshot(sequence.cache), snapshot(plain.cache))
     assert sum(one.accepted for one in found) > 0
 
@@ -311,7 +311,7 @@ TABLE = random_table(VOCABULARY, seed=1, spread=2.0)
 @pytest.mark.parametrize("verify", ["greedy", "token", "block", "seeded"])
 def test_a_round_waits_for_the_device_once(plain: Plain, verify: Any) -> None:
     """Three times in the rounds that are timed in parts. Reading any array, and `mx.eval`, are counted."""
-    law = Law(Sampling()) if verify == "greedy" else Law(Sampling(1.0, top_p=0.9, top_k=50, seed=1), verify)
+    law = Verifier(Sampling()) if verify == "greedy" else Verifier(Sampling(1.0, top_p=0.9, top_k=50, seed=1), verify)
     drafter, sequence = MTPChain(plain.head), plain.start(head=True)
     rounds = speculate(plain.target, drafter, sequence, law, Depths(2, 3, 0, 3, 1), keep_all, 1000)
     for number in range(TIMED_FROM + 3):
@@ -334,7 +334,7 @@ def test_plain_decoding_waits_for_the_device_once_a_round(plain: Plain) -> None:
 
 
 def test_timed_rounds_come_back_and_change_nothing() -> None:
-    law, tokens = Law(Sampling(1.0, seed=1)), TIMED_EVERY + 40
+    law, tokens = Verifier(Sampling(1.0, seed=1)), TIMED_EVERY + 40
     found = []
     for depth in (None, 1):
         target = TableTarget(TABLE)
@@ -377,7 +377,7 @@ def test_logits_that_are_not_finite_are_an_error_and_never_a_token(
         seen.append(tokens)
         return keep_all(tokens)
 
-    law = Law(sampling)
+    law = Verifier(sampling)
     if depth is None:
         rounds = decode_plainly(target, sequence, law, keep, 9)  # type: ignore[arg-type]
     else:
@@ -394,12 +394,12 @@ def test_a_bad_row_behind_a_rejection_does_not_matter() -> None:
     honest = TableTarget(TABLE)
     first = Sequence(honest, None)  # type: ignore[arg-type]
     first.prefill([3, 4])
-    truth = [3, 4, *tokens_of(decode_plainly(honest, first, Law(Sampling()), keep_all, 4))]  # type: ignore[arg-type]
+    truth = [3, 4, *tokens_of(decode_plainly(honest, first, Verifier(Sampling()), keep_all, 4))]  # type: ignore[arg-type]
     wrong = (truth[3] + 1) % VOCABULARY
     assert wrong not in truth
     target = spoiled(at=wrong, value=math.nan)
     sequence = Sequence(target, None)  # type: ignore[arg-type]
     sequence.prefill([3, 4])
     drafter = ScriptedDrafter(truth, [1], VOCABULARY)
-    one = next(speculate(target, drafter, sequence, Law(Sampling()), Depths(2), keep_all, 9))  # type: ignore[arg-type]
+    one = next(speculate(target, drafter, sequence, Verifier(Sampling()), Depths(2), keep_all, 9))  # type: ignore[arg-type]
     assert list(one.tokens) == truth[2:4]

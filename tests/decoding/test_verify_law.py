@@ -12,10 +12,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxmtp.decoding import law as law_module
+from mlxmtp.decoding import verifier as verifier_module
 from mlxmtp.decoding import verify as verify_module
-from mlxmtp.decoding.law import Draft, Law, Verify
 from mlxmtp.decoding.sampling import Sampling, distribution, log_probs
+from mlxmtp.decoding.verifier import Draft, Verifier, VerifyMode
 from tests.decoding.law_tables import (
     ALARM_AT,
     DRAFTS,
@@ -38,7 +38,6 @@ from tests.decoding.law_tables import (
     sampled_counts,
     tables,
 )
-from tests.scripted import replaced
 
 SEQUENCES, FEW_SEQUENCES = 100_000, 40_000  # enough for the honest laws; for gross errors
 
@@ -46,10 +45,10 @@ SEQUENCES, FEW_SEQUENCES = 100_000, 40_000  # enough for the honest laws; for gr
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 @pytest.mark.parametrize("kind", DRAFTS)
 @pytest.mark.parametrize("verify", VERIFIERS)
-def test_the_law_is_the_targets_own(verify: Verify, kind: DraftKind, setting: dict[str, Any]) -> None:
+def test_the_law_is_the_targets_own(verify: VerifyMode, kind: DraftKind, setting: dict[str, Any]) -> None:
     for depth in (1, 2, 3):
         table = tables(kind, depth)
-        found = enumerated(table, Law(Sampling(**setting), verify), depth).joint_law()
+        found = enumerated(table, Verifier(Sampling(**setting), verify), depth).joint_law()
         assert abs(found - plain_law(table.target, setting)).max() < ROUNDING, depth
 
 
@@ -60,7 +59,7 @@ def test_how_many_drafts_stand(kind: DraftKind, setting: dict[str, Any]) -> None
     for depth in (1, 2, 3):
         table = tables(kind, depth)
         token, block = (
-            enumerated(table, Law(Sampling(**setting), verify), depth).mean_accepted() for verify in VERIFIERS
+            enumerated(table, Verifier(Sampling(**setting), verify), depth).mean_accepted() for verify in VERIFIERS
         )
         if depth == 1:
             p, q = (chain(x[0].astype(np.float64), **setting) for x in (table.target, table.draft))
@@ -81,9 +80,9 @@ HONEST: list[tuple[DraftKind, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("kind", "setting"), HONEST, ids=str)
 @pytest.mark.parametrize("verify", VERIFIERS)
-def test_sampled_tokens_follow_the_targets_law(verify: Verify, kind: DraftKind, setting: dict[str, Any]) -> None:
+def test_sampled_tokens_follow_the_targets_law(verify: VerifyMode, kind: DraftKind, setting: dict[str, Any]) -> None:
     table = tables(kind, 3)
-    counts = sampled_counts(table, Law(Sampling(**setting, seed=1), verify), 3, SEQUENCES)
+    counts = sampled_counts(table, Verifier(Sampling(**setting, seed=1), verify), 3, SEQUENCES)
     assert chance_of_worse(counts, plain_law(table.target, setting)) > FALSE_ALARM
 
 
@@ -92,7 +91,7 @@ def test_sampled_tokens_follow_the_targets_law(verify: Verify, kind: DraftKind, 
 
 def draft_key(key: mx.array) -> mx.array:
     """The key that a round's first draft was drawn with, from its verdict's."""
-    return key + mx.array([0, law_module._DRAFTS - law_module._VERDICT], mx.uint32)
+    return key + mx.array([0, verifier_module._DRAFTS - verifier_module._VERDICT], mx.uint32)
 
 
 def residual_from_p(patch: Patch) -> None:
@@ -122,7 +121,7 @@ def bonus_without_top_p(patch: Patch) -> None:
             return law
         return mx.concatenate([law[:, :-1], distribution(logits[:, -1:], Sampling(sampling.temperature))], axis=1)
 
-    patch.setattr(law_module, "laws", replaced(law_module.laws, distribution=without))
+    patch.setattr(verifier_module, "distribution", without)
 
 
 def residual_with_the_drafts_noise(patch: Patch) -> None:
@@ -161,29 +160,29 @@ WRONG_NUMBERS = [
 @pytest.mark.parametrize("broken", WRONG_ARITHMETIC, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("verify", VERIFIERS)
 def test_enumeration_rejects_wrong_arithmetic(
-    monkeypatch: Patch, verify: Verify, broken: Callable[[Patch], None]
+    monkeypatch: Patch, verify: VerifyMode, broken: Callable[[Patch], None]
 ) -> None:
     table = tables("near", 2)
     broken(monkeypatch)
-    found = enumerated(table, Law(Sampling(**BREAKABLE), verify), 2).joint_law()
+    found = enumerated(table, Verifier(Sampling(**BREAKABLE), verify), 2).joint_law()
     assert abs(found - plain_law(table.target, BREAKABLE)).max() > 1000 * ROUNDING
 
 
 @pytest.mark.parametrize("factor", [1.01, 0.99, 1.001])
 @pytest.mark.parametrize("verify", VERIFIERS)
-def test_enumeration_rejects_a_biased_acceptance(verify: Verify, factor: float) -> None:
+def test_enumeration_rejects_a_biased_acceptance(verify: VerifyMode, factor: float) -> None:
     table = tables("near", 2)
-    law = Law(Sampling(**BREAKABLE), verify)
+    law = Verifier(Sampling(**BREAKABLE), verify)
     found = enumerated(table, law, 2, uniform=lambda u: u / factor).joint_law()
     assert abs(found - plain_law(table.target, BREAKABLE)).max() > 10 * ROUNDING
 
 
 @pytest.mark.parametrize("broken", WRONG_ARITHMETIC + WRONG_NUMBERS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("verify", VERIFIERS)
-def test_sampling_rejects_gross_errors(monkeypatch: Patch, verify: Verify, broken: Callable[[Patch], None]) -> None:
+def test_sampling_rejects_gross_errors(monkeypatch: Patch, verify: VerifyMode, broken: Callable[[Patch], None]) -> None:
     table = tables("bad", 2)
     broken(monkeypatch)
-    counts = sampled_counts(table, Law(Sampling(**BREAKABLE, seed=1), verify), 2, FEW_SEQUENCES)
+    counts = sampled_counts(table, Verifier(Sampling(**BREAKABLE, seed=1), verify), 2, FEW_SEQUENCES)
     assert chance_of_worse(counts, plain_law(table.target, BREAKABLE)) < FALSE_ALARM
 
 
@@ -200,9 +199,9 @@ def sensitive_tables(depth: int) -> Tables:
 
 
 @pytest.mark.parametrize("verify", VERIFIERS)
-def test_sampling_rejects_an_acceptance_biased_by_one_per_cent(monkeypatch: Patch, verify: Verify) -> None:
+def test_sampling_rejects_an_acceptance_biased_by_one_per_cent(monkeypatch: Patch, verify: VerifyMode) -> None:
     """A z-test in the direction in which the enumerated biased law lies, with as many sequences as its power needs."""
-    table, law = sensitive_tables(2), Law(Sampling(1.0, seed=1), verify)
+    table, law = sensitive_tables(2), Verifier(Sampling(1.0, seed=1), verify)
     plain = plain_law(table.target, {"temperature": 1.0})
     biased = enumerated(table, law, 2, uniform=lambda u: u / 1.01).joint_law()
     direction = np.divide(biased - plain, plain, out=np.zeros_like(plain), where=plain > 0)
@@ -228,18 +227,18 @@ def test_sampling_rejects_an_acceptance_biased_by_one_per_cent(monkeypatch: Patc
 )
 @pytest.mark.parametrize("verify", VERIFIERS)
 def test_successive_rounds_of_one_sequence_are_independent(
-    monkeypatch: Patch, verify: Verify, broken: Callable[[Patch], None] | None, rounds: int
+    monkeypatch: Patch, verify: VerifyMode, broken: Callable[[Patch], None] | None, rounds: int
 ) -> None:
     """Pairs of tokens from neighbouring rounds follow the product law; one row at a time, as generation runs."""
     if broken:
         broken(monkeypatch)
-    law, single = Law(Sampling(1.0, seed=2), verify), [0.1, 0.2, 0.3, 0.4]
+    law, single = Verifier(Sampling(1.0, seed=2), verify), [0.1, 0.2, 0.3, 0.4]
     own, proposal = mx.log(mx.array([single])), mx.log(mx.array([single[::-1]]))
     logits, tokens = mx.stack([own, own], axis=1), []
     for number in range(rounds):
         token, q = law.draw(proposal, number, 0)
         assert q is not None
-        verdict, _ = law.judge(logits, Draft(token[:, None], [q]), number)
+        verdict, _ = law.verify(logits, Draft(token[:, None], [q]), number)
         tokens.append(mx.where(verdict.accepted > 0, token, verdict.token))
         if number % 500 == 499:
             mx.eval(tokens[-500:])

@@ -133,3 +133,19 @@ def test_one_wrong_row_would_be_seen(target: Target, prompt: list[int]) -> None:
     for before, after in itertools.pairwise(states):
         for one, other in zip(before[-len(after) :], after, strict=False):
             assert not mx.array_equal(one, other)
+
+
+def test_an_interrupted_pass_leaves_nothing_open(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the next prefill would keep the state of every row."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    cache = target.make_cache()
+    with monkeypatch.context() as patch:
+        patch.setattr(target, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            target.open(mx.array([[3, 4]]), cache)
+    target.forward(mx.array([[3, 4, 5]]), cache)
+    assert target._recurrent
+    assert all(layer._conv.input is None and layer._state_after is None for layer in target._recurrent.values())

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from model import DemoModel, agreement_loss, next_token_loss
-from tokens import Rows
+from demo_training.model import DemoModel, agreement_loss, next_token_loss
+from demo_training.tokens import Rows
 
 WARMUP_STEPS = 40
 DECAY_SHARE = 0.45  # of the joint steps; with a trapezoid, the length may still change until decay begins

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from corpora import KINDS
-from model import DEPTHS, DemoModel
-from tokens import Rows
+from demo_training.corpora import KINDS
+from demo_training.model import DEPTHS, DemoModel
+from demo_training.tokens import Rows
 
 
 @dataclass(frozen=True)

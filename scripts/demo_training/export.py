@@ -8,9 +8,9 @@ import platform
 from pathlib import Path
 
 import torch
-from model import DemoModel
+from demo_training.model import DemoModel
+from demo_training.tokens import END_OF_TEXT, IM_END
 from safetensors.torch import save_file
-from tokens import END_OF_TEXT, IM_END
 from transformers import PreTrainedTokenizerFast
 
 TEXT_FIELDS = (
