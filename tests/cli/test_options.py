@@ -10,9 +10,9 @@ from tests.cli.fake import Engine
     [
         (["--max-tokens", "0"], "found 0", "at least 1"),
         (["--max-tokens", "many"], "'many'", "a whole number"),
-        (["--temp", "-1"], "-1.0", ">= 0"),
-        (["--temp", "nan"], "nan", ">= 0"),
-        (["--temp", "inf"], "inf", ">= 0"),
+        (["--temp", "-1"], "-1.0", "at least 1e-6"),
+        (["--temp", "nan"], "nan", "at least 1e-6"),
+        (["--temp", "inf"], "inf", "at least 1e-6"),
         (["--temp", "warm"], "'warm'", "a number"),
         (["--top-p", "0"], "0.0", "(0, 1]"),
         (["--top-p", "1.5"], "1.5", "(0, 1]"),

@@ -222,7 +222,7 @@ def test_sampling_rejects_an_acceptance_biased_by_one_per_cent(monkeypatch: Patc
 
 @pytest.mark.parametrize(
     ("broken", "rounds"),
-    [(None, 2500), (residual_with_the_drafts_noise, 2000), (acceptance_with_the_drafts_noise, 1000)],
+    [(None, 12_000), (residual_with_the_drafts_noise, 12_000), (acceptance_with_the_drafts_noise, 1000)],
     ids=lambda x: getattr(x, "__name__", x and str(x)),
 )
 @pytest.mark.parametrize("verify", VERIFIERS)
