@@ -20,9 +20,11 @@ RANDOM = [
     ("qwen3_5_text", "bfloat16", None),
     ("qwen3_5_moe", "float32", None),
     ("qwen3_5_moe", "float32", 4),
+    ("qwen3_5_moe", "bfloat16", 8),
     ("qwen3_5_moe_text", "float32", 8),
     ("qwen3_next", "float32", None),
     ("qwen3_next", "float32", 4),
+    ("qwen3_next", "bfloat16", 8),
 ]
 TRAINED = ["tiny-tools-qwen3_5-mtp", "tiny-qwen3_5-mtp", "demo"]
 PREFILL_ROWS = 64
@@ -46,13 +48,14 @@ def prompt_of(engine: Engine, length: int, seed: int = 0) -> list[int]:
     return np.random.default_rng([seed, length]).integers(3, vocabulary, length).tolist()
 
 
-@pytest.mark.parametrize(("length", "depths"), [(1, (1, 4)), (2, (2, 5)), (66, (3, 6))])
+@pytest.mark.parametrize(("length", "depths"), [(1, (1, 4)), (2, (2, 5)), (66, (3, 6)), (700, (3,))])
 def test_random_checkpoints(random_engine: Engine, length: int, depths: tuple[int, ...]) -> None:
     prompt = prompt_of(random_engine, length)
-    expected = reference(random_engine, prompt, 100, PREFILL_ROWS)
+    count = 250 if length == 1 else 100
+    expected = reference(random_engine, prompt, count, PREFILL_ROWS)
     assert len(set(expected)) > 5, "a collapsed reference would prove little"
     for depth in depths:
-        assert generated(random_engine, prompt, 100, depth, PREFILL_ROWS) == expected, f"depth {depth}"
+        assert generated(random_engine, prompt, count, depth, PREFILL_ROWS) == expected, f"depth {depth}"
 
 
 @pytest.mark.parametrize("depth", range(7))
