@@ -9,6 +9,7 @@ from typing import Any
 
 from mlxmtp.errors import CheckpointError
 
+SIDE_CAR = "mtp.safetensors"  # a head beside a model that was converted without it
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 
 
@@ -27,7 +28,7 @@ def list_tensors(folder: Path) -> dict[str, TensorInfo]:
     Raises:
         CheckpointError: no such files, a shard is missing, or a file is shorter than its header says.
     """
-    files = sorted(folder.glob("*.safetensors"), key=lambda file: file.name == "mtp.safetensors")
+    files = sorted(folder.glob("*.safetensors"), key=lambda file: file.name == SIDE_CAR)
     _check_complete(folder, {file.name for file in files})
     return {name: info for file in files for name, info in read_header(file).items()}
 

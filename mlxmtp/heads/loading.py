@@ -9,13 +9,12 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import infer_quant_config
 
-from mlxmtp.checkpoints import Checkpoint, TensorInfo
+from mlxmtp.checkpoints import SIDE_CAR, Checkpoint, TensorInfo
 from mlxmtp.errors import HeadError, is_out_of_memory
 from mlxmtp.heads import qwen
 from mlxmtp.heads.head import Head
 from mlxmtp.targets import Target, materialise
 
-SIDE_CAR = "mtp.safetensors"
 _NAME = re.compile(r"((?:model\.|language_model\.)*mtp\.)(.+)")
 _DSPARK = ("main_proj", "main_norm", "markov_head", "confidence_head")
 
@@ -60,9 +59,7 @@ def _head_names(tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
         return {name: match[2] if (match := _NAME.fullmatch(name)) else name for name in own}
     found = {name: match for name in tensors if (match := _NAME.fullmatch(name))}
     if len({match[1] for match in found.values()}) > 1:
-        raise HeadError(
-            f"the files hold more than one head ({', '.join(sorted(found)[:: len(found) - 1])}); use --no-mtp"
-        )
+        raise HeadError(f"the files hold more than one head ({min(found)}, {max(found)}); use --no-mtp")
     return {name: match[2] for name, match in found.items()}
 
 
