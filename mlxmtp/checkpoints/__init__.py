@@ -1,6 +1,21 @@
-"""Files to arrays: which tensors a folder or a Hub repo holds, and in which format."""
+"""Files to arrays and back: which tensors a folder or a Hub repo holds, and in which format."""
 
-from mlxmtp.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from mlxmtp.checkpoints.tensors import SIDE_CAR, TensorInfo, list_tensors
+from mlxmtp.checkpoints.checkpoint import HEAD_FACTS, Checkpoint, base_model, open_checkpoint
+from mlxmtp.checkpoints.fp8 import dequantise_fp8
+from mlxmtp.checkpoints.head_files import HeadFiles, Norms, find_head
+from mlxmtp.checkpoints.tensors import SIDE_CAR, SIDE_CARS, TensorInfo, list_tensors
 
-__all__ = ["SIDE_CAR", "Checkpoint", "TensorInfo", "list_tensors", "open_checkpoint"]
+__all__ = [
+    "HEAD_FACTS",
+    "SIDE_CAR",
+    "SIDE_CARS",
+    "Checkpoint",
+    "HeadFiles",
+    "Norms",
+    "TensorInfo",
+    "base_model",
+    "dequantise_fp8",
+    "find_head",
+    "list_tensors",
+    "open_checkpoint",
+]

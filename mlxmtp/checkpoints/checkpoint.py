@@ -7,20 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxmtp.checkpoints.tensors import TensorInfo, list_tensors
+from mlxmtp.checkpoints import hub
+from mlxmtp.checkpoints.attached import attached_folder
+from mlxmtp.checkpoints.tensors import SIDE_CAR, TensorInfo, list_tensors, read_header
 from mlxmtp.errors import CheckpointError
 
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
-_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+HEAD_FACTS = "mtp_head"
+"""The key of config.json under which mlxmtp writes what a side-car is."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's folder: its configuration, and every tensor its files hold."""
+    """A model's folder: its configuration, and every tensor its files hold.
+
+    `repo` and `revision` (a commit) tell where on the Hub it comes from, where it stands in the Hub cache.
+    """
 
     folder: Path
     config: dict[str, Any]
     tensors: Mapping[str, TensorInfo]
+    repo: str | None = None
+    revision: str | None = None
 
     @property
     def model_type(self) -> str:
@@ -28,45 +35,63 @@ class Checkpoint:
         kind: str = self.config["model_type"]
         return kind
 
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The language model's own part of the configuration."""
+        text: dict[str, Any] = self.config.get("text_config", self.config)
+        return text
+
 
 def open_checkpoint(path_or_repo: str | Path) -> Checkpoint:
     """Open a checkpoint without reading its weights; a Hub repo ("owner/name") is downloaded to the Hub cache.
+
+    A head that `mlxmtp attach` keeps for a model of the Hub cache is taken in as the checkpoint's side-car.
 
     Raises:
         CheckpointError: there is no such folder or repo, it cannot be reached, is no model, or is not complete.
     """
     folder = Path(path_or_repo).expanduser()
     if not folder.exists():
-        name = str(path_or_repo)
-        if not _REPO.fullmatch(name) or name.startswith("."):
-            raise CheckpointError(f"{name}: no such folder; expected a model's folder or a Hub repo (owner/name)")
-        folder = _download(name)
-    return Checkpoint(folder, _read_config(folder), list_tensors(folder))
+        folder = hub.download(str(path_or_repo))
+    config, tensors = read_config(folder), list_tensors(folder)
+    repo, revision = hub.origin(folder)
+    if repo and revision and (kept := attached_folder(repo, revision)).is_dir():
+        tensors |= read_header(kept / SIDE_CAR)
+        config[HEAD_FACTS] = read_config(kept)[HEAD_FACTS]
+    return Checkpoint(folder, config, tensors, repo, revision)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json.
+
+    Raises:
+        CheckpointError: it is not there, or not a model's.
+    """
     file = folder / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{folder}: no config.json; expected a model's folder")
+    return parse_config(file.read_bytes(), str(file))
+
+
+def parse_config(content: bytes, name: str) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(content)
     except ValueError as error:
-        raise CheckpointError(f"{file}: not valid JSON ({error})") from error
+        raise CheckpointError(f"{name}: not valid JSON ({error})") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise CheckpointError(f"{file}: no model_type; expected the configuration of a language model")
+        raise CheckpointError(f"{name}: no model_type; expected the configuration of a language model")
     return config
 
 
-def _download(repo: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+def base_model(folder: Path) -> str | None:
+    """The repo that a folder's readme says its model was made from, if it names one."""
+    readme = folder / "README.md"
+    if not readme.is_file():
+        return None
+    return card_base(readme.read_text(errors="replace"))
 
-    try:
-        return Path(snapshot_download(repo, allow_patterns=_FILES))
-    except GatedRepoError as error:
-        raise CheckpointError(f"{repo}: gated; accept its terms on the Hub, then run `hf auth login`") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise CheckpointError(f"{repo}: no such folder, and no such repo on the Hub (or no access to it)") from error
-    except Exception as error:  # the client lets its transport's errors through, and they have no common base
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{repo}: no such folder, and it cannot be downloaded from the Hub: {reason}") from error
+
+def card_base(card: str) -> str | None:
+    """`base_model` of a model card's YAML head: a repo, or the first of a list of them."""
+    found = re.search(r"\A---\n(?:.*\n)*?base_model:\s*(?:\n\s*-\s*)?[\"']?([\w.-]+/[\w.-]+)", card)
+    return found[1] if found else None

@@ -1,73 +1,136 @@
-"""Which tensors a checkpoint folder holds: names, shapes and dtypes from the safetensors headers alone."""
+"""Which tensors a checkpoint holds: names, shapes and dtypes from the safetensors headers alone."""
 
 import json
+import math
 import re
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxmtp.errors import CheckpointError
 
-SIDE_CAR = "mtp.safetensors"  # a head beside a model that was converted without it
+SIDE_CAR = "mtp.safetensors"
+"""A head beside a model that was converted without it, as mlxmtp writes it."""
+SIDE_CARS = (SIDE_CAR, "mtp/weights.safetensors", "model-mtp.safetensors")
+"""The names under which other programs' conversions keep theirs; read in this order."""
+LONGEST_HEADER = 100_000_000  # what the safetensors library itself accepts
+_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1}
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor in a file: `dtype` as safetensors names it ("BF16", "F32", "U32", ...)."""
+    """One tensor in a file: `dtype` as safetensors names it ("BF16", "F32", "U32", ...).
+
+    It fills the bytes from `start` up to `stop`, counted from the beginning of the file.
+    """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+
+def weight_files(names: Iterable[str]) -> list[str]:
+    """Of a model's file names, relative to its folder, those that hold tensors: side-cars last, our own at the end."""
+    known = [name for name in names if name.endswith(".safetensors") and ("/" not in name or name in SIDE_CARS)]
+    return sorted(known, key=lambda name: (-SIDE_CARS.index(name) if name in SIDE_CARS else -len(SIDE_CARS), name))
 
 
 def list_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """The tensors of every `*.safetensors` file of a folder; where a name stands twice, the side-car's wins.
+    """The tensors of a folder's safetensors files; where a name stands twice, a side-car's wins.
 
     Raises:
         CheckpointError: no such files, a shard is missing, or a file is shorter than its header says.
     """
-    files = sorted(folder.glob("*.safetensors"), key=lambda file: file.name == SIDE_CAR)
-    _check_complete(folder, {file.name for file in files})
-    return {name: info for file in files for name, info in read_header(file).items()}
+    here = {file.name for file in folder.glob("*.safetensors")}
+    files = weight_files(here.union(name for name in SIDE_CARS if (folder / name).is_file()))
+    indices = {index.name: index.read_bytes() for index in sorted(folder.glob("*.safetensors.index.json"))}
+    check_complete(str(folder), files, indices)
+    return {name: info for file in files for name, info in read_header(folder / file).items()}
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file, checked against its size (format: 8-byte length, JSON header, data)."""
+    """The tensors of one safetensors file, checked against its size."""
     size = file.stat().st_size
     with file.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 0 < length <= size - 8:
-            raise CheckpointError(f"{file}: not a complete safetensors file ({size} bytes); download it again")
-        try:
-            header: dict[str, Any] = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            tensors = {name: TensorInfo(file, entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise CheckpointError(f"{file}: its safetensors header cannot be read; download it again") from error
-    expected = 8 + length + end
+        length = header_length(stream.read(8), size, str(file))
+        return parse_header(stream.read(length), file, size)
+
+
+def header_length(prefix: bytes, size: int, name: str) -> int:
+    """Bytes of the JSON header, from the 8 that every safetensors file begins with.
+
+    Raises:
+        CheckpointError: a file of `size` bytes cannot hold such a header.
+    """
+    length: int = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+    if not 0 < length <= min(size - 8, LONGEST_HEADER):
+        raise CheckpointError(f"{name}: not a complete safetensors file ({size} bytes); download it again")
+    return length
+
+
+def parse_header(header: bytes, file: Path, size: int) -> dict[str, TensorInfo]:
+    """The tensors that the JSON header of a file of `size` bytes describes.
+
+    Raises:
+        CheckpointError: it cannot be read, contradicts itself, or promises more bytes than there are.
+    """
+    data = 8 + len(header)
+    try:
+        entries: dict[str, Any] = json.loads(header)
+        entries.pop("__metadata__", None)
+        tensors = {name: _info(entry, file, data) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise CheckpointError(f"{file}: its safetensors header cannot be read; download it again") from error
+    expected = max((info.stop for info in tensors.values()), default=data)
     if size < expected:
         raise CheckpointError(f"{file}: {size} bytes, expected {expected}: the file is cut short; download it again")
     return tensors
 
 
-def _check_complete(folder: Path, present: set[str]) -> None:
+def _info(entry: dict[str, Any], file: Path, data: int) -> TensorInfo:
+    first, last = entry["data_offsets"]
+    shape, dtype = tuple(entry["shape"]), entry["dtype"]
+    size = math.prod(shape) * _BYTES[dtype] if dtype in _BYTES else last - first
+    if not 0 <= first <= last or last - first != size:
+        raise ValueError(f"{dtype} {shape} in bytes {first} to {last}")
+    return TensorInfo(file, dtype, shape, data + first, data + last)
+
+
+def check_complete(where: str, present: Iterable[str], indices: dict[str, bytes]) -> None:
+    """Every file there that an index (its name and its bytes) or the numbering of the shards speaks of.
+
+    Raises:
+        CheckpointError: files are missing, or an index cannot be read.
+    """
+    present = set(present)
     if not present:
-        raise CheckpointError(f"{folder}: no .safetensors files; expected a model's folder")
+        raise CheckpointError(f"{where}: no .safetensors files; expected a model's folder")
     expected = set(present)
-    for index in folder.glob("*.safetensors.index.json"):
+    for name, content in indices.items():
         try:
-            expected |= set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{index}: cannot be read as an index of shards") from error
+            expected |= set(json.loads(content)["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{where}/{name}: cannot be read as an index of shards") from error
     for name in present:
-        if match := _SHARD.search(name):
-            total, width = int(match[2]), len(match[1])
-            stem = name[: match.start()]
-            expected |= {f"{stem}-{i:0{width}}-of-{match[2]}.safetensors" for i in range(1, total + 1)}
+        expected |= set(_numbered(name))
     if missing := sorted(expected - present):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise CheckpointError(f"{folder}: missing {', '.join(missing[:3])}{more}; download the model again")
+        raise CheckpointError(f"{where}: missing {', '.join(missing[:3])}{more}; download the model again")
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """The names of all shards of the set to which a shard's name belongs."""
+    if match := _SHARD.search(name):
+        stem, width = name[: match.start()], len(match[1])
+        for i in range(1, int(match[2]) + 1):
+            yield f"{stem}-{i:0{width}}-of-{match[2]}.safetensors"

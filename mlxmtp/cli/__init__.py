@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import mlxmtp
-from mlxmtp.cli import generate
+from mlxmtp.cli import attach, convert, generate, inspect, pull
 from mlxmtp.errors import MlxmtpError, is_out_of_memory
 
 FAILED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 
-COMMANDS = (generate,)
+COMMANDS = (generate, inspect, convert, attach, pull)
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,25 +1,33 @@
-"""The progress of a long prefill on standard error: in place on a terminal, otherwise a line now and then."""
+"""The progress of long work on standard error: in place on a terminal, otherwise a line now and then."""
 
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TextIO
 
+from mlxmtp.units import size
+
 PATIENCE_S = 1.0
-"""Nothing is shown for a prefill shorter than this."""
+"""Nothing is shown for work shorter than this."""
 PAUSE_S = 10.0
 """The least time between two lines where the display is not a terminal."""
 ERASE_LINE = "\r\x1b[K"
 
 
-class PrefillProgress:
-    """Shows how much of the prompt has been read, from the first second until `close`.
+class Progress:
+    """Shows how much has been done, from the first second until `close`.
 
-    A thread of its own notices that the second is over: one chunk of a long prompt can take much longer.
+    A thread of its own notices that the second is over: one step of the work can take much longer.
+
+    Args:
+        doing: what is being done. amount: how `done` and `total` read together.
     """
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, doing: str, amount: Callable[[int, int], str]) -> None:
         self._out = out
+        self._doing = doing
+        self._amount = amount
         self._in_place = out.isatty()
         self._lock = threading.Lock()
         self._timer = threading.Timer(PATIENCE_S, self._show)
@@ -38,7 +46,7 @@ class PrefillProgress:
         self.close()
 
     def update(self, done: int, total: int) -> None:
-        """`done` of `total` prompt tokens have been read."""
+        """`done` of `total` are behind us."""
         self._done = (done, total)
         if self._shown_at is None:
             return  # the timer has not run out
@@ -58,12 +66,26 @@ class PrefillProgress:
             if self._closed:
                 return
             self._shown_at = time.monotonic()
-            line = "Reading the prompt ..."
+            line = f"{self._doing} ..."
             if self._done is not None:
                 done, total = self._done
-                line = f"Reading the prompt: {done} of {total} tokens ({done / total:.0%})"
+                line = f"{self._doing}: {self._amount(done, total)} ({done / max(1, total):.0%})"
             self._write(ERASE_LINE + line if self._in_place else line + "\n")
 
     def _write(self, text: str) -> None:
         self._out.write(text)
         self._out.flush()
+
+
+class PrefillProgress(Progress):
+    """How much of a prompt has been read."""
+
+    def __init__(self, out: TextIO) -> None:
+        super().__init__(out, "Reading the prompt", lambda done, total: f"{done} of {total} tokens")
+
+
+class ByteProgress(Progress):
+    """How many bytes have been moved."""
+
+    def __init__(self, out: TextIO, doing: str) -> None:
+        super().__init__(out, doing, lambda done, total: f"{size(done)} of {size(total)}")

@@ -1,6 +1,17 @@
 """MTP heads: one module for each family, found by the tensors that are there."""
 
+from mlxmtp.heads.check import SelfCheck, self_check
 from mlxmtp.heads.head import Head
-from mlxmtp.heads.loading import NoHeadError, load_head
+from mlxmtp.heads.loading import NoHeadError, build_head, judge, load_head, norms_of, trunk_is_raw
 
-__all__ = ["Head", "NoHeadError", "load_head"]
+__all__ = [
+    "Head",
+    "NoHeadError",
+    "SelfCheck",
+    "build_head",
+    "judge",
+    "load_head",
+    "norms_of",
+    "self_check",
+    "trunk_is_raw",
+]

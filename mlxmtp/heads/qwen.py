@@ -60,18 +60,18 @@ class QwenHead(nn.Module):
 
 
 def build(
-    weights: dict[str, mx.array], target: Target, *, trunk_is_raw: bool | None
+    weights: dict[str, mx.array], target: Target, *, trunk_is_raw: bool | None, stated: str | None = None
 ) -> tuple[Any, dict[str, mx.array]]:
     """The head's module, still empty, and its weights as the module wants them: norms shifted, experts stacked."""
     if not any(name.startswith("layers.0.") for name in weights):
         raise HeadError("the head's tensors have no layers.0.*; they are not a Qwen MTP head; use --no-mtp")
-    if norms_are_raw(weights, trunk_is_raw=trunk_is_raw):
+    if norms_are_raw(weights, trunk_is_raw=trunk_is_raw, stated=stated):
         weights = {name: w + NORM_OFFSET if _is_norm(name, w) else w for name, w in weights.items()}
     weights = stack_experts(weights)
     return QwenHead(target, moe=any(".mlp.switch_mlp." in name for name in weights)), weights
 
 
-def norms_are_raw(weights: dict[str, mx.array], *, trunk_is_raw: bool | None) -> bool:
+def norms_are_raw(weights: dict[str, mx.array], *, trunk_is_raw: bool | None, stated: str | None = None) -> bool:
     """Whether norm weights still lack the offset of 1.
 
     The block's four norms decide for all: raw, their medians scatter a little above 0, shifted above 1. (Those before
@@ -80,6 +80,7 @@ def norms_are_raw(weights: dict[str, mx.array], *, trunk_is_raw: bool | None) ->
 
     Args:
         trunk_is_raw: what the trunk beside the head says of its own layout; None if nothing.
+        stated: "raw" or "shifted", where the files say so: then that, and the values only confirm.
 
     Raises:
         HeadError: the values and the trunk contradict each other.
@@ -93,7 +94,12 @@ def norms_are_raw(weights: dict[str, mx.array], *, trunk_is_raw: bool | None) ->
         raise HeadError("the head has no norm weights to tell its format from; use --no-mtp")
     mean = sum(medians) / len(medians)
     raw = mean < 0.75 * NORM_OFFSET
-    if trunk_is_raw and not raw:
+    if stated is not None and raw != (stated == "raw"):
+        raise HeadError(
+            f"the head's norm weights are said to be {stated}, but their median of {mean:.2f} contradicts it; "
+            "make the head again (mlxmtp attach), or use --no-mtp"
+        )
+    if stated is None and trunk_is_raw and not raw:
         raise HeadError(
             f"the trunk is stored raw, but the head's norm weights (median {mean:.2f}) look shifted by 1 already; "
             "such a head drafts nonsense: take the files from the original repo again, or use --no-mtp"

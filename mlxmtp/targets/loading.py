@@ -1,5 +1,6 @@
 """Loading a target through mlx-lm, with what its loader leaves out."""
 
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -7,7 +8,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
-from mlxmtp.checkpoints import Checkpoint
+from mlxmtp.checkpoints import SIDE_CARS, Checkpoint, dequantise_fp8
 from mlxmtp.errors import CheckpointError, is_out_of_memory
 from mlxmtp.targets.target import Target
 
@@ -15,22 +16,22 @@ from mlxmtp.targets.target import Target
 _TEXT_ONLY = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
 
 
-def load_target(checkpoint: Checkpoint) -> Target:
-    """Load the trunk of a checkpoint; the weights are read once, here.
+def load_target(checkpoint: Checkpoint, *, lazy: bool = False) -> Target:
+    """Load the trunk of a checkpoint; the weights are read once, here, or with `lazy` when they are needed.
 
     Raises:
         CheckpointError: mlx-lm does not know the architecture, or tensors are missing or of another shape.
     """
     try:
-        model, config = load_model(checkpoint.folder, lazy=True, get_model_classes=_model_classes)
-        materialise(model)
+        classes = partial(_model_classes, side_car=_side_car_names(checkpoint))
+        model, config = load_model(checkpoint.folder, lazy=True, get_model_classes=classes)
+        if not lazy:
+            materialise(model)
         return Target(model, config)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, FileNotFoundError) as error:
         if is_out_of_memory(error):
             raise
-        fp8 = any(name.endswith("weight_scale_inv") for name in checkpoint.tensors)
-        hint = " (block-scaled FP8 is not read yet: use the bf16 original or an MLX conversion)" if fp8 else ""
-        raise CheckpointError(f"{checkpoint.folder}: {_reason(error)}{hint}") from error
+        raise CheckpointError(f"{checkpoint.folder}: {_reason(error)}") from error
 
 
 def materialise(module: nn.Module) -> None:
@@ -40,15 +41,20 @@ def materialise(module: nn.Module) -> None:
         mx.eval(weight)
 
 
-def _model_classes(config: dict[str, Any]) -> tuple[type[nn.Module], type]:
+def _side_car_names(checkpoint: Checkpoint) -> frozenset[str]:
+    """Tensors that are the head's by their file: mlx-lm reads every model*.safetensors as the trunk's."""
+    return frozenset(n for n, info in checkpoint.tensors.items() if any(info.file.match(s) for s in SIDE_CARS))
+
+
+def _model_classes(config: dict[str, Any], side_car: frozenset[str]) -> tuple[type[nn.Module], type]:
     kind = config["model_type"]
     model, args = _get_classes({**config, "model_type": _TEXT_ONLY.get(kind, kind)})
 
     class Model(model):  # type: ignore[misc, valid-type]
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             # mlx-lm keeps the head of a converted Qwen3-Next, and stacks experts of one layout a family
-            trunk = {name: value for name, value in weights.items() if "mtp." not in name}
-            return stack_experts(super().sanitize(trunk))
+            trunk = {name: w for name, w in weights.items() if "mtp." not in name and name not in side_car}
+            return stack_experts(super().sanitize(dequantise_fp8(trunk)))
 
     return Model, args
 

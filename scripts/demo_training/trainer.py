@@ -43,6 +43,8 @@ class Progress:
     head_steps: int
     step: int = 0
     seconds: float = 0.0
+    tokens: int = 0  # trained on with the trunk
+    head_tokens: int = 0  # trained on with the head alone
 
     @property
     def joint(self) -> bool:
@@ -110,12 +112,31 @@ class Trainer:
             self.progress.steps = self.plan.steps
         self.progress.head_steps = self.plan.head_steps
 
+    def start_from(self, path: Path) -> None:
+        """The weights of a model with fewer layers; further layers begin as identities (Shen et al. 2022, arXiv:2203.06211)."""
+        state = torch.load(path, weights_only=True)
+        missing, unexpected = self.model.load_state_dict(state["model"], strict=False)
+        if unexpected or any(".layers." not in name for name in missing):
+            sys.exit(f"{path} is not of a shallower model of this shape: {(unexpected or missing)[0]} does not fit")
+        for name in missing:
+            if name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight")):
+                torch.nn.init.zeros_(self.model.get_parameter(name))
+        before = Progress(**state["progress"])
+        self.progress.seconds, self.progress.tokens = before.seconds, before.tokens
+        self.progress.head_tokens = before.head_tokens
+
     def run(self) -> None:
         progress = self.progress
         paces: deque[float] = deque(maxlen=10)  # of the latest 200 steps: other programs come and go
         began = time.monotonic()
         while progress.left > 0:
-            losses = self.joint_step() if progress.joint else self.head_step()
+            tokens = self.batch()
+            if progress.joint:
+                losses = self.joint_step(tokens)
+                progress.tokens += tokens[:, 1:].numel()
+            else:
+                losses = self.head_step(tokens)
+                progress.head_tokens += tokens[:, 1:].numel()
             self.update()
             progress.step += 1
             if progress.step % REPORT_EVERY == 0:
@@ -133,9 +154,9 @@ class Trainer:
     def batch(self) -> torch.Tensor:
         return torch.from_numpy(self.train.batch(self.plan.seed, self.progress.step, self.plan.rows))
 
-    def joint_step(self) -> tuple[float, float]:
+    def joint_step(self, tokens: torch.Tensor) -> tuple[float | None, float]:
         """Next-token loss on all rows, the head's loss on the first few."""
-        tokens, few = self.batch(), self.plan.head_rows
+        few = self.plan.head_rows
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden = self.model.hidden(tokens[:, :-1])
             loss = self.next_token_loss(hidden, self.model.embedding, tokens[:, 1:])
@@ -144,9 +165,9 @@ class Trainer:
         (loss + HEAD_WEIGHT * head_loss).backward()
         return loss.item(), head_loss.item()
 
-    def head_step(self) -> tuple[None, float]:
+    def head_step(self, tokens: torch.Tensor) -> tuple[float | None, float]:
         """The head's loss on all rows, a few at a time (the shape already compiled), the trunk untouched."""
-        tokens, few = self.batch(), self.plan.head_rows
+        few = self.plan.head_rows
         parts = range(0, len(tokens) - few + 1, few)
         total = 0.0
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,0 +1,41 @@
+"""Block-scaled FP8, as official FP8 repos store linear layers: e4m3 weights, one scale for each 128 x 128 block."""
+
+from collections.abc import Mapping
+
+import mlx.core as mx
+
+from mlxmtp.errors import CheckpointError
+
+BLOCK = 128
+_SCALE = "_scale_inv"
+
+
+def dequantise_fp8(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """The weights with every pair of `X` and `X_scale_inv` multiplied out, in bfloat16; lazily.
+
+    `X` [..., M, N] holds e4m3 numbers (as bytes), the scales are [..., ceil(M / 128), ceil(N / 128)].
+    Source: DeepSeek-V3's README_WEIGHTS.md, whose format Qwen's FP8 repos share.
+
+    Raises:
+        CheckpointError: a scale without its weight, or of a shape that does not cover it.
+    """
+    out = {name: weight for name, weight in weights.items() if not name.endswith(_SCALE)}
+    for name in weights.keys() - out.keys():
+        scaled = name.removesuffix(_SCALE)
+        if scaled not in out:
+            raise CheckpointError(f"{name} has no weight beside it; download the model again")
+        out[scaled] = _multiply(scaled, out[scaled], weights[name])
+    return out
+
+
+def _multiply(name: str, weight: mx.array, scales: mx.array) -> mx.array:
+    rows, columns = weight.shape[-2:]
+    blocks = (-(-rows // BLOCK), -(-columns // BLOCK))
+    if scales.shape[-2:] != blocks:
+        raise CheckpointError(
+            f"{name}: FP8 scales {scales.shape} for a weight {weight.shape}; "
+            f"expected {blocks}, one for each {BLOCK} x {BLOCK} block"
+        )
+    values = mx.from_fp8(weight, dtype=mx.float32) if weight.dtype == mx.uint8 else weight.astype(mx.float32)
+    spread = mx.repeat(mx.repeat(scales.astype(mx.float32), BLOCK, axis=-2), BLOCK, axis=-1)
+    return (values * spread[..., :rows, :columns]).astype(mx.bfloat16)

@@ -1,0 +1,106 @@
+"""Where a checkpoint keeps its MTP head, and what its files say of it."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mlxmtp.checkpoints.checkpoint import HEAD_FACTS
+from mlxmtp.checkpoints.tensors import SIDE_CARS, TensorInfo
+from mlxmtp.errors import HeadError
+
+Place = Literal["shards", "side-car", "drafter"]
+Norms = Literal["raw", "shifted"]
+
+DRAFTER = "_mtp"
+"""Ends the model type of a drafter: a head in a folder of its own, as mlx-vlm's `split_mtp` writes it."""
+_NAME = re.compile(r"((?:model\.|language_model\.)*mtp\.)(.+)")
+_DSPARK = ("main_proj", "main_norm", "markov_head", "confidence_head")
+
+
+@dataclass(frozen=True)
+class HeadFiles:
+    """The tensors of a head, by the names they have in their files.
+
+    Args:
+        names: their names inside the head ("fc.weight").
+        place: among the model's shards, in a side-car, or in a folder of their own.
+        facts: what the configuration states: `norms`, `quantization`, `family`, `source`, `revision`.
+    """
+
+    tensors: Mapping[str, TensorInfo]
+    names: Mapping[str, str]
+    place: Place
+    facts: Mapping[str, Any]
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted({info.file for info in self.tensors.values()})
+
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self.tensors.values())
+
+    @property
+    def layers(self) -> int:
+        return len({name.split(".")[1] for name in self.names.values() if name.startswith("layers.")})
+
+    @property
+    def norms(self) -> Norms | None:
+        """Whether norm weights still lack their offset, where the files say so."""
+        stated = self.facts.get("norms")
+        return stated if stated in ("raw", "shifted") else None
+
+    def quantization(self, path: str) -> dict[str, Any]:
+        """How a linear layer of the head ("fc") is packed, where the files say so for that layer."""
+        stated = self.facts.get("quantization") or {}
+        stored = next((name for name, short in self.names.items() if short == f"{path}.weight"), "")
+        how = stated.get(stored.removesuffix(".weight"))
+        return dict(how) if isinstance(how, dict) else {}
+
+
+def find_head(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> HeadFiles | None:
+    """The head among a checkpoint's tensors, found by their names; the config only describes it.
+
+    A side-car, where there is one, is the whole head: never mixed with tensors in the shards.
+
+    Raises:
+        HeadError: there is more than one, or the tensors are of another kind of draft model.
+    """
+    place, names = _names(config, tensors)
+    if not names:
+        return None
+    if spark := sorted(name for name in names.values() if any(mark in name for mark in _DSPARK)):
+        raise HeadError(f"the mtp.* tensors are DSpark stages ({spark[0]}), not an MTP head; use --no-mtp")
+    return HeadFiles({name: tensors[name] for name in names}, names, place, _facts(config, place))
+
+
+def is_head_name(name: str) -> bool:
+    """Whether a tensor of a model's shards belongs to a head."""
+    return _NAME.fullmatch(name) is not None
+
+
+def _names(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tuple[Place, dict[str, str]]:
+    if str(config.get("model_type")).endswith(DRAFTER):
+        return "drafter", _without_prefix(tensors)
+    for side_car in SIDE_CARS:
+        if own := [name for name, info in tensors.items() if info.file.match(side_car)]:
+            return "side-car", _without_prefix(own)
+    found = {name: match for name in tensors if (match := _NAME.fullmatch(name))}
+    if len({match[1] for match in found.values()}) > 1:
+        raise HeadError(f"the files hold more than one head ({min(found)}, {max(found)}); use --no-mtp")
+    return "shards", {name: match[2] for name, match in found.items()}
+
+
+def _without_prefix(names: Iterable[str]) -> dict[str, str]:
+    return {name: match[2] if (match := _NAME.fullmatch(name)) else name for name in names}
+
+
+def _facts(config: Mapping[str, Any], place: Place) -> dict[str, Any]:
+    quantization = config.get("quantization")
+    if place == "drafter":
+        return {"norms": "shifted", "quantization": quantization}
+    if place == "side-car" and isinstance(stated := config.get(HEAD_FACTS), dict):
+        return dict(stated)
+    return {"quantization": quantization} if quantization else {}

@@ -1,0 +1,214 @@
+"""The Hub through its own client: downloads, and parts of files by byte range.
+
+Cache, tokens, HF_ENDPOINT, offline mode and locks are the client's.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from mlxmtp.checkpoints.tensors import (
+    TensorInfo,
+    check_complete,
+    header_length,
+    parse_header,
+    weight_files,
+)
+from mlxmtp.errors import CheckpointError
+
+REPO = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken", "README.md"]
+"""What a model's folder needs; the readme names the model that it was made from."""
+BLOCK = 16 << 20
+"""Bytes asked for at once: what a broken connection costs, and what is held in memory."""
+
+
+def download(repo: str, revision: str | None = None) -> Path:
+    """A repo's snapshot in the Hub cache, fetched if need be.
+
+    Raises:
+        CheckpointError: no such repo, no access, or no connection; the message says which.
+    """
+    check_name(repo)
+    from huggingface_hub import snapshot_download
+
+    with explained(repo, "be downloaded from the Hub"):
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=FILES))
+
+
+def cached(repo: str) -> Path | None:
+    """A repo's snapshot in the Hub cache, as it is there, without asking the Hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def hub_cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def cached_bytes(repo: str, commit: str, files: Iterable[str]) -> int:
+    """Bytes of a repo's files that the Hub cache holds already."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = (try_to_load_from_cache(repo, file, revision=commit) for file in files)
+    return sum(Path(path).stat().st_size for path in found if isinstance(path, str))
+
+
+def wanted_files(names: Iterable[str]) -> list[str]:
+    """Of a repo's files, those that a model needs."""
+    return [name for name in names if any(fnmatch(name, pattern) for pattern in FILES)]
+
+
+def check_name(repo: str) -> None:
+    """Refuse what is neither a folder nor can be a repo."""
+    if not REPO.fullmatch(repo):
+        raise CheckpointError(f"{repo}: no such folder; expected a model's folder or a Hub repo (owner/name)")
+
+
+def upload(folder: Path, repo: str) -> str:
+    """Upload a folder to a repo, made if need be; its address.
+
+    Raises:
+        CheckpointError: it cannot be uploaded. The folder is as it was.
+    """
+    from huggingface_hub import HfApi
+
+    with explained(repo, f"be uploaded to ({folder} is complete; `hf upload {repo} {folder}` tries again)"):
+        api = HfApi()
+        api.create_repo(repo, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder)
+        return str(api.endpoint) + "/" + repo
+
+
+def origin(folder: Path) -> tuple[str | None, str | None]:
+    """Repo and commit of a snapshot in the Hub cache (models--OWNER--NAME/snapshots/COMMIT), or nothing."""
+    folder = folder.absolute()
+    if folder.parent.name != "snapshots" or not (name := folder.parent.parent.name).startswith("models--"):
+        return None, None
+    return name.removeprefix("models--").replace("--", "/", 1), folder.name
+
+
+@contextmanager
+def explained(repo: str, action: str) -> Iterator[None]:
+    """The client's errors as one sentence each."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except (CheckpointError, KeyboardInterrupt):
+        raise
+    except errors.GatedRepoError as error:
+        raise CheckpointError(f"{repo}: gated; accept its terms on the Hub, then run `hf auth login`") from error
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(f"{repo}: the repo has no such revision") from error
+    except errors.RemoteEntryNotFoundError as error:
+        raise CheckpointError(f"{repo}: a file is not in the repo ({reason(error)})") from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise CheckpointError(f"{repo}: no such folder, and no such repo on the Hub (or no access to it)") from error
+    except OSError as error:
+        if getattr(error, "errno", None):  # the disk, not the network
+            raise
+        raise CheckpointError(f"{repo}: cannot {action}: {reason(error)}") from error
+    except Exception as error:  # the client lets its transport's errors through, and they have no common base
+        raise CheckpointError(f"{repo}: no such folder, and it cannot {action}: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@dataclass(frozen=True)
+class RemoteRepo:
+    """A repo on the Hub at one commit, read in parts: nothing is downloaded whole but small JSON files."""
+
+    repo: str
+    commit: str
+    sizes: dict[str, int]
+    """Bytes of every file."""
+
+    @classmethod
+    def open(cls, repo: str, revision: str | None = None) -> "RemoteRepo":
+        """Ask the Hub what a repo holds.
+
+        Raises:
+            CheckpointError: as `download`.
+        """
+        check_name(repo)
+        from huggingface_hub import HfApi
+
+        with explained(repo, "be reached on the Hub"):
+            info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+        files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        return cls(repo, info.sha or revision or "main", files)
+
+    def read(self, file: str, start: int, stop: int) -> bytes:
+        """The bytes of a file from `start` up to `stop`.
+
+        A broken connection, a busy server (5xx) and a rate limit (429, Retry-After) are tried again by the client.
+        """
+        import huggingface_hub.utils as hub_utils
+        from huggingface_hub import hf_hub_url
+
+        utils: Any = hub_utils  # it exports these without saying so to type checkers
+
+        with explained(self.repo, f"read {file} from the Hub"):
+            url = hf_hub_url(self.repo, file, revision=self.commit)
+            wanted = utils.build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+            answer = utils.http_backoff("GET", url, headers=wanted, follow_redirects=True)
+            utils.hf_raise_for_status(answer)
+            content: bytes = answer.content
+        if answer.status_code != 206 and (start, stop) != (0, self.sizes.get(file)):
+            raise CheckpointError(f"{self.repo}: the server sends {file} whole where a part was asked for; use `pull`")
+        if len(content) != stop - start:
+            raise CheckpointError(
+                f"{self.repo}: {len(content)} bytes of {file} came, expected {stop - start}; run the command again"
+            )
+        return content
+
+    def json(self, file: str) -> dict[str, Any]:
+        """A small JSON file.
+
+        Raises:
+            CheckpointError: it is not there, or no JSON object.
+        """
+        try:
+            content = json.loads(self.small(file))
+        except ValueError as error:
+            raise CheckpointError(f"{self.repo}/{file}: not valid JSON ({error})") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{self.repo}/{file}: expected a JSON object")
+        return content
+
+    def small(self, file: str) -> bytes:
+        if file not in self.sizes:
+            raise CheckpointError(f"{self.repo}: no {file} in the repo")
+        return self.read(file, 0, self.sizes[file])
+
+    def header(self, file: str) -> dict[str, TensorInfo]:
+        """The tensors of one of its safetensors files, checked against the file's size."""
+        size = self.sizes[file]
+        length = header_length(self.read(file, 0, 8) if size > 8 else b"", size, f"{self.repo}/{file}")
+        return parse_header(self.read(file, 8, 8 + length), Path(file), size)
+
+    def tensors(self, wanted: Callable[[str], bool] | None = None) -> dict[str, TensorInfo]:
+        """The tensors of its files; with `wanted`, of those that hold such a name, or that no index tells apart."""
+        indices = {n: self.small(n) for n in self.sizes if n.endswith(".safetensors.index.json") and "/" not in n}
+        files = weight_files(self.sizes)
+        check_complete(self.repo, files, indices)
+        indexed: dict[str, str] = {}
+        for content in indices.values():
+            indexed |= json.loads(content)["weight_map"]
+        skipped = set(indexed.values()) - {file for name, file in indexed.items() if not wanted or wanted(name)}
+        return {n: info for file in files if file not in skipped for n, info in self.header(file).items()}

@@ -1,0 +1,52 @@
+"""`mlxmtp attach`: a stripped conversion gets its head back."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mlxmtp.cli.inspect import checked
+from mlxmtp.cli.progress import ByteProgress
+from mlxmtp.units import size
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "attach",
+        help="give a converted model the head that its conversion lost",
+        description="Fetch only the MTP head of the original model, and store it beside a conversion of it.\n"
+        "For a model in the Hub cache it is kept in mlxmtp's own data folder.",
+        epilog="Example:\n  mlxmtp attach mlx-community/Qwen3.6-27B-4bit --from Qwen/Qwen3.6-27B",
+    )
+    add = command.add_argument
+    add("trunk", metavar="TRUNK", help="the converted model: a folder or a Hugging Face repo")
+    source = "the model with the head: a folder, a Hugging Face repo, or an mlx-vlm drafter"
+    add("--from", dest="original", metavar="ORIGINAL", required=True, help=source)
+    add("--revision", metavar="R", help="branch, tag or commit of ORIGINAL")
+    head_bits = "bits of the head: 4, 8, or 16 for none (default: 8 beside a quantised model, else as it is)"
+    add("--head-bits", type=int, choices=(4, 8, 16), help=head_bits)
+    add("--out", metavar="DIR", type=Path, help="a new folder for model and head; TRUNK stays as it is")
+    add("--no-check", action="store_true", help="do not load the model to try the head on a short text")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from mlxmtp.conversion.attach import attach
+
+    with ByteProgress(sys.stderr, f"Fetching the head of {arguments.original}") as progress:
+        done = attach(
+            arguments.trunk,
+            arguments.original,
+            head_bits=arguments.head_bits,
+            out=arguments.out,
+            revision=arguments.revision,
+            on_bytes=progress.update,
+        )
+    print(f"{done.file}: {size(done.nbytes)}")
+    if not arguments.no_check:
+        check = checked(str(arguments.out or arguments.trunk))
+        print(f"{check.acceptance:.0%} of first drafts taken on a short text")
+        if check.warning:
+            print(f"mlxmtp: warning: {check.warning}", file=sys.stderr)
+    return 0

@@ -1,0 +1,35 @@
+"""`mlxmtp pull`: download a model after looking whether it fits."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from mlxmtp.errors import CheckpointError
+from mlxmtp.units import size
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "pull",
+        help="download a model to the local Hub cache",
+        description="Download a Hugging Face repo, after checking its size against disk and memory.",
+        epilog="Example:\n  mlxmtp pull mlx-community/Qwen3.6-27B-4bit",
+    )
+    command.add_argument("repo", metavar="REPO", help="owner/name")
+    command.add_argument("--revision", metavar="R", help="branch, tag or commit")
+    command.add_argument("--force", action="store_true", help="download what does not fit this machine's memory")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from mlxmtp.conversion.pull import plan_pull, pull
+
+    plan = plan_pull(arguments.repo, arguments.revision)
+    if warning := plan.memory_warning:
+        if not arguments.force:
+            raise CheckpointError(f"{plan.repo}: {warning}; --force downloads it all the same")
+        print(f"mlxmtp: warning: {warning}", file=sys.stderr)
+    print(f"{plan.repo}: {size(plan.nbytes)}, {size(plan.missing_bytes)} to download", file=sys.stderr)
+    print(pull(plan))
+    return 0

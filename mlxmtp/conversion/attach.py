@@ -1,0 +1,161 @@
+"""Giving a stripped conversion its head back, from the model that it was made from."""
+
+import json
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlxmtp.checkpoints import HEAD_FACTS, SIDE_CAR, Checkpoint, find_head, open_checkpoint
+from mlxmtp.checkpoints.attached import attached_folder
+from mlxmtp.checkpoints.head_files import DRAFTER
+from mlxmtp.checkpoints.writer import silent, write_safetensors
+from mlxmtp.conversion.convert import DEFAULT_HEAD_BITS
+from mlxmtp.conversion.side_car import SideCar, side_car
+from mlxmtp.conversion.sources import SAMPLE, OnBytes, Source, open_source
+from mlxmtp.conversion.staging import check_space, staged_file, staged_folder
+from mlxmtp.errors import CheckpointError, HeadError
+from mlxmtp.heads import build_head, trunk_is_raw
+from mlxmtp.targets import load_target
+
+SAME = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+        "num_experts")  # fmt: skip
+"""Sizes in which trunk and original must agree."""
+
+
+@dataclass(frozen=True)
+class Attached:
+    """Where the head was put, how large it is, and how it is packed."""
+
+    file: Path
+    nbytes: int
+    quantization: dict[str, Any] | None
+
+
+def attach(
+    trunk: str | Path,
+    original: str,
+    *,
+    head_bits: int | None = None,
+    out: Path | None = None,
+    revision: str | None = None,
+    on_bytes: OnBytes = silent,
+) -> Attached:
+    """Store the head of `original` beside `trunk`; of a repo on the Hub, only the head's tensors are fetched.
+
+    The head of a model in the Hub cache goes to mlxmtp's data folder, under its repo and commit.
+
+    Args:
+        head_bits: 4, 8 or 16; None: 8 beside a quantised trunk, else as it is stored.
+        out: a new folder for the trunk with the head, its files linked where the disk can; the trunk stays as it is.
+        revision: of `original`.
+        on_bytes: told how many bytes of how many have been fetched.
+
+    Raises:
+        CheckpointError: either cannot be opened, the destination exists, or there is no room.
+        HeadError: no head in `original`, or it does not belong to this trunk.
+    """
+    checkpoint = open_checkpoint(trunk)
+    if present := find_head(checkpoint.config, checkpoint.tensors):
+        raise CheckpointError(f"{trunk} has a head already, in {present.files[0]}; remove it to attach another")
+    source = open_source(original, revision)
+    check_sizes(checkpoint, source)
+    check_sample(checkpoint, source)
+    files = source.fetch(on_bytes)
+    target = load_target(checkpoint, lazy=True)
+    head = build_head(files, target, trunk_is_raw=trunk_is_raw(source.tensors), lazy=True)
+    bits = head_bits or (DEFAULT_HEAD_BITS if "quantization" in target.config and not _is_quantised(files) else None)
+    beside = side_car(head, target, bits, source.name, source.revision)
+    nbytes = beside.nbytes
+    file = _store(checkpoint, beside, out)
+    if source.remote:
+        with suppress(OSError):
+            files.files[0].unlink()
+    return Attached(file, nbytes, beside.quantization)
+
+
+def check_sizes(checkpoint: Checkpoint, source: Source) -> None:
+    """Refuse a head of another kind or size of model.
+
+    Raises:
+        HeadError: naming the first difference.
+    """
+    theirs = source.config.get("text_config", source.config)
+    family = source.config["model_type"].removesuffix(DRAFTER).removesuffix("_text")
+    differences: list[tuple[str, Any, Any]] = [("model_type", checkpoint.model_type.removesuffix("_text"), family)]
+    differences += [(name, checkpoint.text_config.get(name), theirs.get(name)) for name in SAME]
+    for name, ours, found in differences:
+        if found is not None and ours is not None and ours != found:
+            raise HeadError(f"{source.name} has {name} {found}, {checkpoint.folder.name} {ours}: not the same model")
+
+
+def check_sample(checkpoint: Checkpoint, source: Source) -> None:
+    """Compare the trunk's first and last norms with the original's, where it has them (a drafter has no trunk).
+
+    Raises:
+        HeadError: they differ by more than the rounding of a conversion.
+    """
+    ours, theirs = _sample(checkpoint.tensors), _sample(source.tensors)
+    mine = Source("", None, checkpoint.config, checkpoint.tensors, source.head, None)
+    for end in ours.keys() & theirs.keys():
+        one = _shifted(mine.read(ours[end]), trunk_is_raw(checkpoint.tensors))
+        other = _shifted(source.read(theirs[end]), trunk_is_raw(source.tensors))
+        if one.shape != other.shape or float(mx.max(mx.abs(one - other) - 0.02 * mx.abs(other))) > 0.02:
+            raise HeadError(
+                f"{theirs[end]} of {source.name} is not {ours[end]} of {checkpoint.folder.name}: "
+                "the trunk was made from another model; name that one with --from"
+            )
+
+
+def _sample(tensors: Any) -> dict[str, str]:
+    """The norms of the sample: a name that both layouts share, and the name in this one."""
+    norms = [name for name in tensors if name.endswith(SAMPLE) and name.endswith("norm.weight") and "mtp." not in name]
+    return {("layers.0." + n.partition(".layers.0.")[2]) if ".layers.0." in n else "norm": n for n in norms}
+
+
+def _shifted(norm: mx.array, raw: bool | None) -> mx.array:
+    return norm.astype(mx.float32) + (1.0 if raw else 0.0)
+
+
+def _is_quantised(files: Any) -> bool:
+    return any(name.endswith(".scales") for name in files.names)
+
+
+def _store(checkpoint: Checkpoint, beside: SideCar, out: Path | None) -> Path:
+    """Write side-car and facts where they belong; the side-car first, which works without its facts."""
+    if out is not None:
+        check_space(out, beside.nbytes)
+        with staged_folder(out) as stage:
+            for file in checkpoint.folder.rglob("*"):
+                if file.is_file():
+                    _link(file, stage / file.relative_to(checkpoint.folder))
+            _write(stage, checkpoint.config, beside)
+        return out / SIDE_CAR
+    if checkpoint.repo and checkpoint.revision:
+        kept = attached_folder(checkpoint.repo, checkpoint.revision)
+        check_space(kept, beside.nbytes)
+        with staged_folder(kept) as stage:
+            _write(stage, {"model_type": checkpoint.model_type}, beside)
+        return kept / SIDE_CAR
+    check_space(checkpoint.folder, beside.nbytes)
+    _write(checkpoint.folder, checkpoint.config, beside)
+    return checkpoint.folder / SIDE_CAR
+
+
+def _write(folder: Path, config: dict[str, Any], beside: SideCar) -> None:
+    with staged_file(folder / SIDE_CAR) as stage:
+        write_safetensors(stage, beside.weights, silent)
+    with staged_file(folder / "config.json") as stage:
+        stage.write_text(json.dumps(config | {HEAD_FACTS: beside.facts}, indent=4) + "\n")
+
+
+def _link(file: Path, dest: Path) -> None:
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file.resolve(), dest)
+    except OSError:  # another disk, or a file system without links
+        shutil.copyfile(file, dest)

@@ -1,0 +1,131 @@
+"""Where a head can be fetched from: a folder, or a repo on the Hub of which only the head is read."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlxmtp.checkpoints import HeadFiles, TensorInfo, find_head, open_checkpoint
+from mlxmtp.checkpoints.attached import partial_file
+from mlxmtp.checkpoints.checkpoint import parse_config
+from mlxmtp.checkpoints.head_files import DRAFTER, is_head_name
+from mlxmtp.checkpoints.hub import BLOCK, RemoteRepo
+from mlxmtp.checkpoints.writer import DTYPES, header
+from mlxmtp.conversion.staging import check_space, disk_told
+from mlxmtp.errors import HeadError
+
+SAMPLE = (".layers.0.input_layernorm.weight", ".layers.0.post_attention_layernorm.weight", "model.norm.weight",
+          ".language_model.norm.weight", ".layers.0.linear_attn.conv1d.weight")  # fmt: skip
+"""Ends of the names of the few small tensors by which a trunk is compared with another."""
+
+OnBytes = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model, or a drafter, that has a head.
+
+    Args:
+        name: repo or folder. revision: its commit on the Hub.
+        head: its tensors; their files are local, or names in `remote`.
+        tensors: what is known of the rest.
+    """
+
+    name: str
+    revision: str | None
+    config: dict[str, Any]
+    tensors: Mapping[str, TensorInfo]
+    head: HeadFiles
+    remote: RemoteRepo | None
+
+    def read(self, name: str) -> mx.array:
+        """One small tensor."""
+        info = self.tensors[name]
+        if self.remote is None:
+            arrays: dict[str, mx.array] = mx.load(str(info.file))  # type: ignore[assignment]
+            return arrays[name]
+        return _array(self.remote.read(str(info.file), info.start, info.stop), info)
+
+    def fetch(self, on_bytes: OnBytes) -> HeadFiles:
+        """The head in local files: fetched from the Hub where it is not, going on where an earlier run stopped."""
+        if self.remote is None:
+            return self.head
+        file = partial_file(self.remote.repo, self.remote.commit)
+        order = sorted(self.head.tensors.items(), key=lambda item: (str(item[1].file), item[1].start))
+        start = header([(name, info.dtype, info.shape, info.nbytes) for name, info in order])
+        total = len(start) + self.head.nbytes
+        check_space(file, total)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with disk_told(file):
+            _gather(self.remote, [info for _, info in order], file, start, on_bytes)
+        at, local = len(start), {}
+        for name, info in order:
+            local[name] = replace(info, file=file, start=at, stop=at + info.nbytes)
+            at += info.nbytes
+        return replace(self.head, tensors=local)
+
+
+def open_source(path_or_repo: str, revision: str | None = None) -> Source:
+    """Find a head, without fetching it.
+
+    Raises:
+        CheckpointError: no such folder or repo. HeadError: it has no head.
+    """
+    remote: RemoteRepo | None = None
+    if Path(path_or_repo).expanduser().exists():
+        checkpoint = open_checkpoint(path_or_repo)
+        name, revision = checkpoint.repo or checkpoint.folder.name, checkpoint.revision
+        config, tensors = checkpoint.config, checkpoint.tensors
+    else:
+        remote = RemoteRepo.open(path_or_repo, revision)
+        name, revision = remote.repo, remote.commit
+        config = parse_config(remote.small("config.json"), f"{remote.repo}/config.json")
+        drafter = config["model_type"].endswith(DRAFTER)
+        tensors = remote.tensors(lambda tensor: drafter or is_head_name(tensor) or tensor.endswith(SAMPLE))
+    head = find_head(config, tensors)
+    if head is None:
+        raise HeadError(f"{path_or_repo} has no MTP head (no mtp.* tensors); name the model that it was made from")
+    return Source(name, revision, config, tensors, head, remote)
+
+
+def _gather(remote: RemoteRepo, pieces: list[TensorInfo], file: Path, start: bytes, on_bytes: OnBytes) -> None:
+    """Fill a safetensors file with pieces of remote ones, in order; what is there already is kept."""
+    total = len(start) + sum(piece.nbytes for piece in pieces)
+    with file.open("r+b" if file.exists() else "w+b") as out:
+        if out.read(len(start)) != start or out.seek(0, os.SEEK_END) > total:
+            out.seek(0)
+            out.truncate()
+            out.write(start)
+        done = out.seek(0, os.SEEK_END)
+        on_bytes(done, total)
+        for name, first, last in _ranges(pieces, skip=done - len(start)):
+            while first < last:
+                content = remote.read(name, first, min(first + BLOCK, last))
+                out.write(content)
+                out.flush()
+                first += len(content)
+                done += len(content)
+                on_bytes(done, total)
+
+
+def _ranges(pieces: list[TensorInfo], skip: int) -> Iterator[tuple[str, int, int]]:
+    """Byte ranges (file, start, stop) of the pieces past the first `skip` bytes, neighbours joined."""
+    joined: list[tuple[str, int, int]] = []
+    for piece in pieces:
+        start = piece.start + min(skip, piece.nbytes)
+        skip -= min(skip, piece.nbytes)
+        if joined and joined[-1][0] == str(piece.file) and joined[-1][2] == start:
+            joined[-1] = (*joined[-1][:2], piece.stop)
+        elif start < piece.stop:
+            joined.append((str(piece.file), start, piece.stop))
+    yield from joined
+
+
+def _array(content: bytes, info: TensorInfo) -> mx.array:
+    kinds = {name: dtype for dtype, name in DTYPES.items()}
+    if info.dtype not in kinds:
+        raise HeadError(f"{info.dtype} tensors cannot be compared")
+    return mx.array(list(content), mx.uint8).view(kinds[info.dtype]).reshape(info.shape)

@@ -1,0 +1,50 @@
+"""Whether a head drafts for its trunk better than chance: a wrong format gives no error, only no acceptance."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from mlxmtp.heads.head import Head
+from mlxmtp.targets import Target
+
+USEFUL = 0.2
+"""Acceptance below which a head costs more than it gives."""
+TEXT = (
+    "The quick way to learn how something works is to take it apart and to put it together again. "
+    "First, write down what each part does. Then, write down what you expect to happen when it is missing. "
+    "If the result is not what you expected, you have learned something. If the result is what you expected, "
+    "you have learned that you can trust your notes.\n\n"
+    "def mean(values):\n    total = 0\n    for value in values:\n        total += value\n"
+    "    return total / len(values)\n"
+)
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """Greedy acceptance of first drafts over a text, or not even finite logits."""
+
+    finite: bool
+    acceptance: float
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong, if anything is."""
+        if not self.finite:
+            return "the head's logits are not finite: its weights are damaged, or read in a wrong format"
+        if self.acceptance < USEFUL:
+            return (
+                f"the trunk takes only {self.acceptance:.0%} of the head's drafts on a short text: "
+                "they may not belong together, or the head was read in a wrong format"
+            )
+        return None
+
+
+def self_check(target: Target, head: Head, tokens: list[int]) -> SelfCheck:
+    """Feed a text of three or more tokens to both, and compare what they say of the same positions."""
+    ids = mx.array([tokens])
+    logits, hidden = target.forward(ids, target.make_cache())
+    drafts = head.logits(head(hidden[:, :-1], ids[:, 1:], head.make_cache()))
+    finite = mx.all(mx.isfinite(drafts))
+    agree = mx.mean(mx.argmax(drafts, axis=-1) == mx.argmax(logits[:, 1:], axis=-1))
+    mx.eval(finite, agree)
+    return SelfCheck(bool(finite), float(agree))
