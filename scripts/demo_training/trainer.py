@@ -113,7 +113,7 @@ class Trainer:
         self.progress.head_steps = self.plan.head_steps
 
     def start_from(self, path: Path) -> None:
-        """The weights of a model with fewer layers; further layers begin as identities (Shen et al. 2022, arXiv:2203.06211)."""
+        """Begin with a shallower model's weights, further layers as identities (Shen et al. 2022, arXiv:2203.06211)."""
         state = torch.load(path, weights_only=True)
         missing, unexpected = self.model.load_state_dict(state["model"], strict=False)
         if unexpected or any(".layers." not in name for name in missing):
