@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from mlx_lm.utils import load_tokenizer
 
 from mlxmtp.chat.prompt import Prompt, encode
 from mlxmtp.chat.text import TextStream
-from mlxmtp.checkpoints import open_checkpoint
+from mlxmtp.checkpoints import check_tokenizer, open_checkpoint
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.loop import decode_plainly, speculate
@@ -34,8 +35,6 @@ DEFAULT_DEPTH = 3
 MAX_DEPTH = 16
 
 GREEDY = Sampling()
-
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
 
 
 @dataclass(frozen=True)
@@ -233,8 +232,7 @@ def load(path_or_repo: str | Path | None = None, *, mtp: bool = True) -> Engine:
 
 
 def _load_tokenizer(path: Path, ends: int | list[int] | None) -> Any:
-    if not any((path / name).is_file() for name in _TOKENIZERS):
-        raise CheckpointError(f"{path}: no tokenizer; expected one of {', '.join(_TOKENIZERS)}")
+    check_tokenizer(str(path), os.listdir(path))
     try:
         return load_tokenizer(path, eos_token_ids=ends)
     except Exception as error:  # transformers and tokenizers raise whatever they please on a damaged file

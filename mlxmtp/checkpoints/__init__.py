@@ -1,6 +1,6 @@
 """Files to arrays and back: which tensors a folder or a Hub repo holds, and in which format."""
 
-from mlxmtp.checkpoints.checkpoint import HEAD_FACTS, Checkpoint, base_model, open_checkpoint
+from mlxmtp.checkpoints.checkpoint import HEAD_FACTS, Checkpoint, check_tokenizer, open_checkpoint
 from mlxmtp.checkpoints.fp8 import dequantise_fp8
 from mlxmtp.checkpoints.head_files import HeadFiles, Norms, find_head
 from mlxmtp.checkpoints.tensors import SIDE_CAR, SIDE_CARS, TensorInfo, list_tensors
@@ -13,7 +13,7 @@ __all__ = [
     "HeadFiles",
     "Norms",
     "TensorInfo",
-    "base_model",
+    "check_tokenizer",
     "dequantise_fp8",
     "find_head",
     "list_tensors",

@@ -1,26 +1,29 @@
 """From what a user names, a folder or a Hub repo, to a checkpoint that is whole."""
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxmtp.checkpoints import hub
 from mlxmtp.checkpoints.attached import attached_folder
-from mlxmtp.checkpoints.tensors import SIDE_CAR, TensorInfo, list_tensors, read_header
+from mlxmtp.checkpoints.tensors import EXPECTED, SIDE_CAR, TensorInfo, contents, list_tensors, read_header
 from mlxmtp.errors import CheckpointError
 
 HEAD_FACTS = "mtp_head"
 """The key of config.json under which mlxmtp writes what a side-car is."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A model's folder: its configuration, and every tensor its files hold.
 
-    `repo` and `revision` (a commit) tell where on the Hub it comes from, where it stands in the Hub cache.
+    `repo` and `revision` (a commit) tell where on the Hub it comes from, where it stands in the Hub cache; `base` is
+    the repo that its card says it was made from.
     """
 
     folder: Path
@@ -28,6 +31,12 @@ class Checkpoint:
     tensors: Mapping[str, TensorInfo]
     repo: str | None = None
     revision: str | None = None
+    base: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.repo or str(self.folder)
 
     @property
     def model_type(self) -> str:
@@ -50,15 +59,17 @@ def open_checkpoint(path_or_repo: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: there is no such folder or repo, it cannot be reached, is no model, or is not complete.
     """
+    if not str(path_or_repo):
+        raise CheckpointError("the model's name is empty; expected a model's folder or a Hub repo (owner/name)")
     folder = Path(path_or_repo).expanduser()
     if not folder.exists():
         folder = hub.download(str(path_or_repo))
     config, tensors = read_config(folder), list_tensors(folder)
     repo, revision = hub.origin(folder)
-    if repo and revision and (kept := attached_folder(repo, revision)).is_dir():
+    if repo and revision and ((kept := attached_folder(repo, revision)) / SIDE_CAR).is_file():
         tensors |= read_header(kept / SIDE_CAR)
-        config[HEAD_FACTS] = read_config(kept)[HEAD_FACTS]
-    return Checkpoint(folder, config, tensors, repo, revision)
+        config[HEAD_FACTS] = read_config(kept).get(HEAD_FACTS)
+    return Checkpoint(folder, config, tensors, repo, revision, base_model(folder))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -68,9 +79,26 @@ def read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: it is not there, or not a model's.
     """
     file = folder / "config.json"
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; expected the folder of a model, or a Hub repo (owner/name)")
     if not file.is_file():
-        raise CheckpointError(f"{folder}: no config.json; expected a model's folder")
+        raise CheckpointError(no_config(str(folder), os.listdir(folder)))
     return parse_config(file.read_bytes(), str(file))
+
+
+def no_config(where: str, names: Iterable[str]) -> str:
+    """What is said of a folder or repo of such files."""
+    return f"{where}: no config.json; {contents(names)}; {EXPECTED}"
+
+
+def check_tokenizer(where: str, names: Iterable[str]) -> None:
+    """Whether a tokenizer is among a model's files.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not set(TOKENIZERS).intersection(names):
+        raise CheckpointError(f"{where}: no tokenizer; expected one of {', '.join(TOKENIZERS)}")
 
 
 def parse_config(content: bytes, name: str) -> dict[str, Any]:

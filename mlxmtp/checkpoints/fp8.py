@@ -13,7 +13,8 @@ _SCALE = "_scale_inv"
 def dequantise_fp8(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
     """The weights with every pair of `X` and `X_scale_inv` multiplied out, in bfloat16; lazily.
 
-    `X` [..., M, N] holds e4m3 numbers (as bytes), the scales are [..., ceil(M / 128), ceil(N / 128)].
+    `X` [..., M, N] holds e4m3 numbers (as bytes), the scales are [..., ceil(M / 128), ceil(N / 128)]: floats, or
+    the exponents of powers of two (e8m0, as bytes).
     Source: DeepSeek-V3's README_WEIGHTS.md, whose format Qwen's FP8 repos share.
 
     Raises:
@@ -37,5 +38,7 @@ def _multiply(name: str, weight: mx.array, scales: mx.array) -> mx.array:
             f"expected {blocks}, one for each {BLOCK} x {BLOCK} block"
         )
     values = mx.from_fp8(weight, dtype=mx.float32) if weight.dtype == mx.uint8 else weight.astype(mx.float32)
+    if scales.dtype == mx.uint8:
+        scales = (scales.astype(mx.uint32) << 23).view(mx.float32)  # e8m0 is the exponent of a float32
     spread = mx.repeat(mx.repeat(scales.astype(mx.float32), BLOCK, axis=-2), BLOCK, axis=-1)
     return (values * spread[..., :rows, :columns]).astype(mx.bfloat16)

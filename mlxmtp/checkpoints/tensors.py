@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import struct
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ SIDE_CAR = "mtp.safetensors"
 """A head beside a model that was converted without it, as mlxmtp writes it."""
 SIDE_CARS = (SIDE_CAR, "mtp/weights.safetensors", "model-mtp.safetensors")
 """The names under which other programs' conversions keep theirs; read in this order."""
+EXPECTED = "expected a model in Hugging Face or MLX layout (config.json and .safetensors files)"
 LONGEST_HEADER = 100_000_000  # what the safetensors library itself accepts
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 _BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1}
@@ -54,7 +56,7 @@ def list_tensors(folder: Path) -> dict[str, TensorInfo]:
     here = {file.name for file in folder.glob("*.safetensors")}
     files = weight_files(here.union(name for name in SIDE_CARS if (folder / name).is_file()))
     indices = {index.name: index.read_bytes() for index in sorted(folder.glob("*.safetensors.index.json"))}
-    check_complete(str(folder), files, indices)
+    check_complete(str(folder), files, indices, os.listdir(folder))
     return {name: info for file in files for name, info in read_header(folder / file).items()}
 
 
@@ -63,7 +65,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = header_length(stream.read(8), size, str(file))
-        return parse_header(stream.read(length), file, size)
+        return parse_header(stream.read(length), file, size, str(file))
 
 
 def header_length(prefix: bytes, size: int, name: str) -> int:
@@ -78,8 +80,8 @@ def header_length(prefix: bytes, size: int, name: str) -> int:
     return length
 
 
-def parse_header(header: bytes, file: Path, size: int) -> dict[str, TensorInfo]:
-    """The tensors that the JSON header of a file of `size` bytes describes.
+def parse_header(header: bytes, file: Path, size: int, name: str) -> dict[str, TensorInfo]:
+    """The tensors that the JSON header of a file of `size` bytes describes; messages call it `name`.
 
     Raises:
         CheckpointError: it cannot be read, contradicts itself, or promises more bytes than there are.
@@ -88,12 +90,12 @@ def parse_header(header: bytes, file: Path, size: int) -> dict[str, TensorInfo]:
     try:
         entries: dict[str, Any] = json.loads(header)
         entries.pop("__metadata__", None)
-        tensors = {name: _info(entry, file, data) for name, entry in entries.items()}
+        tensors = {tensor: _info(entry, file, data) for tensor, entry in entries.items()}
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise CheckpointError(f"{file}: its safetensors header cannot be read; download it again") from error
+        raise CheckpointError(f"{name}: its safetensors header cannot be read; download it again") from error
     expected = max((info.stop for info in tensors.values()), default=data)
     if size < expected:
-        raise CheckpointError(f"{file}: {size} bytes, expected {expected}: the file is cut short; download it again")
+        raise CheckpointError(f"{name}: {size} bytes, expected {expected}: the file is cut short; download it again")
     return tensors
 
 
@@ -106,19 +108,28 @@ def _info(entry: dict[str, Any], file: Path, data: int) -> TensorInfo:
     return TensorInfo(file, dtype, shape, data + first, data + last)
 
 
-def check_complete(where: str, present: Iterable[str], indices: dict[str, bytes]) -> None:
+def contents(names: Iterable[str]) -> str:
+    """What a folder or repo holds, for a message; weights of other kinds come first."""
+    found = sorted((n for n in names if not n.startswith(".")), key=lambda n: (not n.endswith((".gguf", ".bin")), n))
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"it holds {', '.join(found[:3])}{more}" if found else "it is empty"
+
+
+def check_complete(where: str, present: Iterable[str], indices: dict[str, bytes], names: Iterable[str]) -> None:
     """Every file there that an index (its name and its bytes) or the numbering of the shards speaks of.
+
+    `names` are all files, to name some where there are no weights.
 
     Raises:
         CheckpointError: files are missing, or an index cannot be read.
     """
     present = set(present)
     if not present:
-        raise CheckpointError(f"{where}: no .safetensors files; expected a model's folder")
+        raise CheckpointError(f"{where}: no .safetensors files; {contents(names)}; {EXPECTED}")
     expected = set(present)
     for name, content in indices.items():
         try:
-            expected |= set(json.loads(content)["weight_map"].values())
+            expected |= set(map(str, json.loads(content)["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{where}/{name}: cannot be read as an index of shards") from error
     for name in present:

@@ -7,8 +7,11 @@ standard output went away. Nothing heavy is imported before a command runs: `--h
 import argparse
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import mlxmtp
@@ -16,6 +19,9 @@ from mlxmtp.cli import attach, convert, generate, inspect, pull
 from mlxmtp.errors import MlxmtpError, is_out_of_memory
 
 FAILED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
+
+GRACE_S = 5.0
+"""How long an interrupt waits for the end: the Hub client's threads would each finish their file first."""
 
 COMMANDS = (generate, inspect, convert, attach, pull)
 
@@ -66,7 +72,8 @@ def guarded(action: Callable[[], int]) -> int:
         sys.stdout.reconfigure(errors="replace")  # a model's text may not fit the terminal's encoding
     try:
         try:
-            return action()
+            with interruptible():
+                return action()
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -83,6 +90,27 @@ def guarded(action: Callable[[], int]) -> int:
         return fail(f"out of memory: {error}", FAILED)
     except OSError as error:
         return fail(str(error), FAILED)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, as always, and ends the process a little later if nothing else has."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # part of another program
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def interrupt(*_: object) -> NoReturn:
+    last = threading.Timer(GRACE_S, os._exit, [INTERRUPTED])
+    last.daemon = True
+    last.start()
+    raise KeyboardInterrupt
 
 
 def fail(message: str, code: int) -> int:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mlxmtp.cli.inspect import checked
+from mlxmtp.cli.inspect import checked, outcome
 from mlxmtp.cli.progress import ByteProgress
 from mlxmtp.units import size
 
@@ -24,7 +24,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     source = "the model with the head: a folder, a Hugging Face repo, or an mlx-vlm drafter"
     add("--from", dest="original", metavar="ORIGINAL", required=True, help=source)
     add("--revision", metavar="R", help="branch, tag or commit of ORIGINAL")
-    head_bits = "bits of the head: 4, 8, or 16 for none (default: 8 beside a quantised model, else as it is)"
+    head_bits = "bits of the head; 16 does not quantise it (default: 8 beside a quantised model, else as it is)"
     add("--head-bits", type=int, choices=(4, 8, 16), help=head_bits)
     add("--out", metavar="DIR", type=Path, help="a new folder for model and head; TRUNK stays as it is")
     add("--no-check", action="store_true", help="do not load the model to try the head on a short text")
@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{done.file}: {size(done.nbytes)}")
     if not arguments.no_check:
         check = checked(str(arguments.out or arguments.trunk))
-        print(f"{check.acceptance:.0%} of first drafts taken on a short text")
         if check.warning:
-            print(f"mlxmtp: warning: {check.warning}", file=sys.stderr)
+            print(f"mlxmtp: warning: {check.warning}; to undo, remove {done.file}", file=sys.stderr)
+        else:
+            print(outcome(check))
     return 0

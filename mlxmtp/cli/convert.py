@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from mlxmtp.cli import options
 from mlxmtp.cli.progress import ByteProgress
-from mlxmtp.errors import OptionError
+from mlxmtp.errors import CheckpointError, OptionError
 from mlxmtp.units import size
 
 
@@ -25,11 +26,11 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("dest", metavar="DEST", type=Path, help="the new folder")
     add("-q", "--quantize", action="store_true", help="quantise the model")
     whole = options.at_least(1)
-    add("--bits", metavar="N", type=whole, help="bits of a weight (default: 4)")
-    add("--group-size", metavar="N", type=whole, help="weights that share a scale (default: 64)")
+    add("--bits", metavar="N", type=whole, help="affine: 2, 3, 4, 5, 6 or 8 bits a weight (default: 4)")
+    add("--group-size", metavar="N", type=whole, help="affine: 32, 64 or 128 weights share a scale (default: 64)")
     modes = ("affine", "mxfp4", "nvfp4", "mxfp8")
-    add("--mode", choices=modes, help="how to quantise (default: affine)")
-    head_bits = "bits of the head: 4, 8, or 16 for none (default: 8 with -q, else as it is)"
+    add("--mode", choices=modes, help="how to quantise; all but affine fix bits and groups (default: affine)")
+    head_bits = "bits of the head; 16 does not quantise it (default: 8 with -q, else as it is)"
     add("--head-bits", type=int, choices=(4, 8, 16), help=head_bits)
     dtypes = ("bfloat16", "float16", "float32")
     add("--dtype", choices=dtypes, help="of what is not quantised (default: the model's own)")
@@ -41,9 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
     packing_options = (arguments.bits, arguments.group_size, arguments.mode)
     if not arguments.quantize and any(packing_options):
         raise OptionError("--bits, --group-size and --mode describe --quantize; add -q")
-    from mlxmtp.checkpoints.hub import upload
+    from mlxmtp.checkpoints import check_tokenizer
+    from mlxmtp.checkpoints.hub import check_upload, upload
     from mlxmtp.conversion.convert import Packing, convert
 
+    if arguments.upload_repo:
+        check_upload(arguments.upload_repo)
     packing = None
     if arguments.quantize:
         packing = Packing(arguments.mode or "affine", arguments.bits, arguments.group_size)
@@ -56,9 +60,18 @@ def run(arguments: argparse.Namespace) -> int:
             dtype=arguments.dtype,
             on_bytes=progress.update,
         )
-    print(f"{done.folder}: trunk {size(done.trunk_bytes)}, head {size(done.head_bytes)}")
+    head = f"head {size(done.head_bytes)}" if done.head_bytes else "no head"
+    print(f"{done.folder}: trunk {size(done.trunk_bytes)}, {head}")
     if done.no_head_because:
-        print(f"mlxmtp: warning: no head was written: {done.no_head_because}", file=sys.stderr)
+        warn(f"no head was written: {done.no_head_because}")
+    try:
+        check_tokenizer(arguments.source, os.listdir(done.folder))
+    except CheckpointError as error:
+        warn(f"{error}; add it to {done.folder}")
     if arguments.upload_repo:
         print(f"uploaded to {upload(done.folder, arguments.upload_repo)}")
     return 0
+
+
+def warn(message: str) -> None:
+    print(f"mlxmtp: warning: {message}", file=sys.stderr)

@@ -7,11 +7,16 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from mlxmtp.errors import HeadError, OptionError
 from mlxmtp.units import size
 
 if TYPE_CHECKING:
-    from mlxmtp.conversion.inspect import HeadReport, Report, Weights
+    from mlxmtp.conversion.inspect import HeadReport, Report, Unreadable
+    from mlxmtp.conversion.weights import Weights
     from mlxmtp.heads import SelfCheck
+
+WHERE = {"folder": "", "cache": ", in the Hub cache", "hub": ", on the Hub, not downloaded"}
+VERDICTS = {"speculates": "speculates", "plain": "decodes plainly", "refused": "refuses it"}
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,26 +29,40 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     command.add_argument("model", metavar="PATH|REPO", nargs="?", help="a model folder or a Hugging Face repo")
     command.add_argument("--json", action="store_true", help="print JSON")
-    command.add_argument("--check", action="store_true", help="load the model, and try the head on a short text")
+    check = "try the head on a short text: loads the model, and downloads a repo that is not there"
+    command.add_argument("--check", action="store_true", help=check)
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from mlxmtp.conversion.inspect import Report, inspect, inspect_cache
-
     if arguments.model is None:
-        found = inspect_cache()
-        if arguments.json:
-            print(json.dumps([asdict(one) if isinstance(one, Report) else {"error": one} for one in found], indent=2))
-        else:
-            print("\n".join(line(one) for one in found) or "the local Hub cache holds no models")
-        return 0
+        if arguments.check:
+            raise OptionError("--check loads a model; name the one to check")
+        return list_cache(as_json=arguments.json)
+    from mlxmtp.conversion.inspect import inspect
+
     report = inspect(arguments.model)
     check = checked(arguments.model) if arguments.check and report.speculates else None
     if arguments.json:
-        print(json.dumps(asdict(report) | ({"check": asdict(check)} if check else {}), indent=2))
+        print(json.dumps(asdict(report) | ({"check": check and asdict(check)} if arguments.check else {}), indent=2))
+        return 0
+    print(as_text(report))
+    if arguments.check:
+        print(row("check", outcome(check) if check else "there is no head to try"))
+    return 0
+
+
+def list_cache(*, as_json: bool) -> int:
+    from mlxmtp.checkpoints.hub import hub_cache
+    from mlxmtp.conversion.inspect import inspect_cache
+
+    found = inspect_cache()
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=2))
+    elif found:
+        print(table([line(one) for one in found]))
     else:
-        print(as_text(report, check))
+        print(f"no models in the local Hub cache, {hub_cache()}")
     return 0
 
 
@@ -55,41 +74,61 @@ def checked(model: str) -> SelfCheck:
     from mlxmtp.heads.check import TEXT
 
     engine = mlxmtp.load(model)
-    assert engine.mtp is not None
+    if engine.mtp is None:
+        raise HeadError(f"{model}: no head to try: {engine.plain_because}")
     return self_check(engine.target, engine.mtp, encode(engine.tokenizer, TEXT, raw=True))
 
 
-def as_text(report: Report, check: SelfCheck | None) -> str:
-    lines = [
-        ("model", f"{report.name}, {report.model_type}, {report.format} layout"),
-        ("size", f"{report.layers} layers, hidden {report.hidden_size}, vocabulary {report.vocab_size}, "
-                 f"context {report.context}"),
-        ("trunk", weights(report.trunk)),
-        ("head", head(report.head) if report.head else "none"),
-        ("mlxmtp", ("speculates: " if report.speculates else "decodes plainly: ") + report.because),
-    ]  # fmt: skip
-    if report.revision:
-        lines.insert(1, ("commit", report.revision))
-    if check:
-        lines.append(("check", check.warning or f"{check.acceptance:.0%} of first drafts taken on a short text"))
-    return "\n".join(f"{name:8}{value}" for name, value in lines)
+def outcome(check: SelfCheck) -> str:
+    if check.warning:
+        return f"warning: {check.warning}"
+    return f"{check.acceptance:.0%} of the head's drafts taken on a short text"
+
+
+def as_text(report: Report) -> str:
+    sizes = {"hidden": report.hidden_size, "experts": report.experts, "vocabulary": report.vocab_size,
+             "context": report.context}  # fmt: skip
+    known = [f"{report.layers} layers"] + [f"{name} {value}" for name, value in sizes.items() if value]
+    rows = {
+        "model": report.name + WHERE[report.where],
+        "commit": report.revision,
+        "type": report.model_type + (f", {report.format} layout" if report.format else ""),
+        "size": ", ".join(known) if report.layers else "",
+        "trunk": weights(report.trunk) if report.trunk.files else "none",
+        "head": head(report.head) if report.head else "none",
+        "mlxmtp": f"{VERDICTS[report.verdict]}: {report.because}",
+    }
+    return "\n".join(row(name, value) for name, value in rows.items() if value)
+
+
+def row(name: str, value: str) -> str:
+    return f"{name:8}{value}"
 
 
 def weights(part: Weights) -> str:
-    shown = part.files[0] if len(part.files) == 1 else f"{len(part.files)} files"
-    return f"{size(part.nbytes)} in {shown}, {part.quantization or part.dtype}"
+    where = part.files[0] if len(part.files) == 1 else f"{len(part.files)} files"
+    formats = [part.quantization, f"the rest {part.dtype}" if part.quantization and part.dtype else part.dtype]
+    return "; ".join([f"{size(part.nbytes)} in {where}", *(one for one in formats if one)])
 
 
 def head(found: HeadReport) -> str:
-    norms = f"norms {found.norms}" if found.norms else "norms: told by their values when loaded"
-    source = f", from {found.source}" if found.source else ""
-    return f"{found.layers} MTP layer(s) in the {found.place}, {weights(found.weights)}, {norms}{source}"
+    layers = f", {found.layers} layer{'s' if found.layers > 1 else ''}" if found.layers else ""
+    told = [weights(found.weights), f"norms {found.norms or 'not read'}"]
+    source = [f"from {found.source}"] if found.source else []
+    return "; ".join([f"{found.family or 'of an unknown kind'}{layers}, {found.place}", *told, *source])
 
 
-def line(found: Report | str) -> str:
-    """One model of the cache."""
-    if isinstance(found, str):
-        return found
+def line(found: Report | Unreadable) -> tuple[str, str, str, str]:
+    """One model of the cache: name, type, size, verdict."""
+    from mlxmtp.conversion.inspect import Unreadable
+
+    if isinstance(found, Unreadable):
+        return found.name, "", "", f"unreadable: {found.error}"
     total = found.trunk.nbytes + (found.head.weights.nbytes if found.head else 0)
-    verdict = "speculates" if found.speculates else f"plain: {found.because}"
-    return f"{found.name}  {found.model_type}  {size(total)}  {verdict}"
+    verdict = VERDICTS[found.verdict] + ("" if found.speculates else f": {found.because}")
+    return found.name, found.model_type, size(total), verdict
+
+
+def table(lines: list[tuple[str, str, str, str]]) -> str:
+    name, kind, total = (max(len(line[i]) for line in lines) for i in range(3))
+    return "\n".join(f"{one[0]:{name}}  {one[1]:{kind}}  {one[2]:>{total}}  {one[3]}" for one in lines)

@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.force:
             raise CheckpointError(f"{plan.repo}: {warning}; --force downloads it all the same")
         print(f"mlxmtp: warning: {warning}", file=sys.stderr)
-    print(f"{plan.repo}: {size(plan.nbytes)}, {size(plan.missing_bytes)} to download", file=sys.stderr)
+    due = f"{size(plan.missing_bytes)} to download" if plan.missing_bytes else "all of it in the Hub cache"
+    print(f"{plan.repo}: {size(plan.nbytes)}, {due}", file=sys.stderr)
     print(pull(plan))
     return 0

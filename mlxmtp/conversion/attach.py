@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from mlxmtp.checkpoints.writer import silent, write_safetensors
 from mlxmtp.conversion.convert import DEFAULT_HEAD_BITS
 from mlxmtp.conversion.side_car import SideCar, side_car
 from mlxmtp.conversion.sources import SAMPLE, OnBytes, Source, open_source
-from mlxmtp.conversion.staging import check_space, staged_file, staged_folder
+from mlxmtp.conversion.staging import alone_with, check_absent, check_outside, check_space, staged_file, staged_folder
 from mlxmtp.errors import CheckpointError, HeadError
 from mlxmtp.heads import build_head, trunk_is_raw
-from mlxmtp.targets import load_target
+from mlxmtp.targets import check_architecture, load_target
 
 SAME = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
         "num_experts")  # fmt: skip
@@ -59,22 +58,27 @@ def attach(
         CheckpointError: either cannot be opened, the destination exists, or there is no room.
         HeadError: no head in `original`, or it does not belong to this trunk.
     """
+    if out is not None:
+        check_absent(out)
     checkpoint = open_checkpoint(trunk)
+    check_architecture(checkpoint)
+    if out is not None:
+        check_outside(out, checkpoint.folder)
     if present := find_head(checkpoint.config, checkpoint.tensors):
-        raise CheckpointError(f"{trunk} has a head already, in {present.files[0]}; remove it to attach another")
+        own = "among its own weights; it needs no other"
+        kept = f"in {present.files[0]}; remove that file to attach another"
+        raise CheckpointError(f"{trunk} has a head already, {own if present.place == 'shards' else kept}")
     source = open_source(original, revision)
     check_sizes(checkpoint, source)
     check_sample(checkpoint, source)
-    files = source.fetch(on_bytes)
     target = load_target(checkpoint, lazy=True)
-    head = build_head(files, target, trunk_is_raw=trunk_is_raw(source.tensors), lazy=True)
-    bits = head_bits or (DEFAULT_HEAD_BITS if "quantization" in target.config and not _is_quantised(files) else None)
-    beside = side_car(head, target, bits, source.name, source.revision)
-    nbytes = beside.nbytes
-    file = _store(checkpoint, beside, out)
-    if source.remote:
-        with suppress(OSError):
-            files.files[0].unlink()
+    with source.fetched(on_bytes) as files:
+        head = build_head(files, target, trunk_is_raw=trunk_is_raw(source.tensors), lazy=True)
+        whole = "quantization" in target.config and not _is_quantised(files)
+        bits = head_bits or (DEFAULT_HEAD_BITS if whole else None)
+        beside = side_car(head, target, bits, source.name, source.revision)
+        nbytes = beside.nbytes
+        file = _store(checkpoint, beside, out)
     return Attached(file, nbytes, beside.quantization)
 
 
@@ -85,12 +89,17 @@ def check_sizes(checkpoint: Checkpoint, source: Source) -> None:
         HeadError: naming the first difference.
     """
     theirs = source.config.get("text_config", source.config)
-    family = source.config["model_type"].removesuffix(DRAFTER).removesuffix("_text")
-    differences: list[tuple[str, Any, Any]] = [("model_type", checkpoint.model_type.removesuffix("_text"), family)]
+    kind = source.config["model_type"].removesuffix("_text")
+    if kind.endswith(DRAFTER):
+        kind = None  # mlx-vlm calls them all qwen3_5_mtp
+    differences: list[tuple[str, Any, Any]] = [("model_type", checkpoint.model_type.removesuffix("_text"), kind)]
     differences += [(name, checkpoint.text_config.get(name), theirs.get(name)) for name in SAME]
     for name, ours, found in differences:
         if found is not None and ours is not None and ours != found:
-            raise HeadError(f"{source.name} has {name} {found}, {checkpoint.folder.name} {ours}: not the same model")
+            raise HeadError(
+                f"{source.name} has {name} {found}, {checkpoint.name} {ours}: not the same model; "
+                "name the one that the trunk was made from with --from"
+            )
 
 
 def check_sample(checkpoint: Checkpoint, source: Source) -> None:
@@ -106,7 +115,7 @@ def check_sample(checkpoint: Checkpoint, source: Source) -> None:
         other = _shifted(source.read(theirs[end]), trunk_is_raw(source.tensors))
         if one.shape != other.shape or float(mx.max(mx.abs(one - other) - 0.02 * mx.abs(other))) > 0.02:
             raise HeadError(
-                f"{theirs[end]} of {source.name} is not {ours[end]} of {checkpoint.folder.name}: "
+                f"{theirs[end]} of {source.name} is not {ours[end]} of {checkpoint.name}: "
                 "the trunk was made from another model; name that one with --from"
             )
 
@@ -126,7 +135,7 @@ def _is_quantised(files: Any) -> bool:
 
 
 def _store(checkpoint: Checkpoint, beside: SideCar, out: Path | None) -> Path:
-    """Write side-car and facts where they belong; the side-car first, which works without its facts."""
+    """Write side-car and facts where they belong."""
     if out is not None:
         check_space(out, beside.nbytes)
         with staged_folder(out) as stage:
@@ -138,19 +147,25 @@ def _store(checkpoint: Checkpoint, beside: SideCar, out: Path | None) -> Path:
     if checkpoint.repo and checkpoint.revision:
         kept = attached_folder(checkpoint.repo, checkpoint.revision)
         check_space(kept, beside.nbytes)
+        if not (kept / SIDE_CAR).is_file():
+            shutil.rmtree(kept, ignore_errors=True)  # its head was removed, as is advised
         with staged_folder(kept) as stage:
             _write(stage, {"model_type": checkpoint.model_type}, beside)
         return kept / SIDE_CAR
-    check_space(checkpoint.folder, beside.nbytes)
-    _write(checkpoint.folder, checkpoint.config, beside)
-    return checkpoint.folder / SIDE_CAR
+    file = checkpoint.folder / SIDE_CAR
+    check_space(file, beside.nbytes)
+    with alone_with(checkpoint.folder, file):
+        check_absent(file)  # another process may just have made it
+        _write(checkpoint.folder, checkpoint.config, beside)
+    return file
 
 
 def _write(folder: Path, config: dict[str, Any], beside: SideCar) -> None:
-    with staged_file(folder / SIDE_CAR) as stage:
-        write_safetensors(stage, beside.weights, silent)
-    with staged_file(folder / "config.json") as stage:
-        stage.write_text(json.dumps(config | {HEAD_FACTS: beside.facts}, indent=4) + "\n")
+    """The facts first: without a side-car they mean nothing, so its coming makes the head at once."""
+    with staged_file(folder / SIDE_CAR) as head:
+        write_safetensors(head, beside.weights, silent)
+        with staged_file(folder / "config.json") as facts:
+            facts.write_text(json.dumps(config | {HEAD_FACTS: beside.facts}, indent=4) + "\n")
 
 
 def _link(file: Path, dest: Path) -> None:

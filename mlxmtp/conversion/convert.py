@@ -16,7 +16,7 @@ from mlx_lm.utils import quantize_model, save_config
 from mlxmtp.checkpoints import HEAD_FACTS, SIDE_CAR, Checkpoint, open_checkpoint
 from mlxmtp.checkpoints.writer import silent, write_model, write_safetensors
 from mlxmtp.conversion.side_car import SideCar, side_car
-from mlxmtp.conversion.staging import check_space, staged_folder
+from mlxmtp.conversion.staging import check_outside, check_space, staged_folder
 from mlxmtp.errors import CheckpointError, OptionError
 from mlxmtp.heads import NoHeadError, load_head
 from mlxmtp.targets import Target, load_target
@@ -87,9 +87,10 @@ def convert(
         HeadError: the source has a head, but not one that can be run.
         OptionError: the trunk is quantised already.
     """
-    if dest.exists():
+    if dest.exists() or dest.is_symlink():
         raise CheckpointError(f"{dest} exists already; remove it, or choose another name")
     checkpoint = open_checkpoint(source)
+    check_outside(dest, checkpoint.folder)
     target = load_target(checkpoint, lazy=True)
     if packing and "quantization" in target.config:
         raise OptionError(f"{source} is quantised already; convert from its original, or leave out --quantize")
@@ -133,6 +134,10 @@ def _cast(target: Target, dtype: str | None) -> None:
     wanted = dtype or config.get("torch_dtype") or config.get("dtype") or target.text_config.get("dtype")
     if wanted not in DTYPES:
         return
+    if dtype:  # the config says so too, or a later conversion would go back to what it said
+        config["torch_dtype"] = dtype
+        for part in (config, target.text_config):
+            part.update({key: dtype for key in ("torch_dtype", "dtype") if key in part})
     kind, casts = getattr(mx, wanted), getattr(target.model, "cast_predicate", lambda _: True)
 
     def cast(name: str, weight: mx.array) -> mx.array:
@@ -144,8 +149,10 @@ def _cast(target: Target, dtype: str | None) -> None:
 def _quantised(target: Target, packing: Packing | None) -> dict[str, Any]:
     """Quantise the trunk by mlx-lm's own function and predicates; the config that goes with it."""
     config = dict(target.config)
-    if "quantization" not in config:
-        config.pop("quantization_config", None)  # of formats that were undone on the way in, such as FP8
+    if "quantization" not in config:  # quantization_config is of a format that was undone on the way in, such as FP8
+        parts = [config, config["text_config"]] if "text_config" in config else [config]
+        for part in parts:
+            part.pop("quantization_config", None)
     if packing is None:
         return config
     with redirect_stdout(io.StringIO()):  # mlx-lm prints

@@ -1,38 +1,36 @@
 """What a checkpoint is, which head it has, and what mlxmtp does with it: from headers and the config alone."""
 
-from collections import Counter
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mlxmtp.checkpoints import Checkpoint, HeadFiles, TensorInfo, find_head, open_checkpoint
-from mlxmtp.checkpoints.checkpoint import parse_config
-from mlxmtp.checkpoints.hub import RemoteRepo, cached
+from mlxmtp.checkpoints import Checkpoint, HeadFiles, check_tokenizer, find_head, open_checkpoint
+from mlxmtp.checkpoints.checkpoint import card_base, no_config, parse_config
+from mlxmtp.checkpoints.head_files import DRAFTER, is_head_name
+from mlxmtp.checkpoints.hub import RemoteRepo, cached, wanted_files
+from mlxmtp.conversion.weights import Weights, weights_of
 from mlxmtp.errors import CheckpointError, HeadError
-from mlxmtp.heads import judge, norms_of, trunk_is_raw
+from mlxmtp.heads import NoHeadError, judge, norms_of, trunk_is_raw
+from mlxmtp.heads.qwen import FAMILY, TRUNKS
+from mlxmtp.targets import check_architecture
 
-_PACKED = (".scales", ".biases", "_scale_inv")
+Where = Literal["folder", "cache", "hub"]
+Verdict = Literal["speculates", "plain", "refused"]
 
-
-@dataclass(frozen=True)
-class Weights:
-    """A part of a checkpoint: bytes, the dtype of most of it, and how it is quantised, if it is."""
-
-    nbytes: int
-    dtype: str
-    quantization: str | None
-    files: list[str]
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True)
 class HeadReport:
-    """A head: where it is kept ("shards", "side-car" or "drafter"), and whether its norms lack their offset.
+    """A head: its family (None: none that mlxmtp knows), and where it is kept ("shards", "side-car" or "drafter").
 
-    `norms` is "raw", "shifted", or None where only the values tell and they were not read; `source` is the model
-    that it was fetched from, where the files say so.
+    `norms` is "raw" (they lack their offset), "shifted", or None where only the values tell and they were not read;
+    `source` is the model that it was fetched from, where the files say so.
     """
 
+    family: str | None
     place: str
     layers: int
     norms: str | None
@@ -42,20 +40,37 @@ class HeadReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What `inspect` found. `speculates` and `because` are what `mlxmtp generate` does with it, and why."""
+    """What `inspect` found: `verdict` and `because` are what `mlxmtp generate` does with it, and why.
+
+    `where` is a folder, the Hub cache, or the Hub itself, of which nothing is downloaded.
+    """
 
     name: str
+    where: Where
     revision: str | None
     model_type: str
-    format: str
+    format: str | None
     layers: int | None
     hidden_size: int | None
     vocab_size: int | None
     context: int | None
+    experts: int | None
     trunk: Weights
     head: HeadReport | None
-    speculates: bool
+    verdict: Verdict
     because: str
+
+    @property
+    def speculates(self) -> bool:
+        return self.verdict == "speculates"
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Something in the Hub cache that is no model, or not a whole one."""
+
+    name: str
+    error: str
 
 
 def inspect(path_or_repo: str | Path) -> Report:
@@ -65,17 +80,25 @@ def inspect(path_or_repo: str | Path) -> Report:
         CheckpointError: no such folder or repo, or not a whole model.
     """
     name = str(path_or_repo)
-    folder = Path(path_or_repo).expanduser()
-    if folder.exists() or (folder := cached(name) or folder).exists():
-        return report(name, open_checkpoint(folder), local=True)
-    remote = RemoteRepo.open(name)
-    config = parse_config(remote.small("config.json"), f"{name}/config.json")
-    checkpoint = Checkpoint(Path(name), config, remote.tensors(), remote.repo, remote.commit)
-    return report(name, checkpoint, local=False)
+    if not name or Path(name).expanduser().exists():
+        return _of_folder(name, name, "folder")
+    broken: CheckpointError | None = None
+    if snapshot := cached(name):
+        try:
+            return _of_folder(name, snapshot, "cache")
+        except CheckpointError as error:
+            broken = error
+    try:
+        remote = RemoteRepo.open(name)
+    except CheckpointError as error:
+        raise broken or error from error
+    if broken and snapshot and all((snapshot / file).exists() for file in wanted_files(remote.sizes)):
+        raise broken  # not just a download that is not done yet
+    return _of_repo(remote)
 
 
-def inspect_cache() -> list[Report | str]:
-    """Every model in the Hub cache; for one that cannot be read, the reason."""
+def inspect_cache() -> list[Report | Unreadable]:
+    """Every model in the Hub cache, at the commit that is `main`, and what cannot be read, with the reason."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -83,93 +106,104 @@ def inspect_cache() -> list[Report | str]:
         repos = scan_cache_dir().repos
     except CacheNotFound:
         return []
-    found: list[Report | str] = []
-    for repo in sorted((repo for repo in repos if repo.repo_type == "model"), key=lambda repo: repo.repo_id):
-        try:
-            newest = max(repo.revisions, key=lambda revision: revision.last_modified)
-            found.append(report(repo.repo_id, open_checkpoint(newest.snapshot_path), local=True))
-        except (CheckpointError, ValueError) as error:
-            found.append(f"{repo.repo_id}: {error}")
-    return found
+    models = sorted((repo for repo in repos if repo.repo_type == "model"), key=lambda repo: repo.repo_id)
+    return [_of_cache(repo.repo_id, list(repo.revisions)) for repo in models]
 
 
-def report(name: str, checkpoint: Checkpoint, *, local: bool) -> Report:
-    """Put together what is known of an open checkpoint; `local`: its files can be read."""
+def _of_cache(name: str, revisions: list[Any]) -> Report | Unreadable:
+    if not revisions:
+        return Unreadable(name, "nothing of it is downloaded")
+    folder = max(revisions, key=lambda revision: ("main" in revision.refs, revision.last_modified)).snapshot_path
+    try:
+        return _of_folder(name, folder, "cache")
+    except (CheckpointError, OSError) as error:
+        return Unreadable(name, str(error).replace(f"{folder}/", "").removeprefix(f"{folder}: "))
+
+
+def _of_folder(name: str, folder: str | Path, where: Where) -> Report:
+    checkpoint = open_checkpoint(folder)
+    return _report(name, where, checkpoint, os.listdir(checkpoint.folder))
+
+
+def _of_repo(remote: RemoteRepo) -> Report:
+    if "config.json" not in remote.sizes:
+        raise CheckpointError(no_config(remote.repo, remote.sizes))
+    config = parse_config(remote.small("config.json"), f"{remote.repo}/config.json")
+    tensors = remote.tensors()
+    card = "README.md" in remote.sizes and not any(is_head_name(name) for name in tensors)
+    base = card_base(remote.small("README.md").decode(errors="replace")) if card else None
+    checkpoint = Checkpoint(Path(remote.repo), config, tensors, remote.repo, remote.commit, base)
+    return _report(remote.repo, "hub", checkpoint, remote.sizes)
+
+
+def _report(name: str, where: Where, checkpoint: Checkpoint, files: Iterable[str]) -> Report:
     text, tensors = checkpoint.text_config, checkpoint.tensors
-    head, speculates, because = _judged(checkpoint)
+    verdict, because = _judged(checkpoint, files)
+    head = _visible_head(checkpoint)
     own = set(head.names) if head else set()
     trunk = {key: info for key, info in tensors.items() if key not in own}
     return Report(
         name=name,
+        where=where,
         revision=checkpoint.revision,
         model_type=checkpoint.model_type,
-        format="drafter" if head and head.place == "drafter" else _format(checkpoint),
+        format=_format(checkpoint),
         layers=text.get("num_hidden_layers"),
         hidden_size=text.get("hidden_size"),
         vocab_size=text.get("vocab_size"),
         context=text.get("max_position_embeddings"),
-        trunk=_weights(trunk, checkpoint.config.get("quantization")),
-        head=_head_report(head, checkpoint, local=local) if head else None,
-        speculates=speculates,
+        experts=next((text[key] for key in _EXPERTS if text.get(key)), None),
+        trunk=weights_of(trunk, checkpoint.config.get("quantization") or _foreign(checkpoint), checkpoint.folder),
+        head=_head_report(head, checkpoint, local=where != "hub") if head else None,
+        verdict=verdict,
         because=because,
     )
 
 
-def _judged(checkpoint: Checkpoint) -> tuple[HeadFiles | None, bool, str]:
-    """The head, if one is to be seen, and what loading decides of it."""
+def _judged(checkpoint: Checkpoint, files: Iterable[str]) -> tuple[Verdict, str]:
+    """What loading it will come to."""
     try:
+        check_architecture(checkpoint)
+        check_tokenizer(checkpoint.name, files)
         head = judge(checkpoint)
-    except HeadError as reason:
-        try:
-            return find_head(checkpoint.config, checkpoint.tensors), False, str(reason)
-        except HeadError:
-            return None, False, str(reason)
-    return head, True, f"a Qwen MTP head in {'its shards' if head.place == 'shards' else 'a side-car'}"
+    except NoHeadError as reason:
+        return "plain", str(reason)
+    except CheckpointError as reason:
+        return "refused", str(reason)
+    return "speculates", f"a Qwen MTP head in {'its shards' if head.place == 'shards' else 'a side-car'}"
 
 
-def _format(checkpoint: Checkpoint) -> str:
+def _visible_head(checkpoint: Checkpoint) -> HeadFiles | None:
+    """The head, even one that cannot be used."""
+    try:
+        return find_head(checkpoint.config, checkpoint.tensors)
+    except HeadError:
+        names = {name: name for name in checkpoint.tensors if is_head_name(name)}
+        return HeadFiles({name: checkpoint.tensors[name] for name in names}, names, "shards", {})
+
+
+def _format(checkpoint: Checkpoint) -> str | None:
+    """None where both layouts are the same."""
+    if checkpoint.model_type.endswith(DRAFTER):
+        return "mlx-vlm drafter"
     raw = trunk_is_raw(checkpoint.tensors)
     if raw is None:
-        return "MLX" if "quantization" in checkpoint.config else "unknown"
+        return "MLX" if "quantization" in checkpoint.config else None
     return "Hugging Face" if raw else "MLX"
 
 
+def _foreign(checkpoint: Checkpoint) -> Any:
+    """How a checkpoint of another program says that it is quantised."""
+    return checkpoint.config.get("quantization_config") or checkpoint.text_config.get("quantization_config")
+
+
 def _head_report(head: HeadFiles, checkpoint: Checkpoint, *, local: bool) -> HeadReport:
-    raw = trunk_is_raw(checkpoint.tensors)
-    norms: str | None = head.norms or ("raw" if raw and head.place == "shards" else None)
-    if local and head.place != "drafter":
+    known = head.layers and checkpoint.model_type.removesuffix(DRAFTER) in TRUNKS
+    norms: str | None = head.norms or ("raw" if trunk_is_raw(checkpoint.tensors) and head.place == "shards" else None)
+    if known and local and head.place != "drafter":
         try:
             norms = norms_of(head, checkpoint.tensors)
         except HeadError as reason:
             norms = f"unclear: {reason}"
-    weights = _weights(head.tensors, head.facts.get("quantization"))
-    return HeadReport(head.place, head.layers, norms, weights, head.facts.get("source"))
-
-
-def _weights(tensors: Mapping[str, TensorInfo], quantization: Any) -> Weights:
-    sizes: Counter[str] = Counter()
-    for name, info in tensors.items():
-        if not name.endswith(_PACKED):
-            sizes[info.dtype] += info.nbytes
-    dtype = sizes.most_common(1)[0][0] if sizes else "none"
-    files = sorted({info.file.name for info in tensors.values()})
-    return Weights(sum(info.nbytes for info in tensors.values()), dtype, _packing(tensors, quantization), files)
-
-
-def _packing(tensors: Mapping[str, TensorInfo], quantization: Any) -> str | None:
-    """ "4-bit affine, groups of 64", from the config where it tells, else from what the tensors show."""
-    if any(name.endswith("_scale_inv") for name in tensors):
-        return "FP8, blocks of 128 x 128"
-    packed = [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]
-    if not packed:
-        return None
-    settings = dict(quantization) if isinstance(quantization, dict) else {}
-    entries = [settings.get(path) for path in packed]
-    ways = Counter(_way(entry if isinstance(entry, dict) else settings) for entry in entries)
-    return " and ".join(way for way, _ in ways.most_common())
-
-
-def _way(settings: Mapping[str, Any]) -> str:
-    if "bits" not in settings:
-        return "quantised"
-    return f"{settings['bits']}-bit {settings.get('mode', 'affine')}, groups of {settings.get('group_size', '?')}"
+    weights = weights_of(head.tensors, head.facts.get("quantization"), checkpoint.folder)
+    return HeadReport(FAMILY if known else None, head.place, head.layers, norms, weights, head.facts.get("source"))

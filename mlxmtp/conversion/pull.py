@@ -4,7 +4,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxmtp.checkpoints.hub import RemoteRepo, cached_bytes, download, hub_cache, wanted_files
+from mlxmtp.checkpoints.hub import (
+    REPO,
+    RemoteRepo,
+    cached_sizes,
+    download,
+    download_again,
+    hub_cache,
+    wanted_files,
+)
+from mlxmtp.checkpoints.tensors import EXPECTED, contents
 from mlxmtp.conversion.staging import check_space
 from mlxmtp.errors import CheckpointError
 from mlxmtp.units import size
@@ -15,21 +24,30 @@ USABLE = 0.75
 
 @dataclass(frozen=True)
 class Plan:
-    """A download: bytes of the whole, of the weights, and of what is not in the cache yet."""
+    """A download: bytes of the whole, of the weights, and of what is not in the cache yet.
+
+    `revision` is what was asked for, `commit` what it is now; `damaged` are files that the cache holds in another size.
+    """
 
     repo: str
+    revision: str | None
     commit: str
     nbytes: int
     weight_bytes: int
     missing_bytes: int
+    damaged: list[str]
 
     @property
     def memory_warning(self) -> str | None:
         """What is wrong if the weights do not fit this machine's memory."""
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        memory = machine_memory()
         if self.weight_bytes <= USABLE * memory:
             return None
         return f"{size(self.weight_bytes)} of weights will not run in this machine's {size(memory)} of memory"
+
+
+def machine_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def plan_pull(repo: str, revision: str | None = None) -> Plan:
@@ -38,16 +56,19 @@ def plan_pull(repo: str, revision: str | None = None) -> Plan:
     Raises:
         CheckpointError: no such repo, no model in it, or not enough room for what is missing.
     """
+    if not REPO.fullmatch(repo):
+        raise CheckpointError(f"{repo}: expected a Hub repo (owner/name); a folder needs no download")
     remote = RemoteRepo.open(repo, revision)
-    files = wanted_files(remote.sizes)
-    weights = sum(remote.sizes[name] for name in files if name.endswith(".safetensors"))
+    files = {name: remote.sizes[name] for name in wanted_files(remote.sizes)}
+    weights = sum(nbytes for name, nbytes in files.items() if name.endswith(".safetensors"))
     if "config.json" not in files or not weights:
-        raise CheckpointError(f"{repo}: no config.json and .safetensors files; expected a model in MLX or HF layout")
-    total = sum(remote.sizes[name] for name in files)
-    plan = Plan(repo, remote.commit, total, weights, total - cached_bytes(repo, remote.commit, files))
-    if plan.missing_bytes:
-        check_space(hub_cache(), plan.missing_bytes)
-    return plan
+        raise CheckpointError(f"{repo}: no model in the repo; {contents(remote.sizes)}; {EXPECTED}")
+    here = cached_sizes(repo, remote.commit, files)
+    missing = sum(nbytes for name, nbytes in files.items() if here.get(name) != nbytes)
+    if missing:
+        check_space(hub_cache(), missing)
+    damaged = [name for name, nbytes in here.items() if nbytes != files[name]]
+    return Plan(repo, revision, remote.commit, sum(files.values()), weights, missing, damaged)
 
 
 def pull(plan: Plan) -> Path:
@@ -56,4 +77,5 @@ def pull(plan: Plan) -> Path:
     Raises:
         CheckpointError: the download failed; run again, it keeps the files that are whole.
     """
-    return download(plan.repo, plan.commit)
+    download_again(plan.repo, plan.commit, plan.damaged)
+    return download(plan.repo, plan.revision)  # by the name asked for: the cache keeps what `main` is, for offline use

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mlxmtp.checkpoints.checkpoint import parse_config
 from mlxmtp.checkpoints.head_files import DRAFTER, is_head_name
 from mlxmtp.checkpoints.hub import BLOCK, RemoteRepo
 from mlxmtp.checkpoints.writer import DTYPES, header
-from mlxmtp.conversion.staging import check_space, disk_told
+from mlxmtp.conversion.staging import alone_with, check_space, disk_told
 from mlxmtp.errors import HeadError
 
 SAMPLE = (".layers.0.input_layernorm.weight", ".layers.0.post_attention_layernorm.weight", "model.norm.weight",
@@ -49,23 +50,36 @@ class Source:
             return arrays[name]
         return _array(self.remote.read(str(info.file), info.start, info.stop), info)
 
-    def fetch(self, on_bytes: OnBytes) -> HeadFiles:
-        """The head in local files: fetched from the Hub where it is not, going on where an earlier run stopped."""
+    @contextmanager
+    def fetched(self, on_bytes: OnBytes) -> Iterator[HeadFiles]:
+        """The head in local files, while the block lasts; from the Hub, it goes on where an earlier run stopped.
+
+        Raises:
+            CheckpointError: it cannot be fetched, there is no room, or another process is fetching it.
+        """
         if self.remote is None:
-            return self.head
+            yield self.head
+            return
         file = partial_file(self.remote.repo, self.remote.commit)
         order = sorted(self.head.tensors.items(), key=lambda item: (str(item[1].file), item[1].start))
         start = header([(name, info.dtype, info.shape, info.nbytes) for name, info in order])
-        total = len(start) + self.head.nbytes
-        check_space(file, total)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with disk_told(file):
-            _gather(self.remote, [info for _, info in order], file, start, on_bytes)
         at, local = len(start), {}
         for name, info in order:
             local[name] = replace(info, file=file, start=at, stop=at + info.nbytes)
             at += info.nbytes
-        return replace(self.head, tensors=local)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        with alone_with(file, file):
+            check_space(file, at - file.stat().st_size)
+            with disk_told(file):
+                _gather(self.remote, [info for _, info in order], file, start, on_bytes)
+            try:
+                yield replace(self.head, tensors=local)
+            except HeadError:
+                file.unlink()  # the next run would find the same in it
+                raise
+            with suppress(OSError):
+                file.unlink()
 
 
 def open_source(path_or_repo: str, revision: str | None = None) -> Source:
@@ -94,10 +108,10 @@ def open_source(path_or_repo: str, revision: str | None = None) -> Source:
 def _gather(remote: RemoteRepo, pieces: list[TensorInfo], file: Path, start: bytes, on_bytes: OnBytes) -> None:
     """Fill a safetensors file with pieces of remote ones, in order; what is there already is kept."""
     total = len(start) + sum(piece.nbytes for piece in pieces)
-    with file.open("r+b" if file.exists() else "w+b") as out:
+    with file.open("a+b") as out:
+        out.seek(0)
         if out.read(len(start)) != start or out.seek(0, os.SEEK_END) > total:
-            out.seek(0)
-            out.truncate()
+            out.truncate(0)
             out.write(start)
         done = out.seek(0, os.SEEK_END)
         on_bytes(done, total)

@@ -1,6 +1,7 @@
 """Folders and files that are there whole or not at all, whatever stops the program in between."""
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,25 +20,29 @@ def staged_folder(dest: Path) -> Iterator[Path]:
     """A folder to fill, which takes the name `dest` when the block ends; an error leaves nothing behind.
 
     Raises:
-        CheckpointError: `dest` exists.
+        CheckpointError: `dest` exists, or another process is making it.
     """
-    if dest.exists() or dest.is_symlink():
-        raise CheckpointError(f"{dest} exists already; remove it, or choose another name")
+    check_absent(dest)
     stage = _beside(dest)
-    shutil.rmtree(stage, ignore_errors=True)  # of a run that was killed
-    stage.mkdir(parents=True)
-    try:
-        with disk_told(dest):
-            yield stage
-        os.rename(stage, dest)
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        raise
+    stage.mkdir(parents=True, exist_ok=True)
+    with alone_with(stage, dest):
+        try:
+            check_absent(dest)  # another process may just have made it
+            _empty(stage)  # of a run that was killed
+            with disk_told(dest):
+                yield stage
+            os.rename(stage, dest)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
 
 
 @contextmanager
 def staged_file(dest: Path) -> Iterator[Path]:
-    """A file to write, which replaces `dest` when the block ends; an error leaves `dest` as it was."""
+    """A file to write, which replaces `dest` when the block ends; an error leaves `dest` as it was.
+
+    For one process at a time: see `alone_with`.
+    """
     stage = _beside(dest)
     try:
         with disk_told(dest):
@@ -50,6 +55,22 @@ def staged_file(dest: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def alone_with(path: Path, dest: Path) -> Iterator[None]:
+    """Lock a file or folder that is there, to make `dest` by it; the lock goes with the process, even a killed one.
+
+    Raises:
+        CheckpointError: another process has it.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        if not _lock(handle) or not _is_still(path, handle):
+            raise CheckpointError(f"another mlxmtp is writing {dest}; run the command again when it is done")
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def disk_told(dest: Path) -> Iterator[None]:
     """A full disk, said in a sentence."""
     try:
@@ -57,7 +78,19 @@ def disk_told(dest: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise OSError(f"the disk is full; {dest} was not written: make room and run the command again") from error
+        raise OSError(f"the disk is full: no room for {dest}; make room and run the command again") from error
+
+
+def check_absent(dest: Path) -> None:
+    """Refuse to write what is there already, be it a link to nowhere."""
+    if dest.exists() or dest.is_symlink():
+        raise CheckpointError(f"{dest} exists already; remove it, or choose another name")
+
+
+def check_outside(dest: Path, source: Path) -> None:
+    """Refuse to write into the folder that is read, which stays as it is."""
+    if dest.resolve().is_relative_to(source.resolve()):
+        raise CheckpointError(f"{dest} is inside {source}, which stays as it is; choose a folder elsewhere")
 
 
 def check_space(where: Path, needed: int) -> None:
@@ -75,3 +108,29 @@ def check_space(where: Path, needed: int) -> None:
 
 def _beside(dest: Path) -> Path:
     return dest.with_name(f".{dest.name}.partial")
+
+
+def _empty(folder: Path) -> None:
+    for left in folder.iterdir():
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
+
+
+def _lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    """Whether a path means the open file; who had the lock before may have renamed or removed it."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False

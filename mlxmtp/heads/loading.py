@@ -1,6 +1,7 @@
 """Finding a checkpoint's head by the tensors that are there, and reading it into its family's module."""
 
 from collections.abc import Mapping
+from shlex import quote
 from typing import Any
 
 import mlx.core as mx
@@ -8,7 +9,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import infer_quant_config
 
-from mlxmtp.checkpoints import Checkpoint, HeadFiles, Norms, TensorInfo, base_model, dequantise_fp8, find_head
+from mlxmtp.checkpoints import Checkpoint, HeadFiles, Norms, TensorInfo, dequantise_fp8, find_head
 from mlxmtp.errors import HeadError, is_out_of_memory
 from mlxmtp.heads import qwen
 from mlxmtp.heads.head import Head
@@ -40,8 +41,6 @@ def judge(checkpoint: Checkpoint) -> HeadFiles:
         NoHeadError, HeadError: as `load_head`.
     """
     files = find_head(checkpoint.config, checkpoint.tensors)
-    if files and files.place == "drafter":
-        raise NoHeadError("this folder is a head without its model; `mlxmtp attach MODEL --from` it")
     if checkpoint.model_type not in qwen.TRUNKS:
         raise NoHeadError(f"no MTP head family for model type {checkpoint.model_type!r} yet")
     if files is None:
@@ -77,12 +76,14 @@ def norms_of(files: HeadFiles, tensors: Mapping[str, TensorInfo]) -> Norms:
 
 
 def _absent(checkpoint: Checkpoint) -> str:
-    declared = checkpoint.text_config.get("mtp_num_hidden_layers") or 0
-    if not declared:
+    if checkpoint.text_config.get("mtp_num_hidden_layers"):
+        known = "the config declares one"
+    elif checkpoint.model_type in qwen.SILENT:
+        known = "the original has one"
+    else:
         return "the files hold no MTP head (no mtp.* tensors)"
-    lost = f"the config declares {declared} MTP layer(s), but the files hold no mtp.* tensors"
-    model, original = checkpoint.repo or checkpoint.folder, base_model(checkpoint.folder) or "ORIGINAL"
-    return f"{lost}; `mlxmtp attach {model} --from {original}` fetches them"
+    fetch = f"mlxmtp attach {quote(checkpoint.name)} --from {checkpoint.base or 'ORIGINAL'}"
+    return f"the files hold no MTP head (no mtp.* tensors), but {known}; `{fetch}` fetches it"
 
 
 def _read(files: HeadFiles) -> dict[str, mx.array]:

@@ -19,6 +19,7 @@ from mlxmtp.targets import Cache, Target, stack_experts
 
 FAMILY = "qwen-mtp"
 TRUNKS = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
+SILENT = ("qwen3_next",)  # trunks whose configs do not tell of the head that all their originals have
 NORM_OFFSET = 1.0  # raw checkpoints store w, the layer multiplies by 1 + w
 _BLOCK_NORMS = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm")
 

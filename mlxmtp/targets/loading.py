@@ -1,6 +1,7 @@
 """Loading a target through mlx-lm, with what its loader leaves out."""
 
 from functools import partial
+from shlex import quote
 from typing import Any
 
 import mlx.core as mx
@@ -9,6 +10,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
 from mlxmtp.checkpoints import SIDE_CARS, Checkpoint, dequantise_fp8
+from mlxmtp.checkpoints.head_files import DRAFTER
 from mlxmtp.errors import CheckpointError, is_out_of_memory
 from mlxmtp.targets.target import Target
 
@@ -22,6 +24,7 @@ def load_target(checkpoint: Checkpoint, *, lazy: bool = False) -> Target:
     Raises:
         CheckpointError: mlx-lm does not know the architecture, or tensors are missing or of another shape.
     """
+    check_architecture(checkpoint)
     try:
         classes = partial(_model_classes, side_car=_side_car_names(checkpoint))
         model, config = load_model(checkpoint.folder, lazy=True, get_model_classes=classes)
@@ -32,6 +35,22 @@ def load_target(checkpoint: Checkpoint, *, lazy: bool = False) -> Target:
         if is_out_of_memory(error):
             raise
         raise CheckpointError(f"{checkpoint.folder}: {_reason(error)}") from error
+
+
+def check_architecture(checkpoint: Checkpoint) -> None:
+    """Whether mlx-lm has such models.
+
+    Raises:
+        CheckpointError: it has not, or the checkpoint is a head alone.
+    """
+    name, kind = checkpoint.name, checkpoint.model_type
+    if kind.endswith(DRAFTER):
+        fetch = f"mlxmtp attach MODEL --from {quote(name)}"
+        raise CheckpointError(f"{name}: a head without its model; `{fetch}` gives it to one")
+    try:
+        _model_classes(checkpoint.config, frozenset())
+    except ValueError as error:
+        raise CheckpointError(f"{name}: mlx-lm has no model type {kind!r}; another version of it may") from error
 
 
 def materialise(module: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """Ways to run the command line: in this process against a scripted engine, or as a process of its own."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,8 +10,11 @@ from pathlib import Path
 import pytest
 
 import mlxmtp
-from mlxmtp.cli import main
+from mlxmtp.cli import main, progress
+from tests.checkpoints.conftest import hub
 from tests.cli.fake import Engine
+
+__all__ = ["hub"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,6 +24,28 @@ class Ran:
     code: int
     out: str
     err: str
+
+
+def assert_refused(ran: Ran, *said: str, code: int = 2) -> None:
+    """One line, and nothing else."""
+    assert (ran.code, ran.out) == (code, ""), ran
+    assert ran.err.startswith("mlxmtp: "), ran
+    assert ran.err.count("\n") == 1, ran
+    for words in said:
+        assert words in ran.err
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What is in every file below a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """mlxmtp's own data folder."""
+    for name in ("HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "data"))
+    return tmp_path / "data"
 
 
 @pytest.fixture
@@ -62,3 +88,33 @@ def program() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=120, **options)
 
     return program
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The progress display waits for nothing."""
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(progress, "PAUSE_S", 0.0)
+
+
+@pytest.fixture
+def cli(main_: Callable[..., Ran]) -> Callable[..., Ran]:
+    """cli(*arguments): `main_`, with paths too."""
+    return lambda *arguments: main_(*map(str, arguments))
+
+
+@pytest.fixture
+def report(main_: Callable[..., Ran]) -> Callable[..., dict]:
+    """report(model): what `inspect --json` says."""
+    return lambda model: json.loads(main_("inspect", str(model), "--json").out)
+
+
+@pytest.fixture
+def answer(main_: Callable[..., Ran]) -> Callable[..., dict]:
+    """answer(model, *options): what `generate --json` says."""
+
+    def answer(model: str | Path, *options: str) -> dict:
+        generate = ("generate", "--prompt", "hello", "--max-tokens", "24", "--json", "--model", str(model))
+        return json.loads(main_(*generate, *options).out)
+
+    return answer

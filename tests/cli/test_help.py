@@ -9,23 +9,36 @@ import pytest
 import mlxmtp
 from tests.cli.conftest import ROOT
 
+OPTIONS = {
+    "generate": [
+        "--model PATH|REPO", "--prompt TEXT|-", "--raw", "--max-tokens N", "--stop S", "--json", "--temp T",
+        "--top-p P", "--top-k K", "--min-p M", "--seed S", "--depth N", "--no-mtp", "--verify {token,block,seeded}",
+    ],
+    "inspect": ["PATH|REPO", "--json", "--check"],
+    "convert": [
+        "SOURCE", "DEST", "-q, --quantize", "--bits N", "--group-size N", "--mode {affine,mxfp4,nvfp4,mxfp8}",
+        "--head-bits {4,8,16}", "--dtype {bfloat16,float16,float32}", "--upload-repo REPO",
+    ],
+    "attach": ["TRUNK", "--from ORIGINAL", "--revision R", "--head-bits {4,8,16}", "--out DIR", "--no-check"],
+    "pull": ["REPO", "--revision R", "--force"],
+}  # fmt: skip
+
 
 def test_help_names_the_commands_and_an_example(run):
     ran = run("--help")
     assert ran.code == 0
-    assert "generate" in ran.out
+    for command in OPTIONS:
+        assert f"\n    {command} " in ran.out
     assert "Example:\n  mlxmtp generate" in ran.out
 
 
-def test_help_of_generate_names_every_option(run):
-    ran = run("generate", "--help")
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_of_a_command_names_every_option_and_an_example(run, command):
+    ran = run(command, "--help")
     assert ran.code == 0
-    for option in (
-        "--model PATH|REPO", "--prompt TEXT|-", "--raw", "--max-tokens N", "--stop S", "--json", "--temp T",
-        "--top-p P", "--top-k K", "--min-p M", "--seed S", "--depth N", "--no-mtp",
-        "--verify {token,block,seeded}",
-    ):  # fmt: skip
-        assert option in ran.out
+    assert f"Example:\n  mlxmtp {command} " in ran.out
+    for option in OPTIONS[command]:
+        assert f"\n  {option}" in ran.out
 
 
 def test_version(run):
@@ -39,10 +52,12 @@ def test_no_command_prints_the_help_and_is_bad_input(run):
 
 
 def test_help_imports_nothing_heavy():
+    commands = [[command, "--help"] for command in OPTIONS]
     code = (
         "import sys, contextlib\n"
         "from mlxmtp.cli import main\n"
-        "with contextlib.suppress(SystemExit): main(['generate', '--help'])\n"
+        f"for command in {commands}:\n"
+        "    with contextlib.suppress(SystemExit): main(command)\n"
         "heavy = {'mlx', 'mlx_lm', 'numpy', 'transformers', 'tokenizers', 'huggingface_hub'}\n"
         "sys.exit(repr(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from tests.cli.conftest import Ran
+from tests.cli.conftest import Ran, assert_refused
 
 GENERATE = ("generate", "--prompt", "hello", "--max-tokens", "24")
 
@@ -143,14 +143,6 @@ def test_a_broken_head_does_not_stop_plain_decoding(cli, copy):
 )
 def test_bad_input_that_only_the_model_can_judge(cli, model, options, said):
     assert_refused(cli(model, *options), *said)
-
-
-def assert_refused(ran: Ran, *said: str) -> None:
-    assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith("mlxmtp: ")
-    assert ran.err.count("\n") == 1
-    for words in said:
-        assert words in ran.err
 
 
 def shards(folder: Path) -> list[Path]:

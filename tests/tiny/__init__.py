@@ -12,22 +12,29 @@ MoE models run on MLX's CPU backend in float32 or quantised only (`gather_mm` kn
 
 from tests.tiny.conversion import mlx_conversion, stack_experts
 from tests.tiny.files import load_weights, save_weights, write_json
+from tests.tiny.fp8 import Scales, fp8_twins
 from tests.tiny.models import KINDS, Kind, Sizes, config, is_moe
+from tests.tiny.packing import MODES, drafter, pack
 from tests.tiny.raw import Arrays, Experts, raw_checkpoint, tensors
 from tests.tiny.tokenizer import EOS, SPECIAL, tokenizer
 
 __all__ = [
     "EOS",
     "KINDS",
+    "MODES",
     "SPECIAL",
     "Arrays",
     "Experts",
     "Kind",
+    "Scales",
     "Sizes",
     "config",
+    "drafter",
+    "fp8_twins",
     "is_moe",
     "load_weights",
     "mlx_conversion",
+    "pack",
     "raw_checkpoint",
     "save_weights",
     "stack_experts",

@@ -1,0 +1,64 @@
+"""What quantising a head costs: a model converted with its head at 16, 8 and 4 bits, over the same texts.
+
+    .venv/bin/python scripts/head_bits.py [--model PATH] [--tokens 200]
+
+Speculation is exact, so that a trunk writes the same text with each of its heads, and their acceptance compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from bench import PROMPTS, RAW, rounds_of
+
+from mlxmtp import Engine, load
+from mlxmtp.chat.prompt import encode
+from mlxmtp.conversion.convert import Packing, convert
+from mlxmtp.decoding.sequence import Sequence
+from mlxmtp.decoding.stats import Stats, Tally
+from mlxmtp.units import size
+
+BITS = (16, 8, 4)
+TRUNKS = {"as it is": None, "8 bits": Packing(bits=8), "4 bits": Packing(bits=4)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a model's folder or Hub repo; the bundled demo without it")
+    parser.add_argument("--tokens", type=int, default=200, help="tokens of each text (default: 200)")
+    parser.add_argument("--depth", type=int, default=3, help="drafts a round (default: 3)")
+    args = parser.parse_args()
+    source = load(args.model).path
+    print("| trunk | head | size of the head | accepted at depth 1, 2, ... | tokens a round |")
+    print("| --- | --- | ---: | --- | ---: |")
+    for trunk, packing in TRUNKS.items():
+        texts = set()
+        for bits in BITS:
+            with tempfile.TemporaryDirectory() as folder:
+                done = convert(source, Path(folder, "model"), packing=packing, head_bits=bits)
+                tokens, stats = measure(load(done.folder), args)
+            texts.add(tokens)
+            accepted = ", ".join(f"{share:.3f}" for share in stats.acceptance_by_depth)
+            nbytes, rounds = size(done.head_bytes), f"{stats.tokens_per_round:.2f}"
+            print(f"| {trunk} | {bits} bits | {nbytes} | {accepted} | {rounds} |", flush=True)
+        assert len(texts) == 1, f"the texts of the trunk {trunk} differ"
+
+
+def measure(engine: Engine, args: argparse.Namespace) -> tuple[tuple[int, ...], Stats]:
+    """All tokens, generated past end tokens, and the sums of their rounds."""
+    tokens: list[int] = []
+    tally = Tally(0, 0.0)
+    for workload, prompts in PROMPTS.items():
+        for prompt in prompts:
+            sequence = Sequence(engine.target, engine.mtp)
+            sequence.prefill(encode(engine.tokenizer, prompt, raw=workload in RAW))
+            for one in rounds_of(engine, sequence, args.tokens, args.depth):
+                tally.add(one, 0.0)
+                tokens += one.tokens
+    return tuple(tokens), tally.stats(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Two folders compared: the numbers that they load as, and what they generate."""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlxmtp import load
+from mlxmtp.checkpoints import open_checkpoint
+from mlxmtp.heads import load_head
+from mlxmtp.targets import load_target
+
+Weights = dict[str, mx.array]
+Turn = tuple[list[int], int, int]
+
+
+def trunk_of(folder: str | Path) -> Weights:
+    return dict(tree_flatten(load_target(open_checkpoint(folder)).model.parameters()))
+
+
+def head_of(folder: str | Path) -> Weights:
+    return dict(tree_flatten(_head(folder).parameters()))
+
+
+def unpacked_head_of(folder: str | Path) -> Weights:
+    """The numbers that packed layers stand for, by `mx.dequantize`; the rest as it is."""
+    head = _head(folder)
+    out = dict(tree_flatten(head.parameters()))
+    dtype = out["norm.weight"].dtype
+    for path, layer in head.named_modules():
+        if hasattr(layer, "bits"):
+            packed = [out.pop(f"{path}.{part}", None) for part in ("weight", "scales", "biases")]
+            whole = mx.dequantize(*packed, group_size=layer.group_size, bits=layer.bits, mode=layer.mode)
+            out[f"{path}.weight"] = whole.astype(dtype)
+    return out
+
+
+def assert_equal(one: Weights, other: Weights) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert value.dtype == other[name].dtype, name
+        assert mx.array_equal(value, other[name]), name
+
+
+def turn(folder: str | Path, *, depth: int | None = None) -> Turn:
+    """Greedy tokens, and of the head's drafts how many were made and how many stood."""
+    result = load(folder).generate([5, 9, 3], max_tokens=16, depth=depth)
+    return result.tokens, result.stats.drafted, result.stats.accepted
+
+
+def assert_exact(folder: str | Path) -> None:
+    """Speculation, which takes place, says what plain decoding says."""
+    tokens, drafted, _ = turn(folder)
+    assert drafted > 0
+    assert tokens == turn(folder, depth=0)[0]
+
+
+def _head(folder: str | Path) -> Any:
+    checkpoint = open_checkpoint(folder)
+    return load_head(checkpoint, load_target(checkpoint))
