@@ -26,7 +26,7 @@ from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import PREFILL_ROWS, Sequence
 from mlxmtp.decoding.stats import Stats, Tally
 from mlxmtp.decoding.verifier import Verifier, VerifyMode
-from mlxmtp.errors import CheckpointError, OptionError, PromptError
+from mlxmtp.errors import CheckpointError, HeadError, OptionError, PromptError
 from mlxmtp.heads import Head, NoHeadError, load_head
 from mlxmtp.targets import Target, load_target
 
@@ -227,6 +227,8 @@ def load(path_or_repo: str | Path | None = None, *, mtp: bool = True) -> Engine:
             head, plain_because = load_head(checkpoint, target), None
         except NoHeadError as reason:
             plain_because = str(reason)
+        except HeadError as error:
+            raise HeadError(f"{error}; to run the model without its head: --no-mtp, load(..., mtp=False)") from error
     name = "demo" if path_or_repo is None else str(path_or_repo)
     return Engine(checkpoint.folder, name, target, tokenizer, head, plain_because)
 

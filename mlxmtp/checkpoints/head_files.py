@@ -72,7 +72,7 @@ def find_head(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> H
     if not names:
         return None
     if spark := sorted(name for name in names.values() if any(mark in name for mark in _DSPARK)):
-        raise HeadError(f"the mtp.* tensors are DSpark stages ({spark[0]}), not an MTP head; use --no-mtp")
+        raise HeadError(f"the mtp.* tensors are DSpark stages ({spark[0]}), not an MTP head")
     return HeadFiles({name: tensors[name] for name in names}, names, place, _facts(config, place))
 
 
@@ -89,7 +89,7 @@ def _names(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tupl
             return "side-car", _without_prefix(own)
     found = {name: match for name in tensors if (match := _NAME.fullmatch(name))}
     if len({match[1] for match in found.values()}) > 1:
-        raise HeadError(f"the files hold more than one head ({min(found)}, {max(found)}); use --no-mtp")
+        raise HeadError(f"the files hold more than one head ({min(found)}, {max(found)})")
     return "shards", {name: match[2] for name, match in found.items()}
 
 

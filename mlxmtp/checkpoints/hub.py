@@ -45,13 +45,13 @@ def download(repo: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=FILES))
 
 
-def cached(repo: str) -> Path | None:
+def cached(repo: str, revision: str | None = None) -> Path | None:
     """A repo's snapshot in the Hub cache, as it is there, without asking the Hub."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, local_files_only=True))
+        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
 

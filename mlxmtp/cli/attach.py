@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     print(f"{done.file}: {size(done.nbytes)}")
     if not arguments.no_check:
-        check = checked(str(arguments.out or arguments.trunk))
+        check = checked(str(done.model))
         if check.warning:
             print(f"mlxmtp: warning: {check.warning}; to undo, remove {done.file}", file=sys.stderr)
         else:

@@ -28,8 +28,9 @@ SAME = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads",
 
 @dataclass(frozen=True)
 class Attached:
-    """Where the head was put, how large it is, and how it is packed."""
+    """The model's folder, where the head was put, how large it is, and how it is packed."""
 
+    model: Path
     file: Path
     nbytes: int
     quantization: dict[str, Any] | None
@@ -79,7 +80,7 @@ def attach(
         beside = side_car(head, target, bits, source.name, source.revision)
         nbytes = beside.nbytes
         file = _store(checkpoint, beside, out)
-    return Attached(file, nbytes, beside.quantization)
+    return Attached(out or checkpoint.folder, file, nbytes, beside.quantization)
 
 
 def check_sizes(checkpoint: Checkpoint, source: Source) -> None:

@@ -16,8 +16,8 @@ from mlx_lm.utils import quantize_model, save_config
 from mlxmtp.checkpoints import HEAD_FACTS, SIDE_CAR, Checkpoint, open_checkpoint
 from mlxmtp.checkpoints.writer import silent, write_model, write_safetensors
 from mlxmtp.conversion.side_car import SideCar, side_car
-from mlxmtp.conversion.staging import check_outside, check_space, staged_folder
-from mlxmtp.errors import CheckpointError, OptionError
+from mlxmtp.conversion.staging import check_absent, check_outside, check_space, staged_folder
+from mlxmtp.errors import OptionError
 from mlxmtp.heads import NoHeadError, load_head
 from mlxmtp.targets import Target, load_target
 
@@ -87,8 +87,7 @@ def convert(
         HeadError: the source has a head, but not one that can be run.
         OptionError: the trunk is quantised already.
     """
-    if dest.exists() or dest.is_symlink():
-        raise CheckpointError(f"{dest} exists already; remove it, or choose another name")
+    check_absent(dest)
     checkpoint = open_checkpoint(source)
     check_outside(dest, checkpoint.folder)
     target = load_target(checkpoint, lazy=True)

@@ -9,14 +9,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxmtp.checkpoints import HeadFiles, TensorInfo, find_head, open_checkpoint
+from mlxmtp.checkpoints import Checkpoint, HeadFiles, TensorInfo, find_head, open_checkpoint
 from mlxmtp.checkpoints.attached import partial_file
 from mlxmtp.checkpoints.checkpoint import parse_config
 from mlxmtp.checkpoints.head_files import DRAFTER, is_head_name
-from mlxmtp.checkpoints.hub import BLOCK, RemoteRepo
+from mlxmtp.checkpoints.hub import BLOCK, RemoteRepo, cached
 from mlxmtp.checkpoints.writer import DTYPES, header
 from mlxmtp.conversion.staging import alone_with, check_space, disk_told
-from mlxmtp.errors import HeadError
+from mlxmtp.errors import CheckpointError, HeadError
 
 SAMPLE = (".layers.0.input_layernorm.weight", ".layers.0.post_attention_layernorm.weight", "model.norm.weight",
           ".language_model.norm.weight", ".layers.0.linear_attn.conv1d.weight")  # fmt: skip
@@ -89,8 +89,7 @@ def open_source(path_or_repo: str, revision: str | None = None) -> Source:
         CheckpointError: no such folder or repo. HeadError: it has no head.
     """
     remote: RemoteRepo | None = None
-    if Path(path_or_repo).expanduser().exists():
-        checkpoint = open_checkpoint(path_or_repo)
+    if checkpoint := _local(path_or_repo, revision):
         name, revision = checkpoint.repo or checkpoint.folder.name, checkpoint.revision
         config, tensors = checkpoint.config, checkpoint.tensors
     else:
@@ -103,6 +102,17 @@ def open_source(path_or_repo: str, revision: str | None = None) -> Source:
     if head is None:
         raise HeadError(f"{path_or_repo} has no MTP head (no mtp.* tensors); name the model that it was made from")
     return Source(name, revision, config, tensors, head, remote)
+
+
+def _local(path_or_repo: str, revision: str | None) -> Checkpoint | None:
+    """A folder, or a repo that is in the Hub cache whole."""
+    if Path(path_or_repo).expanduser().exists():
+        return open_checkpoint(path_or_repo)
+    snapshot = cached(path_or_repo, revision)
+    try:
+        return open_checkpoint(snapshot) if snapshot else None
+    except CheckpointError:  # a part of it
+        return None
 
 
 def _gather(remote: RemoteRepo, pieces: list[TensorInfo], file: Path, start: bytes, on_bytes: OnBytes) -> None:

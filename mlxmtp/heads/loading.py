@@ -46,7 +46,7 @@ def judge(checkpoint: Checkpoint) -> HeadFiles:
     if files is None:
         raise NoHeadError(_absent(checkpoint))
     if files.layers > 1:
-        raise HeadError(f"the head has {files.layers} MTP layers; one is supported; use --no-mtp")
+        raise HeadError(f"the head has {files.layers} MTP layers; one is supported")
     return files
 
 
@@ -63,7 +63,7 @@ def build_head(files: HeadFiles, target: Target, *, trunk_is_raw: bool | None, l
     except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        raise HeadError(f"the head's tensors do not fit this model ({error}); use --no-mtp") from error
+        raise HeadError(f"the head's tensors do not fit this model ({error})") from error
     if not lazy:
         materialise(head)
     return head
@@ -117,9 +117,9 @@ def _load(head: nn.Module, weights: dict[str, mx.array], target: Target, files: 
     nn.quantize(head, class_predicate=stored)
     for name, shape in _shapes(head).items():
         if name not in weights:
-            raise HeadError(f"the head's mtp.{name} is missing; download the model again, or use --no-mtp")
+            raise HeadError(f"the head's mtp.{name} is missing; download the model again")
         if weights[name].shape != shape:
-            raise HeadError(f"the head's mtp.{name} is {weights[name].shape}, expected {shape}; use --no-mtp")
+            raise HeadError(f"the head's mtp.{name} is {weights[name].shape}, expected {shape}")
     dtype = target.embed(mx.array([[0]])).dtype
     cast = {n: w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w for n, w in weights.items()}
     head.load_weights(list(cast.items()))
@@ -131,9 +131,9 @@ def _check_names(head: nn.Module, weights: Mapping[str, mx.array]) -> None:
     stored = {name for name in weights if not name.endswith((".scales", ".biases"))}
     expected = set(_shapes(head))
     if unknown := sorted(stored - expected):
-        raise HeadError(f"the head has an unknown tensor mtp.{unknown[0]} {weights[unknown[0]].shape}; use --no-mtp")
+        raise HeadError(f"the head has an unknown tensor mtp.{unknown[0]} {weights[unknown[0]].shape}")
     if missing := sorted(expected - stored):
-        raise HeadError(f"the head's mtp.{missing[0]} is missing; download the model again, or use --no-mtp")
+        raise HeadError(f"the head's mtp.{missing[0]} is missing; download the model again")
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -65,7 +65,7 @@ def build(
 ) -> tuple[Any, dict[str, mx.array]]:
     """The head's module, still empty, and its weights as the module wants them: norms shifted, experts stacked."""
     if not any(name.startswith("layers.0.") for name in weights):
-        raise HeadError("the head's tensors have no layers.0.*; they are not a Qwen MTP head; use --no-mtp")
+        raise HeadError("the head's tensors have no layers.0.*; they are not a Qwen MTP head")
     if norms_are_raw(weights, trunk_is_raw=trunk_is_raw, stated=stated):
         weights = {name: w + NORM_OFFSET if _is_norm(name, w) else w for name, w in weights.items()}
     weights = stack_experts(weights)
@@ -92,18 +92,18 @@ def norms_are_raw(weights: dict[str, mx.array], *, trunk_is_raw: bool | None, st
         if _is_norm(name, w) and name.split(".")[-2] in _BLOCK_NORMS
     ]
     if not medians:
-        raise HeadError("the head has no norm weights to tell its format from; use --no-mtp")
+        raise HeadError("the head has no norm weights to tell its format from")
     mean = sum(medians) / len(medians)
     raw = mean < 0.75 * NORM_OFFSET
     if stated is not None and raw != (stated == "raw"):
         raise HeadError(
             f"the head's norm weights are said to be {stated}, but their median of {mean:.2f} contradicts it; "
-            "make the head again (mlxmtp attach), or use --no-mtp"
+            "make the head again (mlxmtp attach)"
         )
     if stated is None and trunk_is_raw and not raw:
         raise HeadError(
             f"the trunk is stored raw, but the head's norm weights (median {mean:.2f}) look shifted by 1 already; "
-            "such a head drafts nonsense: take the files from the original repo again, or use --no-mtp"
+            "such a head drafts nonsense: take the files from the original repo again"
         )
     return raw
 

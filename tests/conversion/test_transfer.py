@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
+from huggingface_hub import snapshot_download
 
 from mlxmtp.checkpoints.head_files import is_head_name
 from mlxmtp.checkpoints.tensors import read_header
@@ -151,3 +152,14 @@ def test_a_head_that_could_not_be_written_is_not_fetched_again(
     attach(trunk, ORIGINAL)
     assert attached(trunk) == whole
     assert sent(models)[HEAD_SHARD] == needed[HEAD_SHARD] - head_bytes(original)
+
+
+@pytest.mark.parametrize("whole_download", [True, False])
+def test_an_original_in_the_cache_is_not_fetched(
+    models: Hub, trunk: Path, whole: Attached, needed: dict[str, int], whole_download: bool
+) -> None:
+    snapshot_download(ORIGINAL, allow_patterns=None if whole_download else ["*.json", HEAD_SHARD])
+    models.requests.clear()
+    attach(trunk, ORIGINAL)
+    assert attached(trunk) == whole
+    assert sent(models) == ({} if whole_download else needed)
