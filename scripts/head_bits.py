@@ -21,7 +21,7 @@ from mlxmtp.decoding.stats import Stats, Tally
 from mlxmtp.units import size
 
 BITS = (16, 8, 4)
-TRUNKS = {"as it is": None, "8 bits": Packing(bits=8), "4 bits": Packing(bits=4)}
+TRUNKS = {"as it is": None, "4 bits": Packing()}
 
 
 def main() -> None:

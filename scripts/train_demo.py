@@ -1,11 +1,12 @@
-"""Train the bundled demo model: a small Qwen3.5-type trunk with an MTP head, on two CPU cores, in three hours.
+"""Train the bundled demo model: a small Qwen3.5-type trunk with an MTP head, on two CPU cores, in under five hours.
 
     pip install -e '.[train]'        # torch==2.13.0, transformers==5.23.0
     python scripts/train_demo.py --layers 8 --run build/eight --out build/eight/demo
-    python scripts/train_demo.py --start-from build/eight/state.pt --seed 1
+    python scripts/train_demo.py --start-from build/eight/state.pt --run build/twelve --seed 1
+    python scripts/train_demo.py --start-from build/twelve/state.pt --seed 2
 
-Eight layers first, then twelve that begin as those eight. Each time trunk and head train together, then the head
-alone with the trunk frozen. A killed run goes on with --resume.
+Eight layers first, then twelve that begin as those eight, then the twelve once more. Each time trunk and head train
+together, then the head alone with the trunk frozen. A killed run goes on with --resume.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--out", type=Path, default=OUT, help="where the checkpoint goes")
     add("--run", type=Path, default=RUN, help="folder of the state to resume from")
     add("--resume", action="store_true", help="go on from the state in --run")
-    add("--start-from", type=Path, help="state of a model with fewer layers, to begin with its weights")
+    add("--start-from", type=Path, help="state of a model with as many layers or fewer, to begin with its weights")
     add("--export-only", action="store_true", help="evaluate and write the state in --run as it is")
     add("--steps", type=int, default=1686, help="steps of trunk and head together")
     add("--head-steps", type=int, default=700, help="steps of the head alone")
