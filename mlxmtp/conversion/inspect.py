@@ -26,8 +26,8 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 class HeadReport:
     """A head: its family (None: none that mlxmtp knows), and where it is kept ("shards", "side-car" or "drafter").
 
-    `norms` is "raw" (they lack their offset), "shifted", "plain" (there is none to lack), or None where only the values tell and they were not read;
-    `source` is the model that it was fetched from, where the files say so.
+    `norms` is "raw" (they lack their offset), "shifted", "plain" (there is none to lack), or None where only the values
+    tell and they were not read; `source` is the model that it was fetched from, where the files say so.
     """
 
     family: str | None
@@ -170,7 +170,7 @@ def _judged(checkpoint: Checkpoint, files: Iterable[str]) -> tuple[Verdict, str]
         return "plain", str(reason)
     except CheckpointError as reason:
         return "refused", str(reason)
-    return "speculates", f"its head is in {'its shards' if head.place == 'shards' else 'a side-car'}"
+    return "speculates", f"its head is in {'the shards' if head.place == 'shards' else 'a side-car'}"
 
 
 def _visible_head(checkpoint: Checkpoint) -> HeadFiles | None:

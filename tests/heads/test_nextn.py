@@ -4,12 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+import mlx_lm
 import pytest
 
 from mlxmtp import load
+from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.conversion.attach import attach
 from mlxmtp.conversion.convert import Packing, convert
 from mlxmtp.conversion.inspect import inspect
+from mlxmtp.errors import HeadError
+from mlxmtp.targets import load_target
 from tests import tiny
 from tests.comparing import assert_equal, head_of
 from tests.running import generated, reference
@@ -75,3 +80,37 @@ def test_a_quantised_trunk_still_shares_its_matrices(nextn: Checkpoints, tmp_pat
     engine = load(converted)
     expected = reference(engine, PROMPT, 60)
     assert all(generated(engine, PROMPT, 60, depth) == expected for depth in (1, 3))
+
+
+@pytest.mark.parametrize("kind", tiny.NEXTN_KINDS)
+def test_a_pass_is_taken_back_to_any_row(nextn: Checkpoints, kind: tiny.NextNKind) -> None:
+    """Latent attention computes a lone row in another order than several: float32 rounding apart, not bits."""
+    target = load_target(open_checkpoint(nextn(kind)))
+    rows, probe = mx.array([[3, 50, 7, 90, 12]]), mx.array([[21, 8]])
+    for kept in range(rows.shape[1] + 1):
+        caches = target.make_cache(), target.make_cache()
+        for cache in caches:
+            target.forward(mx.array([PROMPT]), cache)
+        target.open(rows, caches[0]).commit(kept)
+        if kept:
+            target.forward(rows[:, :kept], caches[1])
+        taken_back, fresh = (target.forward(probe, cache)[0] for cache in caches)
+        assert float(mx.abs(taken_back - fresh).max()) < 1e-4, kept
+
+
+@pytest.mark.parametrize("layers", [3, 5])
+def test_deepseek_v3_of_any_depth_loads_raw(nextn: Checkpoints, layers: int) -> None:
+    """mlx-lm drops layer 61 by its number, and finds the head of any other model in its way."""
+    raw = nextn("deepseek_v3", layers=layers)
+    with pytest.raises(ValueError, match="parameters not in model"):
+        mlx_lm.utils.load_model(raw)
+    assert load(raw).mtp is not None
+
+
+def test_a_head_of_two_layers_is_refused(tmp_path: Path) -> None:
+    folder = tiny.nextn_checkpoint(tmp_path / "model", "glm4_moe")
+    weights = tiny.load_weights(folder)
+    second = {name.replace("layers.3.", "layers.4."): w for name, w in weights.items() if ".layers.3." in name}
+    tiny.save_weights(folder, weights | second, made_by="pt")
+    with pytest.raises(HeadError, match="has 2 MTP layers"):
+        load(folder)
