@@ -41,6 +41,16 @@ KINDS: dict[tiny.Kind, dict[str, Any]] = {
     "qwen3_next": {},
 }
 SMALL = {"vocab": 128, "moe_mlp": 16, "value_dim": 16}
+NEXTN_KINDS: tuple[tiny.NextNKind, ...] = ("glm4_moe", "glm4_moe_lite", "deepseek_v3")
+SMALL_NEXTN = {"vocab": 128, "moe_mlp": 16, "mlp": 64, "layers": 2}
+CLASSES = {
+    "qwen3_5": "Qwen3_5",
+    "qwen3_5_moe": "Qwen3_5Moe",
+    "qwen3_next": "Qwen3Next",
+    "glm4_moe": "Glm4Moe",
+    "glm4_moe_lite": "Glm4MoeLite",
+    "deepseek_v3": "DeepseekV3",
+}
 
 
 def main() -> None:
@@ -50,9 +60,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "goldens", help="default: %(default)s")
     out = parser.parse_args().out
     require_oracle()
-    for kind, sizes in KINDS.items():
+    for kind in (*KINDS, *NEXTN_KINDS):
         folder = out / kind
-        arrays = write_checkpoint(folder, kind, tiny.Sizes(**(SMALL | sizes)))
+        arrays = write_nextn(folder, kind) if kind in NEXTN_KINDS else write_checkpoint(folder, kind)
         expected = compute(folder, kind, arrays)
         mx.save_safetensors(str(folder / "expected.safetensors"), expected)
         size = sum(file.stat().st_size for file in folder.iterdir())
@@ -71,8 +81,33 @@ def require_oracle() -> None:
             sys.exit(f"make_goldens needs {package}=={wanted} (found: {found}). Install: pip install {pins}")
 
 
-def write_checkpoint(folder: Path, kind: tiny.Kind, sizes: tiny.Sizes) -> tiny.Arrays:
+def write_nextn(folder: Path, kind: tiny.NextNKind) -> tiny.Arrays:
+    """A float32 GLM or DeepSeek checkpoint; returns its arrays with fused experts, the head's under `mtp.`."""
+    tiny.nextn_checkpoint(folder, kind, seed=SEED, own="copies", **SMALL_NEXTN)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).unlink()
+    arrays = {name: np.array(array) for name, array in tiny.load_weights(folder).items()}
+    head = f"model.layers.{SMALL_NEXTN['layers']}."
+    named = {name.replace(head, "mtp."): array for name, array in arrays.items()}
+    return fuse_experts(named)
+
+
+def fuse_experts(arrays: tiny.Arrays) -> tiny.Arrays:
+    """Experts stored one by one as transformers' `gate_up_proj` and `down_proj`."""
+    out = {name: array for name, array in arrays.items() if ".mlp.experts." not in name}
+    for base in {name.partition(".mlp.experts.")[0] for name in arrays.keys() - out.keys()}:
+        experts = [f"{base}.mlp.experts.{e}." for e in range(tiny.NextNSizes.experts)]
+        gate, up, down = (
+            np.stack([arrays[f"{path}{part}_proj.weight"] for path in experts]) for part in ("gate", "up", "down")
+        )
+        out[f"{base}.mlp.experts.gate_up_proj"] = np.concatenate([gate, up], axis=1)
+        out[f"{base}.mlp.experts.down_proj"] = down
+    return out
+
+
+def write_checkpoint(folder: Path, kind: tiny.Kind) -> tiny.Arrays:
     """The float32 checkpoint in the layout of the kind's releases; returns its arrays with fused experts."""
+    sizes = tiny.Sizes(**(SMALL | KINDS[kind]))
     released = tiny.tensors(kind, sizes, seed=SEED)
     tiny.save_weights(folder, {name: mx.array(a) for name, a in released.items()}, made_by="pt")
     tiny.write_json(folder / "config.json", tiny.config(kind, sizes))
@@ -100,8 +135,7 @@ def load_trunk(folder: Path, kind: tiny.Kind) -> Any:
     import torch
     import transformers
 
-    prefix = {"qwen3_5": "Qwen3_5", "qwen3_5_moe": "Qwen3_5Moe", "qwen3_next": "Qwen3Next"}[kind]
-    cls = getattr(transformers, f"{prefix}ForCausalLM")
+    cls = getattr(transformers, f"{CLASSES[kind]}ForCausalLM")
     config = transformers.AutoConfig.from_pretrained(folder).get_text_config()
     options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
     model, info = cls.from_pretrained(folder, config=config, output_loading_info=True, **options)
@@ -117,7 +151,8 @@ def load_head(trunk: Any, arrays: tiny.Arrays) -> Any:
 
     trunk.config.num_mtp_layers = 1
     trunk.config.mtp_layer_types = ["full_attention"]
-    trunk.config.mtp_mlp_layer_types = ["sparse" if hasattr(trunk.config, "num_experts") else "dense"]
+    sparse = hasattr(trunk.config, "num_experts") or hasattr(trunk.config, "n_routed_experts")
+    trunk.config.mtp_mlp_layer_types = ["sparse" if sparse else "dense"]
     head = MtpModel(trunk, 1).eval()
     names = {
         "mtp.fc.": "eh_proj.",
@@ -125,6 +160,14 @@ def load_head(trunk: Any, arrays: tiny.Arrays) -> Any:
         "mtp.pre_fc_norm_hidden.": "hnorm.",
         "mtp.norm.": "post_norm.",
         "mtp.layers.0.": "mtp_block.",
+        "mtp.eh_proj.": "eh_proj.",
+        "mtp.enorm.": "enorm.",
+        "mtp.hnorm.": "hnorm.",
+        "mtp.shared_head.norm.": "post_norm.",
+        "mtp.self_attn.": "mtp_block.self_attn.",
+        "mtp.mlp.": "mtp_block.mlp.",
+        "mtp.input_layernorm.": "mtp_block.input_layernorm.",
+        "mtp.post_attention_layernorm.": "mtp_block.post_attention_layernorm.",
     }
     state = {
         new + name.removeprefix(old): torch.tensor(value)

@@ -16,6 +16,7 @@ Norms = Literal["raw", "shifted"]
 DRAFTER = "_mtp"
 """Ends the model type of a drafter: a head in a folder of its own, as mlx-vlm's `split_mtp` writes it."""
 _NAME = re.compile(r"((?:model\.|language_model\.)*mtp\.)(.+)")
+_LAYER = re.compile(r"((?:model\.|language_model\.)*)layers\.(\d+)\.(.+)")
 _DSPARK = ("main_proj", "main_norm", "markov_head", "confidence_head")
 
 
@@ -76,9 +77,18 @@ def find_head(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> H
     return HeadFiles({name: tensors[name] for name in names}, names, place, _facts(config, place))
 
 
-def is_head_name(name: str) -> bool:
-    """Whether a tensor of a model's shards belongs to a head."""
-    return _NAME.fullmatch(name) is not None
+def is_head_name(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor of a model's shards belongs to a head: `mtp.*`, or in a layer that the trunk does not have."""
+    return _NAME.fullmatch(name) is not None or _past_the_trunk(name, config) is not None
+
+
+def _past_the_trunk(name: str, config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Prefix and short name of a tensor in layer N, N + 1, ... of a trunk of N layers (`nextn`, families.md 3)."""
+    layers = config.get("text_config", config).get("num_hidden_layers")
+    match = _LAYER.fullmatch(name)
+    if match is None or not isinstance(layers, int) or int(match[2]) < layers:
+        return None
+    return match[1], f"layers.{int(match[2]) - layers}.{match[3]}"
 
 
 def _names(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tuple[Place, dict[str, str]]:
@@ -87,10 +97,11 @@ def _names(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tupl
     for side_car in SIDE_CARS:
         if own := [name for name, info in tensors.items() if info.file.match(side_car)]:
             return "side-car", _without_prefix(own)
-    found = {name: match for name in tensors if (match := _NAME.fullmatch(name))}
-    if len({match[1] for match in found.values()}) > 1:
+    found = {name: (match[1], match[2]) for name in tensors if (match := _NAME.fullmatch(name))}
+    found |= {name: past for name in tensors if (past := _past_the_trunk(name, config))}
+    if len({prefix for prefix, _ in found.values()}) > 1:
         raise HeadError(f"the files hold more than one head ({min(found)}, {max(found)})")
-    return "shards", {name: match[2] for name, match in found.items()}
+    return "shards", {name: short for name, (_, short) in found.items()}
 
 
 def _without_prefix(names: Iterable[str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from mlxmtp.heads import build_head, trunk_is_raw
 from mlxmtp.targets import check_architecture, load_target
 
 SAME = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-        "num_experts")  # fmt: skip
+        "num_experts", "n_routed_experts")  # fmt: skip
 """Sizes in which trunk and original must agree."""
 
 

@@ -13,7 +13,7 @@ from mlxmtp.checkpoints.hub import RemoteRepo, cached, wanted_files
 from mlxmtp.conversion.weights import Weights, weights_of
 from mlxmtp.errors import CheckpointError, HeadError
 from mlxmtp.heads import NoHeadError, judge, norms_of, trunk_is_raw
-from mlxmtp.heads.qwen import FAMILY, TRUNKS
+from mlxmtp.heads.families import family_of
 from mlxmtp.targets import check_architecture
 
 Where = Literal["folder", "cache", "hub"]
@@ -26,8 +26,8 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 class HeadReport:
     """A head: its family (None: none that mlxmtp knows), and where it is kept ("shards", "side-car" or "drafter").
 
-    `norms` is "raw" (they lack their offset), "shifted", or None where only the values tell and they were not read;
-    `source` is the model that it was fetched from, where the files say so.
+    `norms` is "raw" (they lack their offset), "shifted", "plain" (there is none to lack), or None where only the values
+    tell and they were not read; `source` is the model that it was fetched from, where the files say so.
     """
 
     family: str | None
@@ -130,7 +130,7 @@ def _of_repo(remote: RemoteRepo) -> Report:
         raise CheckpointError(no_config(remote.repo, remote.sizes))
     config = parse_config(remote.small("config.json"), f"{remote.repo}/config.json")
     tensors = remote.tensors()
-    card = "README.md" in remote.sizes and not any(is_head_name(name) for name in tensors)
+    card = "README.md" in remote.sizes and not any(is_head_name(name, config) for name in tensors)
     base = card_base(remote.small("README.md").decode(errors="replace")) if card else None
     checkpoint = Checkpoint(Path(remote.repo), config, tensors, remote.repo, remote.commit, base)
     return _report(remote.repo, "hub", checkpoint, remote.sizes)
@@ -170,7 +170,7 @@ def _judged(checkpoint: Checkpoint, files: Iterable[str]) -> tuple[Verdict, str]
         return "plain", str(reason)
     except CheckpointError as reason:
         return "refused", str(reason)
-    return "speculates", f"a Qwen MTP head in {'its shards' if head.place == 'shards' else 'a side-car'}"
+    return "speculates", f"its head is in {'the shards' if head.place == 'shards' else 'a side-car'}"
 
 
 def _visible_head(checkpoint: Checkpoint) -> HeadFiles | None:
@@ -178,7 +178,7 @@ def _visible_head(checkpoint: Checkpoint) -> HeadFiles | None:
     try:
         return find_head(checkpoint.config, checkpoint.tensors)
     except HeadError:
-        names = {name: name for name in checkpoint.tensors if is_head_name(name)}
+        names = {name: name for name in checkpoint.tensors if is_head_name(name, checkpoint.config)}
         return HeadFiles({name: checkpoint.tensors[name] for name in names}, names, "shards", {})
 
 
@@ -198,12 +198,15 @@ def _foreign(checkpoint: Checkpoint) -> Any:
 
 
 def _head_report(head: HeadFiles, checkpoint: Checkpoint, *, local: bool) -> HeadReport:
-    known = head.layers and checkpoint.model_type.removesuffix(DRAFTER) in TRUNKS
+    family = family_of(checkpoint.model_type.removesuffix(DRAFTER)) if head.layers else None
     norms: str | None = head.norms or ("raw" if trunk_is_raw(checkpoint.tensors) and head.place == "shards" else None)
-    if known and local and head.place != "drafter":
+    if family and family.norms_are_raw is None:
+        norms = "plain"
+    elif family and local and head.place != "drafter":
         try:
-            norms = norms_of(head, checkpoint.tensors)
+            norms = norms_of(head, checkpoint)
         except HeadError as reason:
             norms = f"unclear: {reason}"
     weights = weights_of(head.tensors, head.facts.get("quantization"), checkpoint.folder)
-    return HeadReport(FAMILY if known else None, head.place, head.layers, norms, weights, head.facts.get("source"))
+    name, source = family.name if family else None, head.facts.get("source")
+    return HeadReport(name, head.place, head.layers, norms, weights, source)

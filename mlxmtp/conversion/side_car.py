@@ -38,7 +38,7 @@ class SideCar:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What goes into the config: norms are always shifted, experts always stacked."""
+        """What goes into the config: norms have their offset, where there is one; experts are stacked."""
         facts = {key: value for key, value in vars(self).items() if key != "weights"}
         return facts | {"layers": 1, "norms": "shifted"}
 

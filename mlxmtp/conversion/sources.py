@@ -97,7 +97,7 @@ def open_source(path_or_repo: str, revision: str | None = None) -> Source:
         name, revision = remote.repo, remote.commit
         config = parse_config(remote.small("config.json"), f"{remote.repo}/config.json")
         drafter = config["model_type"].endswith(DRAFTER)
-        tensors = remote.tensors(lambda tensor: drafter or is_head_name(tensor) or tensor.endswith(SAMPLE))
+        tensors = remote.tensors(lambda tensor: drafter or is_head_name(tensor, config) or tensor.endswith(SAMPLE))
     head = find_head(config, tensors)
     if head is None:
         raise HeadError(f"{path_or_repo} has no MTP head (no mtp.* tensors); name the model that it was made from")

@@ -11,9 +11,12 @@ from mlx_lm.utils import infer_quant_config
 
 from mlxmtp.checkpoints import Checkpoint, HeadFiles, Norms, TensorInfo, dequantise_fp8, find_head
 from mlxmtp.errors import HeadError, is_out_of_memory
-from mlxmtp.heads import qwen
+from mlxmtp.heads.families import family_of
 from mlxmtp.heads.head import Head
 from mlxmtp.targets import Target, materialise
+
+DECLARED = ("mtp_num_hidden_layers", "num_nextn_predict_layers")
+"""Keys of configs that tell of a head."""
 
 
 class NoHeadError(HeadError):
@@ -41,7 +44,7 @@ def judge(checkpoint: Checkpoint) -> HeadFiles:
         NoHeadError, HeadError: as `load_head`.
     """
     files = find_head(checkpoint.config, checkpoint.tensors)
-    if checkpoint.model_type not in qwen.TRUNKS:
+    if family_of(checkpoint.model_type) is None:
         raise NoHeadError(f"no MTP head family for model type {checkpoint.model_type!r} yet")
     if files is None:
         raise NoHeadError(_absent(checkpoint))
@@ -56,9 +59,12 @@ def build_head(files: HeadFiles, target: Target, *, trunk_is_raw: bool | None, l
     Args:
         trunk_is_raw: what `trunk_is_raw` says of the tensors that stood beside the head.
     """
+    family = family_of(target.model_type)
+    if family is None:
+        raise NoHeadError(f"no MTP head family for model type {target.model_type!r} yet")
     try:
         weights = dequantise_fp8(_read(files))
-        head, weights = qwen.build(weights, target, trunk_is_raw=trunk_is_raw, stated=files.norms)
+        head, weights = family.build(weights, target, trunk_is_raw=trunk_is_raw, stated=files.norms)
         _load(head, weights, target, files)
     except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
         if is_out_of_memory(error):
@@ -69,16 +75,19 @@ def build_head(files: HeadFiles, target: Target, *, trunk_is_raw: bool | None, l
     return head
 
 
-def norms_of(files: HeadFiles, tensors: Mapping[str, TensorInfo]) -> Norms:
-    """Whether a local head's norm weights lack their offset; reads these few vectors only."""
-    raw = qwen.norms_are_raw(_read(files), trunk_is_raw=trunk_is_raw(tensors), stated=files.norms)
+def norms_of(files: HeadFiles, checkpoint: Checkpoint) -> Norms | None:
+    """Whether a local head's norm weights lack their offset, if they have one; reads these few vectors only."""
+    family = family_of(checkpoint.model_type)
+    if family is None or family.norms_are_raw is None:
+        return None
+    raw = family.norms_are_raw(_read(files), trunk_is_raw=trunk_is_raw(checkpoint.tensors), stated=files.norms)
     return "raw" if raw else "shifted"
 
 
 def _absent(checkpoint: Checkpoint) -> str:
-    if checkpoint.text_config.get("mtp_num_hidden_layers"):
+    if any(checkpoint.text_config.get(key) for key in DECLARED):
         known = "the config declares one"
-    elif checkpoint.model_type in qwen.SILENT:
+    elif (family := family_of(checkpoint.model_type)) and checkpoint.model_type in family.silent:
         known = "the original has one"
     else:
         return "the files hold no MTP head (no mtp.* tensors)"
@@ -121,8 +130,11 @@ def _load(head: nn.Module, weights: dict[str, mx.array], target: Target, files: 
         if weights[name].shape != shape:
             raise HeadError(f"the head's mtp.{name} is {weights[name].shape}, expected {shape}")
     dtype = target.embed(mx.array([[0]])).dtype
-    cast = {n: w.astype(dtype) if mx.issubdtype(w.dtype, mx.floating) else w for n, w in weights.items()}
-    head.load_weights(list(cast.items()))
+    casts = getattr(target.model, "cast_predicate", lambda _: True)
+    for name, weight in weights.items():
+        if mx.issubdtype(weight.dtype, mx.floating) and casts(name):
+            weights[name] = weight.astype(dtype)
+    head.load_weights(list(weights.items()))
     head.eval()
 
 

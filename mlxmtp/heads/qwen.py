@@ -15,9 +15,9 @@ from mlx_lm.models import qwen3_5, qwen3_next
 from mlx_lm.models.cache import KVCache
 
 from mlxmtp.errors import HeadError
+from mlxmtp.heads.family import Family
 from mlxmtp.targets import Cache, Target, stack_experts
 
-FAMILY = "qwen-mtp"
 TRUNKS = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
 SILENT = ("qwen3_next",)  # trunks whose configs do not tell of the head that all their originals have
 NORM_OFFSET = 1.0  # raw checkpoints store w, the layer multiplies by 1 + w
@@ -32,7 +32,7 @@ class QwenHead(nn.Module):
         moe: whether the head's block has experts: read from its tensors, not from the config.
     """
 
-    family = FAMILY
+    family = "qwen-mtp"
 
     def __init__(self, target: Target, *, moe: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -122,3 +122,6 @@ def _block(args: Any, moe: bool) -> Any:
     next_args = isinstance(args, qwen3_next.ModelArgs)
     layer: Any = qwen3_next.Qwen3NextDecoderLayer if next_args else qwen3_5.DecoderLayer
     return layer(args, layer_idx=0)
+
+
+QWEN = Family(QwenHead.family, TRUNKS, build, silent=SILENT, norms_are_raw=norms_are_raw)

@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
 from mlxmtp.checkpoints import SIDE_CARS, Checkpoint, dequantise_fp8
-from mlxmtp.checkpoints.head_files import DRAFTER
+from mlxmtp.checkpoints.head_files import DRAFTER, is_head_name
 from mlxmtp.errors import CheckpointError, is_out_of_memory
 from mlxmtp.targets.target import Target
 
@@ -71,8 +71,8 @@ def _model_classes(config: dict[str, Any], side_car: frozenset[str]) -> tuple[ty
 
     class Model(model):  # type: ignore[misc, valid-type]
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-            # mlx-lm keeps the head of a converted Qwen3-Next, and stacks experts of one layout a family
-            trunk = {name: w for name, w in weights.items() if "mtp." not in name and name not in side_car}
+            # mlx-lm keeps the heads of some models, and stacks experts of one layout a family
+            trunk = {name: w for name, w in weights.items() if not is_head_name(name, config) and name not in side_car}
             return stack_experts(super().sanitize(dequantise_fp8(trunk)))
 
     return Model, args

@@ -3,7 +3,8 @@
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import ArraysCache, KVCache, make_prompt_cache
+import mlx.nn as nn
+from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, make_prompt_cache
 
 from mlxmtp.errors import CheckpointError
 from mlxmtp.targets.observe import observe
@@ -35,9 +36,14 @@ class Target:
             if hasattr(layer, "linear_attn")
         }
         self.reversible = all(
-            isinstance(layer, KVCache) or (isinstance(layer, ArraysCache) and i in self._recurrent)
+            _appends(layer) or (isinstance(layer, ArraysCache) and i in self._recurrent)
             for i, layer in enumerate(self.make_cache())
         )
+
+    @property
+    def model_type(self) -> str:
+        kind: str = self.config["model_type"]
+        return kind
 
     @property
     def text_config(self) -> dict[str, Any]:
@@ -77,15 +83,39 @@ class Target:
 
     def embed(self, tokens: mx.array) -> mx.array:
         """Embeddings [B, T, H] of tokens [B, T]: the matrix that heads share."""
-        embeddings: mx.array = self._trunk.embed_tokens(tokens)
+        embeddings: mx.array = self.embedding(tokens)
         return embeddings
 
     def project(self, hidden: mx.array) -> mx.array:
         """Logits [B, T, V] of normed hidden states [B, T, H]: the output matrix that heads share."""
-        text = self.text_model
-        output = self._trunk.embed_tokens.as_linear if text.args.tie_word_embeddings else text.lm_head
-        logits: mx.array = output(hidden)
+        logits: mx.array = (self.output.as_linear if self.output is self.embedding else self.output)(hidden)
         return logits
+
+    @property
+    def embedding(self) -> Any:
+        """The module of the embedding matrix."""
+        return self._trunk.embed_tokens
+
+    @property
+    def output(self) -> Any:
+        """The module of the output matrix; the embedding's, where they are tied."""
+        return self.text_model.lm_head if hasattr(self.text_model, "lm_head") else self.embedding
+
+
+def matrix_rows(matrix: nn.Module, ids: mx.array) -> mx.array:
+    """Rows [n, H] of an embedding or output matrix, whole or quantised."""
+    rows: mx.array = matrix["weight"][ids]
+    if "scales" not in matrix:
+        return rows
+    packing: Any = matrix
+    biases = matrix["biases"][ids] if "biases" in matrix else None
+    options = {"group_size": packing.group_size, "bits": packing.bits, "mode": packing.mode}
+    return mx.dequantize(rows, matrix["scales"][ids], biases, **options)
+
+
+def _appends(cache: Any) -> bool:
+    """Whether a layer's cache only grows, so that cutting its end takes rows back."""
+    return isinstance(cache, KVCache) or (isinstance(cache, CacheList) and all(map(_appends, cache.caches)))
 
 
 class Pass:

@@ -42,7 +42,7 @@ def test_a_folder(inspect, raw):
         "size    4 layers, hidden 64, vocabulary 288, context 4096",
         "trunk   543.2 kB in 3 files; BF16",
         "head    qwen-mtp, 1 layer, shards; 131.8 kB in 3 files; BF16; norms raw",
-        "mlxmtp  speculates: a Qwen MTP head in its shards",
+        "mlxmtp  speculates: its head is in the shards",
     ]
 
 
@@ -71,7 +71,7 @@ def test_a_side_car_of_experts(inspect, main_, raw_checkpoint, tmp_path):
         "8 of 53 matrices 8-bit affine, groups of 64; the rest F32",
         "head    qwen-mtp, 1 layer, side-car; 117.1 kB in mtp.safetensors; 8-bit affine, groups of 64; the rest F32; "
         f"norms shifted; from {source.name}",
-        "mlxmtp  speculates: a Qwen MTP head in a side-car",
+        "mlxmtp  speculates: its head is in a side-car",
     ]
 
 

@@ -9,7 +9,6 @@ import huggingface_hub
 import mlx.core as mx
 import pytest
 
-from mlxmtp.checkpoints.head_files import is_head_name
 from mlxmtp.cli import main
 from mlxmtp.conversion.attach import attach
 from mlxmtp.conversion.convert import convert
@@ -28,7 +27,7 @@ def original(raw_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempP
     raw, folder = raw_checkpoint("qwen3_5"), tmp_path_factory.mktemp("original")
     shards: list[dict[str, mx.array]] = [{} for _ in SHARDS]
     for name, value in tiny.load_weights(raw).items():
-        kind = 2 if is_head_name(name) else 1 if name.endswith(SAMPLE) else 0 if "embed" in name else 3
+        kind = 2 if name.startswith("mtp.") else 1 if name.endswith(SAMPLE) else 0 if "embed" in name else 3
         shards[kind][name] = value
     for file, arrays in zip(SHARDS, shards, strict=True):
         mx.save_safetensors(str(folder / file), arrays, {"format": "pt"})

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from huggingface_hub import snapshot_download
 
-from mlxmtp.checkpoints.head_files import is_head_name
 from mlxmtp.checkpoints.tensors import read_header
 from mlxmtp.conversion import sources
 from mlxmtp.conversion.attach import attach
@@ -44,7 +43,7 @@ def needed(original: Path) -> dict[str, int]:
     found = {}
     for file in (SAMPLE_SHARD, HEAD_SHARD):
         tensors = read_header(original / file)
-        wanted = [info.nbytes for name, info in tensors.items() if is_head_name(name) or name in norms]
+        wanted = [info.nbytes for name, info in tensors.items() if name.startswith("mtp.") or name in norms]
         found[file] = min(info.start for info in tensors.values()) + sum(wanted)
     return found
 

@@ -20,7 +20,7 @@ from mlxmtp.targets import load_target
 from tests import tiny
 
 GOLDENS = Path(__file__).resolve().parent.parent / "goldens"
-GOLDEN_KINDS = ("qwen3_5", "qwen3_5_moe", "qwen3_next")
+GOLDEN_KINDS = ("qwen3_5", "qwen3_5_moe", "qwen3_next", "glm4_moe", "glm4_moe_lite", "deepseek_v3")
 DEPTHS = (1, 2, 3)
 HEAD_TOLERANCE = 1e-5
 # The trunk sums its recurrence row by row, transformers in chunks of 64: float32 rounding, logits up to 11.

@@ -14,6 +14,7 @@ from tests.tiny.conversion import mlx_conversion, stack_experts
 from tests.tiny.files import load_weights, save_weights, write_json
 from tests.tiny.fp8 import Scales, fp8_twins
 from tests.tiny.models import KINDS, Kind, Sizes, config, is_moe
+from tests.tiny.nextn import NEXTN_KINDS, NextNKind, NextNSizes, nextn_checkpoint, nextn_config
 from tests.tiny.packing import MODES, drafter, pack
 from tests.tiny.raw import Arrays, Experts, raw_checkpoint, tensors
 from tests.tiny.tokenizer import EOS, SPECIAL, tokenizer
@@ -22,10 +23,13 @@ __all__ = [
     "EOS",
     "KINDS",
     "MODES",
+    "NEXTN_KINDS",
     "SPECIAL",
     "Arrays",
     "Experts",
     "Kind",
+    "NextNKind",
+    "NextNSizes",
     "Scales",
     "Sizes",
     "config",
@@ -34,6 +38,8 @@ __all__ = [
     "is_moe",
     "load_weights",
     "mlx_conversion",
+    "nextn_checkpoint",
+    "nextn_config",
     "pack",
     "raw_checkpoint",
     "save_weights",
