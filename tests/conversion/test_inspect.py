@@ -136,7 +136,7 @@ def test_what_generate_refuses(
     assert because in report.because
     with pytest.raises(CheckpointError) as refused:
         load(folder)
-    assert str(refused.value) == report.because
+    assert str(refused.value).startswith(report.because)
     assert report.head is not None
     assert whole.head is not None
     assert (report.head.family, report.trunk, report.head.weights) == (
