@@ -48,7 +48,7 @@ class NextNHead(nn.Module):
         super().__init__()  # type: ignore[no-untyped-call]
         args = target.text_model.args
         size, vocab, eps = args.hidden_size, args.vocab_size, args.rms_norm_eps
-        layer: Any = nn.Module()  # type: ignore[no-untyped-call]
+        layer: Any = nn.Module()
         layer.enorm = nn.RMSNorm(size, eps=eps)
         layer.hnorm = nn.RMSNorm(size, eps=eps)
         layer.eh_proj = nn.Linear(2 * size, size, bias=False)
