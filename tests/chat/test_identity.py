@@ -58,11 +58,12 @@ def test_random_checkpoints(random_engine: Engine, length: int, depths: tuple[in
         assert generated(random_engine, prompt, count, depth, PREFILL_ROWS) == expected, f"depth {depth}"
 
 
-@pytest.mark.parametrize("depth", range(7))
-def test_trained_checkpoints(trained_engine: Engine, depth: int) -> None:
+def test_trained_checkpoints(trained_engine: Engine) -> None:
     text = "<|im_start|>user\nI'd like a large latte<|im_end|>\n<|im_start|>assistant\n"
     prompt = trained_engine.tokenizer.encode(text)
-    assert generated(trained_engine, prompt, 300, depth) == reference(trained_engine, prompt, 300)
+    expected = reference(trained_engine, prompt, 250)
+    for depth in range(7):
+        assert generated(trained_engine, prompt, 250, depth) == expected, f"depth {depth}"
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 63, 64, 65, 66, 128, 129, 130, 700])
