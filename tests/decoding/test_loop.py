@@ -1,11 +1,10 @@
-"""The round loop on real models: tokens, caches and the head's rows after every round, stops, evaluations, errors.
+"""The round loop on real models: tokens, caches and the head's rows after every round, stops, evaluations.
 
 "Equal" means bit for bit: on MLX's CPU backend a pass over several rows gives the bits of as many single ones.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from mlxmtp.decoding.verifier import NOTHING, Verifier
-from mlxmtp.errors import NumericsError
 from mlxmtp.heads import Head, load_head
 from mlxmtp.targets import Target, load_target
 from tests.scripted import (
@@ -351,55 +349,3 @@ def test_timed_rounds_come_back_and_change_nothing() -> None:
     assert timed == [n for n in range(len(found[1])) if n % TIMED_EVERY == TIMED_FROM]
     assert len(timed) == 2
     assert {one.evaluations for one in found[0]} == {1}
-
-
-# -- logits that are not finite -------------------------------------------------------------------------------
-
-
-def spoiled(at: int, value: float) -> TableTarget:
-    """A target whose logits after token `at` are not finite."""
-    rows = mx.arange(VOCABULARY**2)[:, None] % VOCABULARY == at
-    return TableTarget(mx.where(rows, value, TABLE))
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0), Sampling(1.0, seed=3)], ids=str)
-@pytest.mark.parametrize("depth", [None, 0, 3])
-def test_logits_that_are_not_finite_are_an_error_and_never_a_token(
-    depth: int | None, sampling: Sampling, value: float
-) -> None:
-    """The first pass is sound, so that plain decoding has the bad one queued already."""
-    target = spoiled(at=5, value=value)
-    sequence, seen = Sequence(target, None), []  # type: ignore[arg-type]
-    sequence.prefill([3, 5])
-
-    def keep(tokens: list[int]) -> Any:
-        seen.append(tokens)
-        return keep_all(tokens)
-
-    law = Verifier(sampling)
-    if depth is None:
-        rounds = decode_plainly(target, sequence, law, keep, 9)  # type: ignore[arg-type]
-    else:
-        drafter = TableDrafter(TABLE)
-        rounds = speculate(target, drafter, sequence, law, Depths(depth), keep, 9)  # type: ignore[arg-type]
-    with pytest.raises(NumericsError, match="not finite"):
-        next(rounds)
-    assert not seen
-    assert sequence.tokens == [3, 5]
-
-
-def test_a_bad_row_behind_a_rejection_does_not_matter() -> None:
-    """A scripted draft leads into the spoiled row; the target's own tokens do not."""
-    honest = TableTarget(TABLE)
-    first = Sequence(honest, None)  # type: ignore[arg-type]
-    first.prefill([3, 4])
-    truth = [3, 4, *tokens_of(decode_plainly(honest, first, Verifier(Sampling()), keep_all, 4))]  # type: ignore[arg-type]
-    wrong = (truth[3] + 1) % VOCABULARY
-    assert wrong not in truth
-    target = spoiled(at=wrong, value=math.nan)
-    sequence = Sequence(target, None)  # type: ignore[arg-type]
-    sequence.prefill([3, 4])
-    drafter = ScriptedDrafter(truth, [1], VOCABULARY)
-    one = next(speculate(target, drafter, sequence, Verifier(Sampling()), Depths(2), keep_all, 9))  # type: ignore[arg-type]
-    assert list(one.tokens) == truth[2:4]
