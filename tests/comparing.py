@@ -1,4 +1,4 @@
-"""Two folders compared: the numbers that they load as, and what they generate."""
+"""Two folders compared: their files, the numbers that they load as, and what they generate."""
 
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,13 @@ from mlxmtp.targets import load_target
 
 Weights = dict[str, mx.array]
 Turn = tuple[list[int], int, int]
+
+
+def contents(folder: str | Path) -> dict[str, bytes]:
+    """What is in every file below a folder."""
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()
+    }
 
 
 def trunk_of(folder: str | Path) -> Weights:

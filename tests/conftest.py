@@ -1,8 +1,8 @@
 """Fixtures that more than one package's tests use."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,26 +28,16 @@ def shared_checkpoint() -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def raw_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny.raw_checkpoint` without its folder: written once a session for each set of options; read only."""
-    made: dict[str, Path] = {}
+    return cache(lambda kind, **options: tiny.raw_checkpoint(tmp_path_factory.mktemp(kind), kind, **options))
 
-    def make(kind: tiny.Kind, **options: Any) -> Path:
-        key = f"{kind} {sorted(options.items())}"
-        if key not in made:
-            made[key] = tiny.raw_checkpoint(tmp_path_factory.mktemp(kind), kind, **options)
-        return made[key]
 
-    return make
+@pytest.fixture(scope="session")
+def nextn_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny.nextn_checkpoint` without its folder, as `raw_checkpoint`."""
+    return cache(lambda kind, **options: tiny.nextn_checkpoint(tmp_path_factory.mktemp(kind), kind, **options))
 
 
 @pytest.fixture(scope="session")
 def mlx_conversion(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny.mlx_conversion` without `dest`: written once a session for each set of options; read only."""
-    made: dict[str, Path] = {}
-
-    def make(source: Path, **options: Any) -> Path:
-        key = f"{source} {sorted(options.items())}"
-        if key not in made:
-            made[key] = tiny.mlx_conversion(source, tmp_path_factory.mktemp("mlx"), **options)
-        return made[key]
-
-    return make
+    return cache(lambda source, **options: tiny.mlx_conversion(source, tmp_path_factory.mktemp("mlx"), **options))

@@ -1,6 +1,6 @@
 """Files to arrays and back: which tensors a folder or a Hub repo holds, and in which format."""
 
-from mlxmtp.checkpoints.checkpoint import HEAD_FACTS, Checkpoint, check_tokenizer, open_checkpoint
+from mlxmtp.checkpoints.checkpoint import HEAD_FACTS, Checkpoint, check_tokenizer, open_checkpoint, text_config
 from mlxmtp.checkpoints.fp8 import dequantise_fp8
 from mlxmtp.checkpoints.head_files import HeadFiles, Norms, find_head
 from mlxmtp.checkpoints.tensors import SIDE_CAR, SIDE_CARS, TensorInfo, list_tensors
@@ -18,4 +18,5 @@ __all__ = [
     "find_head",
     "list_tensors",
     "open_checkpoint",
+    "text_config",
 ]

@@ -47,8 +47,13 @@ class Checkpoint:
     @property
     def text_config(self) -> dict[str, Any]:
         """The language model's own part of the configuration."""
-        text: dict[str, Any] = self.config.get("text_config", self.config)
-        return text
+        return text_config(self.config)
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The language model's part of a configuration, which in vision-language models is a part."""
+    text: dict[str, Any] = config.get("text_config", config)
+    return text
 
 
 def open_checkpoint(path_or_repo: str | Path) -> Checkpoint:

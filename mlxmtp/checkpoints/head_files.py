@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mlxmtp.checkpoints.checkpoint import HEAD_FACTS
+from mlxmtp.checkpoints.checkpoint import HEAD_FACTS, text_config
 from mlxmtp.checkpoints.tensors import SIDE_CARS, TensorInfo
 from mlxmtp.errors import HeadError
 
@@ -84,7 +84,7 @@ def is_head_name(name: str, config: Mapping[str, Any]) -> bool:
 
 def _past_the_trunk(name: str, config: Mapping[str, Any]) -> tuple[str, str] | None:
     """Prefix and short name of a tensor in layer N, N + 1, ... of a trunk of N layers (`nextn`, families.md 3)."""
-    layers = config.get("text_config", config).get("num_hidden_layers")
+    layers = text_config(config).get("num_hidden_layers")
     match = _LAYER.fullmatch(name)
     if match is None or not isinstance(layers, int) or int(match[2]) < layers:
         return None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mlxmtp.cli.inspect import checked, outcome
 from mlxmtp.cli.progress import ByteProgress
+from mlxmtp.cli.report import warn
 from mlxmtp.units import size
 
 
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.no_check:
         check = checked(str(done.model))
         if check.warning:
-            print(f"mlxmtp: warning: {check.warning}; to undo, remove {done.file}", file=sys.stderr)
+            warn(f"{check.warning}; to undo, remove {done.file}")
         else:
             print(outcome(check))
     return 0

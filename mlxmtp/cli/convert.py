@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mlxmtp.cli import options
 from mlxmtp.cli.progress import ByteProgress
+from mlxmtp.cli.report import warn
 from mlxmtp.errors import CheckpointError, OptionError
 from mlxmtp.units import size
 
@@ -71,7 +72,3 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.upload_repo:
         print(f"uploaded to {upload(done.folder, arguments.upload_repo)}")
     return 0
-
-
-def warn(message: str) -> None:
-    print(f"mlxmtp: warning: {message}", file=sys.stderr)

@@ -158,7 +158,7 @@ def stream(engine: Engine, prompt: str, sampling: Sampling, arguments: argparse.
 def show(engine: Engine, chunks: list[Chunk], arguments: argparse.Namespace) -> None:
     """Everything that is said once the text is out."""
     if warning := report.warning(chunks[-1].stats):
-        print(f"mlxmtp: warning: {warning}", file=sys.stderr)
+        report.warn(warning)
     plain = engine.plain_because or ("--depth is 0" if arguments.depth == 0 else None)
     if arguments.json:
         print(json.dumps(report.as_json(engine, chunks, plain), ensure_ascii=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from mlxmtp.cli.report import warn
 from mlxmtp.errors import CheckpointError
 from mlxmtp.units import size
 
@@ -29,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     if warning := plan.memory_warning:
         if not arguments.force:
             raise CheckpointError(f"{plan.repo}: {warning}; --force downloads it all the same")
-        print(f"mlxmtp: warning: {warning}", file=sys.stderr)
+        warn(warning)
     due = f"{size(plan.missing_bytes)} to download" if plan.missing_bytes else "all of it in the Hub cache"
     print(f"{plan.repo}: {size(plan.nbytes)}, {due}", file=sys.stderr)
     print(pull(plan))

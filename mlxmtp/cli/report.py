@@ -1,15 +1,19 @@
-"""What `generate` says about a turn: lines for people, one object for programs."""
+"""What is said besides the text: warnings, and about a turn lines for people, one object for programs."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlxmtp import Chunk, Engine, Stats
 
-USELESS_ACCEPTANCE = 0.2
 JUDGED_ROUNDS = 16
 INTERRUPTED = "interrupted"
+
+
+def warn(message: str) -> None:
+    print(f"mlxmtp: warning: {message}", file=sys.stderr)
 
 
 def as_json(engine: Engine, chunks: list[Chunk], plain: str | None) -> dict[str, object]:
@@ -68,8 +72,10 @@ def warning(stats: Stats) -> str | None:
 
     Judged by the first draft of a round, which depends on no other, and not before there are some.
     """
+    from mlxmtp.heads.check import USEFUL
+
     first = stats.acceptance_by_depth[0] if stats.acceptance_by_depth else 1.0
-    if first >= USELESS_ACCEPTANCE or stats.rounds < JUDGED_ROUNDS:
+    if first >= USEFUL or stats.rounds < JUDGED_ROUNDS:
         return None
     return (
         f"only {first:.0%} of the first drafts were right: MTP costs more than it saves; "

@@ -9,13 +9,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxmtp.checkpoints import HEAD_FACTS, SIDE_CAR, Checkpoint, find_head, open_checkpoint
+from mlxmtp.checkpoints import HEAD_FACTS, SIDE_CAR, Checkpoint, find_head, open_checkpoint, text_config
 from mlxmtp.checkpoints.attached import attached_folder
 from mlxmtp.checkpoints.head_files import DRAFTER
 from mlxmtp.checkpoints.writer import silent, write_safetensors
 from mlxmtp.conversion.convert import DEFAULT_HEAD_BITS
 from mlxmtp.conversion.side_car import SideCar, side_car
-from mlxmtp.conversion.sources import SAMPLE, OnBytes, Source, open_source
+from mlxmtp.conversion.sources import SAMPLE, OnBytes, Source, open_source, stored
 from mlxmtp.conversion.staging import alone_with, check_absent, check_outside, check_space, staged_file, staged_folder
 from mlxmtp.errors import CheckpointError, HeadError
 from mlxmtp.heads import build_head, trunk_is_raw
@@ -89,7 +89,7 @@ def check_sizes(checkpoint: Checkpoint, source: Source) -> None:
     Raises:
         HeadError: naming the first difference.
     """
-    theirs = source.config.get("text_config", source.config)
+    theirs = text_config(source.config)
     kind = source.config["model_type"].removesuffix("_text")
     if kind.endswith(DRAFTER):
         kind = None  # mlx-vlm calls them all qwen3_5_mtp
@@ -110,9 +110,8 @@ def check_sample(checkpoint: Checkpoint, source: Source) -> None:
         HeadError: they differ by more than the rounding of a conversion.
     """
     ours, theirs = _sample(checkpoint.tensors), _sample(source.tensors)
-    mine = Source("", None, checkpoint.config, checkpoint.tensors, source.head, None)
     for end in ours.keys() & theirs.keys():
-        one = _shifted(mine.read(ours[end]), trunk_is_raw(checkpoint.tensors))
+        one = _shifted(stored(ours[end], checkpoint.tensors), trunk_is_raw(checkpoint.tensors))
         other = _shifted(source.read(theirs[end]), trunk_is_raw(source.tensors))
         if one.shape != other.shape or float(mx.max(mx.abs(one - other) - 0.02 * mx.abs(other))) > 0.02:
             raise HeadError(

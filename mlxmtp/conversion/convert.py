@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from mlx_lm.utils import quantize_model, save_config
 from mlxmtp.checkpoints import HEAD_FACTS, SIDE_CAR, Checkpoint, open_checkpoint
 from mlxmtp.checkpoints.writer import silent, write_model, write_safetensors
 from mlxmtp.conversion.side_car import SideCar, side_car
+from mlxmtp.conversion.sources import OnBytes
 from mlxmtp.conversion.staging import check_absent, check_outside, check_space, staged_folder
 from mlxmtp.errors import OptionError
 from mlxmtp.heads import NoHeadError, load_head
@@ -29,9 +29,6 @@ DEFAULT_HEAD_BITS = 8
 """Of a quantised trunk's head: see the table of acceptance by bits in the README."""
 COPIED = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
           "*.tiktoken", "*.model", "generation_config.json")  # fmt: skip
-
-OnBytes = Callable[[int, int], None]
-"""Told how many bytes of how many have been written."""
 
 
 @dataclass(frozen=True)

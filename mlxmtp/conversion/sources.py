@@ -23,6 +23,7 @@ SAMPLE = (".layers.0.input_layernorm.weight", ".layers.0.post_attention_layernor
 """Ends of the names of the few small tensors by which a trunk is compared with another."""
 
 OnBytes = Callable[[int, int], None]
+"""Told how many bytes of how many have been moved."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,9 @@ class Source:
 
     def read(self, name: str) -> mx.array:
         """One small tensor."""
-        info = self.tensors[name]
         if self.remote is None:
-            arrays: dict[str, mx.array] = mx.load(str(info.file))  # type: ignore[assignment]
-            return arrays[name]
+            return stored(name, self.tensors)
+        info = self.tensors[name]
         return _array(self.remote.read(str(info.file), info.start, info.stop), info)
 
     @contextmanager
@@ -80,6 +80,12 @@ class Source:
                 raise
             with suppress(OSError):
                 file.unlink()
+
+
+def stored(name: str, tensors: Mapping[str, TensorInfo]) -> mx.array:
+    """One tensor of a local file, lazily."""
+    arrays: dict[str, mx.array] = mx.load(str(tensors[name].file))  # type: ignore[assignment]
+    return arrays[name]
 
 
 def open_source(path_or_repo: str, revision: str | None = None) -> Source:

@@ -12,6 +12,7 @@ from mlx_lm.utils import infer_quant_config
 from mlxmtp.checkpoints import Checkpoint, HeadFiles, Norms, TensorInfo, dequantise_fp8, find_head
 from mlxmtp.errors import HeadError, is_out_of_memory
 from mlxmtp.heads.families import family_of
+from mlxmtp.heads.family import Family
 from mlxmtp.heads.head import Head
 from mlxmtp.targets import Target, materialise
 
@@ -44,8 +45,7 @@ def judge(checkpoint: Checkpoint) -> HeadFiles:
         NoHeadError, HeadError: as `load_head`.
     """
     files = find_head(checkpoint.config, checkpoint.tensors)
-    if family_of(checkpoint.model_type) is None:
-        raise NoHeadError(f"no MTP head family for model type {checkpoint.model_type!r} yet")
+    _family(checkpoint.model_type)
     if files is None:
         raise NoHeadError(_absent(checkpoint))
     if files.layers > 1:
@@ -59,9 +59,7 @@ def build_head(files: HeadFiles, target: Target, *, trunk_is_raw: bool | None, l
     Args:
         trunk_is_raw: what `trunk_is_raw` says of the tensors that stood beside the head.
     """
-    family = family_of(target.model_type)
-    if family is None:
-        raise NoHeadError(f"no MTP head family for model type {target.model_type!r} yet")
+    family = _family(target.model_type)
     try:
         weights = dequantise_fp8(_read(files))
         head, weights = family.build(weights, target, trunk_is_raw=trunk_is_raw, stated=files.norms)
@@ -84,10 +82,17 @@ def norms_of(files: HeadFiles, checkpoint: Checkpoint) -> Norms | None:
     return "raw" if raw else "shifted"
 
 
+def _family(model_type: str) -> Family:
+    family = family_of(model_type)
+    if family is None:
+        raise NoHeadError(f"no MTP head family for model type {model_type!r} yet")
+    return family
+
+
 def _absent(checkpoint: Checkpoint) -> str:
     if any(checkpoint.text_config.get(key) for key in DECLARED):
         known = "the config declares one"
-    elif (family := family_of(checkpoint.model_type)) and checkpoint.model_type in family.silent:
+    elif checkpoint.model_type in _family(checkpoint.model_type).silent:
         known = "the original has one"
     else:
         return "the files hold no MTP head (no mtp.* tensors)"

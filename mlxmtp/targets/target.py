@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, make_prompt_cache
 
+from mlxmtp.checkpoints import text_config
 from mlxmtp.errors import CheckpointError
 from mlxmtp.targets.observe import observe
 from mlxmtp.targets.recurrent import RecurrentLayer, RecurrentRows
@@ -48,8 +49,7 @@ class Target:
     @property
     def text_config(self) -> dict[str, Any]:
         """The language model's part of the configuration."""
-        text: dict[str, Any] = self.config.get("text_config", self.config)
-        return text
+        return text_config(self.config)
 
     @property
     def text_model(self) -> Any:

@@ -8,16 +8,13 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, constants, errors, get_session, hf_hub_download, model_info, snapshot_download
 
+from tests.comparing import contents
 from tests.hub import Fault, Hub
 
 NAME = "owner/model"
 DATA = bytes(i % 251 for i in range(100_000))
 FILES = {"config.json": b"{}", "more/notes.txt": b"some text", "model.safetensors": DATA}
 CDN = r"GET /cdn/.*/model\.safetensors"
-
-
-def contents(folder: Path | str) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
 
 
 @pytest.fixture

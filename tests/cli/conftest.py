@@ -35,9 +35,16 @@ def assert_refused(ran: Ran, *said: str, code: int = 2) -> None:
         assert words in ran.err
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """What is in every file below a folder."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+@pytest.fixture(scope="session")
+def raw(raw_checkpoint: Callable[..., Path]) -> Path:
+    """A checkpoint with its head, in three shards. Read only."""
+    return raw_checkpoint("qwen3_5", shards=3)
+
+
+@pytest.fixture(scope="session")
+def stripped(raw: Path, mlx_conversion: Callable[..., Path]) -> Path:
+    """A 4-bit conversion of `raw` that lost the head. Read only."""
+    return mlx_conversion(raw, bits=4, head="none")
 
 
 @pytest.fixture

@@ -1,27 +1,17 @@
 """`mlxmtp attach`: a model gets its head back, `generate` finds it by itself, and a wrong one is refused."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 
 from tests import tiny
-from tests.cli.conftest import ROOT, assert_refused, files
+from tests.cli.conftest import ROOT, assert_refused
+from tests.comparing import contents
 
 MODEL, STRIPPED = "maker/original", "community/stripped"
 DEMO = ROOT / "mlxmtp" / "demo"
-
-
-@pytest.fixture(scope="module")
-def raw(raw_checkpoint: Callable[..., Path]) -> Path:
-    return raw_checkpoint("qwen3_5", shards=2)
-
-
-@pytest.fixture(scope="module")
-def stripped(raw: Path, mlx_conversion: Callable[..., Path]) -> Path:
-    return mlx_conversion(raw, bits=4, head="none")
 
 
 @pytest.fixture
@@ -40,12 +30,12 @@ def damaged(source: Path, folder: Path) -> Path:
 
 
 def test_to_a_folder(cli, report, answer, raw, trunk):
-    before = files(trunk)
+    before = contents(trunk)
     plain = answer(trunk)
     assert f"`mlxmtp attach {trunk} --from ORIGINAL` fetches it" in plain["plain_because"]
     ran = cli("attach", trunk, "--from", raw, "--no-check")
     assert (ran.code, ran.err, ran.out) == (0, "", f"{trunk}/mtp.safetensors: 70.4 kB\n")
-    assert {name for name, content in files(trunk).items() if content != before.get(name)} == {
+    assert {name for name, content in contents(trunk).items() if content != before.get(name)} == {
         "mtp.safetensors",
         "config.json",
     }
@@ -65,9 +55,9 @@ def test_to_a_model_of_the_cache(cli, report, answer, hub, data, raw, stripped):
     assert (plain["head"], plain["stats"]["drafted"]) == (None, 0)
     assert f"`mlxmtp attach {STRIPPED} --from ORIGINAL`" in plain["plain_because"]
     cache = Path(huggingface_hub.constants.HF_HUB_CACHE)
-    before = files(cache)
+    before = contents(cache)
     assert cli("attach", STRIPPED, "--from", MODEL, "--no-check").code == 0
-    assert files(cache) == before
+    assert contents(cache) == before
     assert hub.sent(MODEL) < sum(file.stat().st_size for file in raw.glob("*.safetensors")) / 2
     mtp = answer(STRIPPED)
     assert (mtp["model"], mtp["head"], mtp["tokens"]) == (STRIPPED, "qwen-mtp", plain["tokens"])
@@ -80,18 +70,18 @@ def test_to_a_model_of_the_cache(cli, report, answer, hub, data, raw, stripped):
 
 
 def test_out_leaves_the_trunk_as_it_was(cli, report, raw, trunk, tmp_path):
-    before = files(trunk)
+    before = contents(trunk)
     out = tmp_path / "out"
     assert cli("attach", trunk, "--from", raw, "--out", out, "--no-check").out.startswith(f"{out}/mtp.safetensors: ")
-    assert files(trunk) == before
+    assert contents(trunk) == before
     assert (report(out)["verdict"], report(trunk)["verdict"]) == ("speculates", "plain")
-    assert {name for name, content in files(out).items() if content != before.get(name)} == {
+    assert {name for name, content in contents(out).items() if content != before.get(name)} == {
         "mtp.safetensors",
         "config.json",
     }
     assert_refused(cli("attach", trunk, "--from", raw, "--out", out), "exists already")
     assert_refused(cli("attach", trunk, "--from", raw, "--out", trunk / "new"), f"new is inside {trunk}")
-    assert files(trunk) == before
+    assert contents(trunk) == before
 
 
 def test_it_checks_the_head_that_it_attached(cli, report, mlx_conversion, tmp_path):
@@ -117,7 +107,7 @@ def test_it_refuses(cli, hub, raw, raw_checkpoint, trunk, tmp_path):
         for n, o in {"other": {"seed": 7}, "wider": {"hidden": 128}}.items()
     )
     drafter = tiny.drafter(wider, tmp_path / "drafter")
-    before = files(trunk)
+    before = contents(trunk)
     for original, says in {
         other: "the trunk was made from another model; name that one with --from",
         wider: f"{wider.name} has hidden_size 128, {trunk} 64: not the same model; name the one",
@@ -132,7 +122,7 @@ def test_it_refuses(cli, hub, raw, raw_checkpoint, trunk, tmp_path):
     assert_refused(cli("attach", trunk, "--from", MODEL, "--revision", "v9"), "no branch, tag or commit 'v9'")
     assert_refused(cli("attach", raw, "--from", raw), f"{raw} has a head already, among its own weights")
     assert_refused(cli("attach", drafter, "--from", raw), "a head without its model")
-    assert files(trunk) == before
+    assert contents(trunk) == before
 
 
 def test_progress_is_shown(cli, hub, data, impatient, raw, trunk):

@@ -1,26 +1,16 @@
 """`mlxmtp convert`: what is written, what is uploaded, and how it says no."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests import tiny
-from tests.cli.conftest import assert_refused, files
+from tests.cli.conftest import assert_refused
+from tests.comparing import contents
 
 MADE = "me/made"
 P4, P8 = "4-bit affine, groups of 64", "8-bit affine, groups of 64"
-
-
-@pytest.fixture(scope="module")
-def raw(raw_checkpoint: Callable[..., Path]) -> Path:
-    return raw_checkpoint("qwen3_5", shards=2)
-
-
-@pytest.fixture(scope="module")
-def stripped(raw: Path, mlx_conversion: Callable[..., Path]) -> Path:
-    return mlx_conversion(raw, bits=4, head="none")
 
 
 @pytest.mark.parametrize(
@@ -84,14 +74,14 @@ def test_it_refuses_values(cli, raw, tmp_path, options):
 
 
 def test_it_refuses_places(cli, raw, stripped, tmp_path):
-    before = files(raw)
+    before = contents(raw)
     assert_refused(cli("convert", raw, raw), "exists already; remove it, or choose another name")
     assert_refused(cli("convert", raw, raw / "new"), f"new is inside {raw}, which stays as it is")
     assert_refused(cli("convert", "nothing", tmp_path / "new"), "nothing: no such folder; expected a model's folder")
     assert_refused(cli("convert", stripped, tmp_path / "new", "-q"), "is quantised already; convert from its original")
     drafter = tiny.drafter(raw, tmp_path / "drafter")
     assert_refused(cli("convert", drafter, tmp_path / "new"), "a head without its model; `mlxmtp attach MODEL --from")
-    assert files(raw) == before
+    assert contents(raw) == before
     assert not (tmp_path / "new").exists()
 
 
@@ -105,7 +95,7 @@ def test_an_uploaded_conversion_has_its_head(cli, report, answer, hub, data, mon
     monkeypatch.setenv("HF_TOKEN", hub.token)
     ran = cli("convert", raw, tmp_path / "new", "-q", "--upload-repo", MADE)
     assert (ran.code, ran.out.splitlines()[1:]) == (0, [f"uploaded to {hub.url}/{MADE}"])
-    assert files(hub.uploaded(MADE)) == files(tmp_path / "new")
+    assert contents(hub.uploaded(MADE)) == contents(tmp_path / "new")
     local, remote = report(tmp_path / "new"), report(MADE)
     assert (remote["where"], remote["verdict"]) == ("hub", "speculates")
     assert remote["head"] == local["head"]

@@ -18,16 +18,6 @@ MODEL, STRIPPED = "maker/original", "community/stripped"
 DEMO = ROOT / "mlxmtp" / "demo"
 
 
-@pytest.fixture(scope="module")
-def raw(raw_checkpoint: Callable[..., Path]) -> Path:
-    return raw_checkpoint("qwen3_5", shards=3)
-
-
-@pytest.fixture(scope="module")
-def stripped(raw: Path, mlx_conversion: Callable[..., Path]) -> Path:
-    return mlx_conversion(raw, bits=4, head="none")
-
-
 @pytest.fixture
 def inspect(main_: Callable[..., Ran]) -> Callable[..., Ran]:
     return lambda *arguments: main_("inspect", *map(str, arguments))

@@ -5,23 +5,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 
 from mlxmtp.conversion import pull, staging
-from tests.cli.conftest import ROOT, Ran, assert_refused, files
+from tests.cli.conftest import ROOT, Ran, assert_refused
+from tests.comparing import contents
 from tests.hub import Fault, Hub
 
 MODEL = "maker/original"
 SHARDS = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
-
-
-@pytest.fixture(scope="module")
-def raw(raw_checkpoint: Callable[..., Path]) -> Path:
-    return raw_checkpoint("qwen3_5", shards=3)
 
 
 @pytest.fixture
@@ -35,7 +30,7 @@ def model(hub: Hub, raw: Path, tmp_path: Path) -> Path:
 
 
 def size(folder: Path) -> int:
-    return sum(len(content) for content in files(folder).values())
+    return sum(len(content) for content in contents(folder).values())
 
 
 def own(ran: Ran) -> list[str]:
@@ -53,7 +48,7 @@ def test_a_model_is_downloaded_once(cli, answer, hub, raw, model, monkeypatch):
     ran = cli("pull", MODEL)
     snapshot = Path(ran.out.removesuffix("\n"))
     assert (ran.code, own(ran)) == (0, [f"{MODEL}: 697.2 kB, 697.2 kB to download"])
-    assert files(snapshot) == files(raw)
+    assert contents(snapshot) == contents(raw)
     assert hub.sent(MODEL) == size(raw)
     ran = cli("pull", MODEL)
     assert (ran.code, ran.out, own(ran)) == (0, f"{snapshot}\n", [f"{MODEL}: 697.2 kB, all of it in the Hub cache"])
@@ -113,7 +108,7 @@ def test_what_a_broken_download_has_is_kept(cli, hub, model, raw):
     done = fetched(hub).keys() - {SHARDS[1]}
     hub.requests.clear()
     ran = cli("pull", MODEL)
-    assert (ran.code, files(Path(ran.out[:-1]))) == (0, files(raw))
+    assert (ran.code, contents(Path(ran.out[:-1]))) == (0, contents(raw))
     assert SHARDS[1] in fetched(hub)
     assert not done & fetched(hub).keys()
 

@@ -1,6 +1,7 @@
 """A stripped conversion and its original, on disk and on a Hub, and the command line to bring them together."""
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from mlxmtp.conversion.convert import convert
 from mlxmtp.conversion.sources import SAMPLE
 from tests import tiny
 from tests.checkpoints.conftest import hub
-from tests.conversion.faults import ORIGINAL, SHARDS, STRIPPED, Attached, Run, attached, contents
+from tests.comparing import contents
+from tests.conversion.faults import ORIGINAL, SHARDS, STRIPPED, Attached, Run, attached
 from tests.hub import Hub
 
 __all__ = ["hub"]
@@ -67,6 +69,14 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """mlxmtp's own data folder."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     return tmp_path / "data" / "mlxmtp"
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long the client and we would have waited."""
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    return waited
 
 
 @pytest.fixture

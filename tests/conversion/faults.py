@@ -25,11 +25,6 @@ Attached = tuple[bytes, dict[str, Any]]
 Run = Callable[..., tuple[int, str]]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, and where links lead."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def attached(folder: Path) -> Attached:
     """The side-car of a folder and its facts, but for where it comes from."""
     facts = json.loads((folder / "config.json").read_text())[HEAD_FACTS]

@@ -3,12 +3,10 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx_lm
 import pytest
-from mlx.utils import tree_flatten
 
 from mlxmtp import load
 from mlxmtp.checkpoints import open_checkpoint
@@ -17,30 +15,12 @@ from mlxmtp.conversion.attach import attach
 from mlxmtp.conversion.convert import Packing, convert
 from mlxmtp.conversion.inspect import inspect
 from mlxmtp.errors import CheckpointError, HeadError
-from mlxmtp.heads import load_head
 from mlxmtp.targets import load_target
 from tests import tiny
+from tests.comparing import assert_equal, head_of
 from tests.hub import Hub
 
 Checkpoints = Callable[..., Path]
-
-
-def head_of(folder: str | Path) -> dict[str, mx.array]:
-    checkpoint = open_checkpoint(folder)
-    head: Any = load_head(checkpoint, load_target(checkpoint))
-    return dict(tree_flatten(head.parameters()))
-
-
-def assert_equal(one: dict[str, mx.array], other: dict[str, mx.array]) -> None:
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert mx.array_equal(value, other[name]), name
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    return tmp_path / "data"
 
 
 @pytest.mark.parametrize("kind", ["qwen3_5", "qwen3_5_text"])
@@ -88,7 +68,7 @@ def test_attach_from_the_hub_fetches_the_head_alone(
     ranges = [request for request in hub.requests if request.repo == "maker/original" and request.range]
     assert hub.sent("maker/original") < sum(file.stat().st_size for file in raw.glob("*.safetensors")) / 2
     assert ranges
-    assert not list((data / "mlxmtp" / "partial").iterdir())
+    assert not list((data / "partial").iterdir())
 
 
 def test_a_head_of_another_model_is_refused(

@@ -12,6 +12,7 @@ import pytest
 
 from mlxmtp import load
 from mlxmtp.checkpoints import HEAD_FACTS, SIDE_CAR
+from tests.comparing import contents
 from tests.conversion.changes import Changes, Killed
 from tests.conversion.faults import (
     ORIGINAL,
@@ -20,7 +21,6 @@ from tests.conversion.faults import (
     Run,
     assert_told,
     attached,
-    contents,
     kept,
     leftovers,
     small_disk,

@@ -1,20 +1,19 @@
 """Faults of the Hub and the disk while a whole model is downloaded, by pull or before a conversion."""
 
 import errno
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
+from tests.comparing import contents
 from tests.conversion.faults import (
     HEAD,
     HEAD_SHARD,
     ORIGINAL,
     Run,
     assert_told,
-    contents,
     leftovers,
     small_disk,
     small_files,
@@ -25,13 +24,7 @@ API = f"GET /api/models/{ORIGINAL}"
 RESOLVE = f"HEAD /{ORIGINAL}/resolve/.*/{HEAD_SHARD}"
 ALWAYS = 99
 
-
-@pytest.fixture(autouse=True)
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long the client would have waited."""
-    waited: list[float] = []
-    monkeypatch.setattr(time, "sleep", waited.append)
-    return waited
+pytestmark = pytest.mark.usefixtures("waits")
 
 
 @pytest.fixture(params=["pull", "convert"])

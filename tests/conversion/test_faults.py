@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from huggingface_hub import constants
 
 from mlxmtp.checkpoints.hub import RemoteRepo
+from tests.comparing import contents
 from tests.conversion.faults import (
     HEAD,
     HEAD_SHARD,
@@ -21,7 +21,6 @@ from tests.conversion.faults import (
     Run,
     assert_told,
     attached,
-    contents,
     in_the_head,
     kept,
     leftovers,
@@ -33,13 +32,7 @@ API = f"GET /api/models/{ORIGINAL}"
 CONFIG = f"GET /{ORIGINAL}/resolve/.*/config.json"
 ALWAYS = 99
 
-
-@pytest.fixture(autouse=True)
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long the client and we would have waited."""
-    waited: list[float] = []
-    monkeypatch.setattr(time, "sleep", waited.append)
-    return waited
+pytestmark = pytest.mark.usefixtures("waits")
 
 
 @pytest.fixture

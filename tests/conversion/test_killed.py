@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlxmtp import load
+from tests.comparing import contents
 from tests.conftest import REPO
 from tests.conversion.faults import (
     HEAD,
@@ -20,7 +21,6 @@ from tests.conversion.faults import (
     Attached,
     Run,
     attached,
-    contents,
     in_the_head,
     kept,
     leftovers,

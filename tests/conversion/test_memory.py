@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from mlxmtp.checkpoints.writer import header
 from tests import tiny
-from tests.tiny.models import Shapes, Sizes, head_shapes, trunk_shapes
+from tests.tiny.models import Sizes, head_shapes, trunk_shapes
+from tests.tiny.raw import split_experts
 
 ROOT = Path(__file__).parents[2]
 SIZES = Sizes(
@@ -29,28 +32,14 @@ print(code, peak)
 """
 
 
-def experts_apart(shapes: Shapes) -> Shapes:
-    """Fused experts as one tensor for each expert and projection."""
-    out: Shapes = {}
-    for name, shape in shapes.items():
-        base, _, leaf = name.rpartition(".")
-        parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(leaf)
-        if parts is None:
-            out[name] = shape
-            continue
-        experts, rows, columns = shape
-        rows //= len(parts)
-        out |= {f"{base}.{e}.{part}.weight": (rows, columns) for e in range(experts) for part in parts}
-    return out
-
-
 def sparse_checkpoint(folder: Path, shards: int) -> int:
     """A raw Qwen3-Next checkpoint of zeros, which take no disk; returns its bytes."""
     shapes = {
         n if n == "lm_head.weight" else "model." + n: shape for n, shape in trunk_shapes("qwen3_next", SIZES).items()
     }
     shapes |= head_shapes("qwen3_next", SIZES)
-    shapes = experts_apart(shapes)
+    zeros = {name: np.broadcast_to(np.int16(0), shape) for name, shape in shapes.items()}  # views of one number
+    shapes = {name: array.shape for name, array in split_experts(zeros).items()}
     names, where, total = sorted(shapes), {}, 0
     folder.mkdir()
     for i in range(shards):

@@ -13,8 +13,9 @@ from mlxmtp.checkpoints.attached import partial_file
 from mlxmtp.conversion import staging
 from mlxmtp.conversion.staging import alone_with, staged_folder
 from mlxmtp.errors import CheckpointError
+from tests.comparing import contents
 from tests.conftest import REPO
-from tests.conversion.faults import ORIGINAL, Attached, Run, assert_told, attached, contents, leftovers
+from tests.conversion.faults import ORIGINAL, Attached, Run, assert_told, attached, leftovers
 from tests.hub import Hub
 
 BUSY = "another mlxmtp is writing {}; run the command again when it is done"

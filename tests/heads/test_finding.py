@@ -7,7 +7,6 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from mlx.utils import tree_flatten
 
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.errors import HeadError
@@ -15,20 +14,9 @@ from mlxmtp.heads import load_head
 from mlxmtp.heads.qwen import norms_are_raw
 from mlxmtp.targets import load_target
 from tests import tiny
+from tests.comparing import assert_equal, head_of
 
 Checkpoints = Callable[..., Path]
-
-
-def loaded(folder: Path) -> dict[str, mx.array]:
-    checkpoint = open_checkpoint(folder)
-    head: Any = load_head(checkpoint, load_target(checkpoint))
-    return dict(tree_flatten(head.parameters()))
-
-
-def assert_equal(one: dict[str, mx.array], other: dict[str, mx.array]) -> None:
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert mx.array_equal(value, other[name]), name
 
 
 def side_car(folder: Path) -> dict[str, mx.array]:
@@ -53,13 +41,13 @@ def test_a_side_car_is_the_whole_head(raw_checkpoint: Checkpoints, mlx_conversio
     both = Path(shutil.copytree(mlx_conversion(raw, bits=4, head="shards", head_bits=4), tmp_path / "both"))
     alone = mlx_conversion(raw, bits=4, head="sidecar")
     shutil.copy(alone / "mtp.safetensors", both)
-    assert_equal(loaded(both), loaded(alone))
+    assert_equal(head_of(both), head_of(alone))
 
 
 def test_a_side_car_needs_no_prefix(quantised: Path) -> None:
-    expected = loaded(quantised)
+    expected = head_of(quantised)
     write_side_car(quantised, {name.removeprefix("mtp."): value for name, value in side_car(quantised).items()})
-    assert_equal(loaded(quantised), expected)
+    assert_equal(head_of(quantised), expected)
 
 
 def test_two_heads_in_the_shards_are_refused(tmp_path: Path) -> None:
@@ -68,18 +56,18 @@ def test_two_heads_in_the_shards_are_refused(tmp_path: Path) -> None:
     twice = {name.replace("mtp.", "model.mtp.", 1): w for name, w in weights.items() if name.startswith("mtp.")}
     tiny.save_weights(folder, weights | twice, made_by="pt")
     with pytest.raises(HeadError, match="more than one head"):
-        loaded(folder)
+        head_of(folder)
 
 
 def test_fused_quantised_experts(quantised: Path) -> None:
-    expected, stored = loaded(quantised), side_car(quantised)
+    expected, stored = head_of(quantised), side_car(quantised)
     base = "mtp.layers.0.mlp."
     for part in ("weight", "scales", "biases"):
         halves = [stored.pop(f"{base}switch_mlp.{half}_proj.{part}") for half in ("gate", "up")]
         stored[f"{base}experts.gate_up_proj.{part}"] = mx.concatenate(halves, axis=-2)
         stored[f"{base}experts.down_proj.{part}"] = stored.pop(f"{base}switch_mlp.down_proj.{part}")
     write_side_car(quantised, stored)
-    assert_equal(loaded(quantised), expected)
+    assert_equal(head_of(quantised), expected)
 
 
 def cut(name: str, columns: int) -> Callable[[dict[str, mx.array]], Any]:
@@ -108,7 +96,7 @@ def test_what_does_not_fit_is_refused(quantised: Path, damage: Callable[[dict[st
     damage(tensors)
     write_side_car(quantised, tensors)
     with pytest.raises(HeadError, match=says):
-        loaded(quantised)
+        head_of(quantised)
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.float32])

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx_lm
@@ -23,23 +22,9 @@ Checkpoints = Callable[..., Path]
 PROMPT = [5, 9, 20, 7, 11, 6, 13, 21, 8, 19, 17, 4]
 
 
-@pytest.fixture(scope="module")
-def nextn(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
-    """`tiny.nextn_checkpoint` without its folder: written once for each set of options; read only."""
-    made: dict[str, Path] = {}
-
-    def make(kind: tiny.NextNKind, **options: Any) -> Path:
-        key = f"{kind} {sorted(options.items())}"
-        if key not in made:
-            made[key] = tiny.nextn_checkpoint(tmp_path_factory.mktemp(kind), kind, **options)
-        return made[key]
-
-    return make
-
-
 @pytest.mark.parametrize("kind", tiny.NEXTN_KINDS)
-def test_greedy_tokens_are_those_of_mlx_lm(nextn: Checkpoints, kind: tiny.NextNKind) -> None:
-    engine = load(nextn(kind, vocab=24))
+def test_greedy_tokens_are_those_of_mlx_lm(nextn_checkpoint: Checkpoints, kind: tiny.NextNKind) -> None:
+    engine = load(nextn_checkpoint(kind, vocab=24))
     expected = reference(engine, PROMPT, 200)
     assert engine.mtp is not None
     for depth in range(5):
@@ -47,21 +32,23 @@ def test_greedy_tokens_are_those_of_mlx_lm(nextn: Checkpoints, kind: tiny.NextNK
 
 
 @pytest.mark.parametrize("kind", tiny.NEXTN_KINDS)
-def test_copies_of_the_trunks_matrices_are_shared_and_others_kept(nextn: Checkpoints, kind: tiny.NextNKind) -> None:
-    shared, absent = head_of(nextn(kind)), head_of(nextn(kind, own="none"))
+def test_copies_of_the_trunks_matrices_are_shared_and_others_kept(
+    nextn_checkpoint: Checkpoints, kind: tiny.NextNKind
+) -> None:
+    shared, absent = head_of(nextn_checkpoint(kind)), head_of(nextn_checkpoint(kind, own="none"))
     assert_equal(shared, absent)
-    others = head_of(nextn(kind, own="other"))
+    others = head_of(nextn_checkpoint(kind, own="other"))
     assert others.keys() - shared.keys() == {"layers.0.embed_tokens.weight", "layers.0.lm_head.weight"}
 
 
 @pytest.mark.parametrize("kind", tiny.NEXTN_KINDS)
 def test_the_head_is_the_same_converted_attached_and_read_back(
-    nextn: Checkpoints, tmp_path: Path, kind: tiny.NextNKind
+    nextn_checkpoint: Checkpoints, tmp_path: Path, kind: tiny.NextNKind
 ) -> None:
-    raw = nextn(kind)
+    raw = nextn_checkpoint(kind)
     converted = convert(raw, tmp_path / "mlx").folder
     assert_equal(head_of(converted), head_of(raw))
-    stripped = convert(nextn(kind, head=False), tmp_path / "stripped").folder
+    stripped = convert(nextn_checkpoint(kind, head=False), tmp_path / "stripped").folder
     attach(stripped, str(raw))
     assert_equal(head_of(stripped), head_of(raw))
     report = inspect(stripped)
@@ -73,8 +60,10 @@ def test_the_head_is_the_same_converted_attached_and_read_back(
 
 
 @pytest.mark.parametrize("kind", tiny.NEXTN_KINDS)
-def test_a_quantised_trunk_still_shares_its_matrices(nextn: Checkpoints, tmp_path: Path, kind: tiny.NextNKind) -> None:
-    raw = nextn(kind)
+def test_a_quantised_trunk_still_shares_its_matrices(
+    nextn_checkpoint: Checkpoints, tmp_path: Path, kind: tiny.NextNKind
+) -> None:
+    raw = nextn_checkpoint(kind)
     converted = convert(raw, tmp_path / "whole", packing=Packing(bits=4, group_size=32)).folder
     assert not any("lm_head" in name or "embed_tokens" in name for name in head_of(converted))
     engine = load(converted)
@@ -83,9 +72,9 @@ def test_a_quantised_trunk_still_shares_its_matrices(nextn: Checkpoints, tmp_pat
 
 
 @pytest.mark.parametrize("kind", tiny.NEXTN_KINDS)
-def test_a_pass_is_taken_back_to_any_row(nextn: Checkpoints, kind: tiny.NextNKind) -> None:
+def test_a_pass_is_taken_back_to_any_row(nextn_checkpoint: Checkpoints, kind: tiny.NextNKind) -> None:
     """Latent attention computes a lone row in another order than several: float32 rounding apart, not bits."""
-    target = load_target(open_checkpoint(nextn(kind)))
+    target = load_target(open_checkpoint(nextn_checkpoint(kind)))
     rows, probe = mx.array([[3, 50, 7, 90, 12]]), mx.array([[21, 8]])
     for kept in range(rows.shape[1] + 1):
         caches = target.make_cache(), target.make_cache()
@@ -99,9 +88,9 @@ def test_a_pass_is_taken_back_to_any_row(nextn: Checkpoints, kind: tiny.NextNKin
 
 
 @pytest.mark.parametrize("layers", [3, 5])
-def test_deepseek_v3_of_any_depth_loads_raw(nextn: Checkpoints, layers: int) -> None:
+def test_deepseek_v3_of_any_depth_loads_raw(nextn_checkpoint: Checkpoints, layers: int) -> None:
     """mlx-lm drops layer 61 by its number, and finds the head of any other model in its way."""
-    raw = nextn("deepseek_v3", layers=layers)
+    raw = nextn_checkpoint("deepseek_v3", layers=layers)
     with pytest.raises(ValueError, match="parameters not in model"):
         mlx_lm.utils.load_model(raw)
     assert load(raw).mtp is not None

@@ -1,16 +1,15 @@
 """Tiny random GLM and DeepSeek checkpoints in raw Hugging Face layout, with their `nextn` layer."""
 
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import mlx.core as mx
-import numpy as np
 
 from tests.tiny.files import save_weights, write_json
 from tests.tiny.models import Shapes
-from tests.tiny.tokenizer import EOS, SPECIAL, tokenizer
+from tests.tiny.raw import random_values
+from tests.tiny.tokenizer import EOS, tokenizer
 
 NextNKind = Literal["glm4_moe", "glm4_moe_lite", "deepseek_v3", "deepseek_v32", "glm_moe_dsa"]
 NEXTN_KINDS: tuple[NextNKind, ...] = ("glm4_moe", "glm4_moe_lite", "deepseek_v3", "deepseek_v32", "glm_moe_dsa")
@@ -66,7 +65,7 @@ def nextn_checkpoint(
     """
     s = NextNSizes(**sizes)
     shapes = _trunk(kind, s) | (_head(kind, s) if head else {})
-    arrays = {name: _values(name, shape, seed) for name, shape in shapes.items()}
+    arrays = {name: random_values(name, shape, seed, norms=1.0) for name, shape in shapes.items()}
     if head:
         last = f"model.layers.{s.layers}."
         for name, trunks in ((f"{last}embed_tokens", "model.embed_tokens"), (f"{last}shared_head.head", "lm_head")):
@@ -204,18 +203,3 @@ def _indexer(s: NextNSizes) -> Shapes:
         "indexer.k_norm.bias": (s.index_dim,),
         "indexer.weights_proj.weight": (s.index_heads, s.hidden),
     }
-
-
-def _values(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Random values that keep activations near 1 and logits neither flat nor sharp."""
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    if name.endswith("bias"):
-        values = rng.normal(0.0, 0.1, shape)
-    elif len(shape) == 1:
-        values = rng.normal(1.0, 0.1, shape)
-    elif name.endswith(("embed_tokens.weight", "head.weight")):
-        values = rng.normal(0.0, 0.25, shape)
-        values[: len(SPECIAL)] *= 0.1  # greedy decoding never meets an end token by chance
-    else:
-        values = rng.normal(0.0, shape[-1] ** -0.5, shape)
-    return values.astype(np.float32)

@@ -65,18 +65,21 @@ def tensors(
 ) -> Arrays:
     """The checkpoint's arrays (float32) under their Hugging Face names; see `raw_checkpoint`."""
     experts = experts or ("per_expert" if kind == "qwen3_next" else "fused")
-    trunk = {name: _values(name, shape, seed) for name, shape in trunk_shapes(kind, sizes).items()}
+    trunk = {name: random_values(name, shape, seed) for name, shape in trunk_shapes(kind, sizes).items()}
     prefix = "model." if kind.endswith("_text") or kind == "qwen3_next" else "model.language_model."
     named = {name if name == "lm_head.weight" else prefix + name: a for name, a in trunk.items()}
-    named = _split_experts(named) if experts == "per_expert" else named
+    named = split_experts(named) if experts == "per_expert" else named
     if head:
-        mtp = {name: _values(name, shape, seed) for name, shape in head_shapes(kind, sizes).items()}
-        named |= _split_experts(mtp) if (head_experts or experts) == "per_expert" else mtp
+        mtp = {name: random_values(name, shape, seed) for name, shape in head_shapes(kind, sizes).items()}
+        named |= split_experts(mtp) if (head_experts or experts) == "per_expert" else mtp
     return named
 
 
-def _values(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Random values that keep activations near 1, memory long and logits neither flat nor sharp."""
+def random_values(name: str, shape: tuple[int, ...], seed: int, norms: float = 0.0) -> np.ndarray:
+    """Random values that keep activations near 1, memory long and logits neither flat nor sharp.
+
+    `norms` is the mean of norm weights: 0 where they are stored without their offset of 1.
+    """
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     if name.endswith("A_log"):
         values = np.log(rng.uniform(0.5, 4.0, shape))
@@ -84,9 +87,11 @@ def _values(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
         values = rng.normal(-3.0, 1.0, shape)
     elif name.endswith("conv1d.weight"):
         values = rng.normal(0.0, 0.5, shape)
-    elif len(shape) == 1:  # zero-centred norms, except the gated one of the delta net
-        values = rng.normal(float(name.endswith("linear_attn.norm.weight")), 0.1, shape)
-    elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
+    elif name.endswith("bias"):
+        values = rng.normal(0.0, 0.1, shape)
+    elif len(shape) == 1:  # the gated norm of the delta net has no offset
+        values = rng.normal(1.0 if name.endswith("linear_attn.norm.weight") else norms, 0.1, shape)
+    elif name.endswith(("embed_tokens.weight", "head.weight")):
         values = rng.normal(0.0, 0.25, shape)
         values[: len(SPECIAL)] *= 0.1  # greedy decoding never meets an end token by chance
     else:
@@ -94,7 +99,7 @@ def _values(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def _split_experts(arrays: Arrays) -> Arrays:
+def split_experts(arrays: Arrays) -> Arrays:
     """Fused expert tensors as one `experts.{e}.{gate,up,down}_proj.weight` each."""
     out: Arrays = {}
     for name, values in arrays.items():
