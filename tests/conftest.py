@@ -1,5 +1,6 @@
 """Fixtures that more than one package's tests use."""
 
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from tests import tiny
 
 REPO = Path(__file__).resolve().parent.parent
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that Ctrl-C is ignored
 SHARED = REPO.parent / "shared" / "checkpoints"
 
 

@@ -27,7 +27,7 @@ from mlxmtp.decoding.sequence import PREFILL_ROWS, Sequence
 from mlxmtp.decoding.stats import Stats, Tally
 from mlxmtp.decoding.verifier import Verifier, VerifyMode
 from mlxmtp.errors import CheckpointError, HeadError, OptionError, PromptError
-from mlxmtp.heads import Head, NoHeadError, load_head
+from mlxmtp.heads import Head, HeadSource, NoHeadError, judge, load_head
 from mlxmtp.targets import Target, load_target
 
 DEMO = Path(__file__).parent.parent / "demo"
@@ -80,7 +80,7 @@ class Engine:
         path: the folder it came from. name: what the user called it.
         target: the model proper. mtp: its MTP head, or None; then `plain_because` says why decoding is plain.
 
-    `head` is the name of the head's family, or None.
+    `head` is the name of the head's family, or None; `head_source` tells where it comes from.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class Engine:
         tokenizer: Any,
         mtp: Head | None,
         plain_because: str | None,
+        head_source: HeadSource | None = None,
     ) -> None:
         self.path = path
         self.name = name
@@ -99,6 +100,7 @@ class Engine:
         self.mtp = mtp
         self.head = mtp.family if mtp else None
         self.plain_because = plain_because
+        self.head_source = head_source
 
     @property
     def context(self) -> int:
@@ -207,11 +209,13 @@ class _Turn:
         return speculate(self.target, MTPChain(self.head), sequence, self.verifier, policy, self.text.feed, max_tokens)
 
 
-def load(path_or_repo: str | Path | None = None, *, mtp: bool = True) -> Engine:
+def load(path_or_repo: str | Path | None = None, *, mtp: bool = True, head: str | Path | None = None) -> Engine:
     """Load a model and, unless `mtp` is False, its MTP head.
 
     Args:
         path_or_repo: a model's folder or a Hub repo (owner/name); None is the bundled demo model.
+        head: a folder or repo to take the head from. None: the model's own, or for models whose heads are models of
+            their own, the one that goes with the model's name.
 
     Raises:
         CheckpointError: no such model, incomplete or damaged files, an unsupported architecture.
@@ -220,17 +224,21 @@ def load(path_or_repo: str | Path | None = None, *, mtp: bool = True) -> Engine:
     checkpoint = open_checkpoint(DEMO if path_or_repo is None else path_or_repo)
     target = load_target(checkpoint)
     tokenizer = _load_tokenizer(checkpoint.folder, target.config.get("eos_token_id"))
-    head: Head | None = None
+    found: HeadSource | None = None
+    loaded: Head | None = None
     plain_because: str | None = "MTP was switched off"
     if mtp:
         try:
-            head, plain_because = load_head(checkpoint, target), None
+            found = judge(checkpoint, head)
+            loaded, plain_because = load_head(checkpoint, target, found), None
         except NoHeadError as reason:
+            if head is not None:
+                raise
             plain_because = str(reason)
         except HeadError as error:
             raise HeadError(f"{error}; to run the model without its head: --no-mtp, load(..., mtp=False)") from error
     name = "demo" if path_or_repo is None else str(path_or_repo)
-    return Engine(checkpoint.folder, name, target, tokenizer, head, plain_because)
+    return Engine(checkpoint.folder, name, target, tokenizer, loaded, plain_because, found)
 
 
 def _load_tokenizer(path: Path, ends: int | list[int] | None) -> Any:

@@ -13,10 +13,11 @@ from mlxmtp.errors import HeadError
 Place = Literal["shards", "side-car", "drafter"]
 Norms = Literal["raw", "shifted"]
 
-DRAFTER = "_mtp"
-"""Ends the model type of a drafter: a head in a folder of its own, as mlx-vlm's `split_mtp` writes it."""
+DRAFTERS = ("_mtp", "_assistant")
+"""End the model type of a drafter, a head in a folder of its own: as mlx-vlm's `split_mtp` writes it, or Gemma's."""
 _NAME = re.compile(r"((?:model\.|language_model\.)*mtp\.)(.+)")
 _LAYER = re.compile(r"((?:model\.|language_model\.)*)layers\.(\d+)\.(.+)")
+_NUMBER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
 _DSPARK = ("main_proj", "main_norm", "markov_head", "confidence_head")
 
 
@@ -27,7 +28,8 @@ class HeadFiles:
     Args:
         names: their names inside the head ("fc.weight").
         place: among the model's shards, in a side-car, or in a folder of their own.
-        facts: what the configuration states: `norms`, `quantization`, `family`, `source`, `revision`.
+        facts: what the configuration states: `norms`, `quantization`, `family`, `source`, `revision`; `config` is that
+            of a drafter.
     """
 
     tensors: Mapping[str, TensorInfo]
@@ -45,7 +47,8 @@ class HeadFiles:
 
     @property
     def layers(self) -> int:
-        return len({name.split(".")[1] for name in self.names.values() if name.startswith("layers.")})
+        """How many layers it has."""
+        return len({match[1] for name in self.names.values() if (match := _NUMBER.match(name))})
 
     @property
     def norms(self) -> Norms | None:
@@ -77,6 +80,12 @@ def find_head(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> H
     return HeadFiles({name: tensors[name] for name in names}, names, place, _facts(config, place))
 
 
+def trunk_type(model_type: str) -> str | None:
+    """The model type of the trunk that a drafter's belongs to; None: it is no drafter's."""
+    stems = [model_type.removesuffix(end) for end in DRAFTERS if model_type.endswith(end)]
+    return stems[0] if stems else None
+
+
 def is_head_name(name: str, config: Mapping[str, Any]) -> bool:
     """Whether a tensor of a model's shards belongs to a head: `mtp.*`, or in a layer that the trunk does not have."""
     return _NAME.fullmatch(name) is not None or _past_the_trunk(name, config) is not None
@@ -92,7 +101,7 @@ def _past_the_trunk(name: str, config: Mapping[str, Any]) -> tuple[str, str] | N
 
 
 def _names(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tuple[Place, dict[str, str]]:
-    if str(config.get("model_type")).endswith(DRAFTER):
+    if trunk_type(config["model_type"]):
         return "drafter", _without_prefix(tensors)
     for side_car in SIDE_CARS:
         if own := [name for name, info in tensors.items() if info.file.match(side_car)]:
@@ -111,7 +120,7 @@ def _without_prefix(names: Iterable[str]) -> dict[str, str]:
 def _facts(config: Mapping[str, Any], place: Place) -> dict[str, Any]:
     quantization = config.get("quantization")
     if place == "drafter":
-        return {"norms": "shifted", "quantization": quantization}
+        return {"norms": "shifted", "quantization": quantization, "config": dict(config)}
     if place == "side-car" and isinstance(stated := config.get(HEAD_FACTS), dict):
         return dict(stated)
     return {"quantization": quantization} if quantization else {}

@@ -38,6 +38,8 @@ def add_arguments(command: argparse.ArgumentParser, prompt: str | None = None) -
         metavar="PATH|REPO",
         help="a model folder or a Hugging Face repo (default: the bundled demo)",
     )
+    where = "take the MTP head from here (default: the model's own, or the one published for a model of its name)"
+    add("--head", metavar="PATH|REPO", help=where)
     message = "the message; - reads it from standard input"
     add("--prompt", metavar="TEXT|-", default=prompt, required=prompt is None, help=message)
     add("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
@@ -92,7 +94,10 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = read_prompt(arguments.prompt)
     if not prompt:
         raise PromptError("the prompt is empty; give a text, or - to read one from standard input")
-    return answer(mlxmtp.load(arguments.model, mtp=not arguments.no_mtp), prompt, sampling, arguments)
+    if arguments.head and arguments.no_mtp:
+        raise OptionError("--head names a head and --no-mtp wants none; leave one out")
+    engine = mlxmtp.load(arguments.model, mtp=not arguments.no_mtp, head=arguments.head)
+    return answer(engine, prompt, sampling, arguments)
 
 
 def answer(engine: Engine, prompt: str, sampling: Sampling, arguments: argparse.Namespace) -> int:

@@ -29,6 +29,8 @@ def as_json(engine: Engine, chunks: list[Chunk], plain: str | None) -> dict[str,
         "head": engine.head,
         "stats": stats,
     }
+    if engine.head_source and engine.head_source.repo:
+        answer["head_source"] = engine.head_source.repo
     if plain is not None:
         answer["plain_because"] = plain
     return answer
@@ -39,7 +41,7 @@ def as_text(engine: Engine, last: Chunk, plain: str | None) -> str:
     stats, ending = last.stats, last.finish_reason or INTERRUPTED
     rate = f" at {stats.decode_tps:,.1f} tok/s" if stats.decode_tps else ""  # one round has no rate
     rows = {
-        "model": f"{engine.name} with its {engine.head} head" if engine.head else engine.name,
+        "model": f"{engine.name} with {head(engine)}" if engine.head else engine.name,
         "prompt": f"{stats.prompt_tokens} tokens at {stats.prefill_tps:,.0f} tok/s, "
         f"first token after {stats.ttft_s:.2f} s",
         "output": f"{stats.tokens} tokens{rate} ({ending})",
@@ -48,6 +50,14 @@ def as_text(engine: Engine, last: Chunk, plain: str | None) -> str:
         "memory": f"{stats.peak_memory_bytes / 1e6:,.0f} MB at the peak",
     }
     return "".join(f"\n{name:8}{row}" for name, row in rows.items() if row)
+
+
+def head(engine: Engine) -> str:
+    """A head that stands apart is named, and it is said if nobody asked for it."""
+    source = engine.head_source
+    if source is None or source.repo is None:
+        return f"its {engine.head} head"
+    return f"the {engine.head} head {source.repo}" + (", found by the model's name" if source.by_name else "")
 
 
 def speculation(stats: Stats) -> str:

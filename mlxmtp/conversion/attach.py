@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from mlxmtp.checkpoints import HEAD_FACTS, SIDE_CAR, Checkpoint, find_head, open_checkpoint, text_config
 from mlxmtp.checkpoints.attached import attached_folder
-from mlxmtp.checkpoints.head_files import DRAFTER
+from mlxmtp.checkpoints.head_files import trunk_type
 from mlxmtp.checkpoints.writer import silent, write_safetensors
 from mlxmtp.conversion.convert import DEFAULT_HEAD_BITS
 from mlxmtp.conversion.side_car import SideCar, side_car
@@ -77,7 +77,7 @@ def attach(
         head = build_head(files, target, trunk_is_raw=trunk_is_raw(source.tensors), lazy=True)
         whole = "quantization" in target.config and not _is_quantised(files)
         bits = head_bits or (DEFAULT_HEAD_BITS if whole else None)
-        beside = side_car(head, target, bits, source.name, source.revision)
+        beside = side_car(head, target, bits, source.name, source.revision, files.facts.get("config"))
         nbytes = beside.nbytes
         file = _store(checkpoint, beside, out)
     return Attached(out or checkpoint.folder, file, nbytes, beside.quantization)
@@ -90,9 +90,11 @@ def check_sizes(checkpoint: Checkpoint, source: Source) -> None:
         HeadError: naming the first difference.
     """
     theirs = text_config(source.config)
-    kind = source.config["model_type"].removesuffix("_text")
-    if kind.endswith(DRAFTER):
+    kind: str | None = source.config["model_type"].removesuffix("_text")
+    if trunk_type(source.config["model_type"]):
         kind = None  # mlx-vlm calls them all qwen3_5_mtp
+    if backbone := source.config.get("backbone_hidden_size"):  # an assistant has sizes of its own
+        theirs = {"hidden_size": backbone, "vocab_size": theirs.get("vocab_size")}
     differences: list[tuple[str, Any, Any]] = [("model_type", checkpoint.model_type.removesuffix("_text"), kind)]
     differences += [(name, checkpoint.text_config.get(name), theirs.get(name)) for name in SAME]
     for name, ours, found in differences:

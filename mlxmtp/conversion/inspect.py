@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mlxmtp.checkpoints import Checkpoint, HeadFiles, check_tokenizer, find_head, open_checkpoint
 from mlxmtp.checkpoints.checkpoint import card_base, no_config, parse_config
-from mlxmtp.checkpoints.head_files import DRAFTER, is_head_name
+from mlxmtp.checkpoints.head_files import is_head_name, trunk_type
 from mlxmtp.checkpoints.hub import RemoteRepo, cached, wanted_files
 from mlxmtp.conversion.weights import Weights, weights_of
 from mlxmtp.errors import CheckpointError, HeadError
@@ -165,12 +165,15 @@ def _judged(checkpoint: Checkpoint, files: Iterable[str]) -> tuple[Verdict, str]
     try:
         check_architecture(checkpoint)
         check_tokenizer(checkpoint.name, files)
-        head = judge(checkpoint)
+        source = judge(checkpoint)
     except NoHeadError as reason:
         return "plain", str(reason)
     except CheckpointError as reason:
         return "refused", str(reason)
-    return "speculates", f"its head is in {'the shards' if head.place == 'shards' else 'a side-car'}"
+    if source.files is None or source.repo:
+        where = "in the Hub cache" if source.files else "fetched at the first use"
+        return "speculates", f"its head is {source.repo}, found by the model's name, {where}"
+    return "speculates", f"its head is in {'the shards' if source.files.place == 'shards' else 'a side-car'}"
 
 
 def _visible_head(checkpoint: Checkpoint) -> HeadFiles | None:
@@ -184,8 +187,8 @@ def _visible_head(checkpoint: Checkpoint) -> HeadFiles | None:
 
 def _format(checkpoint: Checkpoint) -> str | None:
     """None where both layouts are the same."""
-    if checkpoint.model_type.endswith(DRAFTER):
-        return "mlx-vlm drafter"
+    if trunk_type(checkpoint.model_type):
+        return "mlx-vlm drafter" if checkpoint.model_type.endswith("_mtp") else None
     raw = trunk_is_raw(checkpoint.tensors)
     if raw is None:
         return "MLX" if "quantization" in checkpoint.config else None
@@ -198,7 +201,7 @@ def _foreign(checkpoint: Checkpoint) -> Any:
 
 
 def _head_report(head: HeadFiles, checkpoint: Checkpoint, *, local: bool) -> HeadReport:
-    family = family_of(checkpoint.model_type.removesuffix(DRAFTER)) if head.layers else None
+    family = family_of(trunk_type(checkpoint.model_type) or checkpoint.model_type) if head.layers else None
     norms: str | None = head.norms or ("raw" if trunk_is_raw(checkpoint.tensors) and head.place == "shards" else None)
     if family and family.norms_are_raw is None:
         norms = "plain"

@@ -24,6 +24,7 @@ class SideCar:
         weights: by the names of `mtp.safetensors`, lazy.
         family: its kind. quantization: as mlx-lm writes it, by layer, or None.
         source: the repo or folder it comes from. revision: the commit there.
+        config: its own, of a head that is a model of its own.
     """
 
     weights: dict[str, mx.array]
@@ -31,6 +32,7 @@ class SideCar:
     quantization: dict[str, Any] | None
     source: str
     revision: str | None
+    config: dict[str, Any] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -39,11 +41,18 @@ class SideCar:
     @property
     def facts(self) -> dict[str, Any]:
         """What goes into the config: norms have their offset, where there is one; experts are stacked."""
-        facts = {key: value for key, value in vars(self).items() if key != "weights"}
+        facts = {key: value for key, value in vars(self).items() if key != "weights" and (value or key != "config")}
         return facts | {"layers": 1, "norms": "shifted"}
 
 
-def side_car(head: Any, target: Target, bits: int | None, source: str, revision: str | None) -> SideCar:
+def side_car(
+    head: Any,
+    target: Target,
+    bits: int | None,
+    source: str,
+    revision: str | None,
+    config: dict[str, Any] | None = None,
+) -> SideCar:
     """Pack a loaded (or lazy) head.
 
     Args:
@@ -60,7 +69,7 @@ def side_car(head: Any, target: Target, bits: int | None, source: str, revision:
         if bits < 16:
             _quantise(head, target, bits)
     weights: list[tuple[str, mx.array]] = tree_flatten(head.parameters())  # type: ignore[assignment]
-    return SideCar({PREFIX + name: w for name, w in weights}, head.family, _packing(head), source, revision)
+    return SideCar({PREFIX + name: w for name, w in weights}, head.family, _packing(head), source, revision, config)
 
 
 def _quantise(head: nn.Module, target: Target, bits: int) -> None:

@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlxmtp.checkpoints import Checkpoint, HeadFiles, TensorInfo, find_head, open_checkpoint
 from mlxmtp.checkpoints.attached import partial_file
 from mlxmtp.checkpoints.checkpoint import parse_config
-from mlxmtp.checkpoints.head_files import DRAFTER, is_head_name
+from mlxmtp.checkpoints.head_files import is_head_name, trunk_type
 from mlxmtp.checkpoints.hub import BLOCK, RemoteRepo, cached
 from mlxmtp.checkpoints.writer import DTYPES, header
 from mlxmtp.conversion.staging import alone_with, check_space, disk_told
@@ -102,7 +102,7 @@ def open_source(path_or_repo: str, revision: str | None = None) -> Source:
         remote = RemoteRepo.open(path_or_repo, revision)
         name, revision = remote.repo, remote.commit
         config = parse_config(remote.small("config.json"), f"{remote.repo}/config.json")
-        drafter = config["model_type"].endswith(DRAFTER)
+        drafter = trunk_type(config["model_type"]) is not None
         tensors = remote.tensors(lambda tensor: drafter or is_head_name(tensor, config) or tensor.endswith(SAMPLE))
     head = find_head(config, tensors)
     if head is None:

@@ -34,9 +34,9 @@ class MTPChain:
         drafts: list[mx.array] = []
         distributions: list[mx.array] = []
         for step in range(depth):
-            hidden = self._head(hidden, tokens, sequence.head_cache)[:, -1:]
-            token, q = verifier.draw(self._head.logits(hidden)[:, 0], len(sequence.tokens), step)
-            tokens = token[:, None]
+            states = self._head(hidden, tokens, sequence.head_cache)[:, -1:]
+            token, q = verifier.draw(self._head.logits(states)[:, 0], len(sequence.tokens), step)
+            hidden, tokens = self._head.recycle(states), token[:, None]
             mx.async_eval(tokens)  # the device drafts while the host builds what comes next
             drafts.append(tokens)
             distributions += [] if q is None else [q]

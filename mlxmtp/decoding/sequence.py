@@ -19,7 +19,8 @@ class Sequence:
 
     The target's cache holds a row for every token but the last, which the next round feeds. The head's rows and the
     pending ones together are as many: row p pairs the target's hidden state of token p with token p + 1. At least
-    the newest row is left pending, because its output is the next round's first draft.
+    the newest row is left pending, because its output is the next round's first draft; of a head without rows of its
+    own, that one is all there is to keep.
 
     Args:
         target, head: the models; without a head nothing is kept for one.
@@ -28,7 +29,7 @@ class Sequence:
     def __init__(self, target: Target, head: Head | None) -> None:
         self.tokens: list[int] = []
         self.cache: Cache = target.make_cache()
-        self.head_cache: Cache = head.make_cache() if head else []
+        self.head_cache: Cache = head.make_cache(self.cache) if head else []
         self._target = target
         self._head = head
         self._pending: list[mx.array] = []
@@ -54,7 +55,7 @@ class Sequence:
         """Append a round's tokens; hidden [1, n, H] are the states of the rows committed for them."""
         self.tokens += tokens
         if self._head:
-            self._pending.append(hidden)
+            self._pending = [*self._pending, hidden] if self._head.own_rows else [hidden[:, -1:]]
 
     def take_pending(self) -> tuple[mx.array, mx.array] | None:
         """The rows that the head has not read: hidden states [1, n, H] and the tokens [1, n] that follow them."""
@@ -70,7 +71,7 @@ class Sequence:
             return
         hidden = _join([*self._pending, hidden])
         count = hidden.shape[1] - 1
-        if count:
+        if count and self._head.own_rows:
             tokens = mx.array([self.tokens[done - count : done]])
             self._head(hidden[:, :-1], tokens, self.head_cache)
         self._pending = [mx.contiguous(hidden[:, -1:])]  # a view would keep the whole chunk alive

@@ -2,10 +2,11 @@
 
 from mlxmtp.heads.check import SelfCheck, self_check
 from mlxmtp.heads.head import Head
-from mlxmtp.heads.loading import NoHeadError, build_head, judge, load_head, norms_of, trunk_is_raw
+from mlxmtp.heads.loading import HeadSource, NoHeadError, build_head, judge, load_head, norms_of, trunk_is_raw
 
 __all__ = [
     "Head",
+    "HeadSource",
     "NoHeadError",
     "SelfCheck",
     "build_head",

@@ -41,10 +41,10 @@ class SelfCheck:
 
 def self_check(target: Target, head: Head, tokens: list[int]) -> SelfCheck:
     """Feed a text of three or more tokens to both, and compare what they say of the same positions."""
-    ids = mx.array([tokens])
-    logits, hidden = target.forward(ids, target.make_cache())
-    drafts = head.logits(head(hidden[:, :-1], ids[:, 1:], head.make_cache()))
-    finite = mx.all(mx.isfinite(drafts))
-    agree = mx.mean(mx.argmax(drafts, axis=-1) == mx.argmax(logits[:, 1:], axis=-1))
+    ids, cache = mx.array([tokens]), target.make_cache()
+    logits, hidden = target.forward(ids[:, :-1], cache)
+    drafts = head.logits(head(hidden, ids[:, 1:], head.make_cache(cache)))
+    finite = mx.all(mx.isfinite(mx.logsumexp(drafts, axis=-1)))  # -inf alone is sound: a token that is never drafted
+    agree = mx.mean(mx.argmax(drafts[:, :-1], axis=-1) == mx.argmax(logits[:, 1:], axis=-1))
     mx.eval(finite, agree)
     return SelfCheck(bool(finite), float(agree))

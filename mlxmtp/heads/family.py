@@ -1,13 +1,18 @@
 """What a family of heads brings: its name, the trunks that it stands on, and how it is built from its tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
+from mlxmtp.heads.head import READINGS
+
 Build = Callable[..., tuple[Any, dict[str, mx.array]]]
-"""build(weights, target, *, trunk_is_raw, stated) -> the module, still empty, and its weights by its own names."""
+"""build(weights, target, *, trunk_is_raw, stated, config) -> the module, still empty, and its weights by its own names.
+
+`trunk_is_raw` and `stated` tell of norms (heads/loading.py), `config` is that of a head in a folder of its own.
+"""
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,9 @@ class Family:
         name: as reports show it. trunks: the model types that it belongs to.
         silent: trunks whose configs do not tell of the head that all their originals have.
         norms_are_raw: tells from values whether norms lack their offset; None: the family's norms have none.
+        layers: how many a head may have; None: any number.
+        readings: how its heads can be read, where references disagree; the first is what is done.
+        repo: for heads that come as models of their own, the one that belongs to a trunk of such names.
     """
 
     name: str
@@ -25,3 +33,6 @@ class Family:
     build: Build
     silent: tuple[str, ...] = ()
     norms_are_raw: Callable[..., bool] | None = None
+    layers: int | None = 1
+    readings: tuple[Any, ...] = READINGS
+    repo: Callable[[Iterable[str]], str | None] = lambda _: None

@@ -1,28 +1,77 @@
 """What the engine asks of a head, whatever its family."""
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import mlx.core as mx
 
-from mlxmtp.targets import Cache
+from mlxmtp.targets import Cache, Where
 
 
 class Head(Protocol):
-    """A draft model on top of a target's hidden states; its cache holds one row for each pair it was fed.
+    """A draft model on top of a target's hidden states.
 
     Row p pairs the target's hidden state of token p with token p + 1 and predicts token p + 2 (families.md 0.1).
+
+    Args:
+        own_rows: its cache holds one row for each pair that it was fed, and must be fed them all; otherwise it reads
+            the target's keys and values, and only the newest pair counts.
+        hidden_at: which hidden states of the target it is fed.
+        reading: how it is read where references disagree, one of its family's `readings`.
     """
 
     family: str
+    own_rows: bool
+    reading: Any
 
-    def make_cache(self) -> Cache:
-        """An empty cache for one sequence."""
+    @property
+    def hidden_at(self) -> Where: ...
+
+    def make_cache(self, target_cache: Cache) -> Cache:
+        """An empty cache for the sequence that the target keeps in `target_cache`."""
 
     def __call__(self, hidden: mx.array, tokens: mx.array, cache: Cache) -> mx.array:
-        """Feed rows: hidden [B, T, H] with the tokens [B, T] that follow them; returns hidden states [B, T, H].
+        """Feed rows: hidden [B, T, H] with the tokens [B, T] that follow them; returns states for the two below.
 
-        True rows take the target's hidden states; a row one draft further takes the output of the row before it.
+        True rows take the target's hidden states, a row one draft further what `recycle` makes of the row before it.
         """
 
-    def logits(self, hidden: mx.array) -> mx.array:
-        """Logits [B, T, V] of hidden states that a call returned."""
+    def logits(self, states: mx.array) -> mx.array:
+        """Logits [B, T, V] of the states that a call returned; -inf where a token is never drafted."""
+
+    def recycle(self, states: mx.array) -> mx.array:
+        """The hidden states [B, T, H] that go on to the next depth."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Hidden states before or after a norm (families.md 0.2).
+
+    Args:
+        fed: the target's, with regard to its final norm. recycled: the head's own, with regard to its last norm.
+    """
+
+    fed: Where = "post"
+    recycled: Where = "post"
+
+
+READINGS = (Reading(), Reading(recycled="pre"), Reading(fed="pre"), Reading(fed="pre", recycled="pre"))
+
+
+class Recursion:
+    """What heads share whose last norm stands between their block and the output matrix."""
+
+    own_rows = True
+    reading = READINGS[0]
+
+    @property
+    def hidden_at(self) -> Where:
+        return self.reading.fed
+
+    def normed(self, states: mx.array, norm: Any, *, for_logits: bool) -> mx.array:
+        """The last norm, before the states are given out, or, where those are recycled without, before the logits."""
+        here = for_logits == (self.reading.recycled == "pre")
+        return norm(states) if here else states
+
+    def recycle(self, states: mx.array) -> mx.array:
+        return states

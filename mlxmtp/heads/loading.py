@@ -1,6 +1,8 @@
 """Finding a checkpoint's head by the tensors that are there, and reading it into its family's module."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
@@ -9,8 +11,9 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import infer_quant_config
 
-from mlxmtp.checkpoints import Checkpoint, HeadFiles, Norms, TensorInfo, dequantise_fp8, find_head
-from mlxmtp.errors import HeadError, is_out_of_memory
+from mlxmtp.checkpoints import Checkpoint, HeadFiles, Norms, TensorInfo, dequantise_fp8, find_head, open_checkpoint
+from mlxmtp.checkpoints.hub import cached
+from mlxmtp.errors import CheckpointError, HeadError, is_out_of_memory
 from mlxmtp.heads.families import family_of
 from mlxmtp.heads.family import Family
 from mlxmtp.heads.head import Head
@@ -24,33 +27,100 @@ class NoHeadError(HeadError):
     """There is nothing to speculate with; plain decoding works, and the message says why it is used."""
 
 
-def load_head(checkpoint: Checkpoint, target: Target, *, lazy: bool = False) -> Head:
+@dataclass(frozen=True)
+class HeadSource:
+    """Where a head comes from.
+
+    Args:
+        files: its tensors; None where they are in a repo that is not downloaded yet.
+        trunk_is_raw: what `trunk_is_raw` says of the tensors that stand beside it.
+        repo: the repo or folder of a head that stands apart from its trunk. by_name: it was found by the trunk's name.
+    """
+
+    files: HeadFiles | None
+    trunk_is_raw: bool | None = None
+    repo: str | None = None
+    by_name: bool = False
+
+
+def load_head(checkpoint: Checkpoint, target: Target, source: HeadSource | None = None, *, lazy: bool = False) -> Head:
     """The MTP head of a checkpoint, ready to use, sharing the target's matrices; `lazy`: its weights still unread.
+
+    Args:
+        source: what `judge` found; None: what it finds now.
 
     Raises:
         NoHeadError: no head tensors, or no family for this kind of model.
         HeadError: there are head tensors, but they are not a head that can be run.
     """
-    files = judge(checkpoint)
+    source = fetched(source or judge(checkpoint))
+    assert source.files is not None
     if not target.reversible:
         raise NoHeadError("this model keeps caches that cannot take rejected drafts back yet")
-    head: Head = build_head(files, target, trunk_is_raw=trunk_is_raw(checkpoint.tensors), lazy=lazy)
+    head: Head = build_head(source.files, target, trunk_is_raw=source.trunk_is_raw, lazy=lazy)
+    target.hidden_at = head.hidden_at
     return head
 
 
-def judge(checkpoint: Checkpoint) -> HeadFiles:
-    """The head that a checkpoint's names and shapes promise, or why there is none to use.
+def judge(checkpoint: Checkpoint, head: str | Path | None = None) -> HeadSource:
+    """The head that names and shapes promise for a checkpoint, or why there is none to use.
+
+    Args:
+        head: a folder or a Hub repo to take it from, instead of the checkpoint itself.
 
     Raises:
         NoHeadError, HeadError: as `load_head`.
+        CheckpointError: `head` cannot be opened.
     """
-    files = find_head(checkpoint.config, checkpoint.tensors)
-    _family(checkpoint.model_type)
+    family = _family(checkpoint.model_type)
+    if head is not None:
+        source = _apart(str(head))
+    else:
+        files = find_head(checkpoint.config, checkpoint.tensors)
+        source = HeadSource(files, trunk_is_raw(checkpoint.tensors)) if files else _by_name(family, checkpoint)
+    if source.files and family.layers is not None and source.files.layers > family.layers:
+        raise HeadError(f"the head has {source.files.layers} MTP layers; one is supported")
+    return source
+
+
+def _apart(head: str) -> HeadSource:
+    """A head in a folder or repo of its own, or beside another trunk."""
+    drafter = open_checkpoint(head)
+    files = find_head(drafter.config, drafter.tensors)
     if files is None:
+        raise HeadError(f"{head} has no MTP head (no mtp.* tensors); name a model with a head, or a drafter")
+    return HeadSource(files, trunk_is_raw(drafter.tensors), head)
+
+
+def _by_name(family: Family, checkpoint: Checkpoint) -> HeadSource:
+    """A head that is published under a name of its own: taken from the Hub cache, or, for a model of the Hub, fetched.
+
+    Raises:
+        NoHeadError: there is no such name, or the model is a folder and the head not in the cache.
+    """
+    names = (checkpoint.repo, checkpoint.base, checkpoint.folder.name)
+    repo = family.repo(name for name in names if name)
+    if repo is None:
         raise NoHeadError(_absent(checkpoint))
-    if files.layers > 1:
-        raise HeadError(f"the head has {files.layers} MTP layers; one is supported")
-    return files
+    if cached(repo):
+        return replace(_apart(repo), by_name=True)
+    if checkpoint.repo is None:
+        raise NoHeadError(f"its head is a model of its own; --head {repo} fetches it")
+    return HeadSource(None, None, repo, by_name=True)
+
+
+def fetched(source: HeadSource) -> HeadSource:
+    """The same with files on this machine.
+
+    Raises:
+        NoHeadError: they cannot be downloaded.
+    """
+    if source.files or not source.repo:
+        return source
+    try:
+        return replace(_apart(source.repo), by_name=source.by_name)
+    except CheckpointError as error:
+        raise NoHeadError(f"its head is a model of its own, and {error}") from error
 
 
 def build_head(files: HeadFiles, target: Target, *, trunk_is_raw: bool | None, lazy: bool = False) -> Any:
@@ -62,7 +132,8 @@ def build_head(files: HeadFiles, target: Target, *, trunk_is_raw: bool | None, l
     family = _family(target.model_type)
     try:
         weights = dequantise_fp8(_read(files))
-        head, weights = family.build(weights, target, trunk_is_raw=trunk_is_raw, stated=files.norms)
+        facts = {"stated": files.norms, "config": files.facts.get("config")}
+        head, weights = family.build(weights, target, trunk_is_raw=trunk_is_raw, **facts)
         _load(head, weights, target, files)
     except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
         if is_out_of_memory(error):

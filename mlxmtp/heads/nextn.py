@@ -8,6 +8,7 @@ glm4_moe recycles y). The block is a layer of the trunk's own class, with the at
 """
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
@@ -17,7 +18,8 @@ from mlx_lm.models.cache import CacheList
 
 from mlxmtp.errors import HeadError
 from mlxmtp.heads.family import Family
-from mlxmtp.targets import Cache, Target, matrix_rows
+from mlxmtp.heads.head import Recursion
+from mlxmtp.targets import Cache, LatentAttention, Target, has_latents, matrix_rows
 
 TRUNKS = ("glm4_moe", "glm4_moe_lite", "deepseek_v3", "deepseek_v32", "glm_moe_dsa")
 LAYER = "layers.0."
@@ -30,11 +32,13 @@ OUTSIDE = {
     "embed_tokens.": "embed_tokens.",
 }
 """What stands in the layer beside its block, and the module's name for it."""
+ABSORBED = 32
+"""Rows up to which latents are attended to as they are: a round's rows, not a prefill's."""
 COMPARED = 1024
 """Rows by which the layer's copies of embedding and output matrix are held against the trunk's."""
 
 
-class NextNHead(nn.Module):
+class NextNHead(Recursion, nn.Module):
     """One `nextn` layer.
 
     Args:
@@ -63,7 +67,7 @@ class NextNHead(nn.Module):
         self._target = target
         self._own = own
 
-    def make_cache(self) -> Cache:
+    def make_cache(self, target_cache: Cache) -> Cache:  # noqa: ARG002
         return self._target.make_cache()[-1:]
 
     def __call__(self, hidden: mx.array, tokens: mx.array, cache: Cache) -> mx.array:
@@ -72,13 +76,19 @@ class NextNHead(nn.Module):
         x = layer.eh_proj(mx.concatenate([layer.enorm(embedding), layer.hnorm(hidden)], axis=-1))
         rows = cache[0][0] if isinstance(cache[0], CacheList) else cache[0]
         mask = create_attention_mask(x, rows, return_array=True)
-        out: mx.array = layer.norm(layer.block(x, mask, cache[0]))
-        return out
+        if self._latent:
+            self._latent.on = 1 < x.shape[1] <= ABSORBED
+        return self.normed(layer.block(x, mask, cache[0]), layer.norm, for_logits=False)
 
-    def logits(self, hidden: mx.array) -> mx.array:
+    def logits(self, states: mx.array) -> mx.array:
         project = self.layers[0].lm_head if "lm_head" in self._own else self._target.project
-        logits: mx.array = project(hidden)
+        logits: mx.array = project(self.normed(states, self.layers[0].norm, for_logits=True))
         return logits
+
+    @cached_property
+    def _latent(self) -> LatentAttention | None:
+        attention = self.layers[0].block.self_attn
+        return LatentAttention(attention) if has_latents(attention) else None
 
 
 def build(weights: dict[str, mx.array], target: Target, **_: Any) -> tuple[Any, dict[str, mx.array]]:

@@ -16,6 +16,7 @@ from mlx_lm.models.cache import KVCache
 
 from mlxmtp.errors import HeadError
 from mlxmtp.heads.family import Family
+from mlxmtp.heads.head import Recursion
 from mlxmtp.targets import Cache, Target, stack_experts
 
 TRUNKS = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
@@ -24,7 +25,7 @@ NORM_OFFSET = 1.0  # raw checkpoints store w, the layer multiplies by 1 + w
 _BLOCK_NORMS = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm")
 
 
-class QwenHead(nn.Module):
+class QwenHead(Recursion, nn.Module):
     """One MTP layer. Embedding and output matrices are the target's own, shared and not copied.
 
     Args:
@@ -46,22 +47,21 @@ class QwenHead(nn.Module):
         self._embed = target.embed
         self._project = target.project
 
-    def make_cache(self) -> Cache:
+    def make_cache(self, target_cache: Cache) -> Cache:  # noqa: ARG002
         return [KVCache()]
 
     def __call__(self, hidden: mx.array, tokens: mx.array, cache: Cache) -> mx.array:
         embedding = self.pre_fc_norm_embedding(self._embed(tokens))
         x = self.fc(mx.concatenate([embedding, self.pre_fc_norm_hidden(hidden)], axis=-1))
         mask = cache[0].make_mask(x.shape[1], return_array=False, window_size=None)
-        out: mx.array = self.norm(self.layers[0](x, mask, cache[0]))
-        return out
+        return self.normed(self.layers[0](x, mask, cache[0]), self.norm, for_logits=False)
 
-    def logits(self, hidden: mx.array) -> mx.array:
-        return self._project(hidden)
+    def logits(self, states: mx.array) -> mx.array:
+        return self._project(self.normed(states, self.norm, for_logits=True))
 
 
 def build(
-    weights: dict[str, mx.array], target: Target, *, trunk_is_raw: bool | None, stated: str | None = None
+    weights: dict[str, mx.array], target: Target, *, trunk_is_raw: bool | None, stated: str | None = None, **_: Any
 ) -> tuple[Any, dict[str, mx.array]]:
     """The head's module, still empty, and its weights as the module wants them: norms shifted, experts stacked."""
     if not any(name.startswith("layers.0.") for name in weights):

@@ -1,13 +1,17 @@
 """mlx-lm's models seen as targets of speculative decoding."""
 
+from mlxmtp.targets.latent import LatentAttention, has_latents
 from mlxmtp.targets.loading import check_architecture, load_target, materialise, stack_experts
-from mlxmtp.targets.target import Cache, Pass, Target, matrix_rows
+from mlxmtp.targets.target import Cache, Pass, Target, Where, matrix_rows
 
 __all__ = [
     "Cache",
+    "LatentAttention",
     "Pass",
     "Target",
+    "Where",
     "check_architecture",
+    "has_latents",
     "load_target",
     "materialise",
     "matrix_rows",

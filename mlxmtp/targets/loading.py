@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
 from mlxmtp.checkpoints import SIDE_CARS, Checkpoint, dequantise_fp8
-from mlxmtp.checkpoints.head_files import DRAFTER, is_head_name
+from mlxmtp.checkpoints.head_files import is_head_name, trunk_type
 from mlxmtp.errors import CheckpointError, is_out_of_memory
 from mlxmtp.targets.target import Target
 
@@ -44,7 +44,7 @@ def check_architecture(checkpoint: Checkpoint) -> None:
         CheckpointError: it has not, or the checkpoint is a head alone.
     """
     name, kind = checkpoint.name, checkpoint.model_type
-    if kind.endswith(DRAFTER):
+    if trunk_type(kind):
         fetch = f"mlxmtp attach MODEL --from {quote(name)}"
         raise CheckpointError(f"{name}: a head without its model; `{fetch}` gives it to one")
     try:

@@ -35,7 +35,7 @@ def observe(module: nn.Module, *, open: bool = False) -> Tap:
             tap.input, tap.output = x, y
         return y
 
-    _set_call(module, call)
+    replace_call(module, call)
     return tap
 
 
@@ -45,9 +45,10 @@ def rebind(module: nn.Module, **names: Callable[..., Any]) -> None:
     scope = {**call.__globals__, **names}
     own = FunctionType(call.__code__, scope, call.__name__, call.__defaults__, call.__closure__)
     own.__kwdefaults__ = call.__kwdefaults__
-    _set_call(module, own)
+    replace_call(module, own)
 
 
-def _set_call(module: nn.Module, call: Callable[..., Any]) -> None:
+def replace_call(module: nn.Module, call: Callable[..., Any]) -> None:
+    """Give one instance another `__call__`, a function whose first argument is the module."""
     kind = type(module)
     module.__class__ = type(kind.__name__, (kind,), {"__call__": call})

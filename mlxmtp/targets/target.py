@@ -1,17 +1,23 @@
 """mlx-lm's models seen as targets: logits with hidden states, and passes whose rows can be taken back."""
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, make_prompt_cache
+from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt_cache
 
 from mlxmtp.checkpoints import text_config
 from mlxmtp.errors import CheckpointError
+from mlxmtp.targets.latent import LatentAttention, has_latents
 from mlxmtp.targets.observe import observe
 from mlxmtp.targets.recurrent import RecurrentLayer, RecurrentRows
+from mlxmtp.targets.window import WindowCache, give_rows_their_rings, has_windows
 
 Cache = list[Any]
+Where = Literal["post", "pre"]
+"""Hidden states after the final norm, as the output matrix sees them, or before it."""
 
 
 class Target:
@@ -22,12 +28,14 @@ class Target:
         config: its configuration as mlx-lm read it.
 
     `reversible`: every layer's cache can take rows back. One that cannot must never be asked to.
+    `hidden_at`: which hidden states are given out.
     """
 
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
         self.model = model
         self.config = config
-        self._trunk: Any = getattr(model, "model", None)
+        self.hidden_at: Where = "post"
+        self._trunk: Any = getattr(self.text_model, "model", None)
         if self._trunk is None or not hasattr(self._trunk, "norm"):
             raise CheckpointError(f"model type {config.get('model_type')!r} is not supported: no final norm to tap")
         self._final_norm = observe(self._trunk.norm, open=True)
@@ -36,8 +44,15 @@ class Target:
             for i, layer in enumerate(model.layers)
             if hasattr(layer, "linear_attn")
         }
+        attentions = [layer.self_attn for layer in model.layers if hasattr(layer, "self_attn")]
+        self._latent = [LatentAttention(attention) for attention in attentions if has_latents(attention)]
+        kept = make_prompt_cache(model)
+        self._windows = any(type(layer) is RotatingKVCache for layer in kept) and all(map(has_windows, attentions))
+        if self._windows:
+            for attention in attentions:
+                give_rows_their_rings(attention)
         self.reversible = all(
-            _appends(layer) or (isinstance(layer, ArraysCache) and i in self._recurrent)
+            _appends(layer) or isinstance(layer, WindowCache) or i in self._recurrent
             for i, layer in enumerate(self.make_cache())
         )
 
@@ -57,29 +72,45 @@ class Target:
         return getattr(self.model, "language_model", self.model)
 
     def make_cache(self) -> Cache:
-        """An empty cache for one sequence, one entry a layer."""
+        """An empty cache for one sequence, one entry a layer that has keys and values, or a state, of its own."""
         cache: Cache = make_prompt_cache(self.model)
+        if self._windows:
+            cache = [WindowCache.like(c) if type(c) is RotatingKVCache else c for c in cache]
         return cache
 
     def forward(self, tokens: mx.array, cache: Cache) -> tuple[mx.array, mx.array]:
-        """Feed tokens [B, T]; returns logits [B, T, V] and the hidden states [B, T, H] after the final norm."""
+        """Feed tokens [B, T]; returns logits [B, T, V] and hidden states [B, T, H], as `hidden_at` says."""
         logits: mx.array = self.model(tokens, cache=cache)
-        hidden = self._final_norm.output
+        hidden = self._final_norm.output if self.hidden_at == "post" else self._final_norm.input
         assert hidden is not None
         self._final_norm.clear()
         return logits, hidden
 
     def open(self, tokens: mx.array, cache: Cache) -> "Pass":
-        """Feed tokens [B, m] in a pass whose last rows can be taken back."""
+        """Feed tokens [1, m] in a pass whose last rows can be taken back, each row computed as it would be alone."""
         before = {i: (cache[i][0], cache[i][1]) for i in self._recurrent}
-        for layer in self._recurrent.values():
-            layer.watch(True)
-        try:
+        with self._watching(cache, rows=tokens.shape[1]):
             logits, hidden = self.forward(tokens, cache)
+        return Pass(logits, hidden, cache, {i: layer.take(before[i]) for i, layer in self._recurrent.items()})
+
+    @contextmanager
+    def _watching(self, cache: Cache, rows: int) -> Iterator[None]:
+        windows = [layer for layer in cache if isinstance(layer, WindowCache)]
+        try:
+            for layer in self._recurrent.values():
+                layer.watch(True)
+            for window in windows:
+                window.watching = True
+            for latent in self._latent:
+                latent.on = rows > 1
+            yield
         finally:
             for layer in self._recurrent.values():
                 layer.watch(False)
-        return Pass(logits, hidden, cache, {i: layer.take(before[i]) for i, layer in self._recurrent.items()})
+            for window in windows:
+                window.watching = False
+            for latent in self._latent:
+                latent.on = False
 
     def embed(self, tokens: mx.array) -> mx.array:
         """Embeddings [B, T, H] of tokens [B, T]: the matrix that heads share."""
@@ -122,7 +153,7 @@ class Pass:
     """One pass of the target over m rows: a transaction on the caches.
 
     Args:
-        logits: [B, m, V]. hidden: [B, m, H], after the final norm.
+        logits: [B, m, V]. hidden: [B, m, H], as the target's `hidden_at` says.
     """
 
     def __init__(self, logits: mx.array, hidden: mx.array, cache: Cache, recurrent: dict[int, RecurrentRows]) -> None:
@@ -137,5 +168,7 @@ class Pass:
         for i, layer in enumerate(self._cache):
             if i in self._recurrent:
                 self._recurrent[i].commit(layer, rows, of=fed)
+            elif isinstance(layer, WindowCache):
+                layer.commit(rows, of=fed)
             elif rows < fed:
                 layer.trim(fed - rows)

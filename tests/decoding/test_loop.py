@@ -256,7 +256,7 @@ def assert_head_is_true(target: Target, head: Head, sequence: Sequence) -> None:
     pending = mx.concatenate(sequence._pending, axis=1)
     assert rows + pending.shape[1] == count
     assert mx.array_equal(pending, hidden[:, rows:])
-    fresh = head.make_cache()
+    fresh = head.make_cache([])
     if rows:
         head(hidden[:, :rows], mx.array([sequence.tokens[1 : rows + 1]]), fresh)
     assert_same_state(snapshot(sequence.head_cache), snapshot(fresh))

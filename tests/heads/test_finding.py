@@ -110,7 +110,7 @@ def test_a_head_of_another_dtype_computes_in_the_trunks(
     checkpoint = open_checkpoint(folder)
     target = load_target(checkpoint)
     head = load_head(checkpoint, target)
-    out = head(mx.zeros((1, 1, 64), mx.bfloat16), mx.array([[5]]), head.make_cache())
+    out = head(mx.zeros((1, 1, 64), mx.bfloat16), mx.array([[5]]), head.make_cache([]))
     assert (out.dtype, head.logits(out).dtype) == (mx.bfloat16, mx.bfloat16)
 
 

@@ -55,7 +55,7 @@ def difference(ours: mx.array, expected: mx.array) -> float:
 
 def depths(head: Any, hidden: mx.array, expected: dict[str, mx.array]) -> Iterator[tuple[int, mx.array]]:
     """The head's output at depths 1 to 3: every true row at once, then the recursion from the last one."""
-    cache = head.make_cache()
+    cache = head.make_cache([])
     rows = hidden[:, :-1]
     for depth in DEPTHS:
         out = head(rows, expected[f"next_tokens_d{depth}"], cache)
@@ -90,7 +90,7 @@ def test_trunk_and_head_together_equal_transformers(golden: Golden) -> None:
 def test_true_rows_fed_in_pieces_equal_transformers(golden: Golden) -> None:
     """Prefill feeds rows in chunks, rounds feed a few at a time: the rows must not depend on it."""
     hidden, following = golden.expected["trunk_hidden"], golden.expected["next_tokens_d1"]
-    cache = golden.head.make_cache()
+    cache = golden.head.make_cache([])
     edges = (0, 1, 2, 7, 16, following.shape[1])
     pieces = [golden.head(hidden[:, start:stop], following[:, start:stop], cache) for start, stop in pairwise(edges)]
     assert difference(mx.concatenate(pieces, axis=1), golden.expected["head_hidden_d1"]) < HEAD_TOLERANCE
@@ -101,7 +101,7 @@ def test_a_wrong_formula_would_be_seen(golden: Golden) -> None:
     expected = golden.expected["head_hidden_d1"]
     hidden, following = golden.expected["trunk_hidden"], golden.expected["next_tokens_d1"]
     shifted = mx.concatenate([hidden[:, :1], hidden[:, :-2]], axis=1)
-    assert difference(golden.head(shifted, following, golden.head.make_cache()), expected) > 0.1
+    assert difference(golden.head(shifted, following, golden.head.make_cache([])), expected) > 0.1
     norms = [value for name, value in tree_flatten(golden.head.parameters()) if value.ndim == 1]
     assert norms
     assert all(float(mx.abs(weight - 1).max()) > 0.1 for weight in norms)
@@ -126,7 +126,7 @@ def outputs(folder: Path) -> list[mx.array]:
     """Hidden states and logits of four rows and two recycled ones, on a hidden state that needs no trunk."""
     target = load_target(open_checkpoint(folder))
     head = load_head(open_checkpoint(folder), target)
-    cache = head.make_cache()
+    cache = head.make_cache([])
     width = parameters(folder)["norm.weight"].size
     rows = mx.random.normal((1, 4, width), key=mx.random.key(7)).astype(target.embed(mx.array([[3]])).dtype)
     found = []

@@ -1,0 +1,156 @@
+"""The assistants of Gemma 4 (families.md 2): a draft model that reads the target's own keys and values.
+
+    x = pre_projection([E[x_L] * sqrt(H); h_{L-1}]),  y = norm(layers(x)),  logits = embed_tokens^T y,
+    h for the next depth = post_projection(y)
+
+All depths stand at one position and see the same rows of the target; nothing is appended. E and h are the target's,
+h after its final norm. A layer reads the last of the target's layers of its type that has keys of its own.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models import gemma4_text
+from mlx_lm.models.base import create_causal_mask
+
+from mlxmtp.errors import HeadError
+from mlxmtp.heads.family import Family
+from mlxmtp.targets import Cache, Target, Where, matrix_rows
+
+TRUNKS = ("gemma4", "gemma4_text", "gemma4_unified")
+_NAME = re.compile(r"gemma-4-(E2B|E4B|12B|26B-A4B|31B)-it(?!\w)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where the drafts stand: at the "next" token's index, as transformers and llama.cpp have it, or at the "last"
+    one's that the target has read, as vLLM, SGLang and mlx-vlm have it."""
+
+    position: Literal["next", "last"] = "next"
+
+
+class SharedRows:
+    """Keys and values [1, heads, rows, D] of one layer of the target, in place of a cache of the head's own."""
+
+    state = ()
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+
+    @property
+    def offset(self) -> int:
+        """How many tokens the target has read."""
+        rows: int = self._layer.offset
+        return rows
+
+    def trim(self, rows: int) -> None:
+        """Drafts have left nothing."""
+
+    def fetch(self, rows: int) -> tuple[tuple[mx.array, mx.array], mx.array | None]:
+        """What the newest `rows` rows see, and its mask. Several rows: only where the target has just read them all."""
+        layer, window = self._layer, getattr(self._layer, "max_size", None)
+        count = min(layer.offset, layer.keys.shape[2])
+        keys = layer.keys[:, :, :count], layer.values[:, :, :count]
+        if rows == 1 and (window is None or layer.offset < window):
+            return keys, None
+        if rows == 1 and count == window:  # a ring; the slot that is written next holds a row out of sight
+            dead = layer._idx if layer._idx < window else layer.keep
+            return keys, mx.arange(window) != dead
+        return keys, create_causal_mask(rows, count - rows, window and window - 1)
+
+
+class GemmaHead(nn.Module):
+    """An assistant.
+
+    Args:
+        args: its own language model's. clusters: how many clusters its vocabulary has, and how many of them are
+            looked into; None: the whole vocabulary is.
+    """
+
+    family = "gemma4-assistant"
+    own_rows = False
+    reading = Position()
+    hidden_at: Where = "post"
+
+    def __init__(self, target: Target, args: gemma4_text.ModelArgs, clusters: tuple[int, int] | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        trunk, size = target.text_model.args, args.hidden_size
+        self.pre_projection = nn.Linear(2 * trunk.hidden_size, size, bias=False)
+        self.post_projection = nn.Linear(size, trunk.hidden_size, bias=False)
+        self.model: Any = nn.Module()
+        self.model.embed_tokens = nn.Embedding(args.vocab_size, size)
+        self.model.layers = [gemma4_text.DecoderLayer(args, i) for i in range(args.num_hidden_layers)]
+        self.model.norm = nn.RMSNorm(size, eps=args.rms_norm_eps)
+        if clusters:
+            self.masked_embedding: Any = nn.Module()
+            self.masked_embedding.centroids = nn.Linear(size, clusters[0], bias=False)
+            self.masked_embedding.token_ordering = mx.zeros((args.vocab_size,), mx.int64)
+        self._clusters = clusters
+        self._target = target
+        own = trunk.layer_types[: trunk.num_hidden_layers - trunk.num_kv_shared_layers]
+        self._owners = {kind: i for i, kind in enumerate(own)}  # the last of each type
+
+    def make_cache(self, target_cache: Cache) -> Cache:
+        return [SharedRows(target_cache[self._owners[layer.layer_type]]) for layer in self.model.layers]
+
+    def __call__(self, hidden: mx.array, tokens: mx.array, cache: Cache) -> mx.array:
+        embedding = self._target.embed(tokens) * self._target.text_model.args.hidden_size**0.5
+        x = self.pre_projection(mx.concatenate([embedding, hidden], axis=-1))
+        rows = x.shape[1]
+        position = mx.array(cache[0].offset - rows + (self.reading.position == "next"))
+        for layer, shared in zip(self.model.layers, cache, strict=True):
+            keys, mask = shared.fetch(rows)
+            x, _, _ = layer(x, mask, None, shared_kv=keys, offset=position)
+        out: mx.array = self.model.norm(x)
+        return out
+
+    def logits(self, states: mx.array) -> mx.array:
+        if self._clusters is None:
+            logits: mx.array = self.model.embed_tokens.as_linear(states)
+            return logits
+        count, looked_into = self._clusters
+        scores = self.masked_embedding.centroids(states)
+        best = mx.argpartition(-scores, kth=looked_into - 1, axis=-1)[..., :looked_into]
+        ids = self.masked_embedding.token_ordering.reshape(count, -1)[best].flatten(-2)  # [B, T, tokens of the best]
+        chosen = (matrix_rows(self.model.embed_tokens, ids) @ states[..., None])[..., 0]
+        nothing = mx.full((*states.shape[:-1], self.masked_embedding.token_ordering.size), -mx.inf, chosen.dtype)
+        return mx.put_along_axis(nothing, ids, chosen, axis=-1)
+
+    def recycle(self, states: mx.array) -> mx.array:
+        hidden: mx.array = self.post_projection(states)
+        return hidden
+
+
+def build(
+    weights: dict[str, mx.array], target: Target, *, config: dict[str, Any] | None = None, **_: Any
+) -> tuple[Any, dict[str, mx.array]]:
+    """The head's module, still empty, and its weights."""
+    if not config or "text_config" not in config or "pre_projection.weight" not in weights:
+        raise HeadError("the head's tensors are not those of a Gemma 4 assistant")
+    text, trunk = config["text_config"], target.text_model.args
+    args = gemma4_text.ModelArgs.from_dict({**text, "num_kv_shared_layers": text["num_hidden_layers"]})
+    for name, ours, found in (
+        ("backbone_hidden_size", trunk.hidden_size, config.get("backbone_hidden_size")),
+        ("vocab_size", trunk.vocab_size, args.vocab_size),
+        ("head_dim", trunk.head_dim, args.head_dim),
+        ("global_head_dim", trunk.global_head_dim, args.global_head_dim),
+    ):
+        if ours != found:
+            raise HeadError(f"the assistant has {name} {found}, the model {ours}: they do not belong together")
+    clusters = (config["num_centroids"], config["centroid_intermediate_top_k"])
+    head = GemmaHead(target, args, clusters if config.get("use_ordered_embeddings") else None)
+    tied = {name: w for name, w in weights.items() if not name.startswith("lm_head.")}  # a copy of embed_tokens
+    return head, tied
+
+
+def repo(names: Iterable[str]) -> str | None:
+    """The assistant of a model of one of these names."""
+    found = next((match for name in names if (match := _NAME.search(name))), None)
+    return f"google/gemma-4-{found[1].upper()}-it-assistant" if found else None
+
+
+GEMMA = Family(GemmaHead.family, TRUNKS, build, layers=None, readings=(Position(), Position("last")), repo=repo)

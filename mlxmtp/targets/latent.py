@@ -1,0 +1,57 @@
+"""Latent attention (MLA) of a few rows in the order of products that mlx-lm has for one.
+
+For one row, mlx-lm takes the queries through `embed_q`, so that the latents themselves are keys and values. For
+several it expands every latent of the context into keys and values: other roundings, and at a long context far more
+work than all the rest of the pass.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.base import scaled_dot_product_attention
+
+from mlxmtp.targets.observe import rebind, replace_call
+
+_attention: Callable[..., mx.array] = scaled_dot_product_attention
+
+
+class LatentAttention:
+    """One attention module of mlx-lm that, while `on`, attends to the latents themselves in a pass over several rows.
+
+    Its weights must be in place: quantising a module later would undo this.
+    """
+
+    def __init__(self, attention: nn.Module) -> None:
+        self.on = False
+        self._embed_q = _original(attention.embed_q)
+        self._unembed_out = _original(attention.unembed_out)
+
+        def keys(module: nn.Module, x: mx.array, transpose: bool = True) -> mx.array:  # noqa: ARG001
+            # queries go in with transpose True, latents [B, 1, T, R] are expanded with False
+            return x if self.on and not transpose else self._embed_q(x, transpose)
+
+        def values(module: nn.Module, x: mx.array) -> mx.array:  # noqa: ARG001
+            return x if self.on else self._unembed_out(x)
+
+        replace_call(attention.embed_q, keys)
+        replace_call(attention.unembed_out, values)
+        rebind(attention, scaled_dot_product_attention=self._attend)
+
+    def _attend(self, queries: mx.array, keys: mx.array, values: mx.array, **options: Any) -> mx.array:
+        """Queries [B, heads, m, D]; while `on`, keys and values are the latents."""
+        if not self.on:
+            return _attention(queries, keys, values, **options)
+        return self._unembed_out(_attention(self._embed_q(queries), keys, values, **options))
+
+
+def _original(module: nn.Module) -> Callable[..., mx.array]:
+    """A module's own call, whatever its instance is made to do."""
+    return partial(type(module).__call__, module)
+
+
+def has_latents(attention: nn.Module) -> bool:
+    """Whether a module is of mlx-lm's kind of latent attention."""
+    return hasattr(attention, "embed_q") and hasattr(attention, "unembed_out")
