@@ -13,6 +13,7 @@ MoE models run on MLX's CPU backend in float32 or quantised only (`gather_mm` kn
 from tests.tiny.conversion import mlx_conversion, stack_experts
 from tests.tiny.files import load_weights, save_weights, write_json
 from tests.tiny.fp8 import Scales, fp8_twins
+from tests.tiny.gemma import GemmaKind, GemmaSizes, Style, assistant, gemma_checkpoint
 from tests.tiny.models import KINDS, Kind, Sizes, config, is_moe
 from tests.tiny.nextn import NEXTN_KINDS, NextNKind, NextNSizes, nextn_checkpoint, nextn_config
 from tests.tiny.packing import MODES, drafter, pack
@@ -27,14 +28,19 @@ __all__ = [
     "SPECIAL",
     "Arrays",
     "Experts",
+    "GemmaKind",
+    "GemmaSizes",
     "Kind",
     "NextNKind",
     "NextNSizes",
     "Scales",
     "Sizes",
+    "Style",
+    "assistant",
     "config",
     "drafter",
     "fp8_twins",
+    "gemma_checkpoint",
     "is_moe",
     "load_weights",
     "mlx_conversion",
