@@ -91,6 +91,11 @@ def is_head_name(name: str, config: Mapping[str, Any]) -> bool:
     return _NAME.fullmatch(name) is not None or _past_the_trunk(name, config) is not None
 
 
+def looks_like_head(name: str, config: Mapping[str, Any]) -> bool:
+    """The same, or a name of families that are not supported (`mtp_layers.`, `mtp_block.`; families.md 6, 14)."""
+    return is_head_name(name, config) or any(part.startswith("mtp_") or part == "mtp" for part in name.split("."))
+
+
 def _past_the_trunk(name: str, config: Mapping[str, Any]) -> tuple[str, str] | None:
     """Prefix and short name of a tensor in layer N, N + 1, ... of a trunk of N layers (`nextn`, families.md 3)."""
     layers = text_config(config).get("num_hidden_layers")

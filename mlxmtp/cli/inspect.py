@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mlxmtp.errors import HeadError, OptionError
+from mlxmtp.errors import HeadError, OptionError, PromptError
 from mlxmtp.units import size
 
 if TYPE_CHECKING:
+    from mlxmtp import Engine
+    from mlxmtp.chat.readings import Tried
     from mlxmtp.conversion.inspect import HeadReport, Report, Unreadable
     from mlxmtp.conversion.weights import Weights
     from mlxmtp.heads import SelfCheck
@@ -31,24 +34,32 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument("--json", action="store_true", help="print JSON")
     check = "try the head on a short text: loads the model, and downloads a repo that is not there"
     command.add_argument("--check", action="store_true", help=check)
+    readings = "try every way to read the head on which references disagree, and say which drafts best"
+    command.add_argument("--try-head", action="store_true", help=readings)
+    command.add_argument("--text", metavar="FILE", type=Path, help="the text to try it on (default: a built-in one)")
+    command.add_argument("--head", metavar="PATH|REPO", help="the head to try (default: the model's own)")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    tries = arguments.check or arguments.try_head
+    if not tries and (arguments.text or arguments.head):
+        raise OptionError("--text and --head are for trying a head; add --check or --try-head")
     if arguments.model is None:
-        if arguments.check:
-            raise OptionError("--check loads a model; name the one to check")
+        if tries:
+            raise OptionError("--check and --try-head load a model; name the one to try")
         return list_cache(as_json=arguments.json)
     from mlxmtp.conversion.inspect import inspect
 
     report = inspect(arguments.model)
-    check = checked(arguments.model) if arguments.check and report.speculates else None
     if arguments.json:
-        print(json.dumps(asdict(report) | ({"check": check and asdict(check)} if arguments.check else {}), indent=2))
+        print(json.dumps(asdict(report) | (tried(arguments, report) if tries else {}), indent=2))
         return 0
-    print(as_text(report))
-    if arguments.check:
-        print(row("check", outcome(check) if check else "there is no head to try"))
+    print(as_text(report), flush=True)
+    if tries and not (report.speculates or arguments.head):
+        print(row("check", "there is no head to try"))
+    elif tries:
+        show_tries(arguments)
     return 0
 
 
@@ -68,15 +79,80 @@ def list_cache(*, as_json: bool) -> int:
 
 def checked(model: str) -> SelfCheck:
     """The head's drafts held against the trunk on a short text."""
+    return check(*head_and_text(model, None, None))
+
+
+def check(engine: Engine, tokens: list[int]) -> SelfCheck:
+    from mlxmtp.heads import self_check
+
+    assert engine.mtp is not None
+    return self_check(engine.target, engine.mtp, tokens)
+
+
+def head_and_text(model: str, head: str | None, file: Path | None) -> tuple[Engine, list[int]]:
+    """A model with its head, and the tokens to try it on.
+
+    Raises:
+        HeadError: it has none. PromptError: the file cannot be read.
+    """
     import mlxmtp
     from mlxmtp.chat.prompt import encode
-    from mlxmtp.heads import self_check
     from mlxmtp.heads.check import TEXT
 
-    engine = mlxmtp.load(model)
+    try:
+        text = file.read_text(encoding="utf-8") if file else TEXT
+    except (OSError, UnicodeError) as error:
+        raise PromptError(f"{file}: cannot be read as UTF-8 text ({error})") from error
+    engine = mlxmtp.load(model, head=head)
     if engine.mtp is None:
         raise HeadError(f"{model}: no head to try: {engine.plain_because}")
-    return self_check(engine.target, engine.mtp, encode(engine.tokenizer, TEXT, raw=True))
+    return engine, encode(engine.tokenizer, text, raw=True)
+
+
+def tried(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
+    """What trying the head adds to the JSON of a report; null where there is none."""
+    from mlxmtp.chat.readings import try_readings
+
+    if not (report.speculates or arguments.head):
+        return {"check": None}
+    engine, tokens = head_and_text(arguments.model, arguments.head, arguments.text)
+    found: dict[str, Any] = {"check": asdict(check(engine, tokens))} if arguments.check else {}
+    if arguments.try_head:
+        found["readings"] = [asdict(one) for one in try_readings(engine, tokens)]
+    return found
+
+
+def show_tries(arguments: argparse.Namespace) -> None:
+    from mlxmtp.chat.readings import try_readings
+
+    engine, tokens = head_and_text(arguments.model, arguments.head, arguments.text)
+    if arguments.check:
+        print(row("check", outcome(check(engine, tokens))), flush=True)
+    if arguments.try_head:
+        every = []
+        for one in try_readings(engine, tokens):
+            every.append(one)
+            print(row("" if len(every) > 1 else "read", reading(one)), flush=True)
+        print(row("best", verdict(every)))
+
+
+def reading(one: Tried) -> str:
+    stood = ", ".join(f"{share:.0%}" for share in one.acceptance)
+    named = choices(one) + (" (default)" if one.default else "")
+    a_round = f"{one.tokens_per_round:.2f} ± {one.standard_error:.2f} tokens a round"
+    return f"{named}: {a_round}; drafts accepted at depth 1, 2, 3: {stood}"
+
+
+def choices(one: Tried) -> str:
+    return ", ".join(f"{name} {value}" for name, value in one.reading.items())
+
+
+def verdict(every: list[Tried]) -> str:
+    default = next(one for one in every if one.default)
+    best = max(every, key=lambda one: one.tokens_per_round)
+    if not best.clearly_beats(default):
+        return f"none is clearly better than the default, over {default.rounds} rounds and more"
+    return f"{choices(best)}; please report it with this table: the default of this family should change"
 
 
 def outcome(check: SelfCheck) -> str:

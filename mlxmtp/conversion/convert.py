@@ -18,7 +18,7 @@ from mlxmtp.conversion.side_car import SideCar, side_car
 from mlxmtp.conversion.sources import OnBytes
 from mlxmtp.conversion.staging import check_absent, check_outside, check_space, staged_folder
 from mlxmtp.errors import OptionError
-from mlxmtp.heads import NoHeadError, load_head
+from mlxmtp.heads import NoHeadError, fetched, judge, load_head
 from mlxmtp.targets import Target, load_target
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -115,9 +115,13 @@ def convert(
 def _head_of(checkpoint: Checkpoint, target: Target, bits: int | None) -> tuple[SideCar | None, str | None]:
     """The head, packed, or why there is none."""
     try:
-        return side_car(load_head(checkpoint, target, lazy=True), target, bits, *_origin(checkpoint)), None
+        source = fetched(judge(checkpoint))
+        head = load_head(checkpoint, target, source, lazy=True)
     except NoHeadError as reason:
         return None, str(reason)
+    assert source.files is not None
+    origin = (source.repo, None) if source.repo else _origin(checkpoint)
+    return side_car(head, target, bits, *origin, source.files.facts.get("config")), None
 
 
 def _origin(checkpoint: Checkpoint) -> tuple[str, str | None]:

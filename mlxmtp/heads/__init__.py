@@ -2,7 +2,7 @@
 
 from mlxmtp.heads.check import SelfCheck, self_check
 from mlxmtp.heads.head import Head
-from mlxmtp.heads.loading import HeadSource, NoHeadError, build_head, judge, load_head, norms_of, trunk_is_raw
+from mlxmtp.heads.loading import HeadSource, NoHeadError, build_head, fetched, judge, load_head, norms_of, trunk_is_raw
 
 __all__ = [
     "Head",
@@ -10,6 +10,7 @@ __all__ = [
     "NoHeadError",
     "SelfCheck",
     "build_head",
+    "fetched",
     "judge",
     "load_head",
     "norms_of",

@@ -25,7 +25,7 @@ class Family:
         norms_are_raw: tells from values whether norms lack their offset; None: the family's norms have none.
         layers: how many a head may have; None: any number.
         readings: how its heads can be read, where references disagree; the first is what is done.
-        repo: for heads that come as models of their own, the one that belongs to a trunk of such names.
+        repo: of heads that are models of their own, the one that belongs to a trunk of such names.
     """
 
     name: str
@@ -35,4 +35,4 @@ class Family:
     norms_are_raw: Callable[..., bool] | None = None
     layers: int | None = 1
     readings: tuple[Any, ...] = READINGS
-    repo: Callable[[Iterable[str]], str | None] = lambda _: None
+    repo: Callable[[Iterable[str]], str | None] | None = None

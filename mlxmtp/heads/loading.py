@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import infer_quant_config
 
 from mlxmtp.checkpoints import Checkpoint, HeadFiles, Norms, TensorInfo, dequantise_fp8, find_head, open_checkpoint
+from mlxmtp.checkpoints.head_files import looks_like_head
 from mlxmtp.checkpoints.hub import cached
 from mlxmtp.errors import CheckpointError, HeadError, is_out_of_memory
 from mlxmtp.heads.families import family_of
@@ -19,7 +20,7 @@ from mlxmtp.heads.family import Family
 from mlxmtp.heads.head import Head
 from mlxmtp.targets import Target, materialise
 
-DECLARED = ("mtp_num_hidden_layers", "num_nextn_predict_layers")
+DECLARED = ("mtp_num_hidden_layers", "num_nextn_predict_layers", "num_mtp_modules")
 """Keys of configs that tell of a head."""
 
 
@@ -72,7 +73,9 @@ def judge(checkpoint: Checkpoint, head: str | Path | None = None) -> HeadSource:
         NoHeadError, HeadError: as `load_head`.
         CheckpointError: `head` cannot be opened.
     """
-    family = _family(checkpoint.model_type)
+    family = family_of(checkpoint.model_type)
+    if family is None:
+        raise NoHeadError(_unsupported(checkpoint))
     if head is not None:
         source = _apart(str(head))
     else:
@@ -98,14 +101,16 @@ def _by_name(family: Family, checkpoint: Checkpoint) -> HeadSource:
     Raises:
         NoHeadError: there is no such name, or the model is a folder and the head not in the cache.
     """
+    if family.repo is None:
+        raise NoHeadError(_absent(checkpoint, family))
     names = (checkpoint.repo, checkpoint.base, checkpoint.folder.name)
     repo = family.repo(name for name in names if name)
     if repo is None:
-        raise NoHeadError(_absent(checkpoint))
+        raise NoHeadError(f"its head, a {family.name}, is a model of its own; --head PATH|REPO takes it from there")
     if cached(repo):
         return replace(_apart(repo), by_name=True)
     if checkpoint.repo is None:
-        raise NoHeadError(f"its head is a model of its own; --head {repo} fetches it")
+        raise NoHeadError(f"its head is a model of its own; --head {repo} fetches and uses it")
     return HeadSource(None, None, repo, by_name=True)
 
 
@@ -129,7 +134,9 @@ def build_head(files: HeadFiles, target: Target, *, trunk_is_raw: bool | None, l
     Args:
         trunk_is_raw: what `trunk_is_raw` says of the tensors that stood beside the head.
     """
-    family = _family(target.model_type)
+    family = family_of(target.model_type)
+    if family is None:
+        raise NoHeadError(f"no MTP head family for model type {target.model_type!r} yet")
     try:
         weights = dequantise_fp8(_read(files))
         facts = {"stated": files.norms, "config": files.facts.get("config")}
@@ -153,22 +160,33 @@ def norms_of(files: HeadFiles, checkpoint: Checkpoint) -> Norms | None:
     return "raw" if raw else "shifted"
 
 
-def _family(model_type: str) -> Family:
-    family = family_of(model_type)
-    if family is None:
-        raise NoHeadError(f"no MTP head family for model type {model_type!r} yet")
-    return family
+def _unsupported(checkpoint: Checkpoint) -> str:
+    """What is said of a model without a family: whether there would be a head."""
+    known = f"no MTP head family for model type {checkpoint.model_type!r} yet"
+    try:
+        find_head(checkpoint.config, checkpoint.tensors)
+    except HeadError as error:
+        return f"{known}; {error}"
+    if tensors := sorted(name for name in checkpoint.tensors if looks_like_head(name, checkpoint.config)):
+        return f"{known}; the files hold {len(tensors)} tensors of a head ({tensors[0]}, ...)"
+    if declared := _declared(checkpoint):
+        return f"{known}; the config declares a head ({declared}), but the files do not hold it"
+    return known
 
 
-def _absent(checkpoint: Checkpoint) -> str:
-    if any(checkpoint.text_config.get(key) for key in DECLARED):
+def _absent(checkpoint: Checkpoint, family: Family) -> str:
+    if _declared(checkpoint):
         known = "the config declares one"
-    elif checkpoint.model_type in _family(checkpoint.model_type).silent:
+    elif checkpoint.model_type in family.silent:
         known = "the original has one"
     else:
         return "the files hold no MTP head (no mtp.* tensors)"
     fetch = f"mlxmtp attach {quote(checkpoint.name)} --from {checkpoint.base or 'ORIGINAL'}"
     return f"the files hold no MTP head (no mtp.* tensors), but {known}; `{fetch}` fetches it"
+
+
+def _declared(checkpoint: Checkpoint) -> str | None:
+    return next((key for key in DECLARED if checkpoint.text_config.get(key)), None)
 
 
 def _read(files: HeadFiles) -> dict[str, mx.array]:

@@ -46,7 +46,7 @@ def check_architecture(checkpoint: Checkpoint) -> None:
     name, kind = checkpoint.name, checkpoint.model_type
     if trunk_type(kind):
         fetch = f"mlxmtp attach MODEL --from {quote(name)}"
-        raise CheckpointError(f"{name}: a head without its model; `{fetch}` gives it to one")
+        raise CheckpointError(f"{name}: a head without its model; `{fetch}` gives it to one, --head lends it")
     try:
         _model_classes(checkpoint.config, frozenset())
     except ValueError as error:

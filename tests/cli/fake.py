@@ -46,6 +46,7 @@ class Engine:
     ending: BaseException | None = None
     head: str | None = "qwen3_5"
     plain_because: str | None = None
+    head_source: Any = None
     stats: Stats = STATS
     pause_s: float = 0.0
     prefill: tuple[tuple[int, int], ...] = ()
@@ -55,7 +56,7 @@ class Engine:
     loaded: list[Any] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
 
-    def load(self, path_or_repo: str | None = None, *, mtp: bool = True) -> "Engine":
+    def load(self, path_or_repo: str | None = None, *, mtp: bool = True, head: str | None = None) -> "Engine":
         self.loaded.append((path_or_repo, mtp))
         return self
 

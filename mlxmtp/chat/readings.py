@@ -1,0 +1,99 @@
+"""Which reading of a head drafts best: where references disagree, acceptance tells (families.md 0.2)."""
+
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mlxmtp.chat.engine import DEFAULT_DEPTH, Engine
+from mlxmtp.decoding.depth import FixedDepth
+from mlxmtp.decoding.drafters import MTPChain
+from mlxmtp.decoding.loop import Kept, speculate
+from mlxmtp.decoding.sampling import Sampling
+from mlxmtp.decoding.sequence import Sequence
+from mlxmtp.decoding.stats import Round
+from mlxmtp.decoding.verifier import Verifier
+from mlxmtp.errors import HeadError, PromptError
+from mlxmtp.heads.families import family_of
+
+STARTS = 16
+"""Places in the text from which it is continued."""
+TOKENS = 32
+"""Greedy tokens from each."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One reading: its choices by name, whether it is the default, and what came of it at depths 1 to 3.
+
+    Args:
+        rounds: how many the figures are from. acceptance: the share of rounds whose draft stood, by depth.
+        standard_error: of tokens_per_round.
+    """
+
+    reading: dict[str, str]
+    default: bool
+    rounds: int
+    acceptance: tuple[float, ...]
+    tokens_per_round: float
+    standard_error: float
+
+    def clearly_beats(self, other: "Tried") -> bool:
+        """By more than two standard errors of the difference."""
+        error = math.hypot(self.standard_error, other.standard_error)
+        return self.tokens_per_round - other.tokens_per_round > 2 * error
+
+
+def try_readings(engine: Engine, tokens: list[int]) -> Iterator[Tried]:
+    """Continue a text greedily with every reading of the engine's head; the tokens are the same, the drafts are not.
+
+    Args:
+        tokens: of the text, at least `STARTS`.
+
+    Raises:
+        HeadError: there is no head. PromptError: the text is too short, or leaves no room in the context.
+    """
+    head, family = engine.mtp, family_of(engine.target.model_type)
+    if head is None or family is None:
+        raise HeadError(f"{engine.name}: no head to try: {engine.plain_because}")
+    if not STARTS <= len(tokens) <= engine.context - TOKENS:
+        raise PromptError(f"the text has {len(tokens)} tokens; expected {STARTS} to {engine.context - TOKENS}")
+    used = head.reading
+    try:
+        for reading in family.readings:
+            _read_as(engine, reading)
+            rounds = [
+                one
+                for start in range(1, STARTS + 1)
+                for one in _continued(engine, tokens[: start * len(tokens) // STARTS])
+            ]
+            yield _summed(reading, rounds, default=reading == family.readings[0])
+    finally:
+        _read_as(engine, used)
+
+
+def _read_as(engine: Engine, reading: Any) -> None:
+    assert engine.mtp is not None
+    engine.mtp.reading = reading
+    engine.target.hidden_at = engine.mtp.hidden_at
+
+
+def _continued(engine: Engine, prompt: list[int]) -> Iterator[Round]:
+    """The rounds after a prompt, past end tokens; the last, which the limit may have cut short, is left out."""
+    assert engine.mtp is not None
+    sequence = Sequence(engine.target, engine.mtp)
+    sequence.prefill(prompt)
+    policy, everything = FixedDepth(DEFAULT_DEPTH), lambda tokens: Kept(len(tokens), None)
+    for one in speculate(
+        engine.target, MTPChain(engine.mtp), sequence, Verifier(Sampling()), policy, everything, TOKENS
+    ):
+        if one.drafted == DEFAULT_DEPTH:
+            yield one
+
+
+def _summed(reading: Any, rounds: list[Round], *, default: bool) -> Tried:
+    count = len(rounds)
+    stood = tuple(sum(one.accepted > depth for one in rounds) / count for depth in range(DEFAULT_DEPTH))
+    variance = statistics.pvariance(one.accepted for one in rounds)
+    return Tried(asdict(reading), default, count, stood, 1 + sum(stood), math.sqrt(variance / count))
