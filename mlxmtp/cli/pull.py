@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from mlxmtp.cli.report import warn
 from mlxmtp.errors import CheckpointError
@@ -24,14 +25,27 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from mlxmtp.conversion.pull import head_to_pull
+
+    snapshot = pulled(arguments.repo, arguments.revision, force=arguments.force)
+    if head := head_to_pull(snapshot):
+        try:
+            pulled(head, None, force=arguments.force)
+        except CheckpointError as error:
+            warn(f"the model is here, its head is not: {error}")
+    return 0
+
+
+def pulled(repo: str, revision: str | None, *, force: bool) -> Path:
     from mlxmtp.conversion.pull import plan_pull, pull
 
-    plan = plan_pull(arguments.repo, arguments.revision)
+    plan = plan_pull(repo, revision)
     if warning := plan.memory_warning:
-        if not arguments.force:
+        if not force:
             raise CheckpointError(f"{plan.repo}: {warning}; --force downloads it all the same")
         warn(warning)
     due = f"{size(plan.missing_bytes)} to download" if plan.missing_bytes else "all of it in the Hub cache"
     print(f"{plan.repo}: {size(plan.nbytes)}, {due}", file=sys.stderr)
-    print(pull(plan))
-    return 0
+    snapshot = pull(plan)
+    print(snapshot)
+    return snapshot

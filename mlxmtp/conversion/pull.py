@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.checkpoints.hub import (
     REPO,
     RemoteRepo,
@@ -16,6 +17,7 @@ from mlxmtp.checkpoints.hub import (
 from mlxmtp.checkpoints.tensors import EXPECTED, contents
 from mlxmtp.conversion.staging import check_space
 from mlxmtp.errors import CheckpointError
+from mlxmtp.heads import judge
 from mlxmtp.units import size
 
 USABLE = 0.75
@@ -79,3 +81,12 @@ def pull(plan: Plan) -> Path:
     """
     download_again(plan.repo, plan.commit, plan.damaged)
     return download(plan.repo, plan.revision)  # by the name asked for: the cache keeps what `main` is, for offline use
+
+
+def head_to_pull(snapshot: Path) -> str | None:
+    """The repo of a model's head, where that is a model of its own and not in the cache yet."""
+    try:
+        source = judge(open_checkpoint(snapshot))
+    except CheckpointError:
+        return None
+    return source.repo if source.files is None else None

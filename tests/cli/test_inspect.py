@@ -160,7 +160,7 @@ def test_check_warns_of_a_damaged_head(inspect, raw, tmp_path, source, damage, s
 
 def test_check_without_a_head(inspect, stripped, hub):
     assert inspect(stripped, "--check").out.splitlines()[-1] == "check   there is no head to try"
-    assert_refused(inspect("--check"), "--check loads a model; name the one to check")
+    assert_refused(inspect("--check"), "--check and --try-head load a model; name the one to try")
 
 
 def nothing_in_it(folder: Path) -> Path:

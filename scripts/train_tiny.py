@@ -1,0 +1,162 @@
+"""Train the tiny checkpoints of the acceptance tests: tests/trained/KIND, one for each family, in minutes on two cores.
+
+A byte-level model of three to six small layers and its head learn school mathematics (GSM8K, MIT licence) together:
+the head from the trunk's hidden states, at depths 1 to 3, every depth fed with what the one before it recycles. They
+prove that a head which was trained drafts better than chance at every depth, which random weights cannot.
+
+    pip install -e '.[cpu]'
+    python scripts/train_tiny.py [KIND ...] [--steps 1500]
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from mlxmtp import Engine, load  # noqa: E402
+from mlxmtp.conversion.attach import attach  # noqa: E402
+from mlxmtp.conversion.convert import Packing, convert  # noqa: E402
+from tests import tiny  # noqa: E402
+
+CORPUS = ROOT.parent / "shared" / "corpora" / "gsm8k_train.jsonl"
+DEPTHS, LENGTH, ROWS, RATE, WARM = 3, 96, 8, 4e-3, 20
+HELD_OUT = 24  # examples, written beside the checkpoints
+KINDS: dict[str, dict[str, Any]] = {
+    "gemma4": {"style": "E2B", "window": 32, "clusters": 24, "looked_into": 8, "drafter_hidden": 64},
+    "glm4_moe": {},
+    "glm4_moe_lite": {},
+    "deepseek_v3": {},
+    "deepseek_v32": {"index_topk": 32},
+}
+
+
+def main() -> None:
+    """Train and write."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument(
+        "kinds", nargs="*", choices=[*KINDS, []], metavar="KIND", help=f"of {', '.join(KINDS)}; default: all"
+    )
+    parser.add_argument("--steps", type=int, default=1500, help="default: %(default)s")
+    parser.add_argument("--corpus", type=Path, default=CORPUS, help="gsm8k_train.jsonl")
+    parser.add_argument("--out", type=Path, default=ROOT / "tests" / "trained", help="default: %(default)s")
+    options = parser.parse_args()
+    texts = examples(options.corpus)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "held_out.txt").write_text("".join(texts[:HELD_OUT]))
+    for kind in options.kinds or KINDS:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = untrained(kind, Path(scratch))
+            engine = load(folder)
+            train(kind, engine, batches(engine, "".join(texts[HELD_OUT:])), options.steps)
+            save(engine, folder)
+            dest = options.out / kind
+            shutil.rmtree(dest, ignore_errors=True)
+            convert(folder, dest, packing=Packing(bits=8, group_size=32), head_bits=8)
+            print(f"{dest}: {sum(file.stat().st_size for file in dest.iterdir()) / 1000:.0f} kB")
+
+
+def examples(corpus: Path) -> list[str]:
+    if not corpus.is_file():
+        sys.exit(f"train_tiny needs {corpus}: GSM8K's gsm8k_train.jsonl; name yours with --corpus")
+    lines = [json.loads(line) for line in corpus.read_text().splitlines()]
+    return [f"{one['question']}\n{one['answer']}\n\n" for one in lines]
+
+
+def untrained(kind: str, scratch: Path) -> Path:
+    """A random checkpoint in MLX layout, with its head beside it."""
+    options = KINDS[kind]
+    if kind != "gemma4":
+        return convert(tiny.nextn_checkpoint(scratch / "raw", kind, **options), scratch / "mlx").folder
+    folder = convert(tiny.gemma_checkpoint(scratch / "raw", **options), scratch / "mlx").folder
+    attach(folder, str(tiny.assistant(scratch / "assistant", **options)))
+    return folder
+
+
+def batches(engine: Engine, text: str) -> Iterator[mx.array]:
+    """Rows [ROWS, LENGTH] of the text, cut anywhere."""
+    tokens = np.array(engine.tokenizer.encode(text, verbose=False))
+    rng = np.random.default_rng(0)
+    while True:
+        starts = rng.integers(0, len(tokens) - LENGTH, ROWS)
+        yield mx.array(np.stack([tokens[start : start + LENGTH] for start in starts]))
+
+
+class Pair(nn.Module):
+    """Trunk and head, trained as one."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self.trunk, self.head = engine.target.model, engine.mtp
+        self._target = engine.target
+        self.head.freeze(keys=["token_ordering"])
+
+    def losses(self, ids: mx.array) -> list[mx.array]:
+        """Cross-entropies of the trunk, and of the head at each depth."""
+        cache = self._target.make_cache()
+        logits, hidden = self._target.forward(ids, cache)
+        found = [cross_entropy(logits, ids, 1)]
+        for depth in range(1, DEPTHS + 1):
+            following = mx.concatenate([ids[:, depth:], mx.zeros_like(ids[:, :depth])], axis=1)
+            states = self.head(hidden, following, self.head.make_cache(cache))
+            found.append(self.head_loss(states, ids, depth + 1))
+            hidden = self.head.recycle(states)
+        return found
+
+    def head_loss(self, states: mx.array, ids: mx.array, ahead: int) -> mx.array:
+        """Of a head that looks into clusters only, that of the clusters is added to that of the whole vocabulary."""
+        if getattr(self.head, "masked_embedding", None) is None:
+            return cross_entropy(self.head.logits(states), ids, ahead)
+        order, count = self.head.masked_embedding.token_ordering, self.head.masked_embedding.centroids.weight.shape[0]
+        cluster = mx.argsort(order) // (order.size // count)
+        scores = self.head.masked_embedding.centroids(states)
+        return cross_entropy(self.head.model.embed_tokens.as_linear(states), ids, ahead) + cross_entropy(
+            scores, cluster[ids], ahead
+        )
+
+
+def cross_entropy(logits: mx.array, ids: mx.array, ahead: int) -> mx.array:
+    return nn.losses.cross_entropy(logits[:, :-ahead].astype(mx.float32), ids[:, ahead:], reduction="mean")
+
+
+def train(kind: str, engine: Engine, data: Iterator[mx.array], steps: int) -> None:
+    pair = Pair(engine)
+    pair.train()
+    optimizer = optim.AdamW(optim.join_schedules(
+        [optim.linear_schedule(0.0, RATE, WARM), optim.cosine_decay(RATE, steps - WARM, RATE / 20)], [WARM]
+    ))  # fmt: skip
+    step = nn.value_and_grad(pair, lambda ids: sum(pair.losses(ids)))
+    start = time.monotonic()
+    for number in range(1, steps + 1):
+        ids = next(data)
+        loss, gradients = step(ids)
+        gradients, _ = optim.clip_grad_norm(gradients, 1.0)
+        optimizer.update(pair, gradients)
+        mx.eval(pair.parameters(), optimizer.state, loss)
+        if number % 100 == 0 or number == steps:
+            parts = ", ".join(f"{float(part):.2f}" for part in pair.losses(ids))
+            print(f"{kind} {number}/{steps}, {time.monotonic() - start:.0f} s: {parts}", flush=True)
+
+
+def save(engine: Engine, folder: Path) -> None:
+    """Put the trained weights where the random ones were."""
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(engine.target.model.parameters())))
+    head = {f"mtp.{name}": weight for name, weight in tree_flatten(engine.mtp.parameters())}
+    mx.save_safetensors(str(folder / "mtp.safetensors"), head)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""`inspect --try-head`: the reading that a head was trained with stands out, and trying changes nothing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlxmtp import load
+from mlxmtp.chat import readings
+from mlxmtp.chat.readings import TOKENS, try_readings
+from mlxmtp.cli import main
+from mlxmtp.errors import HeadError, PromptError
+from mlxmtp.heads.head import READINGS
+from tests import tiny
+from tests.running import generated
+
+TEXT = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. " * 2
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random head is right so rarely that every token takes a round."""
+    monkeypatch.setattr(readings, "STARTS", 6)
+
+
+def test_every_reading_is_tried_and_the_default_comes_first(raw_checkpoint: Callable[..., Path]) -> None:
+    engine = load(raw_checkpoint("qwen3_5", dtype="float32", vocab=16))
+    before = generated(engine, [5, 6, 7], 40, depth=3)
+    found = list(try_readings(engine, [3 + i % 13 for i in range(40)]))
+    assert [one.reading for one in found] == [vars(reading) for reading in READINGS]
+    assert [one.default for one in found] == [True, False, False, False]
+    assert len({one.acceptance for one in found}) > 1, "a reading that changes no draft is not read"
+    for one in found:
+        assert one.tokens_per_round == 1 + sum(one.acceptance)
+        assert list(one.acceptance) == sorted(one.acceptance, reverse=True)
+    assert engine.mtp.reading == READINGS[0]
+    assert engine.target.hidden_at == "post"
+    assert generated(engine, [5, 6, 7], 40, depth=3) == before
+
+
+@pytest.mark.parametrize("reading", READINGS, ids=str)
+def test_every_reading_is_exact(raw_checkpoint: Callable[..., Path], reading) -> None:
+    """A reading decides what is drafted, never what is said."""
+    engine = load(raw_checkpoint("qwen3_5", dtype="float32", vocab=16))
+    expected = generated(engine, [5, 6, 7], 60, depth=0)
+    engine.mtp.reading, engine.target.hidden_at = reading, reading.fed
+    assert generated(engine, [5, 6, 7], 60, depth=3) == expected
+
+
+def test_the_reading_of_training_wins_clearly() -> None:
+    """A trained head reads states after the norm; with a norm far from 1, what stands before it is another thing."""
+    engine = load()
+    norm = engine.target.text_model.model.norm
+    scale = mx.where(mx.arange(norm.weight.size) % 2 == 0, 3.0, 1 / 3).astype(norm.weight.dtype)
+    head_norm = engine.mtp.pre_fc_norm_hidden
+    norm.weight, head_norm.weight = norm.weight * scale, head_norm.weight / scale
+    found = list(try_readings(engine, engine.tokenizer.encode(TEXT)))
+    post = next(one for one in found if one.reading == {"fed": "post", "recycled": "post"})
+    pre = next(one for one in found if one.reading == {"fed": "pre", "recycled": "post"})
+    assert post.clearly_beats(pre)
+    assert not pre.clearly_beats(post)
+
+
+def test_too_short_a_text_and_no_head_are_refused(raw_checkpoint: Callable[..., Path]) -> None:
+    engine = load(raw_checkpoint("qwen3_5", vocab=16))
+    with pytest.raises(PromptError, match="the text has 3 tokens; expected 6 to"):
+        list(try_readings(engine, [5, 6, 7]))
+    with pytest.raises(PromptError, match=f"to {engine.context - TOKENS}"):
+        list(try_readings(engine, [5] * engine.context))
+    plain = load(raw_checkpoint("qwen3_5", vocab=16), mtp=False)
+    with pytest.raises(HeadError, match="MTP was switched off"):
+        list(try_readings(plain, [5] * 40))
+
+
+def test_the_command_prints_a_row_a_reading(
+    raw_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = raw_checkpoint("qwen3_5", dtype="float32")
+    (tmp_path / "text.txt").write_text(TEXT)
+    command = ["inspect", str(folder), "--try-head", "--text", str(tmp_path / "text.txt")]
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()[-5:]
+    assert [line[:8] for line in lines] == ["read    ", *["        "] * 3, "best    "]
+    assert lines[0].startswith("read    fed post, recycled post (default): 1.0")
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["readings"]
+    assert [one["default"] for one in found] == [True, False, False, False]
+
+
+def test_the_command_refuses_what_it_cannot_try(
+    raw_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(raw_checkpoint("qwen3_5", dtype="float32"))
+    stripped = str(tiny.raw_checkpoint(tmp_path / "stripped", "qwen3_5", head=False))
+    for arguments, words in (
+        (["--try-head"], "name the one to try"),
+        ([folder, "--text", "x"], "add --check or --try-head"),
+        ([folder, "--try-head", "--text", str(tmp_path / "nowhere")], "cannot be read as UTF-8 text"),
+        ([stripped, "--try-head", "--head", stripped], "has no MTP head"),
+    ):
+        assert main(["inspect", *arguments]) == 2, arguments
+        assert words in capsys.readouterr().err
+    assert main(["inspect", stripped, "--try-head"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "check   there is no head to try"

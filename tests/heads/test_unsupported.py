@@ -1,0 +1,85 @@
+"""Models whose heads are not supported, or not there: recognised, answered with the reason, and decoded plainly."""
+
+from pathlib import Path
+
+import mlx.core as mx
+import mlx_lm
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models import minimax
+
+from mlxmtp import load
+from mlxmtp.checkpoints import Checkpoint, TensorInfo
+from mlxmtp.heads import NoHeadError, judge
+from tests import tiny
+from tests.running import generated, reference
+
+HEADS = {  # model type: layers of the trunk, a tensor of the head (families.md 6 to 19)
+    "mimo": (4, "model.mtp_layers.0.input_proj.weight"),
+    "mimo_v2_flash": (4, "model.mtp.layers.0.eh_proj.weight"),
+    "step3p5": (4, "model.layers.4.transformer.shared_head.output.weight"),
+    "nemotron_h": (4, "mtp.layers.0.eh_proj.weight"),
+    "ernie4_5_moe": (4, "model.mtp_linear_proj.0.weight"),
+    "exaone_moe": (4, "mtp.layers.0.mlp.up_proj.weight"),
+    "longcat_flash": (4, "model.mtp.layers.0.eh_proj.weight"),
+    "bailing_hybrid": (4, "model.layers.4.final_layernorm.weight"),
+    "minimax_m3_vl": (4, "language_model.model.mtp.layers.0.enorm.weight"),
+    "hy_v3": (4, "model.layers.4.final_layernorm.weight"),
+}
+
+
+def checkpoint(model_type: str, tensors: list[str], **config: object) -> Checkpoint:
+    info = TensorInfo(Path("model.safetensors"), "BF16", (8, 8), 0, 128)
+    return Checkpoint(Path("model"), {"model_type": model_type, **config}, dict.fromkeys(tensors, info))
+
+
+@pytest.mark.parametrize("model_type", HEADS)
+def test_a_head_of_another_family_is_seen(model_type: str) -> None:
+    layers, name = HEADS[model_type]
+    trunk = ["model.embed_tokens.weight", "model.layers.3.mlp.up_proj.weight"]
+    with pytest.raises(NoHeadError) as said:
+        judge(checkpoint(model_type, [*trunk, name], num_hidden_layers=layers))
+    assert f"no MTP head family for model type '{model_type}' yet" in str(said.value)
+    assert f"the files hold 1 tensors of a head ({name}, ...)" in str(said.value)
+    with pytest.raises(NoHeadError) as without:
+        judge(checkpoint(model_type, trunk, num_hidden_layers=layers))
+    assert str(without.value) == f"no MTP head family for model type '{model_type}' yet"
+
+
+def test_dspark_stages_are_named() -> None:
+    with pytest.raises(NoHeadError, match=r"'deepseek_v41' yet; the mtp.* tensors are DSpark stages"):
+        judge(checkpoint("deepseek_v41", ["mtp.0.markov_head.markov_w1.weight"], num_hidden_layers=4))
+
+
+def minimax_m2(folder: Path, *, head: bool) -> Path:
+    config = {
+        "model_type": "minimax_m2", "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 512, "num_experts_per_tok": 2, "num_local_experts": 4,
+        "shared_intermediate_size": 0, "num_hidden_layers": 2, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+        "rotary_dim": 16, "vocab_size": 288, "use_mtp": True, "num_mtp_modules": 3,
+    }  # fmt: skip
+    mx.random.seed(0)
+    weights = dict(tree_flatten(minimax.Model(minimax.ModelArgs.from_dict(config)).parameters()))
+    if head:
+        weights["model.layers.2.enorm.weight"] = mx.ones((64,))
+    tiny.save_weights(folder, weights, made_by="pt")
+    tiny.write_json(folder / "config.json", config)
+    tiny.tokenizer(folder, 288)
+    return folder
+
+
+def test_minimax_m2_declares_a_head_that_is_not_there(tmp_path: Path) -> None:
+    engine = load(minimax_m2(tmp_path, head=False))
+    assert engine.head is None
+    assert "the config declares a head (num_mtp_modules), but the files do not hold it" in engine.plain_because
+    assert generated(engine, [5, 6, 7], 40, depth=0) == reference(engine, [5, 6, 7], 40)
+
+
+def test_a_trunk_loads_without_a_head_that_mlx_lm_stumbles_over(tmp_path: Path) -> None:
+    """mlx-lm keeps the layers past a MiniMax trunk's last, and then finds no place for them."""
+    folder = minimax_m2(tmp_path, head=True)
+    with pytest.raises(ValueError, match="parameters not in model"):
+        mlx_lm.utils.load_model(folder)
+    engine = load(folder)
+    assert "the files hold 1 tensors of a head (model.layers.2.enorm.weight, ...)" in engine.plain_because
+    assert generated(engine, [5, 6, 7], 40, depth=0) == reference(engine, [5, 6, 7], 40)
