@@ -9,7 +9,6 @@ import mlx.nn as nn
 from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt_cache
 
 from mlxmtp.checkpoints import text_config
-from mlxmtp.errors import CheckpointError
 from mlxmtp.targets.latent import LatentAttention, has_latents
 from mlxmtp.targets.observe import observe
 from mlxmtp.targets.recurrent import RecurrentLayer, RecurrentRows
@@ -36,9 +35,8 @@ class Target:
         self.config = config
         self.hidden_at: Where = "post"
         self._trunk: Any = getattr(self.text_model, "model", None)
-        if self._trunk is None or not hasattr(self._trunk, "norm"):
-            raise CheckpointError(f"model type {config.get('model_type')!r} is not supported: no final norm to tap")
-        self._final_norm = observe(self._trunk.norm, open=True)
+        norm = getattr(self._trunk, "norm", None)
+        self._final_norm = None if norm is None else observe(norm, open=True)  # None: no family of heads stands on it
         self._recurrent = {
             i: RecurrentLayer(layer.linear_attn)
             for i, layer in enumerate(model.layers)
@@ -81,6 +79,8 @@ class Target:
     def forward(self, tokens: mx.array, cache: Cache) -> tuple[mx.array, mx.array]:
         """Feed tokens [B, T]; returns logits [B, T, V] and hidden states [B, T, H], as `hidden_at` says."""
         logits: mx.array = self.model(tokens, cache=cache)
+        if self._final_norm is None:
+            return logits, mx.zeros((*tokens.shape, 0))
         hidden = self._final_norm.output if self.hidden_at == "post" else self._final_norm.input
         assert hidden is not None
         self._final_norm.clear()

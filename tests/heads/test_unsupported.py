@@ -1,18 +1,19 @@
 """Models whose heads are not supported, or not there: recognised, answered with the reason, and decoded plainly."""
 
+import itertools
 from pathlib import Path
 
 import mlx.core as mx
 import mlx_lm
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm.models import minimax
+from mlx_lm.models import gemma3_text, mamba, minimax
 
 from mlxmtp import load
 from mlxmtp.checkpoints import Checkpoint, TensorInfo
 from mlxmtp.heads import NoHeadError, judge
 from tests import tiny
-from tests.running import generated, reference
+from tests.running import generated, prefilled, reference, rounds
 
 HEADS = {  # model type: layers of the trunk, a tensor of the head (families.md 6 to 19)
     "mimo": (4, "model.mtp_layers.0.input_proj.weight"),
@@ -83,3 +84,43 @@ def test_a_trunk_loads_without_a_head_that_mlx_lm_stumbles_over(tmp_path: Path) 
     engine = load(folder)
     assert "the files hold 1 tensors of a head (model.layers.2.enorm.weight, ...)" in engine.plain_because
     assert generated(engine, [5, 6, 7], 40, depth=0) == reference(engine, [5, 6, 7], 40)
+
+
+def test_a_model_of_another_shape_decodes_plainly(tmp_path: Path) -> None:
+    """Mamba has no `model.norm` to take hidden states from, and a state that cannot go back."""
+    config = {
+        "model_type": "mamba", "vocab_size": 288, "hidden_size": 64, "intermediate_size": 128, "state_size": 8,
+        "num_hidden_layers": 2, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True, "time_step_rank": 4,
+    }  # fmt: skip
+    mx.random.seed(0)
+    weights = dict(tree_flatten(mamba.Model(mamba.ModelArgs.from_dict(config)).parameters()))
+    tiny.save_weights(tmp_path, weights, made_by="mlx")
+    tiny.write_json(tmp_path / "config.json", config)
+    tiny.tokenizer(tmp_path, 288)
+    engine = load(tmp_path)
+    assert not engine.target.reversible
+    assert engine.plain_because == "no MTP head family for model type 'mamba' yet"
+    assert generated(engine, [5, 6, 7], 40, depth=0) == reference(engine, [5, 6, 7], 40)
+
+
+def test_windows_of_another_family_decode_plainly(tmp_path: Path) -> None:
+    """Gemma 3 has windows and no head: past the wrap, a row queued ahead is taken back when the turn ends."""
+    config = {
+        "model_type": "gemma3_text", "hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 64,
+        "num_attention_heads": 4, "head_dim": 16, "rms_norm_eps": 1e-6, "vocab_size": 288, "num_key_value_heads": 1,
+        "sliding_window": 8, "sliding_window_pattern": 3, "query_pre_attn_scalar": 16,
+    }  # fmt: skip
+    mx.random.seed(0)
+    weights = dict(tree_flatten(gemma3_text.Model(gemma3_text.ModelArgs.from_dict(config)).parameters()))
+    tiny.save_weights(tmp_path, {name: w + 0.3 for name, w in weights.items()}, made_by="mlx")
+    tiny.write_json(tmp_path / "config.json", config)
+    tiny.tokenizer(tmp_path, 288)
+    engine = load(tmp_path)
+    assert engine.target.reversible
+    sequence = prefilled(engine, [5, 6, 7], 0)
+    first = [token for one in itertools.islice(rounds(engine, sequence, 40, 0), 20) for token in one.tokens]
+    assert first == reference(engine, [5, 6, 7], 20)
+    before = list(sequence.tokens)
+    sequence.prefill([9, 8, 7], 2)
+    second = [token for one in rounds(engine, sequence, 20, 0) for token in one.tokens]
+    assert second == reference(engine, [*before, 9, 8, 7], 20)
