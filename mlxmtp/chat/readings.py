@@ -21,6 +21,8 @@ STARTS = 16
 """Places in the text from which it is continued."""
 TOKENS = 32
 """Greedy tokens from each."""
+LONGEST = 4096
+"""Tokens of the text that are read: of a longer one, the beginning."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,14 @@ def try_readings(engine: Engine, tokens: list[int]) -> Iterator[Tried]:
         tokens: of the text, at least `STARTS`.
 
     Raises:
-        HeadError: there is no head. PromptError: the text is too short, or leaves no room in the context.
+        HeadError: there is no head. PromptError: the text is too short.
     """
     head, family = engine.mtp, family_of(engine.target.model_type)
     if head is None or family is None:
         raise HeadError(f"{engine.name}: no head to try: {engine.plain_because}")
-    if not STARTS <= len(tokens) <= engine.context - TOKENS:
-        raise PromptError(f"the text has {len(tokens)} tokens; expected {STARTS} to {engine.context - TOKENS}")
+    if len(tokens) < STARTS:
+        raise PromptError(f"the text has {len(tokens)} tokens; expected {STARTS} or more")
+    tokens = tokens[: min(LONGEST, engine.context - TOKENS)]
     used = head.reading
     try:
         for reading in family.readings:

@@ -220,9 +220,9 @@ def _load(head: nn.Module, weights: dict[str, mx.array], target: Target, files: 
     nn.quantize(head, class_predicate=stored)
     for name, shape in _shapes(head).items():
         if name not in weights:
-            raise HeadError(f"the head's mtp.{name} is missing; download the model again")
+            raise HeadError(f"the head's {name} is missing; download the model again")
         if weights[name].shape != shape:
-            raise HeadError(f"the head's mtp.{name} is {weights[name].shape}, expected {shape}")
+            raise HeadError(f"the head's {name} is {weights[name].shape}, expected {shape}")
     dtype = target.embed(mx.array([[0]])).dtype
     casts = getattr(target.model, "cast_predicate", lambda _: True)
     for name, weight in weights.items():
@@ -237,9 +237,9 @@ def _check_names(head: nn.Module, weights: Mapping[str, mx.array]) -> None:
     stored = {name for name in weights if not name.endswith((".scales", ".biases"))}
     expected = set(_shapes(head))
     if unknown := sorted(stored - expected):
-        raise HeadError(f"the head has an unknown tensor mtp.{unknown[0]} {weights[unknown[0]].shape}")
+        raise HeadError(f"the head has an unknown tensor {unknown[0]} {weights[unknown[0]].shape}")
     if missing := sorted(expected - stored):
-        raise HeadError(f"the head's mtp.{missing[0]} is missing; download the model again")
+        raise HeadError(f"the head's {missing[0]} is missing; download the model again")
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -83,10 +83,10 @@ def drop(name: str) -> Callable[[dict[str, mx.array]], Any]:
     [
         (cut("mtp.fc.weight", 5), "do not fit|expected"),
         (cut("mtp.fc.scales", 1), "do not fit|expected"),
-        (drop("mtp.fc.weight"), "mtp.fc.weight is missing"),
+        (drop("mtp.fc.weight"), "head's fc.weight is missing"),
         (drop("mtp.layers.0.mlp.switch_mlp.up_proj.weight"), "up_proj.weight is missing"),
         (lambda tensors: tensors.update({"mtp.layers.0.mlp.experts.9.up_proj.weight": mx.zeros((4, 4))}), "do not fit"),
-        (lambda tensors: tensors.update({"mtp.mystery": mx.zeros((4,))}), "unknown tensor mtp.mystery"),
+        (lambda tensors: tensors.update({"mtp.mystery": mx.zeros((4,))}), "unknown tensor mystery"),
         (lambda tensors: tensors.update({"mtp.layers.1.x": mx.zeros((4,))}), "has 2 MTP layers"),
         (lambda tensors: tensors.update({"mtp.markov_head.markov_w1": mx.zeros((4,))}), "DSpark"),
     ],
