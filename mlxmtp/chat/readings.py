@@ -21,7 +21,7 @@ STARTS = 16
 """Places in the text from which it is continued."""
 TOKENS = 32
 """Greedy tokens from each."""
-LONGEST = 4096
+LONGEST = 1024
 """Tokens of the text that are read: of a longer one, the beginning."""
 
 
