@@ -1,0 +1,85 @@
+"""Heads that were trained for minutes (scripts/train_tiny.py): they draft better than chance at every depth.
+
+`tests/trained` holds one checkpoint of each kind, its trunk and head in 8 bits, and GSM8K examples (MIT licence) that
+they have not seen.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_map
+
+from mlxmtp import Engine, load
+from mlxmtp.chat import readings
+from mlxmtp.chat.readings import try_readings
+from mlxmtp.decoding.stats import Round
+from tests.running import generated, prefilled, reference, rounds
+
+TRAINED = Path(__file__).parent.parent / "trained"
+KINDS = ("gemma4", "glm4_moe", "deepseek_v3", "deepseek_v32")
+DEPTH, TOKENS = 3, 100
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return load(TRAINED / request.param)
+
+
+def prompts(engine: Engine) -> list[list[int]]:
+    """The first halves of examples."""
+    examples = (TRAINED / "held_out.txt").read_text().split("\n\n")[:5]
+    return [engine.tokenizer.encode(text[: len(text) // 2]) for text in examples]
+
+
+def drafted(engine: Engine) -> Iterator[Round]:
+    for prompt in prompts(engine):
+        yield from (one for one in rounds(engine, prefilled(engine, prompt, DEPTH), TOKENS, DEPTH) if one.drafted == DEPTH)
+
+
+def by_depth(run: list[Round]) -> list[tuple[int, int]]:
+    """At each depth: how often the drafts before it stood, and how often it stood too."""
+    return [(sum(one.accepted >= d for one in run), sum(one.accepted > d for one in run)) for d in range(DEPTH)]
+
+
+def test_drafts_beat_chance_at_every_depth(engine: Engine) -> None:
+    """Chance: the best constant guess, the byte that is said most. By three standard errors of its share."""
+    run = list(drafted(engine))
+    said = Counter(token for one in run for token in one.tokens)
+    chance = max(said.values()) / said.total()
+    for depth, (tried, stood) in enumerate(by_depth(run), start=1):
+        assert tried >= 20, depth
+        assert stood / tried > chance + 3 * math.sqrt(chance * (1 - chance) / tried), (depth, stood, tried, chance)
+
+
+def test_an_untrained_head_does_not(engine: Engine) -> None:
+    """The bar above is one that a head can fail: the same head with random matrices of the same size."""
+    assert engine.mtp is not None
+    trained = engine.mtp.parameters()
+    keys = iter(mx.random.split(mx.random.key(0), 1000))
+
+    def shuffled(weight: mx.array) -> mx.array:
+        return mx.random.permutation(weight, key=next(keys)) if weight.ndim > 1 else weight
+
+    engine.mtp.update(tree_map(shuffled, trained))
+    try:
+        tried, stood = by_depth(list(drafted(engine)))[0]
+    finally:
+        engine.mtp.update(trained)
+    assert stood / tried < 0.25
+
+
+def test_greedy_tokens_are_those_of_mlx_lm(engine: Engine) -> None:
+    for prompt in prompts(engine)[:2]:
+        expected = reference(engine, prompt, 120)
+        assert all(generated(engine, prompt, 120, depth) == expected for depth in range(5))
+
+
+def test_the_reading_of_training_is_not_beaten(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readings, "STARTS", 5)
+    default, *others = try_readings(engine, [token for prompt in prompts(engine) for token in prompt])
+    assert default.default
+    assert not any(other.clearly_beats(default) for other in others)
