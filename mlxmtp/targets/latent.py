@@ -22,9 +22,14 @@ class LatentAttention:
     """One attention module of mlx-lm that, while `on`, attends to the latents themselves in a pass over several rows.
 
     Its weights must be in place: quantising a module later would undo this.
+
+    Args:
+        rows_alone: where attention is sparse (DSA) and has more keys than it may choose, rows go through one at a time.
+            For one row mlx-lm gathers the chosen latents, for several it masks the others, and in half precision it
+            chooses by other sums.
     """
 
-    def __init__(self, attention: nn.Module) -> None:
+    def __init__(self, attention: nn.Module, *, rows_alone: bool = False) -> None:
         self.on = False
         self._embed_q = _original(attention.embed_q)
         self._unembed_out = _original(attention.unembed_out)
@@ -39,6 +44,27 @@ class LatentAttention:
         replace_call(attention.embed_q, keys)
         replace_call(attention.unembed_out, values)
         rebind(attention, scaled_dot_product_attention=self._attend)
+        if rows_alone and hasattr(attention, "indexer"):
+            self._one_at_a_time(attention)
+
+    def watch(self, rows: int) -> None:
+        """A pass over so many rows comes; 0: it is over."""
+        self.on = rows > 1
+
+    def _one_at_a_time(self, attention: nn.Module) -> None:
+        together, chosen = _original(attention), attention.indexer.index_topk
+
+        def call(module: nn.Module, x: mx.array, mask: mx.array | None = None, cache: Any = None) -> mx.array:  # noqa: ARG001
+            rows = x.shape[1]
+            if not self.on or cache[0].offset + rows <= chosen:
+                return together(x, mask, cache)
+            self.on = False
+            try:
+                return mx.concatenate([together(x[:, row : row + 1], None, cache) for row in range(rows)], axis=1)
+            finally:
+                self.on = True
+
+        replace_call(attention, call)
 
     def _attend(self, queries: mx.array, keys: mx.array, values: mx.array, **options: Any) -> mx.array:
         """Queries [B, heads, m, D]; while `on`, keys and values are the latents."""

@@ -53,9 +53,9 @@ class RecurrentLayer:
         self._state_after: Callable[[int], mx.array] | None = None
         rebind(layer, gated_delta_update=self._update)
 
-    def watch(self, on: bool) -> None:
-        """Keep the rows of the passes to come, or stop: prefill keeps nothing."""
-        self._conv.open = on
+    def watch(self, rows: int) -> None:
+        """Keep the rows of the pass to come; 0: stop, for prefill keeps nothing."""
+        self._conv.open = rows > 0
 
     def take(self, before: State) -> RecurrentRows:
         """The rows of the pass just built, which began at `before`."""

@@ -43,7 +43,9 @@ class Target:
             if hasattr(layer, "linear_attn")
         }
         attentions = [layer.self_attn for layer in model.layers if hasattr(layer, "self_attn")]
-        self._latent = [LatentAttention(attention) for attention in attentions if has_latents(attention)]
+        self._latent = [
+            LatentAttention(attention, rows_alone=True) for attention in attentions if has_latents(attention)
+        ]
         kept = make_prompt_cache(model)
         self._windows = any(type(layer) is RotatingKVCache for layer in kept) and all(map(has_windows, attentions))
         if self._windows:
@@ -96,21 +98,14 @@ class Target:
     @contextmanager
     def _watching(self, cache: Cache, rows: int) -> Iterator[None]:
         windows = [layer for layer in cache if isinstance(layer, WindowCache)]
+        watchers: list[Any] = [*self._recurrent.values(), *self._latent, *windows]
         try:
-            for layer in self._recurrent.values():
-                layer.watch(True)
-            for window in windows:
-                window.watching = True
-            for latent in self._latent:
-                latent.on = rows > 1
+            for watcher in watchers:
+                watcher.watch(rows)
             yield
         finally:
-            for layer in self._recurrent.values():
-                layer.watch(False)
-            for window in windows:
-                window.watching = False
-            for latent in self._latent:
-                latent.on = False
+            for watcher in watchers:
+                watcher.watch(0)
 
     def embed(self, tokens: mx.array) -> mx.array:
         """Embeddings [B, T, H] of tokens [B, T]: the matrix that heads share."""

@@ -35,6 +35,10 @@ class WindowCache(RotatingKVCache):
         """An empty one for the same window."""
         return cls(cache.max_size, cache.keep)
 
+    def watch(self, rows: int) -> None:
+        """A pass over so many rows comes, which may be taken back; 0: it is over."""
+        self.watching = rows > 0
+
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         rows = keys.shape[2]
         self._before = None

@@ -37,7 +37,8 @@ def prompts(engine: Engine) -> list[list[int]]:
 
 def drafted(engine: Engine) -> Iterator[Round]:
     for prompt in prompts(engine):
-        yield from (one for one in rounds(engine, prefilled(engine, prompt, DEPTH), TOKENS, DEPTH) if one.drafted == DEPTH)
+        run = rounds(engine, prefilled(engine, prompt, DEPTH), TOKENS, DEPTH)
+        yield from (one for one in run if one.drafted == DEPTH)  # the last ones have no room for all
 
 
 def by_depth(run: list[Round]) -> list[tuple[int, int]]:
