@@ -3,13 +3,20 @@
 For each kind a tiny random checkpoint in raw Hugging Face layout, and what transformers' torch implementation
 computes from it: the trunk by its `ForCausalLM` class, which `from_pretrained` reads from the very files; the
 head by transformers' generic `MtpModel` (norms and projection around a decoder layer of the trunk's class),
-code independent of ours. Every new parameter of that head is filled from the checkpoint.
+code independent of ours. Every new parameter of that head is filled from the checkpoint. For sparse attention,
+whose masks `MtpModel` cannot name, its parts are put together here, around the same decoder layer.
+
+Sparsity is active: SPARSE has fewer keys to attend to than there are tokens. mlx-lm and transformers then agree
+only while no two keys tie for the last place, which they break differently. A key has the score 0 where the ReLU of
+every index head is 0: with the 2 heads that the tests have elsewhere a quarter of them do. With 8, the scores of the
+last key taken and the first left out are nowhere nearer than 9e-4.
 
 `expected.safetensors` holds, with S tokens, batch 1 and everything in float32:
     tokens [1, S]; trunk_logits [1, S, V], trunk_hidden [1, S, H] (after the final norm);
     next_tokens_d1 [1, S-1], head_hidden_d1 [1, S-1, H], head_logits_d1 [1, S-1, V]: the rows (h_p, x_{p+1});
     next_tokens_d2 and _d3 [1, 1], head_hidden_*, head_logits_* [1, 1, ..]: the recursion from depth 1's last
     row, whose output (after the head's final norm) is recycled, on the cache that depth 1 filled.
+goldens_gemma.py tells of Gemma 4.
 
 Run in an environment with mlx, mlx-lm, torch==2.13.0 and transformers==5.23.0:
     python scripts/make_goldens.py [--out tests/goldens]
@@ -29,6 +36,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import goldens_gemma  # noqa: E402
+
 from tests import tiny  # noqa: E402
 
 NEEDED = {"torch": "2.13.0", "transformers": "5.23.0"}
@@ -41,8 +50,18 @@ KINDS: dict[tiny.Kind, dict[str, Any]] = {
     "qwen3_next": {},
 }
 SMALL = {"vocab": 128, "moe_mlp": 16, "value_dim": 16}
-NEXTN_KINDS: tuple[tiny.NextNKind, ...] = ("glm4_moe", "glm4_moe_lite", "deepseek_v3")
 SMALL_NEXTN = {"vocab": 128, "moe_mlp": 16, "mlp": 64, "layers": 2}
+SPARSE = SMALL_NEXTN | {
+    "hidden": 32, "heads": 2, "q_lora": 32, "kv_lora": 32, "nope": 16, "rope": 16, "value": 16,
+    "mlp": 32, "moe_mlp": 8, "index_heads": 8, "index_dim": 32, "index_topk": 8,
+}  # fmt: skip
+NEXTN_KINDS: dict[tiny.NextNKind, dict[str, Any]] = {
+    "glm4_moe": SMALL_NEXTN,
+    "glm4_moe_lite": SMALL_NEXTN,
+    "deepseek_v3": SMALL_NEXTN,
+    "deepseek_v32": SPARSE,
+    "glm_moe_dsa": SPARSE,
+}
 CLASSES = {
     "qwen3_5": "Qwen3_5",
     "qwen3_5_moe": "Qwen3_5Moe",
@@ -50,6 +69,8 @@ CLASSES = {
     "glm4_moe": "Glm4Moe",
     "glm4_moe_lite": "Glm4MoeLite",
     "deepseek_v3": "DeepseekV3",
+    "deepseek_v32": "DeepseekV32",
+    "glm_moe_dsa": "GlmMoeDsa",
 }
 
 
@@ -65,8 +86,15 @@ def main() -> None:
         arrays = write_nextn(folder, kind) if kind in NEXTN_KINDS else write_checkpoint(folder, kind)
         expected = compute(folder, kind, arrays)
         mx.save_safetensors(str(folder / "expected.safetensors"), expected)
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        print(f"{folder}: {size / 1000:.0f} kB, logits' std {float(expected['head_logits_d1'].std()):.2f}")
+        report(folder, expected["head_logits_d1"])
+    for name in goldens_gemma.PAIRS:
+        report(out / name, goldens_gemma.write(out / name, SEED)["head_logits_40"])
+
+
+def report(folder: Path, logits: mx.array) -> None:
+    """Say how large a folder is, and whether its numbers are any."""
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"{folder}: {size / 1000:.0f} kB, logits' std {float(logits.std()):.2f}")
 
 
 def require_oracle() -> None:
@@ -83,11 +111,12 @@ def require_oracle() -> None:
 
 def write_nextn(folder: Path, kind: tiny.NextNKind) -> tiny.Arrays:
     """A float32 GLM or DeepSeek checkpoint; returns its arrays with fused experts, the head's under `mtp.`."""
-    tiny.nextn_checkpoint(folder, kind, seed=SEED, own="copies", **SMALL_NEXTN)
+    sizes = NEXTN_KINDS[kind]
+    tiny.nextn_checkpoint(folder, kind, seed=SEED, own="copies", **sizes)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (folder / file).unlink()
     arrays = {name: np.array(array) for name, array in tiny.load_weights(folder).items()}
-    head = f"model.layers.{SMALL_NEXTN['layers']}."
+    head = f"model.layers.{sizes['layers']}."
     named = {name.replace(head, "mtp."): array for name, array in arrays.items()}
     return fuse_experts(named)
 
@@ -145,12 +174,12 @@ def load_trunk(folder: Path, kind: tiny.Kind) -> Any:
 
 
 def load_head(trunk: Any, arrays: tiny.Arrays) -> Any:
-    """transformers' `MtpModel` with one full-attention layer and every parameter from the checkpoint."""
+    """transformers' `MtpModel` with one layer of full or sparse attention and every parameter from the checkpoint."""
     import torch
     from transformers.modeling_layers import MtpModel
 
     trunk.config.num_mtp_layers = 1
-    trunk.config.mtp_layer_types = ["full_attention"]
+    trunk.config.mtp_layer_types = ["indexed_attention" if is_sparse(trunk.config) else "full_attention"]
     sparse = hasattr(trunk.config, "num_experts") or hasattr(trunk.config, "n_routed_experts")
     trunk.config.mtp_mlp_layer_types = ["sparse" if sparse else "dense"]
     head = MtpModel(trunk, 1).eval()
@@ -179,6 +208,30 @@ def load_head(trunk: Any, arrays: tiny.Arrays) -> Any:
     return head
 
 
+def is_sparse(config: Any) -> bool:
+    """Whether attention is to the keys that an indexer picks."""
+    return hasattr(config, "index_topk")
+
+
+def sparse_layer(
+    head: Any, rows: "torch.Tensor", positions: "torch.Tensor", cache: Any, following: "torch.Tensor"
+) -> "torch.Tensor":
+    """What `MtpModel.forward_layer` computes, around a decoder layer with an indexer."""
+    import torch
+
+    layer, before = head.layers[0], cache.get_seq_length()
+    x = layer.eh_proj(torch.cat([layer.enorm(head.embed_tokens(following)), layer.hnorm(rows)], dim=-1))
+    later = torch.ones(x.shape[1], before + x.shape[1], dtype=torch.bool).triu(before + 1)
+    y = layer.mtp_block(
+        x,
+        attention_mask=torch.zeros(later.shape).masked_fill(later, torch.finfo(x.dtype).min)[None, None],
+        position_ids=positions,
+        position_embeddings=head.rotary_emb(x, positions),
+        past_key_values=cache,
+    )
+    return layer.post_norm(y[0] if isinstance(y, tuple) else y)  # glm_moe_dsa returns its choice of keys, too
+
+
 def head_rows(
     head: Any, hidden: "torch.Tensor", tokens: "torch.Tensor", ahead: "torch.Tensor"
 ) -> dict[str, "torch.Tensor"]:
@@ -191,7 +244,10 @@ def head_rows(
     rows, following, start = hidden[:, :-1], tokens[:, 1:], 1
     for depth in DEPTHS:
         positions = torch.arange(start, start + rows.shape[1])[None]
-        out = head.forward_layer(0, rows, positions, cache, input_ids=following)
+        if is_sparse(head.config):
+            out = sparse_layer(head, rows, positions, cache, following)
+        else:
+            out = head.forward_layer(0, rows, positions, cache, input_ids=following)
         found |= {
             f"next_tokens_d{depth}": following,
             f"head_hidden_d{depth}": out,

@@ -4,9 +4,11 @@ import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mlxmtp.conversion.convert import Packing, convert
 from tests import tiny
 
 REPO = Path(__file__).resolve().parent.parent
@@ -37,6 +39,33 @@ def raw_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
 def nextn_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny.nextn_checkpoint` without its folder, as `raw_checkpoint`."""
     return cache(lambda kind, **options: tiny.nextn_checkpoint(tmp_path_factory.mktemp(kind), kind, **options))
+
+
+@pytest.fixture(scope="session")
+def nextn_conversion(
+    nextn_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """What `convert` makes of a `nextn_checkpoint`, trunk and head in `bits`; as `raw_checkpoint`."""
+
+    def write(kind: tiny.NextNKind, bits: int, **options: Any) -> Path:
+        packing = Packing(bits=bits, group_size=32)
+        return convert(
+            nextn_checkpoint(kind, **options), tmp_path_factory.mktemp("mlx") / "mlx", packing=packing, head_bits=bits
+        ).folder
+
+    return cache(write)
+
+
+@pytest.fixture(scope="session")
+def gemma_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny.gemma_checkpoint` without its folder, as `raw_checkpoint`."""
+    return cache(lambda *kind, **options: tiny.gemma_checkpoint(tmp_path_factory.mktemp("gemma4"), *kind, **options))
+
+
+@pytest.fixture(scope="session")
+def assistant(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny.assistant` without its folder, as `raw_checkpoint`."""
+    return cache(lambda **options: tiny.assistant(tmp_path_factory.mktemp("assistant"), **options))
 
 
 @pytest.fixture(scope="session")

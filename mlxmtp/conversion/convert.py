@@ -19,7 +19,7 @@ from mlxmtp.conversion.sources import OnBytes
 from mlxmtp.conversion.staging import check_absent, check_outside, check_space, staged_folder
 from mlxmtp.errors import OptionError
 from mlxmtp.heads import NoHeadError, fetched, judge, load_head
-from mlxmtp.targets import Target, load_target
+from mlxmtp.targets import TEXT_ONLY, Target, load_target
 
 DTYPES = ("bfloat16", "float16", "float32")
 MODES = {"affine": (64, 4), "mxfp4": (32, 4), "nvfp4": (16, 4), "mxfp8": (32, 8)}
@@ -162,7 +162,7 @@ def _quantised(target: Target, packing: Packing | None) -> dict[str, Any]:
 
 def _write_rest(stage: Path, checkpoint: Checkpoint, config: dict[str, Any], beside: SideCar | None) -> None:
     config = {key: value for key, value in config.items() if key != HEAD_FACTS}
-    config["model_type"] = config["model_type"].removesuffix("_text")  # mlx-lm has one module for both
+    config["model_type"] = TEXT_ONLY.get(config["model_type"], config["model_type"])
     if beside:
         config[HEAD_FACTS] = beside.facts
     save_config(config, stage / "config.json")

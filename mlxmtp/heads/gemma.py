@@ -133,6 +133,21 @@ def build(
         raise HeadError("the head's tensors are not those of a Gemma 4 assistant")
     text, trunk = config["text_config"], target.text_model.args
     args = gemma4_text.ModelArgs.from_dict({**text, "num_kv_shared_layers": text["num_hidden_layers"]})
+    _check(config, args, trunk)
+    clusters = None
+    if config.get("use_ordered_embeddings"):
+        clusters = (config["num_centroids"], config["centroid_intermediate_top_k"])
+    head = GemmaHead(target, args, clusters)
+    tied = {name: w for name, w in weights.items() if not name.startswith("lm_head.")}  # a copy of embed_tokens
+    return head, tied
+
+
+def _check(config: dict[str, Any], args: gemma4_text.ModelArgs, trunk: gemma4_text.ModelArgs) -> None:
+    """Whether sizes fit that no tensor's shape tells of.
+
+    Raises:
+        HeadError: naming the first that does not.
+    """
     for name, ours, found in (
         ("backbone_hidden_size", trunk.hidden_size, config.get("backbone_hidden_size")),
         ("vocab_size", trunk.vocab_size, args.vocab_size),
@@ -141,10 +156,11 @@ def build(
     ):
         if ours != found:
             raise HeadError(f"the assistant has {name} {found}, the model {ours}: they do not belong together")
-    clusters = (config["num_centroids"], config["centroid_intermediate_top_k"])
-    head = GemmaHead(target, args, clusters if config.get("use_ordered_embeddings") else None)
-    tied = {name: w for name, w in weights.items() if not name.startswith("lm_head.")}  # a copy of embed_tokens
-    return head, tied
+    if args.num_attention_heads % trunk.num_key_value_heads:
+        raise HeadError(
+            f"the assistant has {args.num_attention_heads} attention heads, no multiple of the model's "
+            f"{trunk.num_key_value_heads} for keys and values: they do not belong together"
+        )
 
 
 def repo(names: Iterable[str]) -> str | None:

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import infer_quant_config
 
 from mlxmtp.checkpoints import Checkpoint, HeadFiles, Norms, TensorInfo, dequantise_fp8, find_head, open_checkpoint
-from mlxmtp.checkpoints.head_files import looks_like_head
+from mlxmtp.checkpoints.head_files import looks_like_head, trunk_type
 from mlxmtp.checkpoints.hub import cached
 from mlxmtp.errors import CheckpointError, HeadError, is_out_of_memory
 from mlxmtp.heads.families import family_of
@@ -77,7 +77,7 @@ def judge(checkpoint: Checkpoint, head: str | Path | None = None) -> HeadSource:
     if family is None:
         raise NoHeadError(_unsupported(checkpoint))
     if head is not None:
-        source = _apart(str(head))
+        source = _apart(str(head), family)
     else:
         files = find_head(checkpoint.config, checkpoint.tensors)
         source = HeadSource(files, trunk_is_raw(checkpoint.tensors)) if files else _by_name(family, checkpoint)
@@ -86,12 +86,15 @@ def judge(checkpoint: Checkpoint, head: str | Path | None = None) -> HeadSource:
     return source
 
 
-def _apart(head: str) -> HeadSource:
-    """A head in a folder or repo of its own, or beside another trunk."""
+def _apart(head: str, family: Family | None = None) -> HeadSource:
+    """A head in a folder or repo of its own, or beside another trunk; of a family, if that is asked for."""
     drafter = open_checkpoint(head)
     files = find_head(drafter.config, drafter.tensors)
     if files is None:
         raise HeadError(f"{head} has no MTP head (no mtp.* tensors); name a model with a head, or a drafter")
+    theirs = family_of(trunk_type(drafter.model_type) or drafter.model_type)
+    if family and theirs and theirs is not family and not drafter.model_type.endswith("_mtp"):  # mlx-vlm's say qwen3_5
+        raise HeadError(f"{head} has a head of the family {theirs.name}; this model takes one of {family.name}")
     return HeadSource(files, trunk_is_raw(drafter.tensors), head)
 
 

@@ -1,10 +1,11 @@
 """mlx-lm's models seen as targets of speculative decoding."""
 
 from mlxmtp.targets.latent import LatentAttention, has_latents
-from mlxmtp.targets.loading import check_architecture, load_target, materialise, stack_experts
+from mlxmtp.targets.loading import TEXT_ONLY, check_architecture, load_target, materialise, stack_experts
 from mlxmtp.targets.target import Cache, Pass, Target, Where, matrix_rows
 
 __all__ = [
+    "TEXT_ONLY",
     "Cache",
     "LatentAttention",
     "Pass",

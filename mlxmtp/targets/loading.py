@@ -14,8 +14,8 @@ from mlxmtp.checkpoints.head_files import is_head_name, trunk_type
 from mlxmtp.errors import CheckpointError, is_out_of_memory
 from mlxmtp.targets.target import Target
 
-# Text-only checkpoints of the vision-language types: mlx-lm has one module for both.
-_TEXT_ONLY = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
+TEXT_ONLY = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
+"""Text-only checkpoints of vision-language types for which mlx-lm has one module: their name and its."""
 
 
 def load_target(checkpoint: Checkpoint, *, lazy: bool = False) -> Target:
@@ -67,7 +67,7 @@ def _side_car_names(checkpoint: Checkpoint) -> frozenset[str]:
 
 def _model_classes(config: dict[str, Any], side_car: frozenset[str]) -> tuple[type[nn.Module], type]:
     kind = config["model_type"]
-    model, args = _get_classes({**config, "model_type": _TEXT_ONLY.get(kind, kind)})
+    model, args = _get_classes({**config, "model_type": TEXT_ONLY.get(kind, kind)})
 
     class Model(model):  # type: ignore[misc, valid-type]
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:

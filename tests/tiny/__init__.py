@@ -16,7 +16,7 @@ from tests.tiny.fp8 import Scales, fp8_twins
 from tests.tiny.gemma import GemmaKind, GemmaSizes, Style, assistant, gemma_checkpoint
 from tests.tiny.models import KINDS, Kind, Sizes, config, is_moe
 from tests.tiny.nextn import NEXTN_KINDS, NextNKind, NextNSizes, nextn_checkpoint, nextn_config
-from tests.tiny.packing import MODES, drafter, pack
+from tests.tiny.packing import MODES, drafter, nextn_drafter, pack
 from tests.tiny.raw import Arrays, Experts, raw_checkpoint, tensors
 from tests.tiny.tokenizer import EOS, SPECIAL, tokenizer
 
@@ -46,6 +46,7 @@ __all__ = [
     "mlx_conversion",
     "nextn_checkpoint",
     "nextn_config",
+    "nextn_drafter",
     "pack",
     "raw_checkpoint",
     "save_weights",

@@ -14,7 +14,10 @@ from tests.tiny.files import load_weights, save_weights, write_json
 BLOCK = 128
 LARGEST = 448.0
 CONFIG = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK]}
-KEPT = ("embed_tokens.weight", "lm_head.weight", "conv1d.weight", "mlp.gate.weight", "shared_expert_gate.weight")
+KEPT = (
+    "embed_tokens.weight", "lm_head.weight", "conv1d.weight", "mlp.gate.weight", "shared_expert_gate.weight",
+    "eh_proj.weight", "shared_head.head.weight", "weights_proj.weight",
+)  # fmt: skip
 """Ends of the names of matrices that official repos leave in bfloat16."""
 
 Scales = Literal["BF16", "F32", "F8_E8M0"]
@@ -30,12 +33,13 @@ def fp8_twins(
         scales: how they are stored: as numbers, or as exponents of two.
         trunk, head: which matrices are in FP8.
     """
+    config = json.loads((source / "config.json").read_text())
+    heads = ("mtp.", f"model.layers.{config.get('num_hidden_layers')}.")
     packed, whole = load_weights(source), load_weights(source)
     for name, weight in list(packed.items()):
-        wanted = head if name.startswith("mtp.") else trunk
+        wanted = head if name.startswith(heads) else trunk
         if wanted and weight.ndim > 1 and not name.endswith(KEPT):
             packed[name], packed[f"{name}_scale_inv"], whole[name] = _rounded(weight, scales)
-    config = json.loads((source / "config.json").read_text())
     for twin, arrays, extra in (("fp8", packed, {"quantization_config": CONFIG}), ("bf16", whole, {})):
         save_weights(folder / twin, arrays, made_by="pt")
         write_json(folder / twin / "config.json", config | extra)

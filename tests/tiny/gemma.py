@@ -155,18 +155,22 @@ def _text_config(style: Style, s: GemmaSizes) -> dict[str, Any]:
 
 
 def _random(shapes: Shapes, seed: int) -> Arrays:
-    """Embeddings small beside what the layers add, or tied ones would make every token follow itself."""
+    """Embeddings small beside what the layers add, or tied ones would make every token follow itself.
+
+    And queries small, as attention's scale is 1: it would see a row or two alone, and magnify rounding.
+    """
     scale = {"model.embed_tokens.weight": 0.2, "model.norm.weight": 6.0}
+    values = {name: random_values(name, shape, seed, norms=1.0) for name, shape in shapes.items()}
     return {
-        name: random_values(name, shape, seed, norms=1.0) * np.float32(scale.get(name, 1.0))
-        for name, shape in shapes.items()
+        name: a * np.float32(0.25 if name.endswith("q_norm.weight") else scale.get(name, 1.0))
+        for name, a in values.items()
     }
 
 
 def _fused(arrays: Arrays) -> Arrays:
     """mlx-lm's stacked experts as Hugging Face has them."""
     out = {name: a for name, a in arrays.items() if ".switch_glu." not in name}
-    for base in {name.partition(".switch_glu.")[0] for name in arrays.keys() - out.keys()}:
+    for base in sorted({name.partition(".switch_glu.")[0] for name in arrays.keys() - out.keys()}):
         gate, up, down = (arrays[f"{base}.switch_glu.{part}_proj.weight"] for part in ("gate", "up", "down"))
         out |= {f"{base}.gate_up_proj": np.concatenate([gate, up], axis=1), f"{base}.down_proj": down}
     return out

@@ -24,11 +24,15 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class NextNSizes:
-    """Dimensions of a tiny model; every matrix can be quantised in groups of 32."""
+    """Dimensions of a tiny model; every matrix can be quantised in groups of 32.
+
+    The first `dense` layers have no experts; the head always has.
+    """
 
     vocab: int = 288
     hidden: int = 64
     layers: int = 3
+    dense: int = 1
     heads: int = 4
     kv_heads: int = 2
     head_dim: int = 32
@@ -107,7 +111,7 @@ def nextn_config(kind: NextNKind, s: NextNSizes, dtype: str = "float32") -> dict
         "scoring_func": "sigmoid",
         "norm_topk_prob": True,
         "routed_scaling_factor": 1.5,
-        "first_k_dense_replace": 1,
+        "first_k_dense_replace": s.dense,
         "moe_layer_freq": 1,
         "hidden_act": "silu",
         # in glm4_moe_lite, mlx-lm takes it for the latents' norms too, where transformers has 1e-6
@@ -140,7 +144,7 @@ def _trunk(kind: NextNKind, s: NextNSizes) -> Shapes:
         "lm_head.weight": (s.vocab, s.hidden),
     }
     for i in range(s.layers):
-        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in _layer(kind, s, moe=i > 0).items()}
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in _layer(kind, s, moe=i >= s.dense).items()}
     return shapes
 
 
