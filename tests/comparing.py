@@ -34,7 +34,7 @@ def unpacked_head_of(folder: str | Path) -> Weights:
     """The numbers that packed layers stand for, by `mx.dequantize`; the rest as it is."""
     head = _head(folder)
     out = dict(tree_flatten(head.parameters()))
-    dtype = out["norm.weight"].dtype
+    dtype = next(value.dtype for name, value in out.items() if name.endswith("norm.weight"))
     for path, layer in head.named_modules():
         if hasattr(layer, "bits"):
             packed = [out.pop(f"{path}.{part}", None) for part in ("weight", "scales", "biases")]

@@ -11,7 +11,7 @@ from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.loop import Keep, decode_plainly, speculate
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
-from mlxmtp.decoding.verifier import Verifier
+from mlxmtp.decoding.verifier import Verifier, VerifyMode
 from tests.scripted import keep_all
 
 
@@ -34,9 +34,10 @@ def rounds(
     depth: int,
     sampling: Sampling | None = None,
     keep: Keep = keep_all,
+    verify: VerifyMode | None = None,
 ) -> Iterator[Round]:
     """Up to `count` tokens after a prefilled sequence; depth 0 decodes plainly."""
-    law = Verifier(sampling or Sampling())
+    law = Verifier(sampling or Sampling(), verify)
     if depth == 0:
         return decode_plainly(engine.target, sequence, law, keep, count)
     assert engine.mtp

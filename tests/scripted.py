@@ -86,7 +86,7 @@ def one_hot(token: int, vocabulary: int) -> mx.array:
 def snapshot(cache: list[Any]) -> list[mx.array]:
     """Everything in a cache that a later pass can see: KV rows up to the offset, convolution and recurrent state."""
     parts: list[mx.array] = []
-    for layer in cache:
+    for layer in (part for several in cache for part in getattr(several, "caches", [several])):
         if hasattr(layer, "offset"):
             parts.append(mx.array(layer.offset))
             parts += [x[..., : layer.offset, :] for x in (layer.keys, layer.values)] if layer.offset else []

@@ -113,7 +113,7 @@ def _sorted(weights: dict[str, mx.array]) -> tuple[dict[str, mx.array], dict[str
     block: dict[str, mx.array] = {}
     names = OUTSIDE | {name: name for name in OUTSIDE.values()} | {"shared_head_norm.": "norm."}  # ours, and mlx-vlm's
     for name, weight in weights.items():
-        name = name.removeprefix(LAYER)
+        name = name.removeprefix(LAYER).removeprefix("model.").removeprefix("mtp_block.")  # the latter are mlx-vlm's
         for stored, ours in names.items():
             if name.startswith(stored):
                 found[ours + name.removeprefix(stored)] = weight

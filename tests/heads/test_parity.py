@@ -3,6 +3,8 @@
 The golden files are made by scripts/make_goldens.py, whose docstring says what they hold.
 """
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,7 +22,7 @@ from mlxmtp.targets import load_target
 from tests import tiny
 
 GOLDENS = Path(__file__).resolve().parent.parent / "goldens"
-GOLDEN_KINDS = ("qwen3_5", "qwen3_5_moe", "qwen3_next", "glm4_moe", "glm4_moe_lite", "deepseek_v3")
+GOLDEN_KINDS = ("qwen3_5", "qwen3_5_moe", "qwen3_next", *tiny.NEXTN_KINDS)
 DEPTHS = (1, 2, 3)
 HEAD_TOLERANCE = 1e-5
 # The trunk sums its recurrence row by row, transformers in chunks of 64: float32 rounding, logits up to 11.
@@ -105,6 +107,28 @@ def test_a_wrong_formula_would_be_seen(golden: Golden) -> None:
     norms = [value for name, value in tree_flatten(golden.head.parameters()) if value.ndim == 1]
     assert norms
     assert all(float(mx.abs(weight - 1).max()) > 0.1 for weight in norms)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        ("deepseek_v32", {"index_topk": 64}),
+        ("deepseek_v32", {"indexer_rope_interleave": True}),
+        ("glm_moe_dsa", {"index_topk": 64}),
+        ("glm_moe_dsa", {"indexer_rope_interleave": False}),
+    ],
+    ids=str,
+)
+def test_other_keys_would_be_seen(tmp_path: Path, kind: str, setting: dict[str, Any]) -> None:
+    """The goldens discriminate: sparse attention to every key, or to those that the other layout of the rope picks."""
+    folder = shutil.copytree(GOLDENS / kind, tmp_path / kind)
+    config = json.loads((folder / "config.json").read_text())
+    tiny.write_json(folder / "config.json", config | setting)
+    target, expected = load_target(open_checkpoint(folder)), mx.load(str(folder / "expected.safetensors"))
+    _, hidden = target.forward(expected["tokens"], target.make_cache())
+    assert difference(hidden, expected["trunk_hidden"]) > 0.1
+    for depth, out in depths(load_head(open_checkpoint(folder), target), expected["trunk_hidden"], expected):
+        assert difference(out, expected[f"head_hidden_d{depth}"]) > 0.1, depth
 
 
 # -- however it is stored

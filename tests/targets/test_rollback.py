@@ -9,10 +9,12 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from mlx_lm.models.cache import ArraysCache, KVCache
+from mlx_lm.models.cache import ArraysCache, KVCache, make_prompt_cache
+from mlx_lm.utils import load_model
 
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.targets import Target, load_target, recurrent
+from tests import tiny
 from tests.scripted import assert_same_state, replaced, snapshot
 
 MOST_ROWS = 7
@@ -25,6 +27,7 @@ MODELS = [
     ("qwen3_5_moe", "float32"),  # MoE runs on the CPU backend in float32 only
     ("qwen3_next", "float32"),
 ]
+ATTENDING = [(kind, form) for kind in tiny.NEXTN_KINDS for form in ("float32", "bfloat16", "4-bit")]
 
 Checkpoints = Callable[..., Path]
 
@@ -135,12 +138,12 @@ def test_one_wrong_row_would_be_seen(target: Target, prompt: list[int]) -> None:
             assert not mx.array_equal(one, other)
 
 
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_interrupted_pass_leaves_nothing_open(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or the next prefill would keep the state of every row."""
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
     cache = target.make_cache()
     with monkeypatch.context() as patch:
         patch.setattr(target, "forward", interrupted)
@@ -149,3 +152,57 @@ def test_an_interrupted_pass_leaves_nothing_open(target: Target, monkeypatch: py
     target.forward(mx.array([[3, 4, 5]]), cache)
     assert target._recurrent
     assert all(layer._conv.input is None and layer._state_after is None for layer in target._recurrent.values())
+
+
+# -- models whose layers all append
+
+
+@pytest.fixture(scope="module", params=ATTENDING, ids="-".join)
+def attending(request: pytest.FixtureRequest, nextn_checkpoint: Checkpoints, nextn_conversion: Checkpoints) -> Target:
+    """Grouped attention, latent attention, and sparse attention to 8 keys, chosen by sums that have roundings."""
+    kind, form = request.param
+    if form == "4-bit":
+        return load_target(open_checkpoint(nextn_conversion(kind, bits=4, dtype="bfloat16", index_heads=16)))
+    layers = tiny.NextNSizes.layers if form == "bfloat16" else 1  # gather_mm knows no bfloat16 on CPU
+    return load_target(open_checkpoint(nextn_checkpoint(kind, dtype=form, dense=layers, index_heads=16)))
+
+
+@pytest.mark.parametrize("length", [0, 1, 5, 300])
+def test_attention_over_several_rows_is_that_over_one(attending: Target, length: int) -> None:
+    """Sparse attention: with as many keys as it may choose, with more from the middle of a pass on, and with more."""
+    prompt = [20 + i * i % 251 for i in range(length)]
+    states, logits = one_by_one(attending, prompt, FED)
+    cache = prefilled(attending, prompt)
+    for rows in range(1, MOST_ROWS + 1):
+        for keep in range(rows + 1):
+            opened = attending.open(mx.array([FED[:rows]]), cache)
+            assert mx.array_equal(opened.logits, mx.concatenate(logits[:rows], axis=1)), (rows, keep)
+            opened.commit(keep)
+            assert_same_state(snapshot(cache), states[keep], (rows, keep))
+            for layer in cache:
+                layer.trim(keep)
+
+
+@pytest.mark.parametrize("kind", ["glm4_moe_lite", "deepseek_v3", "deepseek_v32", "glm_moe_dsa"])
+def test_a_prefill_keeps_the_order_of_mlx_lm(nextn_checkpoint: Checkpoints, kind: tiny.NextNKind) -> None:
+    """Latent attention has an order of products for one row and another for several: passes alone take the first."""
+    target = load_target(open_checkpoint(nextn_checkpoint(kind)))
+    tokens = mx.array([FED])
+    untouched, _ = load_model(nextn_checkpoint(kind, head=False))
+    expected = untouched(tokens, cache=make_prompt_cache(untouched))
+    opened = target.open(tokens, target.make_cache())
+    assert not mx.array_equal(opened.logits, expected)
+    assert mx.array_equal(target.forward(tokens, target.make_cache())[0], expected)
+
+
+def test_an_interrupted_pass_leaves_prefills_as_they_were(
+    nextn_checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = load_target(open_checkpoint(nextn_checkpoint("glm4_moe_lite")))
+    tokens = mx.array([FED])
+    expected, _ = target.forward(tokens, target.make_cache())
+    with monkeypatch.context() as patch:
+        patch.setattr(target, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            target.open(tokens, target.make_cache())
+    assert mx.array_equal(target.forward(tokens, target.make_cache())[0], expected)
