@@ -59,9 +59,10 @@ def try_readings(engine: Engine, tokens: list[int]) -> Iterator[Tried]:
     head, family = engine.mtp, family_of(engine.target.model_type)
     if head is None or family is None:
         raise HeadError(f"{engine.name}: no head to try: {engine.plain_because}")
+    tokens = tokens[: max(0, min(LONGEST, engine.context - TOKENS))]
     if len(tokens) < STARTS:
-        raise PromptError(f"the text has {len(tokens)} tokens; expected {STARTS} or more")
-    tokens = tokens[: min(LONGEST, engine.context - TOKENS)]
+        room = f", and {TOKENS} free in the model's context of {engine.context}"
+        raise PromptError(f"{len(tokens)} tokens of the text can be used; expected {STARTS} or more{room}")
     used = head.reading
     try:
         for reading in family.readings:

@@ -113,6 +113,8 @@ def parse_config(content: bytes, name: str) -> dict[str, Any]:
         raise CheckpointError(f"{name}: not valid JSON ({error})") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise CheckpointError(f"{name}: no model_type; expected the configuration of a language model")
+    if not isinstance(config.get("text_config", {}), dict):
+        raise CheckpointError(f"{name}: its text_config is {config['text_config']!r}; expected an object")
     return config
 
 

@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = read_prompt(arguments.prompt)
     if not prompt:
         raise PromptError("the prompt is empty; give a text, or - to read one from standard input")
-    if arguments.head and arguments.no_mtp:
+    if arguments.head is not None and arguments.no_mtp:
         raise OptionError("--head names a head and --no-mtp wants none; leave one out")
     engine = mlxmtp.load(arguments.model, mtp=not arguments.no_mtp, head=arguments.head)
     return answer(engine, prompt, sampling, arguments)

@@ -43,7 +43,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def run(arguments: argparse.Namespace) -> int:
     tries = arguments.check or arguments.try_head
-    if not tries and (arguments.text or arguments.head):
+    given = arguments.head is not None
+    if not tries and (arguments.text or given):
         raise OptionError("--text and --head are for trying a head; add --check or --try-head")
     if arguments.model is None:
         if tries:
@@ -53,10 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     report = inspect(arguments.model)
     if arguments.json:
-        print(json.dumps(asdict(report) | (tried(arguments, report) if tries else {}), indent=2))
+        print(json.dumps(asdict(report) | (tried(arguments, report.speculates or given) if tries else {}), indent=2))
         return 0
     print(as_text(report), flush=True)
-    if tries and not (report.speculates or arguments.head):
+    if tries and not (report.speculates or given):
         print(row("check", "there is no head to try"))
     elif tries:
         show_tries(arguments)
@@ -101,20 +102,23 @@ def head_and_text(model: str, head: str | None, file: Path | None) -> tuple[Engi
 
     try:
         text = file.read_text(encoding="utf-8") if file else TEXT
-    except (OSError, UnicodeError) as error:
-        raise PromptError(f"{file}: cannot be read as UTF-8 text ({error})") from error
+    except OSError as error:
+        raise PromptError(f"{file}: cannot be read ({error.strerror})") from error
+    except UnicodeError as error:
+        raise PromptError(f"{file}: not UTF-8 text ({error}); convert it first") from error
     engine = mlxmtp.load(model, head=head)
     if engine.mtp is None:
         raise HeadError(f"{model}: no head to try: {engine.plain_because}")
     return engine, encode(engine.tokenizer, text, raw=True)
 
 
-def tried(arguments: argparse.Namespace, report: Report) -> dict[str, Any]:
+def tried(arguments: argparse.Namespace, there_is_one: bool) -> dict[str, Any]:
     """What trying the head adds to the JSON of a report; null where there is none."""
     from mlxmtp.chat.readings import try_readings
 
-    if not (report.speculates or arguments.head):
-        return {"check": None}
+    if not there_is_one:
+        asked = {"check": arguments.check, "readings": arguments.try_head}
+        return {name: None for name, wanted in asked.items() if wanted}
     engine, tokens = head_and_text(arguments.model, arguments.head, arguments.text)
     found: dict[str, Any] = {"check": asdict(check(engine, tokens))} if arguments.check else {}
     if arguments.try_head:
@@ -151,7 +155,8 @@ def verdict(every: list[Tried]) -> str:
     default = next(one for one in every if one.default)
     best = max(every, key=lambda one: one.tokens_per_round)
     if not best.clearly_beats(default):
-        return f"none is clearly better than the default, over {default.rounds} rounds and more"
+        rounds = min(one.rounds for one in every)
+        return f"none is clearly better than the default, over {rounds} rounds of each"
     return f"{choices(best)}; please report it with this table: the default of this family should change"
 
 

@@ -120,7 +120,7 @@ def _head_of(checkpoint: Checkpoint, target: Target, bits: int | None) -> tuple[
     except NoHeadError as reason:
         return None, str(reason)
     assert source.files is not None
-    origin = (source.repo, None) if source.repo else _origin(checkpoint)
+    origin = (source.repo, source.revision) if source.repo else _origin(checkpoint)
     return side_car(head, target, bits, *origin, source.files.facts.get("config")), None
 
 

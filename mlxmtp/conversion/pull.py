@@ -84,9 +84,8 @@ def pull(plan: Plan) -> Path:
 
 
 def head_to_pull(snapshot: Path) -> str | None:
-    """The repo of a model's head, where that is a model of its own and not in the cache yet."""
+    """The repo of a model's head, where that is a model of its own, found by name."""
     try:
-        source = judge(open_checkpoint(snapshot))
+        return judge(open_checkpoint(snapshot)).repo
     except CheckpointError:
         return None
-    return source.repo if source.files is None else None

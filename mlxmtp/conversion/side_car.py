@@ -42,7 +42,7 @@ class SideCar:
     def facts(self) -> dict[str, Any]:
         """What goes into the config: norms have their offset, where there is one; experts are stacked."""
         facts = {key: value for key, value in vars(self).items() if key != "weights" and (value or key != "config")}
-        return facts | {"layers": 1, "norms": "shifted"}
+        return facts | {"norms": "shifted"}
 
 
 def side_car(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from mlxmtp.errors import PromptError
 from mlxmtp.heads.head import Head
 from mlxmtp.targets import Target
 
@@ -40,7 +41,13 @@ class SelfCheck:
 
 
 def self_check(target: Target, head: Head, tokens: list[int]) -> SelfCheck:
-    """Feed a text of three or more tokens to both, and compare what they say of the same positions."""
+    """Feed a text to both, and compare what they say of the same positions.
+
+    Raises:
+        PromptError: it has less than three tokens.
+    """
+    if len(tokens) < 3:
+        raise PromptError(f"the text has {len(tokens)} tokens; expected 3 or more")
     ids, cache = mx.array([tokens]), target.make_cache()
     logits, hidden = target.forward(ids[:, :-1], cache)
     drafts = head.logits(head(hidden, ids[:, 1:], head.make_cache(cache)))

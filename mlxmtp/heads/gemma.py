@@ -15,11 +15,10 @@ from typing import Any, Literal
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import gemma4_text
-from mlx_lm.models.base import create_causal_mask
 
 from mlxmtp.errors import HeadError
 from mlxmtp.heads.family import Family
-from mlxmtp.targets import Cache, Target, Where, matrix_rows
+from mlxmtp.targets import Cache, SharedRows, Target, Where, matrix_rows
 
 TRUNKS = ("gemma4", "gemma4_text", "gemma4_unified")
 _NAME = re.compile(r"gemma-4-(E2B|E4B|12B|26B-A4B|31B)-it(?!\w)", re.IGNORECASE)
@@ -31,36 +30,6 @@ class Position:
     one's that the target has read, as vLLM, SGLang and mlx-vlm have it."""
 
     position: Literal["next", "last"] = "next"
-
-
-class SharedRows:
-    """Keys and values [1, heads, rows, D] of one layer of the target, in place of a cache of the head's own."""
-
-    state = ()
-
-    def __init__(self, layer: Any) -> None:
-        self._layer = layer
-
-    @property
-    def offset(self) -> int:
-        """How many tokens the target has read."""
-        rows: int = self._layer.offset
-        return rows
-
-    def trim(self, rows: int) -> None:
-        """Drafts have left nothing."""
-
-    def fetch(self, rows: int) -> tuple[tuple[mx.array, mx.array], mx.array | None]:
-        """What the newest `rows` rows see, and its mask. Several rows: only where the target has just read them all."""
-        layer, window = self._layer, getattr(self._layer, "max_size", None)
-        count = min(layer.offset, layer.keys.shape[2])
-        keys = layer.keys[:, :, :count], layer.values[:, :, :count]
-        if rows == 1 and (window is None or layer.offset < window):
-            return keys, None
-        if rows == 1 and count == window:  # a ring; the slot that is written next holds a row out of sight
-            dead = layer._idx if layer._idx < window else layer.keep
-            return keys, mx.arange(window) != dead
-        return keys, create_causal_mask(rows, count - rows, window and window - 1)
 
 
 class GemmaHead(nn.Module):
@@ -92,10 +61,11 @@ class GemmaHead(nn.Module):
         self._clusters = clusters
         self._target = target
         own = trunk.layer_types[: trunk.num_hidden_layers - trunk.num_kv_shared_layers]
-        self._owners = {kind: i for i, kind in enumerate(own)}  # the last of each type
+        owners = {kind: i for i, kind in enumerate(own)}  # the last of each type
+        self._sources = tuple(owners[layer.layer_type] for layer in self.model.layers)
 
     def make_cache(self, target_cache: Cache) -> Cache:
-        return [SharedRows(target_cache[self._owners[layer.layer_type]]) for layer in self.model.layers]
+        return [SharedRows(target_cache[source]) for source in self._sources]
 
     def __call__(self, hidden: mx.array, tokens: mx.array, cache: Cache) -> mx.array:
         embedding = self._target.embed(tokens) * self._target.text_model.args.hidden_size**0.5
@@ -129,37 +99,40 @@ def build(
     weights: dict[str, mx.array], target: Target, *, config: dict[str, Any] | None = None, **_: Any
 ) -> tuple[Any, dict[str, mx.array]]:
     """The head's module, still empty, and its weights."""
-    if not config or "text_config" not in config or "pre_projection.weight" not in weights:
-        raise HeadError("the head's tensors are not those of a Gemma 4 assistant")
-    text, trunk = config["text_config"], target.text_model.args
+    if not config or "pre_projection.weight" not in weights:
+        raise HeadError("the head's tensors are not those of a Gemma 4 assistant (no pre_projection)")
+    text, trunk = config.get("text_config"), target.text_model.args
+    if not isinstance(text, dict) or "num_hidden_layers" not in text:
+        raise HeadError("the assistant's config has no text_config with num_hidden_layers; download it again")
     args = gemma4_text.ModelArgs.from_dict({**text, "num_kv_shared_layers": text["num_hidden_layers"]})
-    _check(config, args, trunk)
     clusters = None
     if config.get("use_ordered_embeddings"):
-        clusters = (config["num_centroids"], config["centroid_intermediate_top_k"])
+        clusters = (int(config.get("num_centroids", 0)), int(config.get("centroid_intermediate_top_k", 0)))
+    _check(config.get("backbone_hidden_size"), args, clusters, trunk)
     head = GemmaHead(target, args, clusters)
     tied = {name: w for name, w in weights.items() if not name.startswith("lm_head.")}  # a copy of embed_tokens
     return head, tied
 
 
-def _check(config: dict[str, Any], args: gemma4_text.ModelArgs, trunk: gemma4_text.ModelArgs) -> None:
-    """Whether sizes fit that no tensor's shape tells of.
-
-    Raises:
-        HeadError: naming the first that does not.
-    """
-    for name, ours, found in (
-        ("backbone_hidden_size", trunk.hidden_size, config.get("backbone_hidden_size")),
-        ("vocab_size", trunk.vocab_size, args.vocab_size),
-        ("head_dim", trunk.head_dim, args.head_dim),
-        ("global_head_dim", trunk.global_head_dim, args.global_head_dim),
-    ):
-        if ours != found:
+def _check(backbone: Any, args: Any, clusters: tuple[int, int] | None, trunk: Any) -> None:
+    """Raises HeadError for the first size that does not fit, of those that no tensor's shape tells of."""
+    sizes = {"backbone_hidden_size": (backbone, trunk.hidden_size)}
+    for name in ("vocab_size", "head_dim", "global_head_dim"):
+        sizes[name] = getattr(args, name), getattr(trunk, name)
+    for name, (found, ours) in sizes.items():
+        if found != ours:
             raise HeadError(f"the assistant has {name} {found}, the model {ours}: they do not belong together")
-    if args.num_attention_heads % trunk.num_key_value_heads:
+    heads, types = args.num_attention_heads, args.layer_types[: args.num_hidden_layers]
+    full = trunk.num_global_key_value_heads if trunk.attention_k_eq_v else None
+    for shared in (trunk.num_key_value_heads, full or 1):
+        if not heads or heads % shared:
+            raise HeadError(f"the assistant has {heads} attention heads; expected a multiple of the model's {shared}")
+    if len(types) < args.num_hidden_layers or not set(types) <= set(trunk.layer_types):
+        raise HeadError(f"the assistant has layers {types}, the model {sorted(set(trunk.layer_types))}")
+    if clusters and (not 0 < clusters[1] <= clusters[0] or args.vocab_size % clusters[0]):
         raise HeadError(
-            f"the assistant has {args.num_attention_heads} attention heads, no multiple of the model's "
-            f"{trunk.num_key_value_heads} for keys and values: they do not belong together"
+            f"the assistant looks into {clusters[1]} of {clusters[0]} clusters of {args.vocab_size} tokens; expected "
+            "num_centroids to divide them, and centroid_intermediate_top_k to be at most as many"
         )
 
 

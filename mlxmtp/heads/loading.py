@@ -1,6 +1,7 @@
 """Finding a checkpoint's head by the tensors that are there, and reading it into its family's module."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -35,12 +36,14 @@ class HeadSource:
     Args:
         files: its tensors; None where they are in a repo that is not downloaded yet.
         trunk_is_raw: what `trunk_is_raw` says of the tensors that stand beside it.
-        repo: the repo or folder of a head that stands apart from its trunk. by_name: it was found by the trunk's name.
+        repo: the repo or folder of a head that stands apart from its trunk; revision: its commit.
+        by_name: it was found by the trunk's name.
     """
 
     files: HeadFiles | None
     trunk_is_raw: bool | None = None
     repo: str | None = None
+    revision: str | None = None
     by_name: bool = False
 
 
@@ -54,10 +57,11 @@ def load_head(checkpoint: Checkpoint, target: Target, source: HeadSource | None 
         NoHeadError: no head tensors, or no family for this kind of model.
         HeadError: there are head tensors, but they are not a head that can be run.
     """
-    source = fetched(source or judge(checkpoint))
-    assert source.files is not None
+    source = source or judge(checkpoint)
     if not target.reversible:
         raise NoHeadError("this model keeps caches that cannot take rejected drafts back yet")
+    source = fetched(source)
+    assert source.files is not None
     head: Head = build_head(source.files, target, trunk_is_raw=source.trunk_is_raw, lazy=lazy)
     target.hidden_at = head.hidden_at
     return head
@@ -88,14 +92,17 @@ def judge(checkpoint: Checkpoint, head: str | Path | None = None) -> HeadSource:
 
 def _apart(head: str, family: Family | None = None) -> HeadSource:
     """A head in a folder or repo of its own, or beside another trunk; of a family, if that is asked for."""
+    if not head:
+        raise HeadError("the head's name is empty; expected a folder or a Hub repo (owner/name)")
     drafter = open_checkpoint(head)
     files = find_head(drafter.config, drafter.tensors)
     if files is None:
-        raise HeadError(f"{head} has no MTP head (no mtp.* tensors); name a model with a head, or a drafter")
+        expected = "an assistant" if family and family.repo else "a model with a head, or a drafter"
+        raise HeadError(f"{head} has no MTP head (no mtp.* tensors); expected {expected}")
     theirs = family_of(trunk_type(drafter.model_type) or drafter.model_type)
     if family and theirs and theirs is not family and not drafter.model_type.endswith("_mtp"):  # mlx-vlm's say qwen3_5
         raise HeadError(f"{head} has a head of the family {theirs.name}; this model takes one of {family.name}")
-    return HeadSource(files, trunk_is_raw(drafter.tensors), head)
+    return HeadSource(files, trunk_is_raw(drafter.tensors), head, drafter.revision)
 
 
 def _by_name(family: Family, checkpoint: Checkpoint) -> HeadSource:
@@ -110,11 +117,12 @@ def _by_name(family: Family, checkpoint: Checkpoint) -> HeadSource:
     repo = family.repo(name for name in names if name)
     if repo is None:
         raise NoHeadError(f"its head, a {family.name}, is a model of its own; --head PATH|REPO takes it from there")
-    if cached(repo):
-        return replace(_apart(repo), by_name=True)
+    if snapshot := cached(repo):
+        with suppress(CheckpointError):  # a part of it
+            return replace(_apart(str(snapshot)), repo=repo, by_name=True)
     if checkpoint.repo is None:
         raise NoHeadError(f"its head is a model of its own; --head {repo} fetches and uses it")
-    return HeadSource(None, None, repo, by_name=True)
+    return HeadSource(None, repo=repo, by_name=True)
 
 
 def fetched(source: HeadSource) -> HeadSource:
@@ -145,7 +153,7 @@ def build_head(files: HeadFiles, target: Target, *, trunk_is_raw: bool | None, l
         facts = {"stated": files.norms, "config": files.facts.get("config")}
         head, weights = family.build(weights, target, trunk_is_raw=trunk_is_raw, **facts)
         _load(head, weights, target, files)
-    except (ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
         raise HeadError(f"the head's tensors do not fit this model ({error})") from error

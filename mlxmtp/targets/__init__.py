@@ -2,6 +2,7 @@
 
 from mlxmtp.targets.latent import LatentAttention, has_latents
 from mlxmtp.targets.loading import TEXT_ONLY, check_architecture, load_target, materialise, stack_experts
+from mlxmtp.targets.shared import SharedRows
 from mlxmtp.targets.target import Cache, Pass, Target, Where, matrix_rows
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "Cache",
     "LatentAttention",
     "Pass",
+    "SharedRows",
     "Target",
     "Where",
     "check_architecture",

@@ -6,7 +6,6 @@ work than all the rest of the pass.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -31,15 +30,16 @@ class LatentAttention:
 
     def __init__(self, attention: nn.Module, *, rows_alone: bool = False) -> None:
         self.on = False
-        self._embed_q = _original(attention.embed_q)
-        self._unembed_out = _original(attention.unembed_out)
+        self._attention: Any = attention  # and not its projections: quantising puts others in their place
+        self._embed_q: Any = type(attention.embed_q).__call__
+        self._unembed_out: Any = type(attention.unembed_out).__call__
 
-        def keys(module: nn.Module, x: mx.array, transpose: bool = True) -> mx.array:  # noqa: ARG001
+        def keys(module: nn.Module, x: mx.array, transpose: bool = True) -> mx.array:
             # queries go in with transpose True, latents [B, 1, T, R] are expanded with False
-            return x if self.on and not transpose else self._embed_q(x, transpose)
+            return x if self.on and not transpose else self._embed_q(module, x, transpose)
 
-        def values(module: nn.Module, x: mx.array) -> mx.array:  # noqa: ARG001
-            return x if self.on else self._unembed_out(x)
+        def values(module: nn.Module, x: mx.array) -> mx.array:
+            return x if self.on else self._unembed_out(module, x)
 
         replace_call(attention.embed_q, keys)
         replace_call(attention.unembed_out, values)
@@ -52,15 +52,17 @@ class LatentAttention:
         self.on = rows > 1
 
     def _one_at_a_time(self, attention: nn.Module) -> None:
-        together, chosen = _original(attention), attention.indexer.index_topk
+        together: Any = type(attention).__call__
+        chosen = attention.indexer.index_topk
 
-        def call(module: nn.Module, x: mx.array, mask: mx.array | None = None, cache: Any = None) -> mx.array:  # noqa: ARG001
+        def call(module: nn.Module, x: mx.array, mask: mx.array | None = None, cache: Any = None) -> Any:
             rows = x.shape[1]
             if not self.on or cache[0].offset + rows <= chosen:
-                return together(x, mask, cache)
+                return together(module, x, mask, cache)
             self.on = False
             try:
-                return mx.concatenate([together(x[:, row : row + 1], None, cache) for row in range(rows)], axis=1)
+                alone = [together(module, x[:, row : row + 1], None, cache) for row in range(rows)]
+                return mx.concatenate(alone, axis=1)
             finally:
                 self.on = True
 
@@ -70,12 +72,9 @@ class LatentAttention:
         """Queries [B, heads, m, D]; while `on`, keys and values are the latents."""
         if not self.on:
             return _attention(queries, keys, values, **options)
-        return self._unembed_out(_attention(self._embed_q(queries), keys, values, **options))
-
-
-def _original(module: nn.Module) -> Callable[..., mx.array]:
-    """A module's own call, whatever its instance is made to do."""
-    return partial(type(module).__call__, module)
+        queries = self._embed_q(self._attention.embed_q, queries)
+        out: mx.array = self._unembed_out(self._attention.unembed_out, _attention(queries, keys, values, **options))
+        return out
 
 
 def has_latents(attention: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 
 from mlxmtp import load
@@ -13,6 +14,7 @@ from mlxmtp.chat.readings import TOKENS, try_readings
 from mlxmtp.cli import main
 from mlxmtp.errors import HeadError, PromptError
 from mlxmtp.heads.head import READINGS
+from mlxmtp.targets import matrix_rows
 from tests import tiny
 from tests.running import generated
 
@@ -22,7 +24,7 @@ TEXT = "Natalia sold clips to 48 of her friends in April, and then she sold half
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random head is right so rarely that every token takes a round."""
-    monkeypatch.setattr(readings, "STARTS", 6)
+    monkeypatch.setattr(readings, "STARTS", 2)
 
 
 def test_every_reading_is_tried_and_the_default_comes_first(raw_checkpoint: Callable[..., Path]) -> None:
@@ -62,18 +64,22 @@ def test_every_reading_is_exact(raw_checkpoint: Callable[..., Path], reading) ->
     assert generated(engine, [5, 6, 7], 60, depth=3) == expected
 
 
-def test_the_reading_of_training_wins_clearly() -> None:
-    """A trained head reads states after the norm; with a norm far from 1, what stands before it is another thing."""
-    engine = load()
-    norm = engine.target.text_model.model.norm
-    scale = mx.where(mx.arange(norm.weight.size) % 2 == 0, 3.0, 1 / 3).astype(norm.weight.dtype)
-    head_norm = engine.mtp.pre_fc_norm_hidden
-    norm.weight, head_norm.weight = norm.weight * scale, head_norm.weight / scale
+def test_the_reading_of_training_wins_clearly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head that was trained on states after the norm, whose weights are moved far from 1: all else takes it back."""
+    monkeypatch.setattr(readings, "STARTS", 4)
+    engine = load(Path(__file__).parent.parent / "trained" / "glm4_moe")
+    trunk, layer = engine.target.text_model, engine.mtp.layers[0]
+    scale = mx.where(mx.arange(trunk.model.norm.weight.size) % 2 == 0, 4.0, 1 / 4)
+    trunk.model.norm.weight, layer.norm.weight = trunk.model.norm.weight * scale, layer.norm.weight * scale
+    layer.hnorm.weight = layer.hnorm.weight / scale * mx.sqrt(mx.mean(scale**2))
+    output = matrix_rows(trunk.lm_head, mx.arange(trunk.args.vocab_size)) / scale
+    trunk.lm_head = nn.Linear(*reversed(output.shape), bias=False)
+    trunk.lm_head.weight = output
     found = list(try_readings(engine, engine.tokenizer.encode(TEXT)))
-    post = next(one for one in found if one.reading == {"fed": "post", "recycled": "post"})
-    pre = next(one for one in found if one.reading == {"fed": "pre", "recycled": "post"})
-    assert post.clearly_beats(pre)
-    assert not pre.clearly_beats(post)
+    post, *others = found
+    assert post.default
+    assert post.clearly_beats(next(one for one in others if one.reading == {"fed": "pre", "recycled": "post"}))
+    assert not any(other.clearly_beats(post) for other in others)
 
 
 def test_of_a_long_text_the_beginning_is_read(
@@ -88,8 +94,11 @@ def test_of_a_long_text_the_beginning_is_read(
 
 def test_too_short_a_text_and_no_head_are_refused(raw_checkpoint: Callable[..., Path]) -> None:
     engine = load(raw_checkpoint("qwen3_5", vocab=16))
-    with pytest.raises(PromptError, match="the text has 3 tokens; expected 6 or more"):
-        list(try_readings(engine, [5, 6, 7]))
+    with pytest.raises(PromptError, match="1 tokens of the text can be used; expected 2 or more"):
+        list(try_readings(engine, [5]))
+    small = load(raw_checkpoint("qwen3_5", vocab=16, positions=20))
+    with pytest.raises(PromptError, match=r"0 tokens of the text can be used; .* in the model's context of 20"):
+        list(try_readings(small, [5] * 40))
     plain = load(raw_checkpoint("qwen3_5", vocab=16), mtp=False)
     with pytest.raises(HeadError, match="MTP was switched off"):
         list(try_readings(plain, [5] * 40))
@@ -118,7 +127,7 @@ def test_the_command_refuses_what_it_cannot_try(
     for arguments, words in (
         (["--try-head"], "name the one to try"),
         ([folder, "--text", "x"], "add --check or --try-head"),
-        ([folder, "--try-head", "--text", str(tmp_path / "nowhere")], "cannot be read as UTF-8 text"),
+        ([folder, "--try-head", "--text", str(tmp_path / "nowhere")], "nowhere: cannot be read (No such file"),
         ([stripped, "--try-head", "--head", stripped], "has no MTP head"),
     ):
         assert main(["inspect", *arguments]) == 2, arguments

@@ -54,6 +54,7 @@ def test_names(name: str, found: str | None) -> None:
 def test_a_known_models_head_is_found_and_named(published: Hub, answer: Callable[..., dict], main_, model: str) -> None:
     found = answer(model)
     assert (found["head"], found["head_source"]) == ("gemma4-assistant", ASSISTANT)
+    assert found["head_found_by_name"] is True
     assert found["stats"]["drafted"] > 0
     assert found["tokens"] == answer(model, "--no-mtp")["tokens"]
     said = main_("generate", "--model", model, "--prompt", "hello", "--max-tokens", "4").err
@@ -162,8 +163,25 @@ def test_wrong_names_are_refused(cli: Callable[..., Ran], trunk: Path, assistant
     assert_refused(cli(*generate, "--head", trunk), "has no MTP head")
     assert_refused(cli(*generate, "--head", tmp_path / "nowhere"), "nowhere")
     assert_refused(cli(*generate, "--head", assistant, "--no-mtp"), "leave one out")
+    assert_refused(cli(*generate, "--head", "", "--no-mtp"), "leave one out")
+    assert_refused(cli(*generate, "--head", ""), "the head's name is empty")
     other = tiny.assistant(tmp_path / "other", vocab=64, hidden=32)
     assert_refused(cli(*generate, "--head", other), "backbone_hidden_size 32", "64")
+
+
+def test_a_part_of_an_assistant_is_as_good_as_none(published: Hub, cli, answer, trunk, tmp_path, monkeypatch) -> None:
+    """What an interrupted download leaves neither stops the model nor makes `inspect` go on with it."""
+    folder = Path(shutil.copytree(trunk, tmp_path / "gemma-4-e2b-it"))
+    huggingface_hub.snapshot_download(ASSISTANT, allow_patterns="config.json")
+    seen = len(published.requests)
+    assert f"--head {ASSISTANT}" in answer(folder)["plain_because"]
+    assert "decodes plainly" in cli("inspect", folder).out
+    assert len(published.requests) == seen
+    assert cli("pull", MODEL).out.count("\n") == 2
+    assert answer(folder)["head_source"] == ASSISTANT
+    seen = len(published.requests)
+    assert "in the Hub cache" in cli("inspect", folder).out
+    assert len(published.requests) == seen
 
 
 def test_a_fault_half_way_leaves_plain_decoding(published: Hub, answer) -> None:

@@ -163,6 +163,12 @@ def test_check_without_a_head(inspect, stripped, hub):
     assert_refused(inspect("--check"), "--check and --try-head load a model; name the one to try")
 
 
+def test_check_on_too_short_a_text(inspect, raw, tmp_path):
+    (tmp_path / "text").write_text("ab")
+    ran = inspect(raw, "--check", "--text", tmp_path / "text")
+    assert (ran.code, ran.err) == (2, "mlxmtp: the text has 2 tokens; expected 3 or more\n")
+
+
 def nothing_in_it(folder: Path) -> Path:
     return folder
 

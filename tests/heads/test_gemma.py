@@ -17,8 +17,8 @@ from mlxmtp import Sampling, load
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.errors import HeadError
 from mlxmtp.heads import judge, load_head, self_check
-from mlxmtp.heads.gemma import Position, SharedRows
-from mlxmtp.targets import load_target
+from mlxmtp.heads.gemma import Position
+from mlxmtp.targets import SharedRows, load_target
 from tests import tiny
 from tests.comparing import assert_equal
 from tests.running import generated, reference
@@ -239,7 +239,7 @@ def test_a_damaged_assistant_changes_no_token(gemma_checkpoint: Checkpoints, tmp
 
 def test_heads_that_do_not_divide_are_refused(gemma_checkpoint: Checkpoints, assistant: Checkpoints) -> None:
     """No tensor's shape tells: the first draft would fail in the attention."""
-    with pytest.raises(HeadError, match="3 attention heads, no multiple of the model's 2"):
+    with pytest.raises(HeadError, match="3 attention heads; expected a multiple of the model's 2"):
         load(gemma_checkpoint(style="31B"), head=assistant(style="31B", heads=3))
 
 
@@ -249,3 +249,27 @@ def test_an_assistant_without_clusters_need_not_count_them(gemma_checkpoint: Che
     del config["num_centroids"], config["centroid_intermediate_top_k"]
     tiny.write_json(folder / "config.json", config)
     assert load(gemma_checkpoint(style="31B"), head=folder).head == "gemma4-assistant"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"text_config": {"vocab_size": 288}}, "no text_config with num_hidden_layers"),
+        ({"centroid_intermediate_top_k": 99}, "looks into 99 of 8 clusters of 288 tokens"),
+        ({"centroid_intermediate_top_k": 0}, "looks into 0 of 8 clusters"),
+        ({"num_centroids": 7}, "2 of 7 clusters of 288 tokens"),
+        ({"text": {"layer_types": ["sliding_attention"] * 2 + ["chunked_attention"]}}, "'chunked_attention'"),
+        ({"text": {"layer_types": ["sliding_attention"]}}, "the assistant has layers"),
+        ({"text": {"num_attention_heads": 0}}, "the assistant has 0 attention heads"),
+    ],
+    ids=str,
+)
+def test_a_config_that_cannot_be_is_answered(
+    gemma_checkpoint: Checkpoints, tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    folder = tiny.assistant(tmp_path / "assistant")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= change.pop("text", {})
+    tiny.write_json(folder / "config.json", config | change)
+    with pytest.raises(HeadError, match=says):
+        load(gemma_checkpoint(), head=folder)

@@ -15,7 +15,8 @@ from mlxmtp.decoding.loop import Kept, speculate
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.verifier import Draft, Verifier
-from mlxmtp.heads.gemma import Position, SharedRows
+from mlxmtp.heads.gemma import Position
+from mlxmtp.targets import SharedRows
 from tests import tiny
 from tests.running import generated, prefilled, reference, rounds
 from tests.scripted import Depths, ScriptedDrafter, keep_all

@@ -1,16 +1,20 @@
 """GLM's and DeepSeek's `nextn` layer in block-scaled FP8, packed, and in the drafter folders of mlx-vlm."""
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 
-from mlxmtp.checkpoints import list_tensors
+from mlxmtp.checkpoints import list_tensors, open_checkpoint
 from mlxmtp.conversion.attach import attach
 from mlxmtp.conversion.convert import Packing, convert
+from mlxmtp.targets import load_target
 from tests import tiny
 from tests.comparing import Weights, assert_equal, assert_exact, head_of, trunk_of, turn, unpacked_head_of
 
@@ -116,3 +120,16 @@ def test_a_packed_drafter_stays_packed(nextn_checkpoint: Checkpoints, tmp_path: 
     config = json.loads((trunk / "config.json").read_text())
     assert {how["bits"] for how in config["mtp_head"]["quantization"].values()} == {4}
     assert_exact(trunk)
+
+
+# -- memory
+
+
+def test_quantising_leaves_no_projection_behind(nextn_checkpoint: Checkpoints) -> None:
+    """`convert` packs a trunk whose latent attention is watched: what it replaces must go, or 2 GB of DeepSeek stay."""
+    target = load_target(open_checkpoint(nextn_checkpoint("deepseek_v3")), lazy=True)
+    attentions = [layer.self_attn for layer in target.model.layers]
+    replaced = [weakref.ref(module) for one in attentions for module in (one.embed_q, one.unembed_out)]
+    nn.quantize(target.model, 32, 4)
+    gc.collect()
+    assert all(module() is None for module in replaced)
