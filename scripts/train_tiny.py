@@ -5,7 +5,7 @@ the head from the trunk's hidden states, at depths 1 to 3, every depth fed with 
 prove that a head which was trained drafts better than chance at every depth, which random weights cannot.
 
     pip install -e '.[cpu]'
-    python scripts/train_tiny.py [KIND ...] [--steps 1500]
+    python scripts/train_tiny.py [KIND ...] [--steps 400]
 """
 
 import argparse
@@ -37,7 +37,6 @@ HELD_OUT = 24  # examples, written beside the checkpoints
 KINDS: dict[str, dict[str, Any]] = {
     "gemma4": {"style": "E2B", "window": 32, "clusters": 24, "looked_into": 8, "drafter_hidden": 64},
     "glm4_moe": {},
-    "glm4_moe_lite": {},
     "deepseek_v3": {},
     "deepseek_v32": {"index_topk": 32},
 }
@@ -50,7 +49,7 @@ def main() -> None:
     parser.add_argument(
         "kinds", nargs="*", choices=[*KINDS, []], metavar="KIND", help=f"of {', '.join(KINDS)}; default: all"
     )
-    parser.add_argument("--steps", type=int, default=1500, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=400, help="default: %(default)s; deepseek_v32 had 800")
     parser.add_argument("--corpus", type=Path, default=CORPUS, help="gsm8k_train.jsonl")
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "trained", help="default: %(default)s")
     options = parser.parse_args()
@@ -80,8 +79,8 @@ def untrained(kind: str, scratch: Path) -> Path:
     """A random checkpoint in MLX layout, with its head beside it."""
     options = KINDS[kind]
     if kind != "gemma4":
-        return convert(tiny.nextn_checkpoint(scratch / "raw", kind, **options), scratch / "mlx").folder
-    folder = convert(tiny.gemma_checkpoint(scratch / "raw", **options), scratch / "mlx").folder
+        return convert(tiny.nextn_checkpoint(scratch / "raw", kind, **options), scratch / kind).folder
+    folder = convert(tiny.gemma_checkpoint(scratch / "raw", **options), scratch / kind).folder
     attach(folder, str(tiny.assistant(scratch / "assistant", **options)))
     return folder
 

@@ -1,7 +1,7 @@
 """Heads that were trained for minutes (scripts/train_tiny.py): they draft better than chance at every depth.
 
-`tests/trained` holds one checkpoint of each kind, its trunk and head in 8 bits, and GSM8K examples (MIT licence) that
-they have not seen.
+`tests/trained` holds one checkpoint of each kind, its trunk and head in 8 bits, and GSM8K examples (MIT, gsm8k_LICENSE)
+that they have not seen.
 """
 
 import math
