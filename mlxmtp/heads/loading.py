@@ -116,7 +116,8 @@ def _by_name(family: Family, checkpoint: Checkpoint) -> HeadSource:
     names = (checkpoint.repo, checkpoint.base, checkpoint.folder.name)
     repo = family.repo(name for name in names if name)
     if repo is None:
-        raise NoHeadError(f"its head, a {family.name}, is a model of its own; --head PATH|REPO takes it from there")
+        keep = f"`mlxmtp attach {quote(checkpoint.name)} --from PATH|REPO` keeps it"
+        raise NoHeadError(f"its head, a {family.name}, is a model of its own; --head PATH|REPO lends it, {keep}")
     if snapshot := cached(repo):
         with suppress(CheckpointError):  # a part of it
             return replace(_apart(str(snapshot)), repo=repo, by_name=True)
