@@ -238,7 +238,7 @@ def load(path_or_repo: str | Path | None = None, *, mtp: bool = True, head: str 
         except HeadError as error:
             raise HeadError(f"{error}; to run the model without its head: --no-mtp, load(..., mtp=False)") from error
     name = "demo" if path_or_repo is None else str(path_or_repo)
-    return Engine(checkpoint.folder, name, target, tokenizer, loaded, plain_because, found)
+    return Engine(checkpoint.folder, name, target, tokenizer, loaded, plain_because, found if loaded else None)
 
 
 def _load_tokenizer(path: Path, ends: int | list[int] | None) -> Any:

@@ -13,7 +13,8 @@ from mlxmtp.errors import HeadError
 Place = Literal["shards", "side-car", "drafter"]
 Norms = Literal["raw", "shifted"]
 
-DRAFTERS = ("_mtp", "_assistant")
+MLX_VLM = "_mtp"
+DRAFTERS = (MLX_VLM, "_assistant")
 """End the model type of a drafter, a head in a folder of its own: as mlx-vlm's `split_mtp` writes it, or Gemma's."""
 _NAME = re.compile(r"((?:model\.|language_model\.)*mtp\.)(.+)")
 _LAYER = re.compile(r"((?:model\.|language_model\.)*)layers\.(\d+)\.(.+)")

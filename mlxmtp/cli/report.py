@@ -29,7 +29,7 @@ def as_json(engine: Engine, chunks: list[Chunk], plain: str | None) -> dict[str,
         "head": engine.head,
         "stats": stats,
     }
-    if engine.head and engine.head_source and engine.head_source.repo:
+    if engine.head_source and engine.head_source.repo:
         answer |= {"head_source": engine.head_source.repo, "head_found_by_name": engine.head_source.by_name}
     if plain is not None:
         answer["plain_because"] = plain

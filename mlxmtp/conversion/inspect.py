@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mlxmtp.checkpoints import Checkpoint, HeadFiles, check_tokenizer, find_head, open_checkpoint
 from mlxmtp.checkpoints.checkpoint import card_base, no_config, parse_config
-from mlxmtp.checkpoints.head_files import is_head_name, trunk_type
+from mlxmtp.checkpoints.head_files import MLX_VLM, is_head_name, trunk_type
 from mlxmtp.checkpoints.hub import RemoteRepo, cached, wanted_files
 from mlxmtp.conversion.weights import Weights, weights_of
 from mlxmtp.errors import CheckpointError, HeadError
@@ -188,7 +188,7 @@ def _visible_head(checkpoint: Checkpoint) -> HeadFiles | None:
 def _format(checkpoint: Checkpoint) -> str | None:
     """None where both layouts are the same."""
     if trunk_type(checkpoint.model_type):
-        return "mlx-vlm drafter" if checkpoint.model_type.endswith("_mtp") else None
+        return "mlx-vlm drafter" if checkpoint.model_type.endswith(MLX_VLM) else None
     raw = trunk_is_raw(checkpoint.tensors)
     if raw is None:
         return "MLX" if "quantization" in checkpoint.config else None

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import infer_quant_config
 
 from mlxmtp.checkpoints import Checkpoint, HeadFiles, Norms, TensorInfo, dequantise_fp8, find_head, open_checkpoint
-from mlxmtp.checkpoints.head_files import looks_like_head, trunk_type
+from mlxmtp.checkpoints.head_files import MLX_VLM, looks_like_head, trunk_type
 from mlxmtp.checkpoints.hub import cached
 from mlxmtp.errors import CheckpointError, HeadError, is_out_of_memory
 from mlxmtp.heads.families import family_of
@@ -100,7 +100,7 @@ def _apart(head: str, family: Family | None = None) -> HeadSource:
         expected = "an assistant" if family and family.repo else "a model with a head, or a drafter"
         raise HeadError(f"{head} has no MTP head (no mtp.* tensors); expected {expected}")
     theirs = family_of(trunk_type(drafter.model_type) or drafter.model_type)
-    if family and theirs and theirs is not family and not drafter.model_type.endswith("_mtp"):  # mlx-vlm's say qwen3_5
+    if family and theirs and theirs is not family and not drafter.model_type.endswith(MLX_VLM):  # they say qwen3_5
         raise HeadError(f"{head} has a head of the family {theirs.name}; this model takes one of {family.name}")
     return HeadSource(files, trunk_is_raw(drafter.tensors), head, drafter.revision)
 
@@ -148,7 +148,7 @@ def build_head(files: HeadFiles, target: Target, *, trunk_is_raw: bool | None, l
     """
     family = family_of(target.model_type)
     if family is None:
-        raise NoHeadError(f"no MTP head family for model type {target.model_type!r} yet")
+        raise NoHeadError(_no_family(target.model_type))
     try:
         weights = dequantise_fp8(_read(files))
         facts = {"stated": files.norms, "config": files.facts.get("config")}
@@ -172,9 +172,13 @@ def norms_of(files: HeadFiles, checkpoint: Checkpoint) -> Norms | None:
     return "raw" if raw else "shifted"
 
 
+def _no_family(model_type: str) -> str:
+    return f"no MTP head family for model type {model_type!r} yet"
+
+
 def _unsupported(checkpoint: Checkpoint) -> str:
     """What is said of a model without a family: whether there would be a head."""
-    known = f"no MTP head family for model type {checkpoint.model_type!r} yet"
+    known = _no_family(checkpoint.model_type)
     try:
         find_head(checkpoint.config, checkpoint.tensors)
     except HeadError as error:

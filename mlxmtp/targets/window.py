@@ -26,8 +26,7 @@ class WindowCache(RotatingKVCache):
     """
 
     watching = False
-    _before: tuple[mx.array, mx.array] | None = None  # the ring; None: the pass appended, and cutting takes rows back
-    _rings: tuple[mx.array, mx.array]  # after each row
+    _rings: tuple[mx.array, mx.array] | None = None  # after each row; None: rows were appended, cutting takes them back
     _slots: list[int]  # where each row was written, and where the next one would be
 
     @classmethod
@@ -41,21 +40,22 @@ class WindowCache(RotatingKVCache):
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         rows = keys.shape[2]
-        self._before = None
+        self._rings = None
         if not self.watching or rows == 1 or self.offset + rows <= self.max_size:
             fetched: tuple[mx.array, mx.array] = super().update_and_fetch(keys, values)  # type: ignore[no-untyped-call]
             return fetched
         old: Any = (keys[:, :, :0], values[:, :, :0]) if self.keys is None else (self.keys, self.values)
-        self._before = self._ring(old[0]), self._ring(old[1])
         self._slots, slot = [], self._idx
         for _ in range(rows + 1):
             slot = self.keep if slot >= self.max_size else slot
             self._slots.append(slot)
             slot += 1
-        self._rings = _written(self._before[0], keys, self._slots), _written(self._before[1], values, self._slots)
+        old_keys, old_values = map(self._ring, old)
+        rings = _written(old_keys, keys, self._slots), _written(old_values, values, self._slots)
         self.offset += rows
-        self._stand(rows)
-        return self._rings
+        self._stand(rings, rows)
+        self._rings = rings
+        return rings
 
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Any:  # noqa: N803
         """As mlx-lm's, or for rings: the slots [m, 1, 1, window] that each row finds filled; None: all."""
@@ -68,12 +68,12 @@ class WindowCache(RotatingKVCache):
 
     def commit(self, rows: int, of: int) -> None:
         """Stand as if only the first `rows` of the `of` rows just fed had been."""
-        if self._before is None:
+        if self._rings is None:
             self.trim(of - rows)  # type: ignore[no-untyped-call]
             return
         self.offset -= of - rows
-        self._stand(rows)
-        del self._before, self._rings  # or they would live until the next pass
+        self._stand(self._rings, rows)
+        del self._rings  # or they would live until the next pass
 
     def _ring(self, kept: mx.array) -> mx.array:
         """What mlx-lm makes of the buffer before it writes a row over another: as many rows as the window has."""
@@ -83,9 +83,10 @@ class WindowCache(RotatingKVCache):
         empty = mx.zeros((*kept.shape[:2], self.max_size - self.offset, kept.shape[3]), kept.dtype)
         return mx.concatenate([kept[:, :, : self.offset], empty], axis=2)
 
-    def _stand(self, rows: int) -> None:
-        after: Any = [ring[rows - 1 : rows] for ring in self._rings] if rows else self._before
-        self.keys, self.values = map(mx.contiguous, after)  # a view would keep the other rows' rings alive
+    def _stand(self, rings: tuple[mx.array, mx.array], rows: int) -> None:
+        last = max(rows, 1) - 1  # before the first row as after it: the slot that it wrote is dead again
+        # a view would keep the other rows' rings alive
+        self.keys, self.values = (mx.contiguous(ring[last : last + 1]) for ring in rings)
         self._idx = self._slots[rows]
 
 

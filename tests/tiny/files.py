@@ -1,9 +1,12 @@
 """Writing and reading a checkpoint's files."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 
 def save_weights(folder: Path, arrays: dict[str, mx.array], *, shards: int = 1, made_by: str) -> None:
@@ -21,6 +24,22 @@ def save_weights(folder: Path, arrays: dict[str, mx.array], *, shards: int = 1, 
         where |= dict.fromkeys(part, file)
     index = {"metadata": {"total_size": sum(a.nbytes for a in arrays.values())}, "weight_map": where}
     write_json(folder / "model.safetensors.index.json", index)
+
+
+def save_checkpoint(
+    folder: Path,
+    arrays: Mapping[str, np.ndarray],
+    config: dict[str, Any],
+    dtype: str,
+    *,
+    kept: tuple[str, ...] = (),
+    shards: int = 1,
+) -> None:
+    """Raw weights and config.json; `kept`: ends of the names of tensors that do not take the dtype."""
+    kind = getattr(mx, dtype)
+    cast = {n: mx.array(a) if n.endswith(kept) else mx.array(a).astype(kind) for n, a in arrays.items()}
+    save_weights(folder, cast, shards=shards, made_by="pt")
+    write_json(folder / "config.json", config)
 
 
 def load_weights(folder: Path) -> dict[str, mx.array]:

@@ -4,12 +4,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.models import gemma4_text
 
-from tests.tiny.files import save_weights, write_json
+from tests.tiny.files import save_checkpoint
 from tests.tiny.models import Shapes
 from tests.tiny.raw import Arrays, random_values
 from tests.tiny.tokenizer import EOS, tokenizer
@@ -62,7 +61,7 @@ def gemma_checkpoint(
     outer = {"architectures": ["Gemma4ForConditionalGeneration"], "model_type": kind, "torch_dtype": dtype}
     tied = {"tie_word_embeddings": True, "eos_token_id": EOS}
     config = text | outer if kind == "gemma4_text" else outer | {"text_config": text, "vocab_size": s.vocab}
-    _write(folder, arrays, config | tied, dtype)
+    save_checkpoint(folder, arrays, config | tied, dtype)
     tokenizer(folder, s.vocab)
     return folder
 
@@ -121,7 +120,7 @@ def assistant(
         "tie_word_embeddings": True,
         "text_config": text,
     }
-    _write(folder, arrays, config, dtype)
+    save_checkpoint(folder, arrays, config, dtype, kept=("token_ordering",))
     return folder
 
 
@@ -174,10 +173,3 @@ def _fused(arrays: Arrays) -> Arrays:
         gate, up, down = (arrays[f"{base}.switch_glu.{part}_proj.weight"] for part in ("gate", "up", "down"))
         out |= {f"{base}.gate_up_proj": np.concatenate([gate, up], axis=1), f"{base}.down_proj": down}
     return out
-
-
-def _write(folder: Path, arrays: Arrays, config: dict[str, Any], dtype: str) -> None:
-    kept = ("token_ordering",)
-    cast = {n: mx.array(a) if n.endswith(kept) else mx.array(a).astype(getattr(mx, dtype)) for n, a in arrays.items()}
-    save_weights(folder, cast, made_by="pt")
-    write_json(folder / "config.json", config)

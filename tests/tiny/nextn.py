@@ -4,9 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import mlx.core as mx
-
-from tests.tiny.files import save_weights, write_json
+from tests.tiny.files import save_checkpoint
 from tests.tiny.models import Shapes
 from tests.tiny.raw import random_values
 from tests.tiny.tokenizer import EOS, tokenizer
@@ -77,12 +75,8 @@ def nextn_checkpoint(
                 arrays[f"{name}.weight"] = arrays[f"{trunks}.weight"]
             elif own == "none":
                 del arrays[f"{name}.weight"]
-    kept_whole = ("e_score_correction_bias",)
-    cast = {
-        n: mx.array(a) if n.endswith(kept_whole) else mx.array(a).astype(getattr(mx, dtype)) for n, a in arrays.items()
-    }
-    save_weights(folder, cast, shards=shards, made_by="pt")
-    write_json(folder / "config.json", nextn_config(kind, s, dtype))
+    kept = ("e_score_correction_bias",)
+    save_checkpoint(folder, arrays, nextn_config(kind, s, dtype), dtype, kept=kept, shards=shards)
     tokenizer(folder, s.vocab)
     return folder
 

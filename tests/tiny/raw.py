@@ -4,10 +4,9 @@ import zlib
 from pathlib import Path
 from typing import Any, Literal
 
-import mlx.core as mx
 import numpy as np
 
-from tests.tiny.files import save_weights, write_json
+from tests.tiny.files import save_checkpoint, write_json
 from tests.tiny.models import Kind, Sizes, config, head_shapes, trunk_shapes
 from tests.tiny.tokenizer import EOS, SPECIAL, tokenizer
 
@@ -46,9 +45,7 @@ def raw_checkpoint(
     """
     shape = Sizes(**sizes)
     arrays = tensors(kind, shape, seed=seed, head=head, experts=experts, head_experts=head_experts)
-    cast = {name: mx.array(a).astype(getattr(mx, dtype)) for name, a in arrays.items()}
-    save_weights(folder, cast, shards=shards, made_by="pt")
-    write_json(folder / "config.json", config(kind, shape, dtype, eos))
+    save_checkpoint(folder, arrays, config(kind, shape, dtype, eos), dtype, shards=shards)
     write_json(folder / "generation_config.json", {"eos_token_id": eos})
     tokenizer(folder, shape.vocab)
     return folder
