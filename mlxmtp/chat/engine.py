@@ -16,6 +16,8 @@ import mlx.core as mx
 from mlx_lm.generate import wired_limit
 from mlx_lm.utils import load_tokenizer
 
+from mlxmtp.chat.parts import Part, Splitter, message
+from mlxmtp.chat.prefix import Prefix
 from mlxmtp.chat.prompt import Prompt, encode
 from mlxmtp.chat.text import TextStream
 from mlxmtp.checkpoints import check_tokenizer, open_checkpoint
@@ -24,7 +26,7 @@ from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.loop import decode_plainly, speculate
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import PREFILL_ROWS, Sequence
-from mlxmtp.decoding.stats import Stats, Tally
+from mlxmtp.decoding.stats import Round, Stats, Tally
 from mlxmtp.decoding.verifier import Verifier, VerifyMode
 from mlxmtp.errors import CheckpointError, HeadError, OptionError, PromptError
 from mlxmtp.heads import Head, HeadSource, NoHeadError, judge, load_head
@@ -42,12 +44,14 @@ class Chunk:
     """What one round added to a turn: its certain text, its token ids, the turn's statistics so far.
 
     `finish_reason` is None until the last chunk: "stop" (end token or stop string) or "length".
+    `parts` is the text again, taken apart by what it is, without the marks of thinking and calls.
     """
 
     text: str
     tokens: tuple[int, ...]
     stats: Stats
     finish_reason: str | None
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class TurnOptions(TypedDict, total=False):
     raw: bool
     on_prefill: Callable[[int, int], None] | None
     prefill_rows: int
+    thinking: bool | None
+    prefix: Prefix | None
 
 
 class Engine:
@@ -107,6 +113,19 @@ class Engine:
         """The most tokens, prompt and answer together, that the model was made for."""
         return int(self.target.text_config.get("max_position_embeddings") or 2**31 - 1)
 
+    @property
+    def default_depth(self) -> int:
+        """Drafts a round where none is asked for."""
+        return DEFAULT_DEPTH if self.mtp else 0
+
+    @property
+    def token_identical(self) -> bool:
+        """Whether this backend is known to compute the same bits for a row alone as for one of several.
+
+        MLX's CPU backend does. Others are not known to: there near-ties between tokens can fall differently.
+        """
+        return bool(mx.default_device() == mx.Device(mx.cpu))
+
     def stream(
         self,
         prompt: Prompt,
@@ -119,6 +138,8 @@ class Engine:
         raw: bool = False,
         on_prefill: Callable[[int, int], None] | None = None,
         prefill_rows: int = PREFILL_ROWS,
+        thinking: bool | None = None,
+        prefix: Prefix | None = None,
     ) -> Iterator[Chunk]:
         """Generate a turn; a chunk a round. Closing the iterator stops at once.
 
@@ -129,6 +150,8 @@ class Engine:
             stop: strings that end the turn and are not given out.
             on_prefill: told (done, total) after each chunk of the prompt.
             prefill_rows: the prompt is read so many tokens at a time.
+            thinking: with or without thinking, where the chat template has the choice; None: its default.
+            prefix: what an earlier turn left; this turn goes on from it where it can, and leaves its own there.
 
         Raises:
             OptionError, PromptError: at once, before anything is computed.
@@ -141,15 +164,20 @@ class Engine:
         for name, value in (("max_tokens", max_tokens), ("prefill_rows", prefill_rows)):
             if not isinstance(value, int) or value < 1:
                 raise OptionError(f"{name} is {value!r}; expected a whole number of at least 1")
-        tokens = encode(self.tokenizer, prompt, raw=raw)
+        tokens = encode(self.tokenizer, prompt, raw=raw, thinking=thinking)
         if len(tokens) >= self.context:
             raise PromptError(
                 f"the prompt has {len(tokens)} tokens, the model's context {self.context}; "
                 "shorten the prompt so that at least one token fits behind it"
             )
-        turn = _Turn(self.target, self.mtp if depth else None, TextStream(self.tokenizer, stop), verifier, depth)
+        head = self.mtp if depth else None
+        prefix = prefix or Prefix()
+        sequence = prefix.take(tokens, self.target, head)
+        tally = Tally(len(tokens), started, reused=len(sequence.tokens))
+        text = TextStream(self.tokenizer, stop)
+        turn = _Turn(self.target, head, text, Splitter(self.tokenizer, tokens), verifier, depth, sequence, prefix)
         limit = min(max_tokens, self.context - len(tokens))
-        return turn.run(tokens, limit, prefill_rows, on_prefill, Tally(len(tokens), started))
+        return turn.run(tokens[len(sequence.tokens) :], limit, prefill_rows, on_prefill, tally)
 
     def generate(self, prompt: Prompt, sampling: Sampling = GREEDY, **options: Unpack[TurnOptions]) -> Result:
         """A whole turn; arguments and errors as for `stream`."""
@@ -160,9 +188,13 @@ class Engine:
             tokens += chunk.tokens
         return Result("".join(text), tokens, chunk.stats.prompt_tokens, chunk.finish_reason or "", chunk.stats)
 
+    def message(self, parts: Several[Part]) -> dict[str, Any]:
+        """A turn's parts as a chat message for the next prompt, its tool calls parsed."""
+        return message(self.tokenizer, parts)
+
     def _depth(self, depth: int | None) -> int:
         if depth is None:
-            return DEFAULT_DEPTH if self.mtp else 0
+            return self.default_depth
         if not isinstance(depth, int) or not 0 <= depth <= MAX_DEPTH:
             raise OptionError(f"depth is {depth!r}; expected a whole number from 0 (plain) to {MAX_DEPTH}")
         if depth and not self.mtp:
@@ -177,8 +209,11 @@ class _Turn:
     target: Target
     head: Head | None
     text: TextStream
+    splitter: Splitter
     verifier: Verifier
     depth: int
+    sequence: Sequence
+    prefix: Prefix
 
     def run(
         self,
@@ -192,21 +227,32 @@ class _Turn:
         with ExitStack() as stack:
             with redirect_stdout(sys.stderr):  # mlx-lm prints its warning about large models
                 stack.enter_context(wired_limit(self.target.model))
-            sequence = Sequence(self.target, self.head)
-            sequence.prefill(tokens, prefill_rows, on_prefill)
+            self.sequence.prefill(tokens, prefill_rows, on_prefill)
             tally.prefilled(time.perf_counter())
-            with closing(self._rounds(sequence, max_tokens)) as rounds:
+            with closing(self._rounds(max_tokens)) as rounds:
                 for one in rounds:
                     tally.add(one, time.perf_counter())
-                    if one.finish == "length":
-                        self.text.finish()
-                    yield Chunk(self.text.take(), one.tokens, tally.stats(mx.get_peak_memory()), one.finish)
+                    chunk = self._chunk(one, tally)
+                    try:
+                        yield chunk
+                    except GeneratorExit:  # whoever reads has enough: the caches stand at the last token
+                        rounds.close()
+                        self.prefix.keep()
+                        raise
+            self.prefix.keep()
 
-    def _rounds(self, sequence: Sequence, max_tokens: int) -> Any:
+    def _chunk(self, one: Round, tally: Tally) -> Chunk:
+        if one.finish == "length":
+            self.text.finish()
+        text = self.text.take()
+        parts = self.splitter.feed(text) + (self.splitter.finish() if one.finish else ())
+        return Chunk(text, one.tokens, tally.stats(mx.get_peak_memory()), one.finish, parts)
+
+    def _rounds(self, max_tokens: int) -> Any:
         if not self.head:
-            return decode_plainly(self.target, sequence, self.verifier, self.text.feed, max_tokens)
-        policy = FixedDepth(self.depth)
-        return speculate(self.target, MTPChain(self.head), sequence, self.verifier, policy, self.text.feed, max_tokens)
+            return decode_plainly(self.target, self.sequence, self.verifier, self.text.feed, max_tokens)
+        policy, drafter = FixedDepth(self.depth), MTPChain(self.head)
+        return speculate(self.target, drafter, self.sequence, self.verifier, policy, self.text.feed, max_tokens)
 
 
 def load(path_or_repo: str | Path | None = None, *, mtp: bool = True, head: str | Path | None = None) -> Engine:

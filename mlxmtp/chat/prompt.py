@@ -9,13 +9,14 @@ Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Sequence[int]
 
 
-def encode(tokenizer: Any, prompt: Prompt, *, raw: bool) -> list[int]:
+def encode(tokenizer: Any, prompt: Prompt, *, raw: bool, thinking: bool | None = None) -> list[int]:
     """Token ids of a text, of chat messages, or of ids as they are.
 
     A text becomes one user message where the tokenizer has a chat template, unless `raw`.
 
     Args:
         tokenizer: mlx-lm's `TokenizerWrapper`.
+        thinking: asks the template for an answer with or without thinking, where it has the choice; None: its default.
 
     Raises:
         PromptError: there is nothing to read, or messages for a model without a chat template.
@@ -25,15 +26,16 @@ def encode(tokenizer: Any, prompt: Prompt, *, raw: bool) -> list[int]:
     if isinstance(prompt, str):
         if raw or not tokenizer.has_chat_template:
             return _ids(tokenizer.encode(prompt, verbose=False))
-        return encode(tokenizer, [{"role": "user", "content": prompt}], raw=False)
+        return encode(tokenizer, [{"role": "user", "content": prompt}], raw=False, thinking=thinking)
     if all(isinstance(item, int) for item in prompt):
         return _checked_ids(prompt, len(tokenizer))  # type: ignore[arg-type]
     if not all(isinstance(item, Mapping) for item in prompt):
         raise PromptError("the prompt mixes kinds; expected a text, a list of chat messages or a list of token ids")
     if not tokenizer.has_chat_template:
         raise PromptError("this model has no chat template for messages; give the prompt as a text")
+    wish = {} if thinking is None else {"enable_thinking": thinking}
     try:
-        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **wish)
     except Exception as error:  # templates raise errors of their own, and trip over messages that they do not expect
         raise PromptError(f"the model's chat template refuses these messages: {error}") from error
     return _ids(tokenizer.encode(text, add_special_tokens=False, verbose=False))

@@ -1,16 +1,13 @@
 """mlxmtp's own data folder: heads kept for models of the Hub cache, which itself is never changed."""
 
-import os
-import sys
 from pathlib import Path
+
+from platformdirs import user_data_path
 
 
 def data_folder() -> Path:
-    """Where mlxmtp keeps what it makes, as the platform has it (XDG base directories on Linux)."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "mlxmtp"
-    base = os.environ.get("XDG_DATA_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "share") / "mlxmtp"
+    """Where mlxmtp keeps what it makes, as the platform has it."""
+    return user_data_path("mlxmtp", appauthor=False)
 
 
 def attached_folder(repo: str, revision: str) -> Path:

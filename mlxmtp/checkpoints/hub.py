@@ -32,8 +32,11 @@ RETRIES = 5
 """How often a broken connection is taken up again without a byte coming."""
 
 
-def download(repo: str, revision: str | None = None) -> Path:
+def download(repo: str, revision: str | None = None, on_bytes: Callable[[int], None] | None = None) -> Path:
     """A repo's snapshot in the Hub cache, fetched if need be.
+
+    Args:
+        on_bytes: told how many bytes have come, from several threads, in place of the client's own progress bars.
 
     Raises:
         CheckpointError: no such repo, no access, or no connection; the message says which.
@@ -42,7 +45,28 @@ def download(repo: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     with explained(repo, "be downloaded from the Hub", revision):
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=FILES))
+        bars = {"tqdm_class": _counting(on_bytes)} if on_bytes else {}
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=FILES, **bars))
+
+
+def _counting(on_bytes: Callable[[int], None]) -> Any:
+    """A class for the client's progress bars that shows nothing and reports the one that counts most bytes."""
+    import huggingface_hub.utils as hub_utils
+
+    base: Any = hub_utils.tqdm  # type: ignore[attr-defined]
+
+    class Counting(base):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)  # the client's own classes know it
+            super().__init__(*args, **options | {"disable": True})
+            self.bytes = options.get("initial", 0) if options.get("unit") == "B" else None
+
+        def update(self, n: float | None = 1) -> None:
+            if self.bytes is not None:
+                self.bytes += int(n or 0)
+                on_bytes(self.bytes)
+
+    return Counting
 
 
 def cached(repo: str, revision: str | None = None) -> Path | None:

@@ -15,6 +15,7 @@ from mlxmtp.checkpoints.hub import (
     wanted_files,
 )
 from mlxmtp.checkpoints.tensors import EXPECTED, contents
+from mlxmtp.conversion.sources import OnBytes
 from mlxmtp.conversion.staging import check_space
 from mlxmtp.errors import CheckpointError
 from mlxmtp.heads import judge
@@ -43,13 +44,18 @@ class Plan:
     def memory_warning(self) -> str | None:
         """What is wrong if the weights do not fit this machine's memory."""
         memory = machine_memory()
-        if self.weight_bytes <= USABLE * memory:
+        if self.weight_bytes <= usable_memory():
             return None
         return f"{size(self.weight_bytes)} of weights will not run in this machine's {size(memory)} of memory"
 
 
 def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def usable_memory() -> int:
+    """Bytes that weights and caches can take."""
+    return int(USABLE * machine_memory())
 
 
 def plan_pull(repo: str, revision: str | None = None) -> Plan:
@@ -73,14 +79,26 @@ def plan_pull(repo: str, revision: str | None = None) -> Plan:
     return Plan(repo, revision, remote.commit, sum(files.values()), weights, missing, damaged)
 
 
-def pull(plan: Plan) -> Path:
-    """Download what is missing to the Hub cache, with the client's own progress bars; the snapshot's folder.
+def pull(plan: Plan, on_bytes: OnBytes | None = None) -> Path:
+    """Download what is missing to the Hub cache; the snapshot's folder.
+
+    Args:
+        on_bytes: told how many bytes of how many have come; None: the client shows progress bars of its own.
 
     Raises:
         CheckpointError: the download failed; run again, it keeps the files that are whole.
     """
+    most = 0
+
+    def count(done: int) -> None:
+        nonlocal most
+        most = max(most, min(done, plan.missing_bytes))
+        if on_bytes:
+            on_bytes(most, plan.missing_bytes)
+
     download_again(plan.repo, plan.commit, plan.damaged)
-    return download(plan.repo, plan.revision)  # by the name asked for: the cache keeps what `main` is, for offline use
+    # by the name asked for: the cache keeps what `main` is, for offline use
+    return download(plan.repo, plan.revision, count if on_bytes else None)
 
 
 def head_to_pull(snapshot: Path) -> str | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from copy import copy, deepcopy
+from typing import TYPE_CHECKING, Self
 
 import mlx.core as mx
 
@@ -30,8 +31,8 @@ class Sequence:
         self.tokens: list[int] = []
         self.cache: Cache = target.make_cache()
         self.head_cache: Cache = head.make_cache(self.cache) if head else []
-        self._target = target
-        self._head = head
+        self.head = head
+        self.target = target
         self._pending: list[mx.array] = []
 
     def prefill(
@@ -43,7 +44,7 @@ class Sequence:
         end = len(self.tokens) - 1
         while done < end:
             chunk = self.tokens[done : min(done + rows, end)]
-            _, hidden = self._target.forward(mx.array([chunk]), self.cache)
+            _, hidden = self.target.forward(mx.array([chunk]), self.cache)
             done += len(chunk)
             self._extend_head(hidden, done)
             mx.eval([layer.state for layer in self.cache + self.head_cache], self._pending)
@@ -51,11 +52,24 @@ class Sequence:
             if progress:
                 progress(done - start, end - start)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the caches."""
+        return sum(layer.nbytes for layer in self.cache + self.head_cache)
+
+    def fork(self) -> Self:
+        """A second sequence with the same past; each goes on without the other's caches changing."""
+        twin = copy(self)
+        twin.tokens = list(self.tokens)
+        # in one go: a head's cache can be a view of the target's
+        twin.cache, twin.head_cache, twin._pending = deepcopy((self.cache, self.head_cache, self._pending))
+        return twin
+
     def advance(self, tokens: list[int], hidden: mx.array) -> None:
         """Append a round's tokens; hidden [1, n, H] are the states of the rows committed for them."""
         self.tokens += tokens
-        if self._head:
-            self._pending = [*self._pending, hidden] if self._head.own_rows else [hidden[:, -1:]]
+        if self.head:
+            self._pending = [*self._pending, hidden] if self.head.own_rows else [hidden[:, -1:]]
 
     def take_pending(self) -> tuple[mx.array, mx.array] | None:
         """The rows that the head has not read: hidden states [1, n, H] and the tokens [1, n] that follow them."""
@@ -67,13 +81,13 @@ class Sequence:
 
     def _extend_head(self, hidden: mx.array, done: int) -> None:
         """Feed the head a prefill chunk that ends before token `done`, its newest row left pending."""
-        if not self._head:
+        if not self.head:
             return
         hidden = _join([*self._pending, hidden])
         count = hidden.shape[1] - 1
-        if count and self._head.own_rows:
+        if count and self.head.own_rows:
             tokens = mx.array([self.tokens[done - count : done]])
-            self._head(hidden[:, :-1], tokens, self.head_cache)
+            self.head(hidden[:, :-1], tokens, self.head_cache)
         self._pending = [mx.contiguous(hidden[:, -1:])]  # a view would keep the whole chunk alive
 
 

@@ -39,11 +39,12 @@ class Stats:
 
     Args:
         prompt_tokens, tokens: read and generated. rounds: verification passes.
+        reused_tokens: of the prompt's tokens, those that the caches held from an earlier turn.
         drafted, accepted: drafts proposed, and let stand; in a round that a stop cuts short, some of them unsaid.
         tokens_per_round: generated tokens a round.
         acceptance_by_depth: at i, the share of the drafts at depth i + 1 that stood. A draft behind a rejected one
             counts as rejected: with full rounds, tokens_per_round is 1 + the sum.
-        ttft_s: from the request to the first token. prefill_tps: of the prompt.
+        ttft_s: from the request to the first token. prefill_tps: of the prompt's other tokens.
         decode_tps: of the tokens after the first round, by the clock.
         draft_s, verify_s, other_s: decoding time split by the rounds that were timed in parts; an estimate.
             Plain decoding overlaps host and device and counts all as verify.
@@ -52,6 +53,7 @@ class Stats:
     """
 
     prompt_tokens: int
+    reused_tokens: int
     tokens: int
     rounds: int
     drafted: int
@@ -77,12 +79,13 @@ class Tally:
     """Adds up the rounds of a turn.
 
     Args:
-        prompt_tokens: tokens that the prompt has.
+        prompt_tokens: tokens that the prompt has. reused: of them, in the caches already.
         started: clock at the request, in seconds; the other clocks are on the same scale.
     """
 
-    def __init__(self, prompt_tokens: int, started: float) -> None:
+    def __init__(self, prompt_tokens: int, started: float, reused: int = 0) -> None:
         self._prompt_tokens = prompt_tokens
+        self._reused = reused
         self._started = self._prefilled = self._first = self._last = started
         self._tokens = self._first_tokens = self._rounds = self._evaluations = 0
         self._drafted: list[int] = []
@@ -115,6 +118,7 @@ class Tally:
         draft_s, verify_s, other_s = self._split(decode_s)
         return Stats(
             prompt_tokens=self._prompt_tokens,
+            reused_tokens=self._reused,
             tokens=self._tokens,
             rounds=self._rounds,
             drafted=sum(self._drafted),
@@ -122,7 +126,7 @@ class Tally:
             tokens_per_round=_ratio(self._tokens, self._rounds),
             acceptance_by_depth=tuple(_ratio(a, d) for a, d in zip(accepted, self._drafted, strict=True)),
             ttft_s=self._first - self._started,
-            prefill_tps=_ratio(self._prompt_tokens, self._prefilled - self._started),
+            prefill_tps=_ratio(self._prompt_tokens - self._reused, self._prefilled - self._started),
             decode_tps=_ratio(self._tokens - self._first_tokens, decode_s),
             draft_s=draft_s,
             verify_s=verify_s,

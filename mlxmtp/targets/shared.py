@@ -10,6 +10,7 @@ class SharedRows:
     """Keys and values [1, heads, rows, D] of one layer of the target, in place of a cache of the head's own."""
 
     state = ()
+    nbytes = 0
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer

@@ -12,6 +12,7 @@ from mlxmtp.decoding.stats import Stats
 
 STATS = Stats(
     prompt_tokens=12,
+    reused_tokens=0,
     tokens=0,
     rounds=4,
     drafted=12,

@@ -1,0 +1,88 @@
+"""What a turn's text is made of: what is said, what is thought, what is called."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mlx_lm.generate import TextStateMachine, make_text_state_machine
+
+Kind = Literal["text", "thinking", "tool"]
+_KINDS: dict[str | None, Kind] = {"reasoning": "thinking", "tool": "tool"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Text of one kind, without the marks around it. Two calls have a part of text between them, be it empty."""
+
+    kind: Kind
+    text: str
+
+
+class Splitter:
+    """Splits a turn as it comes, with mlx-lm's state machine; text that may be the start of a mark is held back.
+
+    Args:
+        tokenizer: mlx-lm's `TokenizerWrapper`.
+        prompt: its token ids; some templates open the thinking themselves.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: list[int]) -> None:
+        thinking = tokenizer.has_thinking and tokenizer.rfind_think_start(prompt) > tokenizer.rfind_think_end(prompt)
+        initial = "reasoning" if thinking else tokenizer.response_initial_state or "normal"
+        self._state = make_text_state_machine(tokenizer).make_state(initial)
+
+    def feed(self, text: str) -> tuple[Part, ...]:
+        """The parts that have become certain."""
+        self._state, segments = TextStateMachine.split(self._state, text)
+        return tuple(Part(_KINDS.get(state, "text"), said) for state, said in segments)
+
+    def finish(self) -> tuple[Part, ...]:
+        """The turn is over: what was held back."""
+        self._state, said, state = TextStateMachine.flush(self._state)
+        return (Part(_KINDS.get(state, "text"), said),) if said else ()
+
+
+def joined(parts: Iterable[Part]) -> list[Part]:
+    """Neighbours of a kind as one."""
+    whole: list[Part] = []
+    for part in parts:
+        if whole and whole[-1].kind == part.kind:
+            whole[-1] = Part(part.kind, whole[-1].text + part.text)
+        else:
+            whole.append(part)
+    return whole
+
+
+def message(tokenizer: Any, parts: Iterable[Part]) -> dict[str, Any]:
+    """A turn as a chat message for the next prompt, as templates expect it.
+
+    Calls that the model's own parser does not understand stay text, with their marks.
+    """
+    said, thought, calls = "", "", []
+    for part in joined(parts):
+        if part.kind == "thinking":
+            thought += part.text
+        elif part.kind == "text":
+            said += part.text
+        elif (call := _calls(tokenizer, part.text)) is not None:
+            calls += call
+        else:
+            said += f"{tokenizer.tool_call_start}{part.text}{tokenizer.tool_call_end or ''}"
+    answer: dict[str, Any] = {"role": "assistant", "content": said.strip("\n") if thought or calls else said}
+    if thought:
+        answer["reasoning_content"] = thought.strip("\n")
+    if calls:
+        answer["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+    return answer
+
+
+def _calls(tokenizer: Any, text: str) -> list[dict[str, Any]] | None:
+    try:
+        found = tokenizer.tool_parser(text, None)
+    except Exception:  # each parser has its own way to fail on what a model makes up
+        return None
+    calls = found if isinstance(found, list) else [found]
+    if not all(isinstance(call, dict) and {"name", "arguments"} <= call.keys() for call in calls):
+        return None
+    return json.loads(json.dumps(calls))  # type: ignore[no-any-return]

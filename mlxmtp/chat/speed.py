@@ -1,0 +1,115 @@
+"""MTP beside mlx-lm's plain decoding, measured on one conversation."""
+
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+from mlx_lm.generate import generate_step, wired_limit
+from mlx_lm.sample_utils import make_sampler
+
+from mlxmtp.chat.engine import Engine
+from mlxmtp.chat.prompt import Prompt, encode
+from mlxmtp.decoding.depth import FixedDepth
+from mlxmtp.decoding.drafters import MTPChain
+from mlxmtp.decoding.loop import Kept, decode_plainly, speculate
+from mlxmtp.decoding.sampling import Sampling
+from mlxmtp.decoding.sequence import Sequence
+from mlxmtp.decoding.verifier import Verifier
+from mlxmtp.errors import PromptError
+
+WARM_UP = 8
+"""Tokens that each arm generates before it is timed: the first rounds compile."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Decode rates in tokens a second, a pair for each repeat: plain decoding by mlx-lm, and ours at `depth`.
+
+    `done` of `total` tokens are generated; the last of them complete the measurement.
+    """
+
+    depth: int
+    done: int
+    total: int
+    plain: tuple[float, ...] = ()
+    mtp: tuple[float, ...] = ()
+
+    @property
+    def ratios(self) -> list[float]:
+        """Ours to plain, of runs that followed each other."""
+        return [ours / plain for ours, plain in zip(self.mtp, self.plain, strict=False)]
+
+
+def compare(
+    engine: Engine,
+    prompt: Prompt,
+    sampling: Sampling,
+    *,
+    depth: int | None = None,
+    tokens: int = 48,
+    repeats: int = 3,
+    thinking: bool | None = None,
+) -> Generator[Speed, None, None]:
+    """Measure both, in turn, on what would follow `prompt`, past end tokens; a record at every step.
+
+    The prompt is read once, and every run goes on from a copy of its caches. `depth` 0 measures our own plain decoding.
+
+    Raises:
+        PromptError: the prompt leaves no room for `tokens` more.
+    """
+    ids = encode(engine.tokenizer, prompt, raw=False, thinking=thinking)
+    if len(ids) + tokens > engine.context:
+        found = f"the conversation has {len(ids)} of {engine.context} tokens"
+        raise PromptError(f"{found}; no room to measure {tokens} more")
+    depth = engine.default_depth if depth is None else depth
+    speed = Speed(depth, 0, 2 * (WARM_UP + repeats * tokens))
+    with wired_limit(engine.target.model):
+        read = Sequence(engine.target, engine.mtp if depth else None)
+        read.prefill(ids)
+        for run in range(repeats + 1):
+            count = tokens if run else WARM_UP
+            rates = []
+            for rounds in (_plain(engine, read, sampling, count), _ours(read, sampling, depth, count)):
+                rate = 0.0
+                for generated, so_far in _timed(rounds):
+                    rate = so_far
+                    speed = replace(speed, done=speed.done + generated)
+                    if speed.done < speed.total:
+                        yield speed
+                rates.append(rate)
+            if run:
+                speed = replace(speed, plain=(*speed.plain, rates[0]), mtp=(*speed.mtp, rates[1]))
+        yield speed
+
+
+def _timed(rounds: Iterator[int]) -> Iterator[tuple[int, float]]:
+    """Tokens of each round, and the rate so far: of what came after the first."""
+    first = next(rounds)
+    start, count = time.perf_counter(), 0
+    yield first, 0.0
+    for generated in rounds:
+        count += generated
+        yield generated, count / (time.perf_counter() - start)
+
+
+def _plain(engine: Engine, read: Sequence, sampling: Sampling, tokens: int) -> Iterator[int]:
+    chain = make_sampler(sampling.temperature, sampling.top_p, sampling.min_p, top_k=sampling.top_k)
+    last, cache = mx.array(read.tokens[-1:]), read.fork().cache
+    for _ in generate_step(last, engine.target.model, max_tokens=tokens, sampler=chain, prompt_cache=cache):
+        yield 1
+
+
+def _ours(read: Sequence, sampling: Sampling, depth: int, tokens: int) -> Iterator[int]:
+    sequence, law = read.fork(), Verifier(sampling)
+    if depth and read.head:
+        drafter, policy = MTPChain(read.head), FixedDepth(depth)
+        rounds = speculate(read.target, drafter, sequence, law, policy, _everything, tokens)
+    else:
+        rounds = decode_plainly(read.target, sequence, law, _everything, tokens)
+    for one in rounds:
+        yield len(one.tokens)
+
+
+def _everything(tokens: list[int]) -> Kept:
+    return Kept(len(tokens), None)

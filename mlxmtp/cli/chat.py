@@ -1,0 +1,71 @@
+"""`mlxmtp chat`: the terminal chat."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from mlxmtp.cli import options
+from mlxmtp.errors import OptionError
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "chat",
+        help="chat in the terminal, and see how fast it goes and why",
+        description="A chat with a local model, and beside it the statistics: tok/s, acceptance by depth, where\n"
+        "the time goes. Without --model it asks for one; /help inside shows keys and commands.",
+        epilog="Example:\n  mlxmtp chat --model ./Qwen3.5-4B",
+    )
+    add = command.add_argument
+    add("--model", metavar="PATH|REPO", help="a model folder or a Hugging Face repo; demo: the bundled one")
+    add("--head", metavar="PATH|REPO", help="take the MTP head from here")
+    add("--system", metavar="TEXT", default="", help="instructions that stand before the chat")
+    add("--max-tokens", metavar="N", type=options.at_least(1), default=4096, help="at most N an answer (default: 4096)")
+    add("--temp", metavar="T", type=options.number, default=0.0, help="temperature; 0 is greedy (default: 0)")
+    add("--top-p", metavar="P", type=options.number, default=1.0, help="keep the likeliest tokens that hold this mass")
+    add("--top-k", metavar="K", type=options.whole, default=0, help="keep the K likeliest tokens")
+    add("--min-p", metavar="M", type=options.number, default=0.0, help="drop tokens below this share of the likeliest")
+    add("--seed", metavar="S", type=options.whole, help="the same seed gives the same tokens")
+    depth = command.add_mutually_exclusive_group()
+    depth.add_argument("--depth", metavar="N", type=options.at_least(0), help="drafts a round (default: 3)")
+    depth.add_argument("--no-mtp", action="store_true", help="do not load the head")
+    resumed = command.add_mutually_exclusive_group()
+    resumed.add_argument("--continue", dest="newest", action="store_true", help="go on with the newest chat")
+    resumed.add_argument("--resume", metavar="CHAT", help="go on with this one: its id, title or file")
+    add("--no-mouse", action="store_true", help="leave the mouse to the terminal")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    # Textual draws on standard error
+    if not (sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()):
+        found = "chat needs a terminal, and standard input, output or error is none"
+        raise OptionError(f"{found}; for a file or a pipe: mlxmtp generate --prompt TEXT")
+    from mlxmtp_tui import sessions
+    from mlxmtp_tui.app import run as open_chat
+    from mlxmtp_tui.chat import Options
+
+    from mlxmtp.worker.messages import Settings
+
+    resumed = sessions.find(arguments.resume) if arguments.resume or arguments.newest else None
+    model = arguments.model or (sessions.model_of(resumed) if resumed else None)
+    settings = Settings(
+        temperature=arguments.temp,
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        min_p=arguments.min_p,
+        seed=arguments.seed,
+        depth=arguments.depth,
+        max_tokens=arguments.max_tokens,
+    )
+    chosen = Options(
+        model=None if model == "demo" else model,
+        head=arguments.head,
+        mtp=not arguments.no_mtp,
+        choose=model is None,
+        system=arguments.system,
+        settings=settings,
+    )
+    open_chat(chosen, resumed, mouse=not arguments.no_mouse)
+    return 0

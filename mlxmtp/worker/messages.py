@@ -1,0 +1,262 @@
+"""What the worker is told and what it says. Each message is a line: {"type": ..., its fields}."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from typing import Any, Literal
+
+from mlxmtp.decoding.stats import Stats
+from mlxmtp.errors import MlxmtpError
+
+
+class ProtocolError(MlxmtpError):
+    """A line that is no message: worker and client are not of the same version, or something else wrote it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How turns are generated; the fields of `Sampling` and of `Engine.stream`. depth None: the engine's default."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    depth: int | None = None
+    max_tokens: int = 4096
+    thinking: bool | None = None
+
+
+@dataclass(frozen=True)
+class Command:
+    """Every event that answers a command carries its `id`; ids only grow."""
+
+    id: int
+
+
+@dataclass(frozen=True)
+class Load(Command):
+    """Load a model in place of the one that is loaded. model None: the bundled demo."""
+
+    model: str | None = None
+    head: str | None = None
+    mtp: bool = True
+
+
+@dataclass(frozen=True)
+class Generate(Command):
+    """Generate the turn that follows `messages`."""
+
+    messages: list[dict[str, Any]]
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Compare(Command):
+    """Measure MTP beside mlx-lm's plain decoding on what follows `messages`."""
+
+    messages: list[dict[str, Any]]
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class ListModels(Command):
+    """Say which models are in the Hub cache."""
+
+
+@dataclass(frozen=True)
+class Download(Command):
+    """Bring a repo to the Hub cache with its head, from `head` where the repo itself has none. Ended by a kill."""
+
+    repo: str
+    head: str | None = None
+
+
+@dataclass(frozen=True)
+class Stop(Command):
+    """End the commands up to and including `id`, as soon as may be. What came is kept."""
+
+
+@dataclass(frozen=True)
+class Event:
+    id: int
+
+
+@dataclass(frozen=True)
+class Loaded(Event):
+    """A model is ready.
+
+    Args:
+        name: what it was called. head: the family of its head, or None; then `plain_because` says why.
+        head_source: the repo of a head that stands apart; `by_name`: nobody asked for it.
+        default_depth: drafts a round where none is asked for. context: its most tokens.
+        memory_limit: bytes that the weights and caches can take here. thinks: its template has a thinking mode.
+        token_identical: a draft's row has the bits that it would have alone on this backend.
+    """
+
+    name: str
+    head: str | None
+    plain_because: str | None
+    head_source: str | None
+    by_name: bool
+    default_depth: int
+    context: int
+    memory_limit: int
+    thinks: bool
+    token_identical: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: in use and at the peak by MLX, and kept by the conversation's caches."""
+
+    active: int
+    peak: int
+    caches: int
+
+
+@dataclass(frozen=True)
+class Prefilled(Event):
+    """So many of the prompt's new tokens are read."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Said(Event):
+    """What came since the last one: [kind, text] pairs as chat/parts.py has them, and the turn so far."""
+
+    parts: list[list[str]]
+    stats: Stats
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Finished(Event):
+    """The turn is over: "stop", "length" or "interrupted". `message` is what goes into the history.
+
+    stats and memory are None where the turn was stopped before its first token.
+    """
+
+    reason: str
+    message: dict[str, Any]
+    stats: Stats | None = None
+    memory: Memory | None = None
+
+
+@dataclass(frozen=True)
+class Compared(Event):
+    """A measurement so far (chat/speed.py), complete where `done` is `total`."""
+
+    depth: int
+    done: int
+    total: int
+    plain: list[float]
+    mtp: list[float]
+
+
+@dataclass(frozen=True)
+class ModelFound:
+    """A model of the Hub cache: bytes of its weights, its head's family, and what `generate` would do with it."""
+
+    name: str
+    nbytes: int
+    head: str | None
+    verdict: str
+    because: str
+
+
+@dataclass(frozen=True)
+class Models(Event):
+    found: list[ModelFound]
+    memory_limit: int
+
+
+@dataclass(frozen=True)
+class Fetching(Event):
+    """So many bytes of `what` are here."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Fetched(Event):
+    """The download is complete; `warning` says what is short of it."""
+
+    repo: str
+    warning: str | None
+
+
+@dataclass(frozen=True)
+class Stopped(Event):
+    """A command other than `Generate` was stopped."""
+
+
+@dataclass(frozen=True)
+class Failed(Event):
+    """The command came to nothing; the worker goes on. kind "memory": it needs more than there is."""
+
+    kind: Literal["refused", "memory", "failed"]
+    message: str
+
+
+@dataclass(frozen=True)
+class Died(Event):
+    """The process is gone; made by the client. `code`: its exit code, or minus a signal. `last`: its last words."""
+
+    code: int
+    last: str = ""
+
+
+_TYPES: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (
+        *(Load, Generate, Compare, ListModels, Download, Stop),
+        *(Loaded, Prefilled, Said, Finished, Compared, Models, Fetching, Fetched, Stopped, Failed, Died),
+    )
+}
+
+
+def encode(message: Command | Event) -> bytes:
+    """A line of JSON, its end included."""
+    shallow = {item.name: getattr(message, item.name) for item in fields(message)}
+    return json.dumps({"type": type(message).__name__, **shallow}, default=_object).encode() + b"\n"
+
+
+def decode(line: bytes) -> Any:
+    """The message of a line.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    try:
+        content = json.loads(line)
+        kind = _TYPES[content.pop("type")]
+        for name, read in _NESTED.items():
+            if content.get(name) is not None:
+                content[name] = read(content[name])
+        return kind(**content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ProtocolError(f"not a message of this version: {line[:200]!r} ({error!r})") from error
+
+
+def _object(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{value!r} has no place in a message")
+
+
+def _stats(content: dict[str, Any]) -> Stats:
+    return Stats(**content | {"acceptance_by_depth": tuple(content["acceptance_by_depth"])})
+
+
+_NESTED: dict[str, Callable[[Any], Any]] = {
+    "settings": lambda content: Settings(**content),
+    "stats": _stats,
+    "memory": lambda content: Memory(**content),
+    "found": lambda content: [ModelFound(**one) for one in content],
+}

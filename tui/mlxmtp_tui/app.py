@@ -1,0 +1,338 @@
+"""The application: lays out the screen, gives keys to the chat, draws what the chat says."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from textual import events, on
+from textual.app import App, ComposeResult, SystemCommand
+from textual.binding import Binding
+from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
+from textual.widgets import Static
+
+from mlxmtp.errors import MlxmtpError
+from mlxmtp.worker.messages import Compared
+from mlxmtp_tui import clipboard, commands
+from mlxmtp_tui.chat import Chat, Engine, Options
+from mlxmtp_tui.conversation import Conversation
+from mlxmtp_tui.sessions import Session
+from mlxmtp_tui.slash import SlashCommands
+from mlxmtp_tui.widgets.panel import Panel, View, head_lines, one_line, shortened
+from mlxmtp_tui.widgets.prompt import Completions, Prompt
+
+NARROW = 100
+"""Columns below which the panel is folded to a line."""
+TICK_S = 0.2
+TWICE_S = 2.0
+IDLE_S = 1.5
+VIEWS: tuple[View, ...] = ("live", "turns", "line")
+
+STATES = {
+    "starting": "starting the engine …",
+    "choosing": "no model · /model chooses one",
+    "loading": "loading …",
+    "ready": "",
+    "answering": "answering · esc stops",
+    "stopping": "stopping …",
+    "measuring": "measuring · esc stops",
+    "gone": "no engine · ctrl+r starts it",
+}
+
+
+class ChatApp(App[None]):
+    """A chat with a local model.
+
+    Args:
+        start: starts an engine process.
+        options: model and settings.
+        new_session: makes the file of a new chat. resumed: a saved chat to go on with.
+    """
+
+    TITLE = "mlxmtp"
+    CSS_PATH = "chat.tcss"
+    BINDINGS: ClassVar = [
+        Binding("ctrl+c", "interrupt", "copy, stop, clear, leave", priority=True, show=False),
+        Binding("escape", "stop", "stop", show=False),
+        Binding("ctrl+y", "slash('copy')", "copy the answer", priority=True),
+        Binding("ctrl+r", "again", "answer again, restart", priority=True),
+        Binding("ctrl+o", "slash('edit')", "edit the last message", priority=True),
+        Binding("ctrl+t", "slash('think', 'show')", "show thinking", priority=True),
+        Binding("ctrl+s", "slash('stats')", "statistics", priority=True),
+        Binding("f1", "slash('help')", "help", priority=True),
+        Binding("ctrl+z", "suspend_process", "suspend", priority=True, show=False),
+        Binding("pageup", "scroll(-1)", show=False),
+        Binding("pagedown", "scroll(1)", show=False),
+        Binding("ctrl+home", "scroll(-1000000)", show=False, priority=True),
+        Binding("ctrl+end", "scroll(1000000)", show=False, priority=True),
+    ]
+
+    def __init__(
+        self,
+        start: Callable[[], Awaitable[Engine]],
+        options: Options,
+        new_session: Callable[[str], Session] = Session.new,
+        resumed: tuple[Session, Conversation] | None = None,
+    ) -> None:
+        super().__init__()
+        self.chat = Chat(self, start, options, new_session, resumed)
+        self.slash = SlashCommands(self)
+        self.start_engine = start
+        self.choose_first = options.choose
+        self.stats_view: View = "live"
+        self._view: Any = None
+        self._interrupted_at = float("-inf")
+        self._dirty = True
+        self._key_at = time.monotonic()
+        self._said: dict[str, float] = {}
+        self._doing: asyncio.Lock = asyncio.Lock()
+
+    def compose(self) -> ComposeResult:
+        completions = Completions()
+        with Horizontal():
+            with Vertical(id="main"):
+                yield Vertical(id="place")
+                yield completions
+                yield Prompt(completions)
+                yield Static(id="status", markup=False)
+            yield Panel()
+
+    def on_mount(self) -> None:
+        self.query_one(Prompt).focus()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, self.exit)
+        self.set_interval(TICK_S, self._tick)
+        self.call_after_refresh(self._begin)
+
+    async def _begin(self) -> None:
+        """What takes longer than a first look at the screen."""
+        from mlxmtp_tui.widgets.transcript import Transcript
+
+        await self.query_one("#place").mount(Transcript())
+        self.run_worker(self.chat.start())
+        self.turns_changed()
+        if self.choose_first:
+            self.slash("model")
+        gc.collect()
+        gc.disable()  # a collection takes longer than a key may wait; `_tick` collects when nobody types
+
+    async def on_unmount(self) -> None:
+        gc.enable()
+        await self.chat.close()
+
+    # what the chat asks of the screen
+
+    def turn_began(self) -> None:
+        self._do(self._turn_began)
+
+    def turn_said(self, parts: list[list[str]]) -> None:
+        self._do(self._turn_said, parts)
+
+    def turn_ended(self) -> None:
+        turn = self.chat.conversation.turns[-1]
+        self._do(self._turn_ended, turn.answer)
+
+    def turns_changed(self) -> None:
+        history = [turn.typed for turn in self.chat.conversation.turns]
+        self.query_one(Prompt).past[:] = history or self.query_one(Prompt).past
+        self._do(self._turns_changed)
+
+    def measured(self, outcome: Compared) -> None:
+        self._do(self._note, measurement(outcome, self.chat.loaded.head if self.chat.loaded else None))
+
+    def state_changed(self) -> None:
+        self._dirty = True
+        if self.chat.live.status != "answering":
+            self._draw()
+
+    def say(self, text: str, *, error: bool = False) -> None:
+        now = time.monotonic()
+        if now - self._said.get(text, float("-inf")) < 10:
+            return  # the same, each second, helps nobody
+        self._said[text] = now
+        self.notify(text, severity="error" if error else "information", timeout=12 if error else 4, markup=False)
+
+    # keys
+
+    @on(Prompt.Submitted)
+    def submitted(self, event: Prompt.Submitted) -> None:
+        text = event.text
+        if not text.strip():
+            return
+        prompt = self.query_one(Prompt)
+        try:
+            if command := commands.parse(text):
+                self.slash(*command)
+                return
+            taken = self.chat.submit(text.removeprefix("/") if text.startswith("//") else text)
+        except MlxmtpError as error:
+            self.say(str(error), error=True)
+            taken = False
+        if taken:
+            prompt.past.append(text)
+        else:
+            prompt.fill(text)
+
+    @on(Prompt.LeaveRequested)
+    def leave(self) -> None:
+        self.exit()
+
+    def action_stop(self) -> None:
+        self.chat.stop()
+
+    def action_interrupt(self) -> None:
+        """Copy a selection, else stop, else clear the prompt; twice leaves."""
+        prompt = self.query_one(Prompt)
+        if selected := self.screen.get_selected_text() or prompt.selected_text:
+            self.copy(selected)
+            self.screen.clear_selection()
+        elif self.chat.stop():
+            pass
+        elif prompt.text and len(self.screen_stack) == 1:
+            prompt.fill("")
+        elif time.monotonic() - self._interrupted_at < TWICE_S:
+            self.exit()
+        else:
+            self._interrupted_at = time.monotonic()
+            self.say("ctrl+c again leaves")
+
+    async def action_again(self) -> None:
+        live = self.chat.live
+        if live.status in ("gone", "stopping") or live.silent_s:
+            await self.chat.restart()
+        else:
+            self.chat.retry()
+
+    def action_scroll(self, pages: int) -> None:
+        if transcript := self.transcript:
+            transcript.page(pages)
+
+    def action_slash(self, name: str, arguments: str = "") -> None:
+        self.slash(name, arguments)
+
+    def on_key(self) -> None:
+        self._key_at = time.monotonic()
+
+    def on_resize(self, event: events.Resize) -> None:
+        self.set_class(event.size.width < NARROW, "narrow")
+        self.state_changed()
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        yield from super().get_system_commands(screen)
+        for command in commands.COMMANDS:
+            yield SystemCommand(command.usage, command.help, partial(self.slash, command.name))
+
+    # drawing
+
+    @property
+    def transcript(self) -> Any:
+        """The conversation on the screen, once it is there."""
+        return next(iter(self.query_one("#place").children), None)
+
+    def copy(self, text: str) -> None:
+        """To the clipboard, by whichever way works here."""
+        if not clipboard.copied(text):
+            self.copy_to_clipboard(text)
+        self.say("copied")
+
+    def _do(self, action: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        """Change the screen, one change after the other."""
+
+        async def change() -> None:
+            async with self._doing:
+                if self.is_running and self.transcript:
+                    await action(*arguments)
+
+        self.run_worker(change())
+
+    async def _turn_began(self) -> None:
+        self._view = await self.transcript.begin()
+
+    async def _turn_said(self, parts: list[list[str]]) -> None:
+        if self._view:
+            self._view.said.feed(parts)
+
+    async def _turn_ended(self, answer: Any) -> None:
+        if self._view:
+            await self._view.said.finish(answer)
+        self._view = None
+
+    async def _turns_changed(self) -> None:
+        turns = self.chat.conversation.turns
+        await self.transcript.show(turns)
+        unanswered = bool(turns) and turns[-1].answer is None
+        self._view = self.transcript.last if unanswered else None
+        if not turns:
+            await self._note("Type a message and press enter. /help shows keys and commands.")
+
+    async def _note(self, text: str) -> None:
+        await self.transcript.note(text)
+
+    def _tick(self) -> None:
+        live = self.chat.live
+        if self._dirty or live.busy:
+            self._draw()
+        idle = time.monotonic() - max(self._key_at, live.heard)
+        if not live.busy and IDLE_S <= idle < IDLE_S + TICK_S:
+            gc.collect()
+
+    def _draw(self) -> None:
+        if not self.is_running:
+            return
+        self._dirty = False
+        chat, panel = self.chat, self.query_one(Panel)
+        panel.display = self.stats_view != "line" and not (self.has_class("narrow") and self.stats_view == "live")
+        if panel.display:
+            panel.draw(self.stats_view, chat.live, chat.loaded, chat.settings, chat.model_name)
+        self.query_one("#status", Static).update(self._status(folded=not panel.display))
+
+    def _status(self, *, folded: bool) -> str:
+        chat = self.chat
+        state = STATES[chat.live.status]
+        if silent := chat.live.silent_s:
+            state = f"the engine has said nothing for {silent:.0f} s · ctrl+r restarts it"
+        elif chat.live.status == "loading":
+            state = f"loading {shortened(chat.model_name, 40)} …"
+        parts = [state] if state else []
+        if folded:
+            parts += [
+                one_line(chat.live, chat.loaded)
+                or " · ".join([chat.model_name, *head_lines(chat.loaded, chat.settings)])
+            ]
+        elif not state:
+            parts = ["enter sends · ctrl+j new line · f1 help"]
+        return " · ".join(part for part in parts if part)
+
+
+def measurement(outcome: Compared, head: str | None) -> str:
+    """What `/bench` found, in a line or two."""
+
+    def rates(values: list[float]) -> str:
+        middle = sorted(values)[len(values) // 2]
+        return f"{middle:.1f} tok/s ({min(values):.1f} to {max(values):.1f})"
+
+    plain = f"Measured on this chat, {len(outcome.plain)} runs each, in turn. Plain, by mlx-lm: {rates(outcome.plain)}."
+    if head is None or not outcome.depth:
+        return f"{plain} mlxmtp, plain too: {rates(outcome.mtp)}."
+    ratios = sorted(ours / theirs for ours, theirs in zip(outcome.mtp, outcome.plain, strict=True))
+    spread = f"{ratios[len(ratios) // 2]:.2f}× ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    return f"{plain} With MTP, depth {outcome.depth}: {rates(outcome.mtp)}. That is {spread}."
+
+
+def run(options: Options, resumed: Path | None = None, *, mouse: bool = True) -> None:
+    """Open the chat on this terminal; returns when the user leaves.
+
+    Raises:
+        SessionError: the chat to go on with cannot be opened.
+    """
+    from mlxmtp.worker.client import WorkerProcess
+
+    saved = Session.resume(resumed) if resumed else None
+    ChatApp(WorkerProcess.start, options, resumed=saved).run(mouse=mouse)

@@ -1,0 +1,394 @@
+"""The chat behind the screen: conversation, session file and engine process, held together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from mlxmtp.worker.messages import (
+    Command,
+    Compare,
+    Compared,
+    Died,
+    Event,
+    Failed,
+    Fetching,
+    Finished,
+    Generate,
+    Load,
+    Loaded,
+    Prefilled,
+    Said,
+    Settings,
+    Stopped,
+)
+from mlxmtp_tui.conversation import Answer, Conversation
+from mlxmtp_tui.files import expanded
+from mlxmtp_tui.live import Live
+from mlxmtp_tui.sessions import Session
+
+PARTIAL_S = 1.0
+"""How much of an answer a crash may cost."""
+
+
+class Engine(Protocol):
+    """The engine's process (mlxmtp.worker.client.WorkerProcess)."""
+
+    def next_id(self) -> int: ...
+    def send(self, command: Command) -> None: ...
+    def stop(self) -> None: ...
+    def events(self) -> Any: ...
+    def kill(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+class View(Protocol):
+    """What the chat asks of the screen."""
+
+    def turn_began(self) -> None:
+        """The newest turn of the conversation has no answer yet."""
+
+    def turn_said(self, parts: list[list[str]]) -> None:
+        """More of its answer: [kind, text] pairs."""
+
+    def turn_ended(self) -> None:
+        """It has one."""
+
+    def turns_changed(self) -> None:
+        """Turns went away, or another conversation is there."""
+
+    def measured(self, outcome: Compared) -> None:
+        """A measurement is complete."""
+
+    def state_changed(self) -> None:
+        """Status or figures."""
+
+    def say(self, text: str, *, error: bool = False) -> None:
+        """A message to the user."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `mlxmtp chat` was started with. choose: ask for a model first. head, mtp: as in `mlxmtp.load`."""
+
+    model: str | None = None
+    head: str | None = None
+    mtp: bool = True
+    choose: bool = False
+    system: str = ""
+    settings: Settings = field(default_factory=Settings)
+
+
+class Chat:
+    """Commands of the user in, changes of the view out.
+
+    Args:
+        start: starts an engine.
+        session, conversation: of a saved chat; None: a new one.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        start: Callable[[], Awaitable[Engine]],
+        options: Options,
+        new_session: Callable[[str], Session],
+        resumed: tuple[Session, Conversation] | None = None,
+    ) -> None:
+        self.live = Live()
+        self.settings = options.settings
+        self.loaded: Loaded | None = None
+        self.model = options.model
+        self.conversation = resumed[1] if resumed else Conversation(options.system)
+        self._view = view
+        self._start = start
+        self._options = options
+        self._new_session = new_session
+        self._session = resumed[0] if resumed else None
+        self._engine: Engine | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._command = 0
+        self._parts: list[list[str]] = []
+        self._kept_at = 0.0
+        self._waiting = False
+
+    @property
+    def session(self) -> Session:
+        if self._session is None:
+            self._session = self._new_session(self.model_name)
+            if self.conversation.system:
+                self._session.system(self.conversation.system)
+        return self._session
+
+    @property
+    def has_session(self) -> bool:
+        """Whether there is a file for this chat."""
+        return self._session is not None
+
+    @property
+    def model_name(self) -> str:
+        return self.model or "demo"
+
+    async def start(self) -> None:
+        """Start the engine's process, and load the model unless it is to be chosen."""
+        self.live.become("starting")
+        try:
+            self._engine = await self._start()
+        except OSError as error:
+            self._gone(f"the engine cannot be started: {error}")
+            return
+        self._listening = asyncio.create_task(self._listen(self._engine))
+        if self._options.choose and self.loaded is None and self.model is None:
+            self._become("choosing")
+        else:
+            self.load(self.model, head=self._options.head)
+
+    def load(self, model: str | None, head: str | None = None) -> None:
+        """Load a model in place of the present one; None is the demo."""
+        if self.live.status == "answering":
+            self.stop()
+        self.model, self.loaded, self.live.compared = model, None, None
+        self._options = replace(self._options, choose=False, model=model, head=head)
+        if self._session:
+            self._session.model(self.model_name)
+        self._become("loading")
+        self._send(lambda id: Load(id, model, head, self._options.mtp))
+
+    def submit(self, text: str) -> bool:
+        """Ask; whether the text was taken.
+
+        Raises:
+            MentionError: a file that it names cannot be read.
+        """
+        if self.live.status in ("answering", "stopping", "measuring"):
+            self._view.say("still busy; esc stops it")
+            return False
+        sent = expanded(text)
+        self.conversation.ask(text, sent)
+        self.session.asked(text, sent)
+        self._view.turn_began()
+        self._saved()
+        self._answer()
+        return True
+
+    def retry(self) -> None:
+        """Answer the last message again."""
+        turns = self.conversation.turns
+        if not turns or self.live.status not in ("ready", "loading"):
+            self._view.say("nothing to answer again" if not turns else "not now; esc stops what runs")
+            return
+        last = turns[-1]
+        self._rewind(len(turns) - 1)
+        self.conversation.ask(last.typed, last.sent)
+        self.session.asked(last.typed, last.sent)
+        self._view.turns_changed()
+        self._answer()
+
+    def take_back(self) -> str | None:
+        """Undo the last turn; what was typed."""
+        turns = self.conversation.turns
+        if not turns or self.live.status not in ("ready", "loading", "gone", "choosing"):
+            self._view.say("nothing to take back" if not turns else "not now; esc stops what runs")
+            return None
+        typed = turns[-1].typed
+        self._waiting = False
+        self._rewind(len(turns) - 1)
+        self._view.turns_changed()
+        return typed
+
+    def clear(self) -> None:
+        """A new chat; the old one is saved."""
+        self._leave_turn()
+        self.open(None, Conversation(self.conversation.system))
+
+    def open(self, session: Session | None, conversation: Conversation) -> None:
+        """Go on with another chat; None: a new file when there is something to write."""
+        self._leave_turn()
+        if self._session:
+            self._session.close()
+        self._session, self.conversation = session, conversation
+        self.live.turns.clear()
+        self._waiting = False
+        self._view.turns_changed()
+
+    def instruct(self, system: str) -> None:
+        """Set the system prompt."""
+        self.conversation.system = system
+        if self._session:
+            self._session.system(system)
+        self._view.state_changed()
+
+    def set(self, **changes: Any) -> None:
+        """Change settings, from the next turn on."""
+        self.settings = replace(self.settings, **changes)
+        self._view.state_changed()
+
+    def measure(self) -> None:
+        """Measure MTP beside plain decoding on this conversation."""
+        if self.live.status != "ready":
+            self._view.say("not now; esc stops what runs" if self.live.busy else "no model is loaded")
+            return
+        messages = self.conversation.messages() or [{"role": "user", "content": "Tell me a story."}]
+        if messages[-1]["role"] == "assistant":
+            messages.append({"role": "user", "content": "Go on."})
+        self._become("measuring")
+        self._send(lambda id: Compare(id, messages, self.settings))
+
+    def stop(self) -> bool:
+        """End what runs, as soon as may be, and keep what came; whether something ran."""
+        if self._waiting:
+            self._waiting = False
+            self._end_turn(Answer(_message([]), "interrupted"))
+            return True
+        if self.live.status not in ("answering", "measuring") or not self._engine:
+            return False
+        self._engine.stop()
+        self._become("stopping")
+        return True
+
+    async def restart(self) -> None:
+        """Replace an engine that is gone, or does not answer."""
+        engine, self._engine = self._engine, None
+        self._leave_turn("failed")
+        self.loaded = None
+        if engine:
+            engine.kill()
+        if self._listening:
+            await self._listening
+        await self.start()
+
+    async def close(self) -> None:
+        """Leave: nothing goes on behind us."""
+        self._leave_turn()
+        if self._session:
+            self._session.close()
+        engine, self._engine = self._engine, None
+        if engine:
+            await engine.close()
+        if self._listening:
+            await self._listening
+
+    def _answer(self) -> None:
+        self._parts = []
+        self._waiting = self.loaded is None
+        if self._waiting:
+            self._view.state_changed()
+            return
+        self.live.begin()
+        self._view.state_changed()
+        self._send(lambda id: Generate(id, self.conversation.messages(), self.settings))
+
+    def _send(self, command: Callable[[int], Command]) -> None:
+        if self._engine:
+            self._command = self._engine.next_id()
+            self._engine.send(command(self._command))
+
+    async def _listen(self, engine: Engine) -> None:
+        async for event in engine.events():
+            if engine is not self._engine:
+                continue  # we have left it
+            self.live.heard = self.live.clock()
+            if event.id == self._command or isinstance(event, Died):
+                self.take(event)
+
+    def take(self, event: Event) -> None:
+        """Something happened."""
+        match event:
+            case Loaded():
+                self.loaded = event
+                self._become("ready")
+                if self._waiting:
+                    self._answer()
+            case Prefilled():
+                self.live.prefill = event
+            case Fetching():
+                self.live.fetching = event
+            case Said():
+                self._parts += event.parts
+                self.live.said(event.stats, event.memory)
+                self._view.turn_said(event.parts)
+                self._keep_partial()
+            case Finished():
+                self.live.end(event.stats, event.memory)
+                self._end_turn(Answer(event.message, event.reason, event.stats, self.live.speedup(event.stats)))
+            case Compared():
+                self._take_compared(event)
+            case Stopped():
+                self._become("ready")
+            case Failed():
+                self._take_failure(event)
+            case Died():
+                last = event.last.splitlines()[-1] if event.last else ""
+                self._gone(f"the engine has died ({_ending(event.code)}){': ' if last else ''}{last}")
+        self._view.state_changed()
+
+    def _take_compared(self, event: Compared) -> None:
+        self.live.compared = event
+        if event.done == event.total:
+            self._become("ready")
+            self._view.measured(event)
+
+    def _take_failure(self, event: Failed) -> None:
+        loading = self.live.status == "loading"
+        hint = "; try a smaller model or a shorter chat" if event.kind == "memory" else ""
+        self._view.say(event.message + hint, error=True)
+        if self.live.status in ("answering", "stopping"):
+            self.live.end(None, None)
+            self._end_turn(Answer(_message(self._parts), "failed", self.live.stats))
+        self._become("choosing" if loading else "ready")
+
+    def _gone(self, why: str) -> None:
+        self._leave_turn("failed")
+        self.loaded = None
+        self._become("gone")
+        self._view.say(f"{why}; ctrl+r starts it again, the chat is kept", error=True)
+
+    def _leave_turn(self, reason: str = "interrupted") -> None:
+        """What came of an answer that will not be finished."""
+        if self.live.status in ("answering", "stopping"):
+            if self._engine:
+                self._engine.stop()
+            self._command = 0
+            self.live.end(None, None)
+            self._end_turn(Answer(_message(self._parts), reason, self.live.stats))
+
+    def _end_turn(self, answer: Answer) -> None:
+        self.conversation.answer(answer)
+        self.session.answered(answer)
+        self._view.turn_ended()
+        self._saved()
+
+    def _rewind(self, turns: int) -> None:
+        self.conversation.rewind(turns)
+        self.session.rewound(turns)
+
+    def _keep_partial(self) -> None:
+        now = self.live.clock()
+        if now - self._kept_at >= PARTIAL_S:
+            self._kept_at = now
+            answer = Answer(_message(self._parts), "interrupted", self.live.stats)
+            self.session.answering(len(self.conversation.turns), answer)
+            self._saved()
+
+    def _saved(self) -> None:
+        if problem := self.session.problem:
+            self._view.say(problem, error=True)
+
+    def _become(self, status: Any) -> None:
+        self.live.become(status)
+        self._view.state_changed()
+
+
+def _message(parts: list[list[str]]) -> dict[str, Any]:
+    """What came of an answer; calls stay the text that they are."""
+    of = {kind: "".join(text for this, text in parts if this == kind) for kind in ("text", "thinking", "tool")}
+    message = {"role": "assistant", "content": of["text"] + (f"\n{of['tool']}" if of["tool"] else "")}
+    return message | ({"reasoning_content": of["thinking"]} if of["thinking"] else {})
+
+
+def _ending(code: int) -> str:
+    if code == -9:
+        return "killed, perhaps because memory ran out"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

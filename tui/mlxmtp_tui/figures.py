@@ -1,0 +1,108 @@
+"""What the statistics say, as text: pure functions, shared by the line under a turn, the panel and the plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from mlxmtp.decoding.stats import Stats
+from mlxmtp.units import size
+
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+RISING = " ▁▂▃▄▅▆▇█"
+SHADES = {"draft": "░", "verify": "█", "other": "▒"}
+"""Told apart without colour too."""
+
+
+def turn_line(stats: Stats | None, reason: str, speedup: float | None = None) -> str:
+    """The line under a turn."""
+    parts = []
+    if stats:
+        parts += [f"{stats.tokens:,} tokens", f"{stats.decode_tps:.1f} tok/s" if stats.decode_tps else ""]
+        parts += [f"{speedup:.2f}× plain" if speedup else ""]
+        if stats.drafted:
+            by_depth = " ".join(f"d{i} {_share(share)}" for i, share in enumerate(stats.acceptance_by_depth, start=1))
+            parts += [f"{stats.tokens_per_round:.1f} tok/round", by_depth]
+        parts += [f"ttft {stats.ttft_s:.2f} s", f"peak {size(stats.peak_memory_bytes)}"]
+    endings = {"length": "token limit reached", "interrupted": "stopped", "failed": "broken off"}
+    return " · ".join(part for part in [*parts, endings.get(reason, "")] if part)
+
+
+def _share(share: float) -> str:
+    return f"{share:.2f}".replace("0.", ".", 1)
+
+
+def bar(share: float, width: int) -> str:
+    """A horizontal bar of `share` (0 to 1) of `width` cells, to an eighth of a cell."""
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (EIGHTHS[rest] if rest else "")).ljust(width)
+
+
+def stacked(parts: dict[str, float], width: int) -> dict[str, str]:
+    """Cells of one bar, `width` in all, for each part: largest remainders, so that they add up."""
+    total = sum(parts.values())
+    if total <= 0:
+        return dict.fromkeys(parts, "")
+    exact = {name: value / total * width for name, value in parts.items()}
+    cells = {name: int(value) for name, value in exact.items()}
+    for name in sorted(parts, key=lambda name: cells[name] - exact[name])[: width - sum(cells.values())]:
+        cells[name] += 1
+    return {name: SHADES[name] * count for name, count in cells.items()}
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The newest values, or averages where there are more than fit, as columns from zero to their maximum."""
+    if not values:
+        return ""
+    if len(values) > width:
+        edges = [round(i * len(values) / width) for i in range(width + 1)]
+        values = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    top = max(values)
+    if top <= 0:
+        return RISING[1] * len(values)
+    return "".join(RISING[max(1, round(value / top * 8))] for value in values)
+
+
+def columns(values: Sequence[float | None], top: float, height: int) -> list[str]:
+    """Columns of `height` lines, from zero to `top`; None leaves a gap."""
+    lines = []
+    for line in range(height, 0, -1):
+        filled = [
+            0 if v is None or top <= 0 else min(max(round((v / top * height - line + 1) * 8), 0), 8) for v in values
+        ]
+        lines.append("".join(RISING[eighths] for eighths in filled))
+    return lines
+
+
+def plot(
+    values: Sequence[float | None], width: int, height: int, top: float | None = None, unit: str = ""
+) -> list[str]:
+    """Columns over an axis: the newest values, a column each, with the top and zero of the scale at the left."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return []
+    scale = top or max(known)
+    labels = [f"{scale:.{0 if scale >= 10 else 1}f}{unit}", *[""] * (height - 2), "0"]
+    margin = max(map(len, labels))
+    drawn = columns(list(values)[-(width - margin - 2) :], scale, height)
+    return [f"{label:>{margin}} ┤{line}" for label, line in zip(labels, drawn, strict=True)]
+
+
+def context(used: int, limit: int) -> str:
+    return f"{used:,} of {limit:,} tokens" if limit < 2**31 - 1 else f"{used:,} tokens"
+
+
+def promise(*, speculates: bool, identical: bool, greedy: bool, seeded: bool) -> str:
+    """Which identity with plain decoding holds."""
+    if not speculates:
+        return "plain decoding"
+    if not (greedy or seeded):
+        return "same distribution as plain"
+    if identical:
+        return "token-identical to plain"
+    return "same distribution; near-ties may differ (not measured here)"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,98 @@
+"""Files named in a prompt as @path: put into it, and completed while typing."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from mlxmtp.errors import MlxmtpError
+from mlxmtp.units import size
+
+LARGEST = 2_000_000
+"""Bytes of a file that is put into a prompt; more than any context holds."""
+MENTION = re.compile(r'(?<![\w@])@(?:"([^"\n]+)"|([^\s"@][^\s"]*))')
+SHOWN = 50
+
+
+class MentionError(MlxmtpError):
+    """A file named in the prompt cannot be put into it."""
+
+
+def expanded(prompt: str) -> str:
+    """The prompt with the contents of the files that it names, after its own text.
+
+    Only what is a file counts: an address or a handle with an @ is left alone.
+
+    Raises:
+        MentionError: a file is too large, or no text.
+    """
+    blocks = []
+    for name, path in dict(_mentions(prompt)).items():
+        blocks.append(f"{name}:\n{_fenced(_text(path), path.suffix.lstrip('.'))}")
+    return "\n\n".join([prompt, *blocks])
+
+
+def completions(word: str) -> list[str]:
+    """What `word`, which begins with @, can become: paths as they would be typed, folders with a slash."""
+    typed = word[1:].removeprefix('"')
+    folder, _, start = typed.rpartition("/")
+    base = Path(os.path.expanduser(folder or ("/" if typed.startswith("/") else ".")))
+    try:
+        entries = sorted(os.scandir(base), key=lambda entry: (not _is_dir(entry), entry.name.lower()))
+    except OSError:
+        return []
+    prefix = f"{folder}/" if folder or typed.startswith("/") else ""
+    found = []
+    for entry in entries:
+        if entry.name.lower().startswith(start.lower()) and (start.startswith(".") or not entry.name.startswith(".")):
+            path = prefix + entry.name + ("/" if _is_dir(entry) else "")
+            found.append(f'@"{path}"' if " " in path else f"@{path}")
+    return found[:SHOWN]
+
+
+def _mentions(prompt: str) -> list[tuple[str, Path]]:
+    found = []
+    for match in MENTION.finditer(prompt):
+        name = match[1] or match[2]
+        for candidate in (name, name.rstrip(".,;:!?)]}")):
+            path = Path(candidate).expanduser()
+            if _is_file(path):
+                found.append((candidate, path))
+                break
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        if (nbytes := path.stat().st_size) > LARGEST:
+            raise MentionError(f"{path}: {size(nbytes)}; a file in a prompt can have {size(LARGEST)} at most")
+        content = path.read_bytes()
+        text = content.decode()
+    except OSError as error:
+        raise MentionError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise MentionError(f"{path}: not a text file ({error.reason}); expected UTF-8") from error
+    if "\0" in text:
+        raise MentionError(f"{path}: not a text file (it holds zero bytes)")
+    return text
+
+
+def _fenced(text: str, language: str) -> str:
+    longest = max((len(ticks) for ticks in re.findall(r"`{3,}", text)), default=2)
+    fence = "`" * (longest + 1)
+    return f"{fence}{language}\n{text.rstrip(chr(10))}\n{fence}"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

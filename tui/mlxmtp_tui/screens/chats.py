@@ -1,0 +1,47 @@
+"""Choosing a saved chat."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+
+from mlxmtp_tui.figures import plural
+from mlxmtp_tui.sessions import Saved
+
+TITLE = 48
+
+
+class Chats(ModalScreen[Path | None]):
+    """The saved chats, the newest first."""
+
+    BINDINGS: ClassVar = [Binding("escape", "dismiss(None)", "back")]
+
+    def __init__(self, chats: list[Saved]) -> None:
+        super().__init__()
+        self._chats = chats
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="chats"):
+            yield Static("Go on with a chat", classes="heading")
+            yield OptionList(*(Option(_row(chat), id=str(i)) for i, chat in enumerate(self._chats)))
+            yield Static("enter chooses · esc goes back", classes="hint")
+
+    def on_mount(self) -> None:
+        self.query_one(OptionList).focus()
+
+    @on(OptionList.OptionSelected)
+    def chosen(self, event: OptionList.OptionSelected) -> None:
+        self.dismiss(self._chats[int(event.option.id or 0)].file)
+
+
+def _row(chat: Saved) -> Content:
+    title = chat.title if len(chat.title) <= TITLE else chat.title[: TITLE - 1] + "…"
+    about = f"{chat.changed:%Y-%m-%d %H:%M}  {plural(chat.turns, 'turn')}  {chat.model}"
+    return Content.assemble(f"{title or 'untitled':{TITLE}}  ", (about, "$text-muted"))

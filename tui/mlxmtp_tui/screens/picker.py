@@ -1,0 +1,210 @@
+"""Choosing a model: the demo, what is in the Hub cache, and what can be downloaded, here and now."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Vertical
+from textual.content import Content
+from textual.screen import ModalScreen
+from textual.widgets import Input, OptionList, ProgressBar, Static
+from textual.widgets.option_list import Option
+
+from mlxmtp.units import size
+from mlxmtp.worker.messages import (
+    Command,
+    Died,
+    Download,
+    Event,
+    Failed,
+    Fetched,
+    Fetching,
+    ListModels,
+    ModelFound,
+    Models,
+)
+from mlxmtp_tui.chat import Engine
+from mlxmtp_tui.recommended import RECOMMENDED, Recommended
+
+DEMO = "demo"
+NAME = 40
+
+
+@dataclass(frozen=True)
+class Choice:
+    """model None: the bundled demo."""
+
+    model: str | None
+
+
+class Picker(ModalScreen[Choice | None]):
+    """Asks an engine process of its own, so that a download ends with it.
+
+    Args:
+        start: starts one.
+    """
+
+    BINDINGS: ClassVar = [Binding("escape", "cancel", "back, or cancel the download")]
+
+    def __init__(self, start: Callable[[], Awaitable[Engine]]) -> None:
+        super().__init__()
+        self._start = start
+        self._engine: Engine | None = None
+        self._downloading: str | None = None
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="picker"):
+            yield Static("Choose a model", classes="heading")
+            yield OptionList(id="models")
+            yield Input(placeholder="or type a folder's path or a Hub repo (owner/name)", id="path")
+            yield Static("", id="download-text", markup=False)
+            yield ProgressBar(id="download-bar")
+            yield Static("enter chooses · esc goes back", classes="hint", id="picker-hint")
+
+    async def on_mount(self) -> None:
+        self.query_one(ProgressBar).display = False
+        self._fill(None)
+        self.query_one(OptionList).focus()
+        await self._ask(ListModels)
+
+    async def on_unmount(self) -> None:
+        await self._leave_engine()
+
+    def action_cancel(self) -> None:
+        if self._downloading:
+            self.run_worker(self._cancel_download())
+        else:
+            self.dismiss(None)
+
+    @on(OptionList.OptionSelected)
+    async def option_selected(self, event: OptionList.OptionSelected) -> None:
+        name = event.option.id or DEMO
+        wanted = next((one for one in RECOMMENDED if f"get {one.repo}" == name), None)
+        if wanted:
+            await self._download(wanted.repo, wanted.head)
+        else:
+            self.dismiss(Choice(None if name == DEMO else name))
+
+    @on(Input.Submitted)
+    def typed(self, event: Input.Submitted) -> None:
+        if text := event.value.strip():
+            self.dismiss(Choice(text))
+
+    async def _download(self, repo: str, head: str | None) -> None:
+        if self._downloading:
+            return
+        self._downloading = repo
+        self.query_one(ProgressBar).display = True
+        self.query_one(ProgressBar).update(total=None, progress=0)
+        self._say(f"{repo}: asking the Hub …")
+        self.query_one("#picker-hint", Static).update("esc cancels; what has come is kept for the next try")
+        await self._ask(lambda id: Download(id, repo, head))
+
+    async def _cancel_download(self) -> None:
+        repo, self._downloading = self._downloading, None
+        await self._leave_engine()
+        self._idle(f"{repo}: cancelled; the next download goes on from here")
+
+    async def _ask(self, command: Callable[[int], Command]) -> None:
+        if self._engine is None:
+            try:
+                self._engine = await self._start()
+            except OSError as error:
+                self._idle(f"the engine cannot be started: {error}")
+                return
+            self.run_worker(self._listen(self._engine))
+        self._engine.send(command(self._engine.next_id()))
+
+    async def _leave_engine(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine:
+            engine.kill()
+            await engine.close()
+
+    async def _listen(self, engine: Engine) -> None:
+        async for event in engine.events():
+            if engine is self._engine:
+                self._take(event)
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Models():
+                self._fill(event)
+            case Fetching():
+                self.query_one(ProgressBar).update(total=max(event.total, 1), progress=event.done)
+                self._say(f"{event.what}: {size(event.done)} of {size(event.total)}")
+            case Fetched():
+                if event.warning:
+                    self.app.notify(event.warning, severity="warning", timeout=15)
+                self.dismiss(Choice(event.repo))
+            case Failed():
+                self._idle(event.message)
+            case Died():
+                self._engine = None
+                self._idle(f"the engine has died: {event.last or event.code}")
+
+    def _idle(self, text: str) -> None:
+        self._downloading = None
+        if not self.is_mounted:
+            return
+        self.query_one(ProgressBar).display = False
+        self.query_one("#picker-hint", Static).update("enter chooses · esc goes back")
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        if self.is_mounted:
+            self.query_one("#download-text", Static).update(text)
+
+    def _fill(self, models: Models | None) -> None:
+        options = self.query_one(OptionList)
+        at = options.highlighted
+        options.clear_options()
+        options.add_option(_heading("Here"))
+        options.add_option(Option(_row("the bundled demo", 25_000_000, "head", "tiny, to try things"), id=DEMO))
+        found = models.found if models else []
+        options.add_options([Option(_cached(one, models), id=one.name, disabled=_refused(one)) for one in found])
+        if models is None:
+            options.add_option(Option("  looking into the Hub cache …", disabled=True))
+        room = f" (this machine can use {size(models.memory_limit)})" if models else ""
+        options.add_option(_heading(f"To download{room}"))
+        have = {one.name for one in found}
+        for one in RECOMMENDED:
+            if one.repo not in have:
+                options.add_option(Option(_remote(one, models), id=f"get {one.repo}"))
+        options.highlighted = 1 if at is None else at
+
+
+def _heading(text: str) -> Option:
+    return Option(Content.styled(text, "bold $accent"), disabled=True)
+
+
+def _refused(one: ModelFound) -> bool:
+    return one.verdict == "refused"
+
+
+def _cached(one: ModelFound, models: Models | None) -> Content:
+    if _refused(one):
+        return _row(one.name, one.nbytes, "", one.because)
+    return _row(one.name, one.nbytes, "head" if one.verdict == "speculates" else "no head", _fits(one.nbytes, models))
+
+
+def _remote(one: Recommended, models: Models | None) -> Content:
+    nbytes = int(one.gigabytes * 1e9)
+    return _row(one.repo, nbytes, "head", _fits(nbytes, models) or one.about)
+
+
+def _fits(nbytes: int, models: Models | None) -> str:
+    if models is None or nbytes <= models.memory_limit:
+        return ""
+    return "too large for this machine"
+
+
+def _row(name: str, nbytes: int, head: str, about: str) -> Content:
+    short = name if len(name) <= NAME else "…" + name[-NAME + 1 :]
+    figures = f"  {short:{NAME}} {size(nbytes) if nbytes else '':>8}  {head:7}  "
+    return Content.assemble(figures, (about.split("\n")[0], "$text-muted"))

@@ -1,0 +1,196 @@
+"""The statistics panel: what happens now, or the turns so far."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Literal
+
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.widgets import Static
+
+from mlxmtp.units import size
+from mlxmtp.worker.messages import Loaded, Settings
+from mlxmtp_tui.figures import SHADES, bar, context, plot, promise, sparkline, stacked
+from mlxmtp_tui.live import Live
+
+WIDTH = 36
+LABEL = 9
+View = Literal["live", "turns", "line"]
+COLOURS = {"draft": "$warning", "verify": "$primary", "other": "$text-muted"}
+
+Line = Content | str
+
+
+class Panel(VerticalScroll):
+    """Redrawn as a whole, as one text: cheap enough for a few times a second."""
+
+    can_focus = False
+
+    def compose(self):  # type: ignore[no-untyped-def]
+        yield Static(id="figures-now")
+
+    def draw(self, view: View, live: Live, loaded: Loaded | None, settings: Settings, name: str) -> None:
+        lines = over_turns(live) if view == "turns" else now(live, loaded, settings, name)
+        self.query_one("#figures-now", Static).update(Content("\n").join(map(_content, lines)))
+
+
+def now(live: Live, loaded: Loaded | None, settings: Settings, name: str) -> list[Line]:
+    """The panel while a turn runs, and frozen after it."""
+    lines: list[Line] = [Content.styled(shortened(name, WIDTH), "bold")]
+    lines += [Content.styled(line, "$text-muted") for line in head_lines(loaded, settings)]
+    lines += ["", *rate_lines(live), "", *draft_lines(live), *round_lines(live), "", *prompt_lines(live)]
+    return [*lines, "", *room_lines(live, loaded), *promise_lines(loaded, settings)]
+
+
+def head_lines(loaded: Loaded | None, settings: Settings) -> list[str]:
+    """Which head, at which depth and why."""
+    if loaded is None:
+        return ["no model is loaded"]
+    if loaded.head is None:
+        return wrapped(f"no drafts: {loaded.plain_because}")
+    head = loaded.head_source or f"{loaded.head} head"
+    lines = wrapped(head + (", found by name" if loaded.by_name else ""))
+    if settings.depth is None:
+        return [*lines, f"depth {loaded.default_depth}, the default"]
+    return [*lines, "depth 0, plain: you set it" if settings.depth == 0 else f"depth {settings.depth}, you set it"]
+
+
+def rate_lines(live: Live) -> list[Line]:
+    stats, running = live.stats, live.status in ("answering", "stopping")
+    turn = f"{stats.decode_tps:.1f}" if stats and stats.decode_tps else "–"
+    rate = f"{live.now_tps:.1f} now, {turn} this turn" if running and live.now_tps else f"{turn} this turn"
+    speedup, plain = live.speedup(stats), live.plain_tps
+    against = f"{speedup:.2f}× plain ({plain:.1f} tok/s)" if speedup and plain else "–  /bench measures it"
+    if plain and not speedup:
+        against = f"–  (plain: {plain:.1f} tok/s)"
+    spark = Content.styled(sparkline(list(live.rates), WIDTH), "$success")
+    return [row("tok/s", rate), spark, row("speed-up", against)]
+
+
+def draft_lines(live: Live) -> list[Line]:
+    stats = live.stats
+    if not stats or not stats.drafted:
+        return [row("a round", "–" if not stats else "1 token, no drafts")]
+    lines: list[Line] = [row("a round", f"{stats.tokens_per_round:.2f} tokens")]
+    for depth, share in enumerate(stats.acceptance_by_depth, start=1):
+        label = "accepted" if depth == 1 else ""
+        bars = Content.styled(bar(share, WIDTH - LABEL - 9), "$accent")
+        lines.append(Content.assemble(_label(label), f"d{depth} ", bars, f" {share:4.0%}"))
+    return lines
+
+
+def round_lines(live: Live) -> list[Line]:
+    stats = live.stats
+    if not stats or not stats.timed_rounds:
+        return []
+    parts = {"draft": stats.draft_s, "verify": stats.verify_s, "other": stats.other_s}
+    cells = stacked(parts, WIDTH - LABEL)
+    rounds = max(stats.rounds - 1, 1)
+    drawn = Content.assemble(_label(""), *((cells[name], COLOURS[name]) for name in parts))
+    each = {name: value / rounds * 1e3 for name, value in parts.items()}
+    legend = [(f"{SHADES[name]} {name} {_short(value)} ", COLOURS[name]) for name, value in each.items()]
+    return [row("time", f"{_short(sum(each.values()))} ms a round"), drawn, Content.assemble(*legend)]
+
+
+def prompt_lines(live: Live) -> list[Line]:
+    if fetching := live.fetching:
+        share = fetching.done / max(fetching.total, 1)
+        lines: list[Line] = [row("fetching", shortened(fetching.what, WIDTH - LABEL))]
+        return [*lines, _progress(share, f"{size(fetching.done)} of {size(fetching.total)}")]
+    if live.status == "measuring" and (compared := live.compared):
+        return [row("measuring", "mlx-lm plain, then MTP"), _progress(compared.done / compared.total, "")]
+    if prefill := live.prefill:
+        read = f"{prefill.done:,} of {prefill.total:,} tokens"
+        return [row("reading", read), _progress(prefill.done / max(prefill.total, 1), "")]
+    stats = live.stats
+    if not stats:
+        return [row("prompt", "–")]
+    reused = f", {stats.reused_tokens:,} reused" if stats.reused_tokens else ""
+    rate = f"{stats.prefill_tps:,.0f} tok/s, ttft {stats.ttft_s:.2f} s"
+    return [row("prompt", f"{stats.prompt_tokens:,} tokens{reused}"), row("", rate)]
+
+
+def room_lines(live: Live, loaded: Loaded | None) -> list[Line]:
+    lines: list[Line] = []
+    if loaded and live.stats:
+        used = live.stats.prompt_tokens + live.stats.tokens
+        lines += [row("context", context(used, loaded.context))]
+    if loaded and (memory := live.memory):
+        lines += [row("memory", f"{size(memory.active)}, peak {size(memory.peak)}")]
+        lines += [row("", f"caches {size(memory.caches)}, limit {size(loaded.memory_limit)}")]
+    return lines
+
+
+def promise_lines(loaded: Loaded | None, settings: Settings) -> list[Line]:
+    if not loaded:
+        return []
+    said = promise(
+        speculates=bool(loaded.head) and settings.depth != 0,
+        identical=loaded.token_identical,
+        greedy=settings.temperature == 0,
+        seeded=settings.seed is not None,
+    )
+    first, *rest = textwrap.wrap(said, WIDTH - LABEL)
+    return [row("exact", first), *(row("", line) for line in rest)]
+
+
+def over_turns(live: Live) -> list[Line]:
+    """Rates and acceptance of the turns of this chat, a column each."""
+    if not live.turns:
+        return [Content.styled("The turns of this session", "bold"), "", "No turn yet."]
+    lines: list[Line] = [Content.styled("tok/s of each turn", "bold"), ""]
+    lines += [Content.styled(line, "$success") for line in plot([turn.tps for turn in live.turns], WIDTH, 6)]
+    depths = max(len(turn.acceptance) for turn in live.turns)
+    for depth in range(min(depths, 4)):
+        shares = [turn.acceptance[depth] if depth < len(turn.acceptance) else None for turn in live.turns]
+        lines += ["", Content.styled(f"accepted at depth {depth + 1}", "bold"), ""]
+        lines += [Content.styled(line, "$accent") for line in plot([_percent(s) for s in shares], WIDTH, 3, 100, "%")]
+    return lines
+
+
+def one_line(live: Live, loaded: Loaded | None) -> str:
+    """The panel folded away."""
+    stats = live.stats
+    if not stats:
+        return ""
+    rate = live.now_tps if live.status == "answering" else stats.decode_tps
+    parts = [f"{rate:.1f} tok/s" if rate else "", f"{stats.tokens_per_round:.1f} tok/round" if stats.drafted else ""]
+    if speedup := live.speedup(stats):
+        parts.append(f"{speedup:.2f}×")
+    if loaded:
+        parts.append(context(stats.prompt_tokens + stats.tokens, loaded.context).removesuffix(" tokens"))
+    return " · ".join(part for part in parts if part)
+
+
+def row(label: str, value: str) -> Content:
+    return Content.assemble(_label(label), value)
+
+
+def shortened(text: str, width: int) -> str:
+    """The end of a long name tells more than its beginning."""
+    return text if len(text) <= width else "…" + text[-width + 1 :]
+
+
+def wrapped(text: str, lines: int = 4) -> list[str]:
+    return textwrap.wrap(text, WIDTH, max_lines=lines, placeholder=" …")
+
+
+def _label(text: str) -> tuple[str, str]:
+    return text.ljust(LABEL), "$text-muted"
+
+
+def _progress(share: float, text: str) -> Content:
+    return Content.assemble(_label(""), (bar(share, WIDTH - LABEL - 5), "$primary"), f" {share:4.0%}", f"\n{text}")
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else share * 100
+
+
+def _content(line: Line) -> Content:
+    return Content(line) if isinstance(line, str) else line
