@@ -11,6 +11,7 @@ from mlxmtp.errors import CheckpointError, HeadError, NumericsError, OptionError
 from tests.cli.fake import STATS, Engine
 
 STATS_KEYS = {
+    "reused_tokens",
     "rounds", "drafted", "accepted", "tokens_per_round", "acceptance_by_depth", "ttft_s", "prefill_tps",
     "decode_tps", "draft_s", "verify_s", "other_s", "peak_memory_bytes", "evaluations", "timed_rounds",
 }  # fmt: skip

@@ -9,12 +9,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import events, on
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding
-from textual.containers import Horizontal, Vertical
 from textual.screen import Screen
 from textual.widgets import Static
 
@@ -27,6 +26,9 @@ from mlxmtp_tui.sessions import Session
 from mlxmtp_tui.slash import SlashCommands
 from mlxmtp_tui.widgets.panel import Panel, View, head_lines, one_line, shortened
 from mlxmtp_tui.widgets.prompt import Completions, Prompt
+
+if TYPE_CHECKING:
+    from mlxmtp_tui.widgets.transcript import Transcript
 
 NARROW = 100
 """Columns below which the panel is folded to a line."""
@@ -87,22 +89,20 @@ class ChatApp(App[None]):
         self.start_engine = start
         self.choose_first = options.choose
         self.stats_view: View = "live"
-        self._view: Any = None
+        self.transcript: Transcript | None = None
         self._interrupted_at = float("-inf")
         self._dirty = True
         self._key_at = time.monotonic()
         self._said: dict[str, float] = {}
-        self._doing: asyncio.Lock = asyncio.Lock()
+        self._changing = asyncio.Lock()
 
     def compose(self) -> ComposeResult:
         completions = Completions()
-        with Horizontal():
-            with Vertical(id="main"):
-                yield Vertical(id="place")
-                yield completions
-                yield Prompt(completions)
-                yield Static(id="status", markup=False)
-            yield Panel()
+        yield Panel()
+        yield Static(id="place")  # the transcript's, which takes longer to import than the rest to draw
+        yield completions
+        yield Prompt(completions)
+        yield Static(id="status", markup=False)
 
     def on_mount(self) -> None:
         self.query_one(Prompt).focus()
@@ -115,7 +115,10 @@ class ChatApp(App[None]):
         """What takes longer than a first look at the screen."""
         from mlxmtp_tui.widgets.transcript import Transcript
 
-        await self.query_one("#place").mount(Transcript())
+        place = self.query_one("#place")
+        self.transcript = Transcript()
+        await self.screen.mount(self.transcript, after=place)
+        await place.remove()
         self.run_worker(self.chat.start())
         self.turns_changed()
         if self.choose_first:
@@ -130,22 +133,46 @@ class ChatApp(App[None]):
     # what the chat asks of the screen
 
     def turn_began(self) -> None:
-        self._do(self._turn_began)
+        async def draw(transcript: Transcript) -> None:
+            await transcript.begin()
+
+        self._do(draw)
 
     def turn_said(self, parts: list[list[str]]) -> None:
-        self._do(self._turn_said, parts)
+        async def draw(transcript: Transcript) -> None:
+            if transcript.answering:
+                transcript.answering.feed(parts)
+
+        self._do(draw)
 
     def turn_ended(self) -> None:
-        turn = self.chat.conversation.turns[-1]
-        self._do(self._turn_ended, turn.answer)
+        answer = self.chat.conversation.turns[-1].answer
+
+        async def draw(transcript: Transcript) -> None:
+            if transcript.answering and answer:
+                await transcript.answering.finish(answer)
+
+        self._do(draw)
 
     def turns_changed(self) -> None:
         history = [turn.typed for turn in self.chat.conversation.turns]
         self.query_one(Prompt).past[:] = history or self.query_one(Prompt).past
-        self._do(self._turns_changed)
+        turns = self.chat.conversation.turns
+
+        async def draw(transcript: Transcript) -> None:
+            await transcript.show(turns)
+            if not turns:
+                await transcript.note("Type a message and press enter. /help shows keys and commands.")
+
+        self._do(draw)
 
     def measured(self, outcome: Compared) -> None:
-        self._do(self._note, measurement(outcome, self.chat.loaded.head if self.chat.loaded else None))
+        text = measurement(outcome, self.chat.loaded.head if self.chat.loaded else None)
+
+        async def draw(transcript: Transcript) -> None:
+            await transcript.note(text)
+
+        self._do(draw)
 
     def state_changed(self) -> None:
         self._dirty = True
@@ -231,49 +258,21 @@ class ChatApp(App[None]):
 
     # drawing
 
-    @property
-    def transcript(self) -> Any:
-        """The conversation on the screen, once it is there."""
-        return next(iter(self.query_one("#place").children), None)
-
     def copy(self, text: str) -> None:
         """To the clipboard, by whichever way works here."""
         if not clipboard.copied(text):
             self.copy_to_clipboard(text)
         self.say("copied")
 
-    def _do(self, action: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+    def _do(self, action: Callable[[Transcript], Awaitable[None]]) -> None:
         """Change the screen, one change after the other."""
 
         async def change() -> None:
-            async with self._doing:
+            async with self._changing:
                 if self.is_running and self.transcript:
-                    await action(*arguments)
+                    await action(self.transcript)
 
         self.run_worker(change())
-
-    async def _turn_began(self) -> None:
-        self._view = await self.transcript.begin()
-
-    async def _turn_said(self, parts: list[list[str]]) -> None:
-        if self._view:
-            self._view.said.feed(parts)
-
-    async def _turn_ended(self, answer: Any) -> None:
-        if self._view:
-            await self._view.said.finish(answer)
-        self._view = None
-
-    async def _turns_changed(self) -> None:
-        turns = self.chat.conversation.turns
-        await self.transcript.show(turns)
-        unanswered = bool(turns) and turns[-1].answer is None
-        self._view = self.transcript.last if unanswered else None
-        if not turns:
-            await self._note("Type a message and press enter. /help shows keys and commands.")
-
-    async def _note(self, text: str) -> None:
-        await self.transcript.note(text)
 
     def _tick(self) -> None:
         live = self.chat.live

@@ -18,7 +18,7 @@ def turn_line(stats: Stats | None, reason: str, speedup: float | None = None) ->
     """The line under a turn."""
     parts = []
     if stats:
-        parts += [f"{stats.tokens:,} tokens", f"{stats.decode_tps:.1f} tok/s" if stats.decode_tps else ""]
+        parts += [f"{stats.tokens:,} tok", f"{stats.decode_tps:.1f} tok/s" if stats.decode_tps else ""]
         parts += [f"{speedup:.2f}× plain" if speedup else ""]
         if stats.drafted:
             by_depth = " ".join(f"d{i} {_share(share)}" for i, share in enumerate(stats.acceptance_by_depth, start=1))

@@ -93,8 +93,8 @@ class SlashCommands:
     def command_think(self, arguments: str) -> None:
         wishes: dict[str, Any] = {"on": True, "off": False, "auto": None}
         if arguments == "show":
-            if self._app.transcript:
-                self._app.transcript.unfold(unfolded=not self._app.transcript.unfolded)
+            if transcript := self._app.transcript:
+                transcript.unfold(unfolded=not transcript.unfolded)
             return
         if arguments and arguments not in wishes:
             raise OptionError(f"/think {arguments}: expected on, off, auto or show")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from textual.containers import VerticalScroll
 from textual.message import Message
+from textual.widget import Widget
 from textual.widgets import Static
 
 from mlxmtp_tui.conversation import Turn
 from mlxmtp_tui.figures import plural
-from mlxmtp_tui.widgets.turns import Thinking, TurnView
+from mlxmtp_tui.widgets.turns import Answering, Asked, Thinking, drawn
 
 MOUNTED = 24
 """Turns on the screen at first, and more each time: layout takes time for each widget, seen or not."""
@@ -17,48 +18,56 @@ MOUNTED = 24
 class Earlier(Static):
     """The way to the turns that are not mounted."""
 
-    class Asked(Message):
+    class Wanted(Message):
         """It was clicked."""
 
     def on_click(self) -> None:
-        self.post_message(self.Asked())
+        self.post_message(self.Wanted())
 
 
 class Transcript(VerticalScroll):
     """Follows the end until the reader scrolls."""
 
-    can_focus = True
+    can_focus = False
 
     def __init__(self) -> None:
         super().__init__()
         self._turns: list[Turn] = []
         self._first = 0
-        self._unfolded = False
-
-    def on_mount(self) -> None:
-        self.anchor()
+        self._answering: Answering | None = None
+        self.unfolded = False
 
     async def show(self, turns: list[Turn]) -> None:
-        """Draw a conversation from its end."""
+        """Draw a conversation from its end; a turn without an answer is going to get one."""
+        self._leave()
         self._turns = turns
         self._first = max(len(turns) - MOUNTED, 0)
+        widgets = [widget for turn in turns[self._first :] for widget in drawn(turn, unfolded=self.unfolded)]
         async with self.batch():
             await self.remove_children()
-            await self._add_earlier()
-            await self.mount_all(TurnView(turn, unfolded=self._unfolded) for turn in turns[self._first :])
+            await self.mount_all(widgets)
+            await self._mark_earlier()
+        if turns and turns[-1].answer is None:
+            self._answering = Answering(self, unfolded=self.unfolded)
         self.anchor()
 
-    async def begin(self) -> TurnView:
+    async def begin(self) -> None:
         """Draw the newest turn; the oldest ones make room."""
-        view = TurnView(self._turns[-1], unfolded=self._unfolded)
-        await self.mount(view)
-        views = list(self.query(TurnView))
-        if len(views) > 2 * MOUNTED:
-            await self.remove_children(views[:MOUNTED])
+        self._leave()
+        await self.mount(Asked(self._turns[-1].typed))
+        asked = list(self.query(Asked))
+        if len(asked) > 2 * MOUNTED:
+            keep = self.children.index(asked[MOUNTED])
+            await self.remove_children(self.children[:keep])
             self._first += MOUNTED
-            await self._add_earlier()
+            await self._mark_earlier()
+        self._answering = Answering(self, unfolded=self.unfolded)
         self.anchor()
-        return view
+
+    @property
+    def answering(self) -> Answering | None:
+        """Where the answer that comes is drawn."""
+        return self._answering
 
     async def note(self, text: str) -> None:
         """A remark between the turns."""
@@ -70,27 +79,20 @@ class Transcript(VerticalScroll):
         if not self._first:
             return
         first = max(self._first - MOUNTED, 0)
-        views = [TurnView(turn, unfolded=self._unfolded) for turn in self._turns[first : self._first]]
-        top = self.query(TurnView).first()
+        older = self._turns[first : self._first]
+        widgets: list[Widget] = [widget for turn in older for widget in drawn(turn, unfolded=self.unfolded)]
+        top = self.query(Asked).first()
         self._first = first
         async with self.batch():
-            await self.mount_all(views, before=top)
-            await self._add_earlier()
+            await self.mount_all(widgets, before=top)
+            await self._mark_earlier()
         self.call_after_refresh(self.scroll_to_widget, top, animate=False, top=True)
 
     def unfold(self, *, unfolded: bool) -> None:
         """All thinking, now and from now on."""
-        self._unfolded = unfolded
+        self.unfolded = unfolded
         for thinking in self.query(Thinking):
             thinking.fold(unfolded=unfolded)
-
-    @property
-    def unfolded(self) -> bool:
-        return self._unfolded
-
-    @property
-    def last(self) -> TurnView:
-        return self.query(TurnView).last()
 
     def page(self, pages: int) -> None:
         """Scroll by pages; at the top, what was before comes."""
@@ -100,10 +102,18 @@ class Transcript(VerticalScroll):
         if pages > 0 and self.scroll_y >= self.max_scroll_y:
             self.anchor()
 
-    async def on_earlier_asked(self) -> None:
+    async def on_earlier_wanted(self) -> None:
         await self.earlier()
 
-    async def _add_earlier(self) -> None:
+    def on_unmount(self) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._answering:
+            self._answering.cancel()
+        self._answering = None
+
+    async def _mark_earlier(self) -> None:
         await self.query(Earlier).remove()
         if self._first:
             await self.mount(Earlier(f"▲ {plural(self._first, 'earlier turn')}"), before=0)

@@ -1,15 +1,20 @@
-"""A turn on the screen: what was asked, the answer as it comes, one line of figures."""
+"""A turn on the screen: what was asked, the answer as it comes, one line of figures.
+
+The parts of all turns are mounted side by side: each container around them would be laid out and drawn at every step.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
 from textual.events import Click
+from textual.widget import Widget
 from textual.widgets import Static
 
 from mlxmtp_tui.conversation import Answer, Turn, call_line
@@ -17,8 +22,9 @@ from mlxmtp_tui.figures import plural, turn_line
 from mlxmtp_tui.widgets.markdown import GrowingMarkdown
 
 PAUSE_S = 0.06
-"""The least time between two appends, and four times what the last one took: the screen must stay free for keys."""
-SHARE = 4
+"""The least time between two changes of the screen."""
+SHARE = 0.15
+"""Of one processor, what drawing an answer may take: the engine needs the rest, and keys must not wait."""
 FOLDED_LINES, SHOWN_LINES = 24, 16
 
 
@@ -46,11 +52,11 @@ class Asked(Static):
 class Thinking(Vertical):
     """The model's thinking, folded to one line."""
 
-    def __init__(self, text: str = "", *, unfolded: bool = False) -> None:
+    def __init__(self, text: str, *, unfolded: bool, done: bool = True) -> None:
         super().__init__()
         self._text = text
         self._unfolded = unfolded
-        self._done = bool(text)
+        self._done = done
 
     def compose(self) -> ComposeResult:
         yield Static(classes="fold")
@@ -90,35 +96,42 @@ class Thinking(Vertical):
 class Called(Static):
     """A tool call: as the model writes it, then as it was understood."""
 
-    def __init__(self, text: str = "") -> None:
-        super().__init__(markup=False)
-        self.feed(text)
+    def __init__(self, text: str) -> None:
+        super().__init__(f"⚒ {text.strip()}", markup=False)
+        self._text = text
 
     def feed(self, text: str) -> None:
-        self._text = getattr(self, "_text", "") + text
+        self._text += text
         self.update(f"⚒ {self._text.strip()}")
 
     def understood(self, call: str) -> None:
         self.update(f"⚒ {call}")
 
 
-class Said(Vertical):
-    """An answer. `feed` may be called at any rate; the screen follows as fast as it can without losing keys."""
+class Figures(Static):
+    """The line of statistics under an answer."""
 
-    def __init__(self, *, unfolded: bool = False) -> None:
-        super().__init__()
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(turn_line(answer.stats, answer.reason, answer.speedup), markup=False)
+
+
+class Answering:
+    """The answer that comes, drawn at the end of the transcript.
+
+    `feed` may be called at any rate: the screen follows as fast as it may, which is not always as fast as it can.
+
+    Args:
+        transcript: where the parts are mounted. unfolded: thinking is shown.
+    """
+
+    def __init__(self, transcript: Widget, *, unfolded: bool) -> None:
+        self._transcript = transcript
         self._unfolded = unfolded
+        self._parts: list[Widget] = []
         self._due: list[list[str]] = []
         self._wake = asyncio.Event()
-        self._over = False
-        self._drawing: asyncio.Task[None] | None = None
-
-    def on_mount(self) -> None:
+        self._ended = asyncio.Event()
         self._drawing = asyncio.create_task(self._draw())
-
-    def on_unmount(self) -> None:
-        if self._drawing:
-            self._drawing.cancel()
 
     def feed(self, parts: Iterable[list[str]]) -> None:
         self._due += parts
@@ -126,80 +139,79 @@ class Said(Vertical):
 
     async def finish(self, answer: Answer) -> None:
         """Draw what is left, and what is known only now."""
-        self._over = True
+        self._ended.set()
         self._wake.set()
-        if self._drawing:
-            await self._drawing
-        for widget in self.query(Thinking):
-            widget.finish()
-        for called, call in zip(self.query(Called), answer.calls, strict=False):
-            called.understood(call_line(call).strip("`"))
-        if line := turn_line(answer.stats, answer.reason, answer.speedup):
-            await self.mount(Static(line, classes="figures", markup=False))
-        for markdown in self.query(GrowingMarkdown):
-            await markdown.settle()
+        await self._drawing
+        for part in self._parts:
+            if isinstance(part, Thinking):
+                part.finish()
+        called = (part for part in self._parts if isinstance(part, Called))
+        for part, call in zip(called, answer.calls, strict=False):
+            part.understood(call_line(call).strip("`"))
+        await self._transcript.mount(Figures(answer))
+        for part in self._parts:
+            if isinstance(part, GrowingMarkdown):
+                await part.settle()
 
-    @property
-    def code_blocks(self) -> list[str]:
-        return [code for markdown in self.query(GrowingMarkdown) for code in markdown.code_blocks]
+    def cancel(self) -> None:
+        """The transcript shows something else now."""
+        self._drawing.cancel()
 
     async def _draw(self) -> None:
+        used, at = time.process_time(), time.monotonic()
         while True:
             await self._wake.wait()
             self._wake.clear()
             due, self._due = self._due, []
-            started = time.perf_counter()
             for kind, text in _joined(due):
                 await self._append(kind, text)
-            if self._over and not self._due:
+            if self._ended.is_set() and not self._due:
                 return
-            await asyncio.sleep(max(PAUSE_S, SHARE * (time.perf_counter() - started)))
+            await asyncio.sleep(PAUSE_S)  # layout and drawing come after the append, and count too
+            spent, passed = time.process_time() - used, time.monotonic() - at
+            used, at = used + spent, at + passed
+            if not self._ended.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._ended.wait(), max(spent / SHARE - passed, 0))
+                at = time.monotonic()
 
     async def _append(self, kind: str, text: str) -> None:
-        last = self.children[-1] if self.children else None
+        last = self._parts[-1] if self._parts else None
         if kind == "tool":
             if isinstance(last, Called):
                 last.feed(text)
             elif text:
-                await self.mount(Called(text))
+                await self._add(Called(text))
         elif kind == "thinking":
             if isinstance(last, Thinking):
                 last.feed(text)
             elif text.strip():
-                await self.mount(Thinking(text, unfolded=self._unfolded))
-                self.query(Thinking).last()._done = False
+                await self._add(Thinking(text, unfolded=self._unfolded, done=False))
         elif isinstance(last, GrowingMarkdown):
             await last.append(text)
         elif text := text.lstrip("\n"):
             if isinstance(last, Thinking):
                 last.finish()
             markdown = GrowingMarkdown()
-            await self.mount(markdown)
+            await self._add(markdown)
             await markdown.append(text)
 
+    async def _add(self, part: Widget) -> None:
+        self._parts.append(part)
+        await self._transcript.mount(part)
 
-class TurnView(Vertical):
-    """One turn of the conversation."""
 
-    def __init__(self, turn: Turn, *, unfolded: bool = False) -> None:
-        super().__init__()
-        self._turn = turn
-        self._said = Said(unfolded=unfolded)
-
-    def compose(self) -> ComposeResult:
-        yield Asked(self._turn.typed)
-        yield self._said
-
-    async def on_mount(self) -> None:
-        if answer := self._turn.answer:
-            self._said.feed([["thinking", answer.thinking], ["text", answer.text]])
-            for call in answer.calls:
-                self._said.feed([["text", ""], ["tool", call_line(call).strip("`")]])
-            self.run_worker(self._said.finish(answer))
-
-    @property
-    def said(self) -> Said:
-        return self._said
+def drawn(turn: Turn, *, unfolded: bool) -> list[Widget]:
+    """The widgets of a turn that is over, or has no answer yet."""
+    widgets: list[Widget] = [Asked(turn.typed)]
+    if answer := turn.answer:
+        if answer.thinking:
+            widgets.append(Thinking(answer.thinking, unfolded=unfolded))
+        if answer.text:
+            widgets.append(GrowingMarkdown(answer.text))
+        widgets += [Called(call_line(call).strip("`")) for call in answer.calls]
+        widgets.append(Figures(answer))
+    return widgets
 
 
 def _joined(parts: list[list[str]]) -> list[tuple[str, str]]:

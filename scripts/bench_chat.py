@@ -1,0 +1,265 @@
+"""What the chat costs: its first paint, the engine's rate behind it, and how fast it answers keys meanwhile.
+
+    .venv/bin/python scripts/bench_chat.py paint
+    .venv/bin/python scripts/bench_chat.py rate [--repeats 3] [--keys]
+
+`paint` starts `mlxmtp chat` on a terminal of its own and waits for the prompt to be drawn.
+`rate` runs the real engine, its text replaced by prose or one long code block, with nobody but a reader of its events,
+and behind the chat on a terminal; arms in turn. Two speeds: the demo, and its first four layers. `--keys` types while
+it generates, and times each key until it is on the screen; those runs' rates are shown apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import json
+import os
+import pty
+import select
+import statistics
+import struct
+import sys
+import tempfile
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPO), str(REPO / "tui")]
+
+SIZE = 40, 130
+CHARACTERS = 8
+"""Of the replaced text, for each token."""
+CODE = 30_000
+TOKENS = {"prose": 1200, "code": CODE // CHARACTERS}
+KEYS = "абвгдежзиклмнопрстуфхцчшщъыьэюя"
+KEY_S = 0.31
+PATIENCE_S = 240.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("paint", "rate", "engine", "ui"))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--keys", action="store_true")
+    parser.add_argument("--text", choices=tuple(TOKENS), help=argparse.SUPPRESS)
+    parser.add_argument("--model", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    {"paint": paint, "rate": rate, "engine": engine, "ui": ui}[arguments.what](arguments)
+
+
+def paint(arguments: argparse.Namespace) -> None:
+    seconds = []
+    for _ in range(arguments.repeats + 1):
+        with tempfile.TemporaryDirectory() as home, Terminal(["-m", "mlxmtp", "chat", "--model", "demo"], home) as chat:
+            seconds.append(chat.until("sk something"))  # the cursor stands on the A
+    print(f"first paint: {spread(seconds[1:], 's', 2)}; the first run, {seconds[0]:.2f} s, warmed the caches")
+
+
+def rate(arguments: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        models = {"the demo": None, "its first 4 layers": str(fast_model(Path(folder) / "fast"))}
+        for name, model in models.items():
+            for text in TOKENS:
+                bare, behind, typed, keys = [], [], [], []
+                for _ in range(arguments.repeats):
+                    bare.append(without_chat(model, text))
+                    behind.append(with_chat(model, text, [])[0])
+                    if arguments.keys:
+                        one, latencies = with_chat(model, text, list(KEYS))
+                        typed.append(one)
+                        keys += latencies
+                ratios = [a / b for a, b in zip(behind, bare, strict=True)]
+                print(f"{name}, {text}: {spread(bare, 'tok/s', 0)} bare, {spread(behind, 'tok/s', 0)} behind the chat")
+                print(f"    ratio {spread(ratios, '', 3)}", flush=True)
+                if keys:
+                    late = sorted(keys)[round(0.95 * (len(keys) - 1))]
+                    print(f"    keys: {spread([k * 1e3 for k in keys], 'ms', 0)}, 95 % within {late * 1e3:.0f} ms")
+                    print(f"    rate while typing: {spread(typed, 'tok/s', 0)}", flush=True)
+
+
+def without_chat(model: str | None, text: str) -> float:
+    """The engine's rate when its events are read and dropped."""
+    from mlxmtp.worker.client import WorkerProcess
+    from mlxmtp.worker.messages import Finished, Generate, Load, Loaded, Settings
+
+    async def run() -> float:
+        worker = await WorkerProcess.start(engine_program(text))
+        worker.send(Load(worker.next_id(), model))
+        rate = 0.0
+        async for event in worker.events():
+            if isinstance(event, Loaded):
+                wanted = Settings(max_tokens=TOKENS[text])
+                worker.send(Generate(worker.next_id(), [{"role": "user", "content": "go"}], wanted))
+            if isinstance(event, Finished):
+                rate = event.stats.decode_tps if event.stats else 0.0
+                await worker.close()
+        return rate
+
+    return asyncio.run(run())
+
+
+def with_chat(model: str | None, text: str, keys: list[str]) -> tuple[float, list[float]]:
+    """The same behind the chat on a terminal, and the seconds that each typed key took to be seen."""
+    options = ["--text", text, *(["--model", model] if model else [])]
+    with tempfile.TemporaryDirectory() as home, Terminal([__file__, "ui", *options], home) as chat:
+        chat.until("enter sends")
+        chat.write("go\r")
+        chat.until("answering")
+        time.sleep(0.5)
+        latencies = []
+        for key in keys:
+            started = time.perf_counter()
+            chat.write(key)
+            chat.until(key)
+            latencies.append(time.perf_counter() - started)
+            chat.read_for(max(KEY_S - latencies[-1], 0))
+            if answers(home):
+                latencies.pop()
+                break
+        while not answers(home):
+            chat.read_for(0.2)
+        return answers(home)[0]["stats"]["decode_tps"], latencies
+
+
+def answers(home: str) -> list[dict]:
+    """The answers in the chat's file."""
+    lines = [line for file in Path(home).rglob("*.jsonl") for line in file.read_text().splitlines()]
+    return [record for record in map(json.loads, lines) if record.get("role") == "assistant"]
+
+
+def ui(arguments: argparse.Namespace) -> None:
+    """The chat with the engine below, on the terminal that `with_chat` made."""
+    from mlxmtp.worker.client import WorkerProcess
+    from mlxmtp.worker.messages import Settings
+    from mlxmtp_tui.app import ChatApp
+    from mlxmtp_tui.chat import Options
+
+    options = Options(arguments.model, settings=Settings(max_tokens=TOKENS[arguments.text]))
+    ChatApp(lambda: WorkerProcess.start(engine_program(arguments.text)), options).run()
+
+
+def engine_program(text: str) -> tuple[str, ...]:
+    return sys.executable, "-P", __file__, "engine", "--text", text
+
+
+def engine(arguments: argparse.Namespace) -> None:
+    """The worker as it is, but for what its tokens say."""
+    from mlxmtp.chat import engine as chat_engine
+    from mlxmtp.decoding.loop import Kept
+    from mlxmtp.worker.serve import main
+
+    class Scripted(chat_engine.TextStream):
+        """`CHARACTERS` of a text for each token, and no end token."""
+
+        def __init__(self, tokenizer: object, stop: tuple[str, ...]) -> None:
+            super().__init__(tokenizer, stop)
+            self._script = script(arguments.text)
+
+        def feed(self, tokens: list[int]) -> Kept:
+            self._ready += "".join(next(self._script) for _ in range(CHARACTERS * len(tokens)))
+            return Kept(len(tokens), None)
+
+        def finish(self) -> None:
+            pass
+
+    chat_engine.TextStream = Scripted  # type: ignore[misc]
+    main()
+
+
+def script(text: str) -> Iterator[str]:
+    number = 0
+    if text == "code":
+        yield from "```python\n"
+    while True:
+        number += 1
+        if text == "code":
+            yield from f"def step_{number}(state: State, x: int) -> State:\n    return state.add(x * {number})  # {number}\n"
+        else:
+            yield from f"Sentence {number} says that the fox is **quick**, and `runs` over the lazy dog. " * 4 + "\n\n"
+
+
+def fast_model(folder: Path) -> Path:
+    """The demo with its first four layers, three recurrent and one of attention: what it says makes no sense."""
+    import mlx.core as mx
+
+    from mlxmtp.chat.engine import DEMO
+
+    folder.mkdir()
+    config = json.loads((DEMO / "config.json").read_text())
+    config["text_config"] |= {"num_hidden_layers": 4, "layer_types": config["text_config"]["layer_types"][:4]}
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        (folder / name).write_bytes((DEMO / name).read_bytes())
+    weights = mx.load(str(DEMO / "model.safetensors"))
+    kept = {k: v for k, v in weights.items() if not any(f".language_model.layers.{i}." in k for i in range(4, 12))}
+    mx.save_safetensors(str(folder / "model.safetensors"), kept, {"format": "mlx"})
+    return folder
+
+
+class Terminal:
+    """A program on a terminal of its own, whose screen nobody draws.
+
+    Args:
+        arguments: of Python. home: where it keeps its files.
+    """
+
+    def __init__(self, arguments: list[str], home: str) -> None:
+        self._started = time.perf_counter()
+        self._seen = ""
+        self._pid, self._terminal = pty.fork()
+        if self._pid == 0:
+            os.environ |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", "HOME": home, "XDG_DATA_HOME": home}
+            os.environ["PYTHONPATH"] = f"{REPO}:{REPO / 'tui'}"
+            os.execv(sys.executable, [sys.executable, *arguments])
+        fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *SIZE, 0, 0))
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.kill(self._pid, 15)
+        while self._read(1.0):
+            pass
+        os.waitpid(self._pid, 0)
+        os.close(self._terminal)
+
+    def write(self, text: str) -> None:
+        self._seen = ""
+        os.write(self._terminal, text.encode())
+
+    def until(self, text: str) -> float:
+        """Seconds since the start until the program has written this."""
+        deadline = time.perf_counter() + PATIENCE_S
+        while text not in self._seen:
+            if time.perf_counter() > deadline or not self._read(1.0, blocks=True):
+                raise SystemExit(f"{text!r} did not come; the last output was {self._seen[-400:]!r}")
+        return time.perf_counter() - self._started
+
+    def read_for(self, seconds: float) -> None:
+        deadline = time.perf_counter() + seconds
+        while (left := deadline - time.perf_counter()) > 0:
+            self._read(left, blocks=True)
+
+    def _read(self, seconds: float, *, blocks: bool = False) -> bool:
+        """Take what is there; False where nothing comes any more."""
+        if not select.select([self._terminal], [], [], seconds)[0]:
+            return blocks
+        try:
+            content = os.read(self._terminal, 1 << 16)
+        except OSError:
+            return False
+        self._seen = (self._seen + content.decode(errors="replace"))[-20_000:]
+        return bool(content)
+
+
+def spread(values: list[float], unit: str, digits: int) -> str:
+    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle} {unit} ({low} to {high})".replace("  ", " ")
+
+
+if __name__ == "__main__":
+    main()
