@@ -133,10 +133,11 @@ def answers(home: str) -> list[dict]:
 
 def ui(arguments: argparse.Namespace) -> None:
     """The chat with the engine below, on the terminal that `with_chat` made."""
-    from mlxmtp.worker.client import WorkerProcess
-    from mlxmtp.worker.messages import Settings
     from mlxmtp_tui.app import ChatApp
     from mlxmtp_tui.chat import Options
+
+    from mlxmtp.worker.client import WorkerProcess
+    from mlxmtp.worker.messages import Settings
 
     options = Options(arguments.model, settings=Settings(max_tokens=TOKENS[arguments.text]))
     ChatApp(lambda: WorkerProcess.start(engine_program(arguments.text)), options).run()
@@ -177,7 +178,8 @@ def script(text: str) -> Iterator[str]:
     while True:
         number += 1
         if text == "code":
-            yield from f"def step_{number}(state: State, x: int) -> State:\n    return state.add(x * {number})  # {number}\n"
+            yield from f"def step_{number}(state: State, x: int) -> State:\n"
+            yield from f"    return state.add(x * {number})  # step {number}\n"
         else:
             yield from f"Sentence {number} says that the fox is **quick**, and `runs` over the lazy dog. " * 4 + "\n\n"
 

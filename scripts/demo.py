@@ -1,11 +1,14 @@
-"""One generation with MTP beside plain decoding: the same tokens, faster. Run by `scripts/demo`."""
+"""The chat with the bundled model; without a terminal, or with options, one generation with MTP beside plain decoding.
+
+Run by `scripts/demo`.
+"""
 
 import argparse
 import statistics
 import sys
 
 import mlxmtp
-from mlxmtp.cli import Parser, generate, guarded
+from mlxmtp.cli import Parser, chat, generate, guarded, run
 
 PROMPT = "I'd like a large latte with oat milk, please."
 REPEATS = 3
@@ -14,10 +17,13 @@ REPEATS = 3
 def main() -> int:
     parser = Parser(
         prog="scripts/demo",
-        description="Generate with MTP, then measure it beside plain decoding. The options are those of\n"
-        "`mlxmtp generate`; with --json or --no-mtp nothing is compared.",
+        description="Without options, on a terminal: a chat with the bundled model. Otherwise: generate with MTP,\n"
+        "then measure it beside plain decoding; the options are those of `mlxmtp generate`, and with\n"
+        "--json or --no-mtp nothing is compared.",
     )
     generate.add_arguments(parser, prompt=PROMPT)
+    if len(sys.argv) == 1 and chat.on_a_terminal():
+        return guarded(lambda: run(["chat", "--model", "demo"]))
     return guarded(lambda: demo(parser.parse_args()))
 
 

@@ -37,9 +37,13 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.set_defaults(run=run)
 
 
+def on_a_terminal() -> bool:
+    """Whether the chat can be drawn here, which Textual does on standard error."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()
+
+
 def run(arguments: argparse.Namespace) -> int:
-    # Textual draws on standard error
-    if not (sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()):
+    if not on_a_terminal():
         found = "chat needs a terminal, and standard input, output or error is none"
         raise OptionError(f"{found}; for a file or a pipe: mlxmtp generate --prompt TEXT")
     from mlxmtp_tui import sessions

@@ -19,7 +19,7 @@ from textual.widgets import Static
 
 from mlxmtp.errors import MlxmtpError
 from mlxmtp.worker.messages import Compared
-from mlxmtp_tui import clipboard, commands
+from mlxmtp_tui import clipboard, commands, history
 from mlxmtp_tui.chat import Chat, Engine, Options
 from mlxmtp_tui.conversation import Conversation
 from mlxmtp_tui.sessions import Session
@@ -106,6 +106,7 @@ class ChatApp(App[None]):
 
     def on_mount(self) -> None:
         self.query_one(Prompt).focus()
+        self.query_one(Prompt).past[:] = history.load()
         for number in (signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, self.exit)
         self.set_interval(TICK_S, self._tick)
@@ -133,8 +134,10 @@ class ChatApp(App[None]):
     # what the chat asks of the screen
 
     def turn_began(self) -> None:
+        turn = self.chat.conversation.turns[-1]
+
         async def draw(transcript: Transcript) -> None:
-            await transcript.begin()
+            await transcript.begin(turn)
 
         self._do(draw)
 
@@ -155,8 +158,6 @@ class ChatApp(App[None]):
         self._do(draw)
 
     def turns_changed(self) -> None:
-        history = [turn.typed for turn in self.chat.conversation.turns]
-        self.query_one(Prompt).past[:] = history or self.query_one(Prompt).past
         turns = self.chat.conversation.turns
 
         async def draw(transcript: Transcript) -> None:
@@ -196,6 +197,7 @@ class ChatApp(App[None]):
         prompt = self.query_one(Prompt)
         try:
             if command := commands.parse(text):
+                self._remember(text)
                 self.slash(*command)
                 return
             taken = self.chat.submit(text.removeprefix("/") if text.startswith("//") else text)
@@ -203,9 +205,15 @@ class ChatApp(App[None]):
             self.say(str(error), error=True)
             taken = False
         if taken:
-            prompt.past.append(text)
+            self._remember(text)
         else:
             prompt.fill(text)
+
+    def _remember(self, text: str) -> None:
+        past = self.query_one(Prompt).past
+        if not past or past[-1] != text:
+            past.append(text)
+            history.add(text)
 
     @on(Prompt.LeaveRequested)
     def leave(self) -> None:
@@ -276,6 +284,7 @@ class ChatApp(App[None]):
 
     def _tick(self) -> None:
         live = self.chat.live
+        self.chat.keep()
         if self._dirty or live.busy:
             self._draw()
         idle = time.monotonic() - max(self._key_at, live.heard)

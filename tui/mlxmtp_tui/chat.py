@@ -20,6 +20,7 @@ from mlxmtp.worker.messages import (
     Load,
     Loaded,
     Prefilled,
+    ProtocolError,
     Said,
     Settings,
     Stopped,
@@ -29,7 +30,7 @@ from mlxmtp_tui.files import expanded
 from mlxmtp_tui.live import Live
 from mlxmtp_tui.sessions import Session
 
-PARTIAL_S = 1.0
+PARTIAL_S = 0.8
 """How much of an answer a crash may cost."""
 
 
@@ -111,7 +112,7 @@ class Chat:
         self._listening: asyncio.Task[None] | None = None
         self._command = 0
         self._parts: list[list[str]] = []
-        self._kept_at = 0.0
+        self._kept_at, self._kept = 0.0, 0
         self._waiting = False
 
     @property
@@ -271,7 +272,7 @@ class Chat:
             await self._listening
 
     def _answer(self) -> None:
-        self._parts = []
+        self._parts, self._kept = [], 0
         self._waiting = self.loaded is None
         if self._waiting:
             self._view.state_changed()
@@ -286,12 +287,16 @@ class Chat:
             self._engine.send(command(self._command))
 
     async def _listen(self, engine: Engine) -> None:
-        async for event in engine.events():
-            if engine is not self._engine:
-                continue  # we have left it
-            self.live.heard = self.live.clock()
-            if event.id == self._command or isinstance(event, Died):
-                self.take(event)
+        try:
+            async for event in engine.events():
+                if engine is not self._engine:
+                    continue  # we have left it
+                self.live.heard = self.live.clock()
+                if event.id == self._command or isinstance(event, Died):
+                    self.take(event)
+        except ProtocolError as error:
+            engine.kill()
+            self._gone(f"the engine cannot be understood: {error}")
 
     def take(self, event: Event) -> None:
         """Something happened."""
@@ -309,7 +314,6 @@ class Chat:
                 self._parts += event.parts
                 self.live.said(event.stats, event.memory)
                 self._view.turn_said(event.parts)
-                self._keep_partial()
             case Finished():
                 self.live.end(event.stats, event.memory)
                 self._end_turn(Answer(event.message, event.reason, event.stats, self.live.speedup(event.stats)))
@@ -364,10 +368,11 @@ class Chat:
         self.conversation.rewind(turns)
         self.session.rewound(turns)
 
-    def _keep_partial(self) -> None:
+    def keep(self) -> None:
+        """Save what has come of an answer, once a second; called more often."""
         now = self.live.clock()
-        if now - self._kept_at >= PARTIAL_S:
-            self._kept_at = now
+        if self.live.status == "answering" and len(self._parts) > self._kept and now - self._kept_at >= PARTIAL_S:
+            self._kept_at, self._kept = now, len(self._parts)
             answer = Answer(_message(self._parts), "interrupted", self.live.stats)
             self.session.answering(len(self.conversation.turns), answer)
             self._saved()

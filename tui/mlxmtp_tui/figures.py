@@ -12,11 +12,14 @@ EIGHTHS = " ▏▎▍▌▋▊▉█"
 RISING = " ▁▂▃▄▅▆▇█"
 SHADES = {"draft": "░", "verify": "█", "other": "▒"}
 """Told apart without colour too."""
+MUTED = "$foreground 60%"
+"""The style of what explains; $text-muted, which takes its colour from the background, is none for parts of a text."""
 
 
 def turn_line(stats: Stats | None, reason: str, speedup: float | None = None) -> str:
     """The line under a turn."""
-    parts = []
+    endings = {"length": "token limit reached", "interrupted": "stopped", "failed": "broken off"}
+    parts = [endings.get(reason, "")]
     if stats:
         parts += [f"{stats.tokens:,} tok", f"{stats.decode_tps:.1f} tok/s" if stats.decode_tps else ""]
         parts += [f"{speedup:.2f}× plain" if speedup else ""]
@@ -24,8 +27,7 @@ def turn_line(stats: Stats | None, reason: str, speedup: float | None = None) ->
             by_depth = " ".join(f"d{i} {_share(share)}" for i, share in enumerate(stats.acceptance_by_depth, start=1))
             parts += [f"{stats.tokens_per_round:.1f} tok/round", by_depth]
         parts += [f"ttft {stats.ttft_s:.2f} s", f"peak {size(stats.peak_memory_bytes)}"]
-    endings = {"length": "token limit reached", "interrupted": "stopped", "failed": "broken off"}
-    return " · ".join(part for part in [*parts, endings.get(reason, "")] if part)
+    return " · ".join(part for part in parts if part)
 
 
 def _share(share: float) -> str:

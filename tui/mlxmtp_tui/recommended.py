@@ -17,7 +17,7 @@ class Recommended:
 RECOMMENDED = (
     Recommended("mlx-community/gemma-4-e4b-it-4bit", 5, None, "small and quick"),
     Recommended("mlx-community/Qwen3.5-9B-MLX-4bit", 6, "Qwen/Qwen3.5-9B", "good at its size"),
-    Recommended("mlx-community/Qwen3.8-27B-4bit", 15, "Qwen/Qwen3.8-27B", "dense, slow without its head"),
+    Recommended("mlx-community/Qwen3.8-27B-4bit", 15, "Qwen/Qwen3.8-27B", "dense, good at code"),
     Recommended("mlx-community/gemma-4-26b-a4b-it-4bit", 16, None, "experts, quick"),
     Recommended("mlx-community/gemma-4-31b-it-4bit", 19, None, "dense"),
     Recommended("mlx-community/Qwen3.6-35B-A3B-4bit", 20, "Qwen/Qwen3.6-35B-A3B", "experts, quick"),

@@ -12,7 +12,7 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from mlxmtp_tui.figures import plural
+from mlxmtp_tui.figures import MUTED, plural
 from mlxmtp_tui.sessions import Saved
 
 TITLE = 48
@@ -44,4 +44,4 @@ class Chats(ModalScreen[Path | None]):
 def _row(chat: Saved) -> Content:
     title = chat.title if len(chat.title) <= TITLE else chat.title[: TITLE - 1] + "…"
     about = f"{chat.changed:%Y-%m-%d %H:%M}  {plural(chat.turns, 'turn')}  {chat.model}"
-    return Content.assemble(f"{title or 'untitled':{TITLE}}  ", (about, "$text-muted"))
+    return Content.assemble(f"{title or 'untitled':{TITLE}}  ", (about, MUTED))

@@ -11,11 +11,12 @@ from textual.widgets import Static
 
 from mlxmtp_tui.commands import COMMANDS
 
+WIDTH = 31
 KEYS = (
     ("enter", "send"),
     ("ctrl+j, shift+enter, \\ enter", "new line"),
     ("esc", "stop, and keep what came"),
-    ("ctrl+c", "copy the selection, else stop, else clear the prompt; twice: leave"),
+    ("ctrl+c", "copy the selection, else stop, else clear; twice: leave"),
     ("ctrl+d", "leave, from an empty prompt"),
     ("up, down", "earlier prompts, at the first and last line"),
     ("tab", "complete a command or a path"),
@@ -39,11 +40,10 @@ class Help(ModalScreen[None]):
         with VerticalScroll(id="help"):
             yield Static("Keys", classes="heading")
             yield Static(_table(list(KEYS)))
-            yield Static("Commands", classes="heading")
+            yield Static("\nCommands", classes="heading")
             yield Static(_table([(command.usage, command.help) for command in COMMANDS]))
             yield Static("@path puts a file into the prompt. // sends a text that begins with a slash.", classes="hint")
 
 
 def _table(rows: list[tuple[str, str]]) -> Content:
-    width = max(len(left) for left, _ in rows)
-    return Content("\n").join(Content.assemble((f"{left:{width}}  ", "$accent"), right) for left, right in rows)
+    return Content("\n").join(Content.assemble((f"{left:{WIDTH}}", "$accent"), right) for left, right in rows)

@@ -201,10 +201,10 @@ def _remote(one: Recommended, models: Models | None) -> Content:
 def _fits(nbytes: int, models: Models | None) -> str:
     if models is None or nbytes <= models.memory_limit:
         return ""
-    return "too large for this machine"
+    return "too large here"
 
 
 def _row(name: str, nbytes: int, head: str, about: str) -> Content:
     short = name if len(name) <= NAME else "…" + name[-NAME + 1 :]
     figures = f"  {short:{NAME}} {size(nbytes) if nbytes else '':>8}  {head:7}  "
-    return Content.assemble(figures, (about.split("\n")[0], "$text-muted"))
+    return Content.assemble(figures, (about.split("\n")[0], "dim"))

@@ -91,9 +91,14 @@ class _Growing(MarkdownBlock):
 class BulletList(_Growing, MarkdownBulletList):
     """An unordered list that grows."""
 
+    # the parents' rules are for their own types
+    DEFAULT_CSS = "BulletList Horizontal, BulletList Vertical { height: auto; width: 1fr; }"
+
 
 class OrderedList(_Growing, MarkdownOrderedList):
     """An ordered list that grows."""
+
+    DEFAULT_CSS = "OrderedList Horizontal, OrderedList Vertical { height: auto; width: 1fr; }"
 
 
 class GrowingMarkdown(Markdown):

@@ -11,13 +11,13 @@ from textual.widgets import Static
 
 from mlxmtp.units import size
 from mlxmtp.worker.messages import Loaded, Settings
-from mlxmtp_tui.figures import SHADES, bar, context, plot, promise, sparkline, stacked
+from mlxmtp_tui.figures import MUTED, SHADES, bar, context, plot, promise, sparkline, stacked
 from mlxmtp_tui.live import Live
 
 WIDTH = 36
 LABEL = 9
 View = Literal["live", "turns", "line"]
-COLOURS = {"draft": "$warning", "verify": "$primary", "other": "$text-muted"}
+COLOURS = {"draft": "$warning", "verify": "$primary", "other": MUTED}
 
 Line = Content | str
 
@@ -38,7 +38,7 @@ class Panel(VerticalScroll):
 def now(live: Live, loaded: Loaded | None, settings: Settings, name: str) -> list[Line]:
     """The panel while a turn runs, and frozen after it."""
     lines: list[Line] = [Content.styled(shortened(name, WIDTH), "bold")]
-    lines += [Content.styled(line, "$text-muted") for line in head_lines(loaded, settings)]
+    lines += [Content.styled(line, MUTED) for line in head_lines(loaded, settings)]
     lines += ["", *rate_lines(live), "", *draft_lines(live), *round_lines(live), "", *prompt_lines(live)]
     return [*lines, "", *room_lines(live, loaded), *promise_lines(loaded, settings)]
 
@@ -117,8 +117,8 @@ def room_lines(live: Live, loaded: Loaded | None) -> list[Line]:
         used = live.stats.prompt_tokens + live.stats.tokens
         lines += [row("context", context(used, loaded.context))]
     if loaded and (memory := live.memory):
-        lines += [row("memory", f"{size(memory.active)}, peak {size(memory.peak)}")]
-        lines += [row("", f"caches {size(memory.caches)}, limit {size(loaded.memory_limit)}")]
+        lines += [row("memory", f"{size(memory.active)} of {size(loaded.memory_limit)}")]
+        lines += [row("peak", size(memory.peak)), row("caches", size(memory.caches))]
     return lines
 
 
@@ -177,7 +177,7 @@ def wrapped(text: str, lines: int = 4) -> list[str]:
 
 
 def _label(text: str) -> tuple[str, str]:
-    return text.ljust(LABEL), "$text-muted"
+    return text.ljust(LABEL), MUTED
 
 
 def _progress(share: float, text: str) -> Content:

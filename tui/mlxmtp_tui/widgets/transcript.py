@@ -51,10 +51,10 @@ class Transcript(VerticalScroll):
             self._answering = Answering(self, unfolded=self.unfolded)
         self.anchor()
 
-    async def begin(self) -> None:
-        """Draw the newest turn; the oldest ones make room."""
+    async def begin(self, turn: Turn) -> None:
+        """Draw a new turn; the oldest ones make room."""
         self._leave()
-        await self.mount(Asked(self._turns[-1].typed))
+        await self.mount(Asked(turn.typed))
         asked = list(self.query(Asked))
         if len(asked) > 2 * MOUNTED:
             keep = self.children.index(asked[MOUNTED])

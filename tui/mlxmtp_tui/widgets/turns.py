@@ -18,7 +18,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from mlxmtp_tui.conversation import Answer, Turn, call_line
-from mlxmtp_tui.figures import plural, turn_line
+from mlxmtp_tui.figures import MUTED, plural, turn_line
 from mlxmtp_tui.widgets.markdown import GrowingMarkdown
 
 PAUSE_S = 0.06
@@ -46,7 +46,7 @@ class Asked(Static):
             return Content("\n".join(self._lines))
         shown = "\n".join(self._lines[:SHOWN_LINES])[:2000]
         more = plural(len(self._lines) - SHOWN_LINES, "more line") if len(self._lines) > FOLDED_LINES else "more"
-        return Content.assemble(shown, ("\n… " + more, "$text-muted"))
+        return Content.assemble(shown, ("\n… " + more, MUTED))
 
 
 class Thinking(Vertical):

@@ -1,0 +1,50 @@
+"""The README's picture of the chat: the real application and engine with the bundled model, its figures measured.
+
+    .venv/bin/python scripts/screenshot.py [docs/chat.svg]
+"""
+
+import asyncio
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mlxmtp.worker.client import WorkerProcess
+from mlxmtp_tui.app import ChatApp
+from mlxmtp_tui.chat import Options
+from mlxmtp_tui.sessions import Session
+from mlxmtp_tui.widgets.prompt import Prompt
+
+SIZE = 124, 42
+TYPED = ("I'd like a large latte with oat milk, please.", "/bench", "Write a Python function that reverses a list.")
+PATIENCE_S = 120.0
+
+
+async def main(file: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        app = ChatApp(WorkerProcess.start, Options(), lambda model: Session.new(model, Path(folder)))
+        async with app.run_test(size=SIZE) as pilot:
+            await until(lambda: app.chat.live.status == "ready")
+            for text in TYPED:
+                app.query_one(Prompt).fill(text)
+                await pilot.press("enter")
+                await pilot.pause()
+                await until(lambda: app.chat.live.status == "ready")
+            await asyncio.sleep(1)  # the last words are drawn
+            app.query_one(Prompt).cursor_blink = False
+            await pilot.pause()
+            file.write_text(app.export_screenshot(title="mlxmtp chat", simplify=True) + "\n")
+    print(file)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        if time.monotonic() > deadline:
+            sys.exit("the engine does not get ready; try `mlxmtp chat`")
+        await asyncio.sleep(0.1)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/chat.svg")))
