@@ -35,6 +35,8 @@ NARROW = 100
 TICK_S = 0.2
 TWICE_S = 2.0
 IDLE_S = 1.5
+AGAIN_S = 10.0
+"""The same error is not shown more often: a full disk is one at every save."""
 VIEWS: tuple[View, ...] = ("live", "turns", "line")
 
 STATES = {
@@ -93,7 +95,7 @@ class ChatApp(App[None]):
         self._interrupted_at = float("-inf")
         self._dirty = True
         self._key_at = time.monotonic()
-        self._said: dict[str, float] = {}
+        self._errors: dict[str, float] = {}
         self._changing = asyncio.Lock()
 
     def compose(self) -> ComposeResult:
@@ -182,9 +184,9 @@ class ChatApp(App[None]):
 
     def say(self, text: str, *, error: bool = False) -> None:
         now = time.monotonic()
-        if now - self._said.get(text, float("-inf")) < 10:
-            return  # the same, each second, helps nobody
-        self._said[text] = now
+        if error and now - self._errors.get(text, float("-inf")) < AGAIN_S:
+            return
+        self._errors[text] = now
         self.notify(text, severity="error" if error else "information", timeout=12 if error else 4, markup=False)
 
     # keys
@@ -252,7 +254,7 @@ class ChatApp(App[None]):
     def action_slash(self, name: str, arguments: str = "") -> None:
         self.slash(name, arguments)
 
-    def on_key(self) -> None:
+    def on_text_area_changed(self) -> None:
         self._key_at = time.monotonic()
 
     def on_resize(self, event: events.Resize) -> None:

@@ -114,6 +114,9 @@ class Chat:
         self._parts: list[list[str]] = []
         self._kept_at, self._kept = 0.0, 0
         self._waiting = False
+        self._remember_turns()
+        if resumed and options.system:
+            self.instruct(options.system)
 
     @property
     def session(self) -> Session:
@@ -148,8 +151,7 @@ class Chat:
 
     def load(self, model: str | None, head: str | None = None) -> None:
         """Load a model in place of the present one; None is the demo."""
-        if self.live.status == "answering":
-            self.stop()
+        self._leave()
         self.model, self.loaded, self.live.compared = model, None, None
         self._options = replace(self._options, choose=False, model=model, head=head)
         if self._session:
@@ -163,7 +165,7 @@ class Chat:
         Raises:
             MentionError: a file that it names cannot be read.
         """
-        if self.live.status in ("answering", "stopping", "measuring"):
+        if self._waiting or self.live.status in ("answering", "stopping", "measuring"):
             self._view.say("still busy; esc stops it")
             return False
         sent = expanded(text)
@@ -201,16 +203,15 @@ class Chat:
 
     def clear(self) -> None:
         """A new chat; the old one is saved."""
-        self._leave_turn()
         self.open(None, Conversation(self.conversation.system))
 
     def open(self, session: Session | None, conversation: Conversation) -> None:
         """Go on with another chat; None: a new file when there is something to write."""
-        self._leave_turn()
+        self._leave()
         if self._session:
             self._session.close()
         self._session, self.conversation = session, conversation
-        self.live.turns.clear()
+        self._remember_turns()
         self._waiting = False
         self._view.turns_changed()
 
@@ -252,7 +253,7 @@ class Chat:
     async def restart(self) -> None:
         """Replace an engine that is gone, or does not answer."""
         engine, self._engine = self._engine, None
-        self._leave_turn("failed")
+        self._leave("failed")
         self.loaded = None
         if engine:
             engine.kill()
@@ -261,8 +262,8 @@ class Chat:
         await self.start()
 
     async def close(self) -> None:
-        """Leave: nothing goes on behind us."""
-        self._leave_turn()
+        """Nothing goes on behind us."""
+        self._leave()
         if self._session:
             self._session.close()
         engine, self._engine = self._engine, None
@@ -338,24 +339,25 @@ class Chat:
         loading = self.live.status == "loading"
         hint = "; try a smaller model or a shorter chat" if event.kind == "memory" else ""
         self._view.say(event.message + hint, error=True)
-        if self.live.status in ("answering", "stopping"):
+        if self.live.status in ("answering", "stopping") and self.conversation.unanswered:
             self.live.end(None, None)
             self._end_turn(Answer(_message(self._parts), "failed", self.live.stats))
         self._become("choosing" if loading else "ready")
 
     def _gone(self, why: str) -> None:
-        self._leave_turn("failed")
+        self._leave("failed")
         self.loaded = None
         self._become("gone")
         self._view.say(f"{why}; ctrl+r starts it again, the chat is kept", error=True)
 
-    def _leave_turn(self, reason: str = "interrupted") -> None:
-        """What came of an answer that will not be finished."""
-        if self.live.status in ("answering", "stopping"):
+    def _leave(self, reason: str = "interrupted") -> None:
+        """End what runs without waiting for its end; what came of an answer is kept."""
+        status, self._command = self.live.status, 0
+        if status in ("answering", "stopping", "measuring"):
             if self._engine:
                 self._engine.stop()
-            self._command = 0
             self.live.end(None, None)
+        if status in ("answering", "stopping") and self.conversation.unanswered:
             self._end_turn(Answer(_message(self._parts), reason, self.live.stats))
 
     def _end_turn(self, answer: Answer) -> None:
@@ -363,6 +365,10 @@ class Chat:
         self.session.answered(answer)
         self._view.turn_ended()
         self._saved()
+
+    def _remember_turns(self) -> None:
+        answers = [turn.answer for turn in self.conversation.turns]
+        self.live.remember(answer.stats for answer in answers if answer and answer.stats)
 
     def _rewind(self, turns: int) -> None:
         self.conversation.rewind(turns)

@@ -81,6 +81,11 @@ class Conversation:
         del self.turns[turns:]
 
     @property
+    def unanswered(self) -> bool:
+        """Whether the newest turn has no answer."""
+        return bool(self.turns) and self.turns[-1].answer is None
+
+    @property
     def last_answer(self) -> Answer | None:
         return next((turn.answer for turn in reversed(self.turns) if turn.answer and not turn.answer.empty), None)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Literal
@@ -70,6 +70,10 @@ class Live:
             self._window.popleft()
         if rate := self.now_tps:
             self.rates.append(rate)
+
+    def remember(self, turns: Iterable[Stats]) -> None:
+        """The turns of a chat that goes on."""
+        self.turns = [TurnFigures(stats.decode_tps, stats.acceptance_by_depth) for stats in turns]
 
     def end(self, stats: Stats | None, memory: Memory | None) -> None:
         """The turn is over."""

@@ -10,22 +10,18 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from mlxmtp.decoding.stats import Stats
-from mlxmtp.errors import MlxmtpError
-from mlxmtp_tui.conversation import Answer, Conversation, Message
+from mlxmtp_tui.conversation import Answer, Conversation
+from mlxmtp_tui.records import SessionError, answer_of, line, read, record_of, whole
+
+__all__ = ["Saved", "Session", "SessionError", "find", "folder", "model_of", "read", "saved"]
 
 VERSION = 1
-
-
-class SessionError(MlxmtpError):
-    """A saved chat that is not there, cannot be read, or is open elsewhere."""
 
 
 def folder() -> Path:
@@ -56,14 +52,15 @@ class Session:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.problem: str | None = None
-        self._out: TextIO | None = None
-        self._due: list[str] = []
+        self._out: int | None = None
+        self._due: list[bytes] = []
 
     @classmethod
     def new(cls, model: str, root: Path | None = None) -> Session:
         now = datetime.now(UTC)
         session = cls((root or folder()) / f"{now:%Y%m%d-%H%M%S}-{os.urandom(2).hex()}.jsonl")
-        session._note(type="chat", version=VERSION, model=model, created=now.isoformat(timespec="seconds"))
+        created = now.isoformat(timespec="seconds")
+        session._due.append(line({"type": "chat", "version": VERSION, "model": model, "created": created}))
         return session
 
     @classmethod
@@ -78,9 +75,8 @@ class Session:
         session._open()
         if session.problem:
             raise SessionError(session.problem)
-        _mend(file)
-        open_turn = bool(conversation.turns) and conversation.turns[-1].answer is None
-        if open_turn and (lost := _partial(file, len(conversation.turns))):
+        session._mend()
+        if conversation.unanswered and (lost := _partial(file, len(conversation.turns))):
             conversation.answer(lost)
             session.answered(lost)
         return session, conversation
@@ -90,21 +86,24 @@ class Session:
         return self.file.stem
 
     def asked(self, typed: str, sent: str) -> None:
-        sent_too = {} if sent == typed else {"sent": sent}
-        self._write(role="user", content=typed, **sent_too)
+        self._write(role="user", content=typed, **({} if sent == typed else {"sent": sent}))
 
     def answering(self, turn: int, answer: Answer) -> None:
         """What of the answer to turn number `turn` has come so far."""
+        if self._due:
+            self._write_due()
         try:
-            temporary = self._partial_file.with_suffix(".partial~")
-            temporary.write_text(json.dumps({"turn": turn, **_record(answer)}, ensure_ascii=False))
+            temporary = self.file.with_suffix(".partial~")
+            temporary.write_bytes(line({"turn": turn, **record_of(answer)}))
             temporary.replace(self._partial_file)
-            self.problem = None
         except OSError as error:
-            self.problem = f"the chat is not saved: {error}"
+            self._fail(error)
+        else:
+            if not self._due:
+                self.problem = None
 
     def answered(self, answer: Answer) -> None:
-        self._write(**_record(answer))
+        self._write(**record_of(answer))
         if not self._due:
             with suppress(OSError):
                 self._partial_file.unlink()
@@ -123,53 +122,62 @@ class Session:
         self._write(type="model", name=name)
 
     def close(self) -> None:
-        if self._out:
-            self._out.close()
+        if self._out is not None:
+            os.close(self._out)
             self._out = None
 
     @property
     def _partial_file(self) -> Path:
         return self.file.with_suffix(".partial")
 
-    def _note(self, **record: Any) -> None:
-        self._due.append(json.dumps(record, ensure_ascii=False) + "\n")
-
     def _write(self, **record: Any) -> None:
-        self._note(**record)
+        self._due.append(line(record))
+        self._write_due()
+
+    def _write_due(self) -> None:
+        """All or nothing: half a line would spoil the file."""
         self._open()
-        if not self._out:
+        if self._out is None:
             return
-        whole = self._out.tell()
+        before = os.fstat(self._out).st_size
+        content = b"".join(self._due)
         try:
-            self._out.write("".join(self._due))
-            self._out.flush()
+            while content:
+                content = content[os.write(self._out, content) :]
+        except OSError as error:
+            self._fail(error)
+            with suppress(OSError):
+                os.ftruncate(self._out, before)
+        else:
             self._due.clear()
             self.problem = None
-        except OSError as error:
-            self.problem = f"the chat is not saved: {error}"
-            self.close()  # its buffer holds what did not fit
-            self._cut(whole)
 
     def _open(self) -> None:
-        if self._out:
+        if self._out is not None:
             return
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._out = self.file.open("a", encoding="utf-8")
+            self._out = os.open(self.file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
             fcntl.flock(self._out, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.close()
             self.problem = f"{self.file}: this chat is open in another mlxmtp; close it there, or begin a new one"
         except OSError as error:
             self.close()
-            self.problem = f"the chat is not saved: {error}"
+            self._fail(error)
 
-    def _cut(self, length: int) -> None:
-        """Take back half a line."""
-        try:
-            os.truncate(self.file, length)
-        except OSError as error:
-            self.problem = f"the chat is not saved: {error}"
+    def _mend(self) -> None:
+        """Take away a last line that a crash cut short, or the next one would be written behind it."""
+        content = self.file.read_bytes()
+        sound = whole(content)
+        if len(sound) < len(content):
+            os.truncate(self.file, len(sound))
+        elif self._out is not None:
+            with suppress(OSError):
+                os.write(self._out, sound[len(content) :])
+
+    def _fail(self, error: OSError) -> None:
+        self.problem = f"the chat is not saved: {error}"
 
 
 def saved(root: Path | None = None) -> list[Saved]:
@@ -192,7 +200,7 @@ def find(name: str | None, root: Path | None = None) -> Path:
     Raises:
         SessionError: there is none.
     """
-    if name and (file := Path(name).expanduser()).is_file():
+    if name and (file := _as_file(name)):
         return file
     chats = saved(root)
     for chat in chats:
@@ -209,91 +217,18 @@ def model_of(file: Path) -> str | None:
     return read(file)[0].get("model")
 
 
-def read(file: Path) -> tuple[dict[str, Any], Conversation]:
-    """What the chat is (model, title), and what was said.
-
-    Raises:
-        SessionError: the file is no chat. A last line that a crash cut short is left out.
-    """
-    head: dict[str, Any] = {}
-    conversation = Conversation()
+def _as_file(name: str) -> Path | None:
     try:
-        for number, record in enumerate(_records(file)):
-            if number == 0 and record.get("type") != "chat":
-                raise SessionError(f"{file}: no chat of mlxmtp; expected a first line with type chat")
-            _take(record, head, conversation)
-    except (OSError, UnicodeDecodeError) as error:
-        raise SessionError(f"{file}: cannot be read ({error})") from error
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise SessionError(f"{file}: a record of this chat is incomplete ({error!r})") from error
-    if not head:
-        raise SessionError(f"{file}: empty; expected a chat of mlxmtp")
-    return head, conversation
-
-
-def _records(file: Path) -> Iterator[dict[str, Any]]:
-    lines = file.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield json.loads(line)
-        except ValueError as error:
-            if number < len(lines):
-                raise SessionError(f"{file}, line {number}: not valid JSON ({error})") from error
-
-
-def _take(record: dict[str, Any], head: dict[str, Any], conversation: Conversation) -> None:
-    match record.get("role") or record.get("type"):
-        case "chat":
-            head.update(model=record["model"], created=record["created"])
-        case "model":
-            head["model"] = record["name"]
-        case "title":
-            head["title"] = record["text"]
-        case "system":
-            conversation.system = record["content"]
-        case "user":
-            conversation.ask(record["content"], record.get("sent", record["content"]))
-        case "assistant":
-            conversation.answer(_answer(record))
-        case "rewind":
-            conversation.rewind(record["turns"])
-
-
-def _record(answer: Answer) -> dict[str, Any]:
-    """An answer as a line: the message, then how it came."""
-    stats = asdict(answer.stats) if answer.stats else None
-    return {**answer.message, "finish": answer.reason, "speedup": answer.speedup, "stats": stats}
-
-
-def _answer(record: dict[str, Any]) -> Answer:
-    stats = record.get("stats")
-    if stats:
-        stats = Stats(**stats | {"acceptance_by_depth": tuple(stats["acceptance_by_depth"])})
-    message: Message = {
-        key: record[key] for key in ("role", "content", "reasoning_content", "tool_calls") if key in record
-    }
-    return Answer(message, record["finish"], stats or None, record.get("speedup"))
-
-
-def _mend(file: Path) -> None:
-    """Take away a last line that a crash cut short, or the next one would be written behind it."""
-    content = file.read_bytes()
-    if content.endswith(b"\n"):
-        return
-    start = content.rfind(b"\n") + 1
-    try:
-        json.loads(content[start:])
-    except ValueError:
-        os.truncate(file, start)
-    else:
-        with file.open("a") as out:
-            out.write("\n")
+        file = Path(name).expanduser()
+        return file if file.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have; a home that nobody has
+        return None
 
 
 def _partial(file: Path, turn: int) -> Answer | None:
     """What a crash left of the answer to a turn."""
     try:
-        record = json.loads(file.with_suffix(".partial").read_text())
-        return _answer(record) if record.get("turn") == turn else None
-    except (OSError, ValueError, KeyError, TypeError):
+        record = json.loads(file.with_suffix(".partial").read_bytes())
+        return answer_of(record) if record.get("turn") == turn else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -158,22 +158,19 @@ class Answering:
         self._drawing.cancel()
 
     async def _draw(self) -> None:
-        used, at = time.process_time(), time.monotonic()
         while True:
             await self._wake.wait()
             self._wake.clear()
+            used, started = time.process_time(), time.monotonic()
             due, self._due = self._due, []
             for kind, text in _joined(due):
                 await self._append(kind, text)
             if self._ended.is_set() and not self._due:
                 return
             await asyncio.sleep(PAUSE_S)  # layout and drawing come after the append, and count too
-            spent, passed = time.process_time() - used, time.monotonic() - at
-            used, at = used + spent, at + passed
-            if not self._ended.is_set():
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._ended.wait(), max(spent / SHARE - passed, 0))
-                at = time.monotonic()
+            rest = (time.process_time() - used) / SHARE - (time.monotonic() - started)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), max(rest, 0))
 
     async def _append(self, kind: str, text: str) -> None:
         last = self._parts[-1] if self._parts else None
