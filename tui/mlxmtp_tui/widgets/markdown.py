@@ -24,6 +24,8 @@ from textual.widgets._markdown import (
     MarkdownBulletList,
     MarkdownFence,
     MarkdownOrderedList,
+    MarkdownParagraph,
+    MarkdownTable,
 )
 
 PIECE_LINES = 32
@@ -34,7 +36,7 @@ class CodeBlock(MarkdownFence):
     """A code block in pieces. While it grows, each piece is highlighted by itself; `settle` does the whole again."""
 
     DEFAULT_CSS = """
-    CodeBlock > Label { padding: 0 2; width: auto; }
+    CodeBlock > Label { padding: 0 2; }
     """
 
     def __init__(self, markdown: Markdown, token: Any, code: str) -> None:
@@ -58,9 +60,11 @@ class CodeBlock(MarkdownFence):
         self.code, self.lexer = block.code, block.lexer
         self._token = block._token
         labels, new = list(self.query(Label)), list(pieces(self.code))
-        last = max(len(labels) - 1, 0)
+        last = max(min(len(labels), len(new)) - 1, 0)
         for label, piece in zip(labels[last:], new[last:], strict=False):
             label.update(self._highlighted(piece))
+        for label in labels[len(new) :]:  # the ticks of its end, one by one, were code at first
+            await label.remove()
         await self.mount_all([Label(self._highlighted(piece)) for piece in new[len(labels) :]])
 
     async def settle(self) -> None:
@@ -70,35 +74,50 @@ class CodeBlock(MarkdownFence):
             label.update(piece)
 
     def _highlighted(self, piece: str) -> Content:
-        return highlight(piece, language=_language(self.lexer))
+        return highlight(piece.expandtabs(), language=_language(self.lexer))
 
 
-class _Growing(MarkdownBlock):
-    """A list whose last item alone is drawn anew."""
+class _Growing:
+    """A list whose last item alone is drawn anew. No block itself: Textual takes styles from the first base."""
 
-    async def _update_from_block(self, block: MarkdownBlock) -> None:
+    async def _update_from_block(self: Any, block: MarkdownBlock) -> None:
         items = list(block._blocks)
         rows = list(self.children)
         if type(block) is not type(self) or not rows or len(items) < len(rows):
-            await super()._update_from_block(block)
+            await _replace(self, block)
             return
+        symbols = _symbols(items)
+        for row, symbol in zip(rows, symbols, strict=False):  # the tenth moves the other nine
+            bullet = row.query_children(MarkdownBullet).first()
+            if bullet.symbol != symbol:
+                bullet.symbol = symbol
+                bullet.refresh(layout=True)
         last = rows[-1].query_children(Vertical).first()
         await _grow(last, items[len(rows) - 1]._blocks)
-        await self.mount_all([_row(item) for item in items[len(rows) :]])
+        await self.mount_all([_row(item, symbols[i]) for i, item in enumerate(items) if i >= len(rows)])
         self._copy_context(block)
 
 
 class BulletList(_Growing, MarkdownBulletList):
     """An unordered list that grows."""
 
-    # the parents' rules are for their own types
-    DEFAULT_CSS = "BulletList Horizontal, BulletList Vertical { height: auto; width: 1fr; }"
-
 
 class OrderedList(_Growing, MarkdownOrderedList):
     """An ordered list that grows."""
 
-    DEFAULT_CSS = "OrderedList Horizontal, OrderedList Vertical { height: auto; width: 1fr; }"
+
+class Table(MarkdownTable):
+    """A table whose last row can turn out to be none, which Textual's cannot stand."""
+
+    async def _update_from_block(self, block: MarkdownBlock) -> None:
+        if isinstance(block, MarkdownTable) and len(block._get_headers_and_rows()[1]) < len(self._rows):
+            await _replace(self, block)
+            return
+        await super()._update_from_block(block)
+
+
+IN_PLACE = (MarkdownParagraph, CodeBlock, _Growing, Table)
+"""Blocks that can become the next parse's; others, inside of a list, are replaced."""
 
 
 class GrowingMarkdown(Markdown):
@@ -109,6 +128,7 @@ class GrowingMarkdown(Markdown):
         "code_block": CodeBlock,
         "bullet_list_open": BulletList,
         "ordered_list_open": OrderedList,
+        "table_open": Table,
     }
 
     def __init__(self, markdown: str | None = None) -> None:
@@ -133,7 +153,7 @@ def pieces(code: str) -> Iterator[str]:
 
 
 def _sliced(code: str, lexer: str) -> list[Content]:
-    whole = highlight(code, language=_language(lexer)).split("\n", allow_blank=True)
+    whole = highlight(code.expandtabs(), language=_language(lexer)).split("\n", allow_blank=True)
     return [Content("\n").join(whole[start : start + PIECE_LINES]) for start in range(0, len(whole), PIECE_LINES)]
 
 
@@ -146,19 +166,39 @@ def _language(info: str) -> str:
 async def _grow(container: Widget, blocks: list[MarkdownBlock]) -> None:
     """Make the container's blocks those of the new parse: all but the last are there and the same."""
     old = [child for child in container.children if isinstance(child, MarkdownBlock)]
-    if len(blocks) < len(old) or (old and type(old[-1]) is not type(blocks[len(old) - 1])):
+    if len(blocks) < len(old):
         await container.remove_children()
         await container.mount_all(blocks)
         return
     if old:
-        await old[-1]._update_from_block(blocks[len(old) - 1])
+        last, newest = old[-1], blocks[len(old) - 1]
+        if type(last) is type(newest) and isinstance(last, IN_PLACE):
+            await last._update_from_block(newest)
+        else:
+            await _replace(last, newest)
     await container.mount_all(blocks[len(old) :])
 
 
-def _row(item: Any) -> Horizontal:
+async def _replace(last: Widget, block: MarkdownBlock) -> None:
+    """Put a block where the last one of its parent is."""
+    parent = last.parent
+    assert isinstance(parent, Widget)
+    await last.remove()
+    await parent.mount(block)
+
+
+def _row(item: Any, symbol: str) -> Horizontal:
     bullet = MarkdownBullet()
-    bullet.symbol = item.bullet if not item.bullet.isdigit() else f" {item.bullet}. "
+    bullet.symbol = symbol
     return Horizontal(bullet, Vertical(*item._blocks))
+
+
+def _symbols(items: list[Any]) -> list[str]:
+    """What stands before the items, as Textual writes it."""
+    if not items or not items[0].bullet.isdigit():
+        return [item.bullet for item in items]
+    numbers = [f"{number}. " for number, _ in enumerate(items, int(items[0].bullet))]
+    return [number.rjust(max(map(len, numbers)) + 1) for number in numbers]
 
 
 @cache
