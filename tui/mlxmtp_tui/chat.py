@@ -156,6 +156,10 @@ class Chat:
         self._options = replace(self._options, choose=False, model=model, head=head)
         if self._session:
             self._session.model(self.model_name)
+        if not self._engine:
+            self._become("gone")
+            self._view.say(f"ctrl+r starts the engine, with {self.model_name}")
+            return
         self._become("loading")
         self._send(lambda id: Load(id, model, head, self._options.mtp))
 
@@ -297,7 +301,8 @@ class Chat:
                     self.take(event)
         except ProtocolError as error:
             engine.kill()
-            self._gone(f"the engine cannot be understood: {error}")
+            if engine is self._engine:
+                self._gone(f"the engine cannot be understood: {error}")
 
     def take(self, event: Event) -> None:
         """Something happened."""
@@ -321,6 +326,7 @@ class Chat:
             case Compared():
                 self._take_compared(event)
             case Stopped():
+                self._leave()
                 self._become("ready")
             case Failed():
                 self._take_failure(event)
@@ -346,16 +352,17 @@ class Chat:
 
     def _gone(self, why: str) -> None:
         self._leave("failed")
-        self.loaded = None
+        self._engine = self.loaded = None
         self._become("gone")
         self._view.say(f"{why}; ctrl+r starts it again, the chat is kept", error=True)
 
     def _leave(self, reason: str = "interrupted") -> None:
         """End what runs without waiting for its end; what came of an answer is kept."""
-        status, self._command = self.live.status, 0
+        status = self.live.status
         if status in ("answering", "stopping", "measuring"):
             if self._engine:
                 self._engine.stop()
+            self._command = 0
             self.live.end(None, None)
         if status in ("answering", "stopping") and self.conversation.unanswered:
             self._end_turn(Answer(_message(self._parts), reason, self.live.stats))

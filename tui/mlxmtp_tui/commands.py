@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -44,13 +45,11 @@ ALIASES = {"quit": "exit", "new": "clear", "resume": "load", "regenerate": "retr
 
 def parse(text: str) -> tuple[str, str] | None:
     """The command's name, aliases resolved, and its arguments; None where the text is no command."""
-    if not text.startswith("/") or text.startswith("//"):
-        return None
-    name, _, arguments = text[1:].partition(" ")
-    name = name.strip().lower()
-    if not name.isalpha():
+    found = re.fullmatch(r"/([a-z]+)(?:\s+(.*))?", text.rstrip(), re.DOTALL | re.IGNORECASE)
+    if not found:
         return None  # a path, say
-    return ALIASES.get(name, name), arguments.strip()
+    name = found[1].lower()
+    return ALIASES.get(name, name), found[2] or ""
 
 
 def completions(word: str) -> list[Command]:

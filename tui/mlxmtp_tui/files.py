@@ -45,10 +45,26 @@ def completions(word: str) -> list[str]:
     prefix = f"{folder}/" if folder or typed.startswith("/") else ""
     found = []
     for entry in entries:
-        if entry.name.lower().startswith(start.lower()) and (start.startswith(".") or not entry.name.startswith(".")):
+        if (
+            _is_text(entry.name)
+            and entry.name.lower().startswith(start.lower())
+            and (start.startswith(".") or not entry.name.startswith("."))
+        ):
             path = prefix + entry.name + ("/" if _is_dir(entry) else "")
-            found.append(f'@"{path}"' if " " in path else f"@{path}")
+            found.append(_mention(path))
     return found[:SHOWN]
+
+
+def _mention(path: str) -> str:
+    """A path as it would be typed; the quotes of a folder stay open, so that the way goes on inside."""
+    if not any(character.isspace() for character in path):
+        return f"@{path}"
+    return f'@"{path}' if path.endswith("/") else f'@"{path}"'
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name can be typed: bytes that are no UTF-8 come as half surrogate pairs."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _mentions(prompt: str) -> list[tuple[str, Path]]:
@@ -56,8 +72,7 @@ def _mentions(prompt: str) -> list[tuple[str, Path]]:
     for match in MENTION.finditer(prompt):
         name = match[1] or match[2]
         for candidate in (name, name.rstrip(".,;:!?)]}")):
-            path = Path(candidate).expanduser()
-            if _is_file(path):
+            if path := _file(candidate):
                 found.append((candidate, path))
                 break
     return found
@@ -84,11 +99,12 @@ def _fenced(text: str, language: str) -> str:
     return f"{fence}{language}\n{text.rstrip(chr(10))}\n{fence}"
 
 
-def _is_file(path: Path) -> bool:
+def _file(name: str) -> Path | None:
     try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
+        path = Path(name).expanduser()
+        return path if path.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have; a home that nobody has
+        return None
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:
