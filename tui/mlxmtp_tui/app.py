@@ -72,10 +72,6 @@ class ChatApp(App[None]):
         Binding("ctrl+s", "slash('stats')", "statistics", priority=True),
         Binding("f1", "slash('help')", "help", priority=True),
         Binding("ctrl+z", "suspend_process", "suspend", priority=True, show=False),
-        Binding("pageup", "scroll(-1)", show=False),
-        Binding("pagedown", "scroll(1)", show=False),
-        Binding("ctrl+home", "scroll(-1000000)", show=False, priority=True),
-        Binding("ctrl+end", "scroll(1000000)", show=False, priority=True),
     ]
 
     def __init__(
@@ -209,7 +205,7 @@ class ChatApp(App[None]):
         if taken:
             self._remember(text)
         else:
-            prompt.fill(text)
+            prompt.put_back()
 
     def _remember(self, text: str) -> None:
         past = self.query_one(Prompt).past
@@ -247,9 +243,10 @@ class ChatApp(App[None]):
         else:
             self.chat.retry()
 
-    def action_scroll(self, pages: int) -> None:
-        if transcript := self.transcript:
-            transcript.page(pages)
+    @on(Prompt.ScrollRequested)
+    def scroll(self, event: Prompt.ScrollRequested) -> None:
+        if self.transcript:
+            self.transcript.page(event.pages)
 
     def action_slash(self, name: str, arguments: str = "") -> None:
         self.slash(name, arguments)

@@ -37,7 +37,9 @@ class SlashCommands:
     def command_help(self, arguments: str) -> None:
         from mlxmtp_tui.screens.help import Help
 
-        if not isinstance(self._app.screen, Help):
+        if isinstance(self._app.screen, Help):
+            self._app.pop_screen()
+        else:
             self._app.push_screen(Help())
 
     def command_model(self, arguments: str) -> None:
@@ -122,7 +124,7 @@ class SlashCommands:
 
     def command_edit(self, arguments: str) -> None:
         if typed := self._app.chat.take_back():
-            self._app.query_one(Prompt).fill(typed)
+            self._app.query_one(Prompt).recall(typed)
 
     def command_copy(self, arguments: str) -> None:
         answer = self._app.chat.conversation.last_answer

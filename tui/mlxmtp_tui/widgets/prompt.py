@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from textual import events
+from textual.content import Content
 from textual.message import Message
 from textual.widgets import OptionList, TextArea
 from textual.widgets.option_list import Option
 
 from mlxmtp_tui import commands, files
 
+ALL = 1_000_000
+"""Pages: more than any conversation has."""
 LARGE_PASTE = 20_000
 """Characters of a paste that is shown as a mark: drawing more at once would hold up the keys."""
 
@@ -27,7 +30,7 @@ class Completions(OptionList):
         self.display = bool(choices)
         width = max((len(text) for text, _ in choices), default=0)
         for text, explained in choices:
-            self.add_option(Option(f"{text:{width}}  {explained}".rstrip(), id=text))
+            self.add_option(Option(Content(f"{text:{width}}  {explained}".rstrip()), id=text))
         if choices:
             self.highlighted = 0
 
@@ -46,6 +49,12 @@ class Prompt(TextArea):
     class Submitted(Message):
         text: str
 
+    @dataclass
+    class ScrollRequested(Message):
+        """The conversation is to scroll by so many pages, forward if positive."""
+
+        pages: int
+
     class LeaveRequested(Message):
         """ctrl+d in an empty prompt."""
 
@@ -59,21 +68,33 @@ class Prompt(TextArea):
         self._at: int | None = None
         self._draft = ""
         self._pastes: dict[str, str] = {}
+        self._taken = "", dict[str, str]()
 
     def fill(self, text: str) -> None:
         """Replace what is typed; the cursor goes to its end."""
         self.text = text
         self.move_cursor(self.document.end)
 
+    def recall(self, text: str) -> None:
+        """Put a text there; what was being typed is one step down."""
+        self._draft, self._at = self.text, max(len(self.past) - 1, 0)
+        self.fill(text)
+
     def take(self) -> str:
         """What was typed, pastes included; the prompt is empty afterwards."""
         text = self.text
+        self._taken = text, dict(self._pastes)
         for mark, content in self._pastes.items():
             text = text.replace(mark, content)
         self._pastes.clear()
         self._at = None
         self.text = ""
         return text
+
+    def put_back(self) -> None:
+        """What was taken could not be sent."""
+        text, self._pastes = self._taken
+        self.fill(text)
 
     async def _on_key(self, event: events.Key) -> None:
         handle: dict[str, Callable[[], bool]] = {
@@ -86,6 +107,10 @@ class Prompt(TextArea):
             "down": lambda: self._move(1),
             "escape": self._close_completions,
             "ctrl+d": self._leave,
+            "pageup": lambda: self._scroll(-1),
+            "pagedown": lambda: self._scroll(1),
+            "ctrl+home": lambda: self._scroll(-ALL),
+            "ctrl+end": lambda: self._scroll(ALL),
         }
         if event.key in handle and handle[event.key]():
             event.stop()
@@ -106,7 +131,8 @@ class Prompt(TextArea):
 
     def _enter(self) -> bool:
         word, chosen = self._word(), self._completions.chosen
-        if chosen and chosen != word:
+        whole = word[1:] in commands.BY_NAME if word.startswith("/") else word in files.completions(word)
+        if chosen and not whole:
             self._complete()
             if not word.startswith("/"):
                 return True
@@ -153,6 +179,10 @@ class Prompt(TextArea):
         self._completions.offer([])
         return shown
 
+    def _scroll(self, pages: int) -> bool:
+        self.post_message(self.ScrollRequested(pages))
+        return True
+
     def _leave(self) -> bool:
         if not self.text:
             self.post_message(self.LeaveRequested())
@@ -168,7 +198,8 @@ class Prompt(TextArea):
 
     def _choices(self) -> list[tuple[str, str]]:
         word = self._word()
-        if word.startswith("/") and self.cursor_location[0] == 0 and self.document.get_line(0).startswith(word):
+        row, column = self.cursor_location
+        if word.startswith("/") and (row, column) == (0, len(word)):
             return [(f"/{command.name}", command.help) for command in commands.completions(word)]
         if word.startswith("@"):
             return [(found, "") for found in files.completions(word) if found != word]

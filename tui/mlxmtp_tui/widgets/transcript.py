@@ -41,13 +41,14 @@ class Transcript(VerticalScroll):
         """Draw a conversation from its end; a turn without an answer is going to get one."""
         self._leave()
         self._turns = turns
-        self._first = max(len(turns) - MOUNTED, 0)
-        widgets = [widget for turn in turns[self._first :] for widget in drawn(turn, unfolded=self.unfolded)]
+        now = list(turns)  # while this is drawn, an answer may come
+        self._first = max(len(now) - MOUNTED, 0)
+        widgets = [widget for turn in now[self._first :] for widget in drawn(turn, unfolded=self.unfolded)]
         async with self.batch():
             await self.remove_children()
             await self.mount_all(widgets)
             await self._mark_earlier()
-        if turns and turns[-1].answer is None:
+        if now and now[-1].answer is None:
             self._answering = Answering(self, unfolded=self.unfolded)
         self.anchor()
 
@@ -57,9 +58,9 @@ class Transcript(VerticalScroll):
         await self.mount(Asked(turn.typed))
         asked = list(self.query(Asked))
         if len(asked) > 2 * MOUNTED:
-            keep = self.children.index(asked[MOUNTED])
+            keep = self.children.index(asked[-MOUNTED])
             await self.remove_children(self.children[:keep])
-            self._first += MOUNTED
+            self._first += len(asked) - MOUNTED
             await self._mark_earlier()
         self._answering = Answering(self, unfolded=self.unfolded)
         self.anchor()

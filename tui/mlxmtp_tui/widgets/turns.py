@@ -82,8 +82,8 @@ class Thinking(Vertical):
         self.fold(unfolded=not self._unfolded)
 
     def _draw(self) -> None:
-        if not self.is_mounted:
-            return
+        if not self.children:
+            return  # not composed yet
         words = plural(len(self._text.split()), "word")
         arrow = "▾" if self._unfolded else "▸"
         self.query_one(".fold", Static).update(f"{arrow} {'thought' if self._done else 'thinking …'} ({words})")
