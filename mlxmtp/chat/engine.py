@@ -158,7 +158,7 @@ class Engine:
             NumericsError: the model's logits are not finite.
         """
         started = time.perf_counter()
-        depth = self._depth(depth)
+        depth = self.checked_depth(depth)
         verifier = _verifier(sampling, verify)
         stop = _stop_strings(stop)
         for name, value in (("max_tokens", max_tokens), ("prefill_rows", prefill_rows)):
@@ -192,7 +192,12 @@ class Engine:
         """A turn's parts as a chat message for the next prompt, its tool calls parsed."""
         return message(self.tokenizer, parts)
 
-    def _depth(self, depth: int | None) -> int:
+    def checked_depth(self, depth: int | None) -> int:
+        """The depth that is meant; None: the default.
+
+        Raises:
+            OptionError: out of range, or drafts without a head.
+        """
         if depth is None:
             return self.default_depth
         if not isinstance(depth, int) or not 0 <= depth <= MAX_DEPTH:
@@ -237,9 +242,9 @@ class _Turn:
                         yield chunk
                     except GeneratorExit:  # whoever reads has enough: the caches stand at the last token
                         rounds.close()
-                        self.prefix.keep()
+                        self.prefix.keep(self.sequence)
                         raise
-            self.prefix.keep()
+            self.prefix.keep(self.sequence)
 
     def _chunk(self, one: Round, tally: Tally) -> Chunk:
         if one.finish == "length":

@@ -28,8 +28,7 @@ class Splitter:
     """
 
     def __init__(self, tokenizer: Any, prompt: list[int]) -> None:
-        thinking = tokenizer.has_thinking and tokenizer.rfind_think_start(prompt) > tokenizer.rfind_think_end(prompt)
-        initial = "reasoning" if thinking else tokenizer.response_initial_state or "normal"
+        initial = "reasoning" if _opens_thinking(tokenizer, prompt) else tokenizer.response_initial_state or "normal"
         self._state = make_text_state_machine(tokenizer).make_state(initial)
 
     def feed(self, text: str) -> tuple[Part, ...]:
@@ -41,6 +40,14 @@ class Splitter:
         """The turn is over: what was held back."""
         self._state, said, state = TextStateMachine.flush(self._state)
         return (Part(_KINDS.get(state, "text"), said),) if said else ()
+
+
+def _opens_thinking(tokenizer: Any, prompt: list[int]) -> bool:
+    """Whether the prompt ends with the mark; elsewhere, somebody writes about it."""
+    if not tokenizer.has_thinking or (start := tokenizer.rfind_think_start(prompt)) < 0:
+        return False
+    behind = prompt[start + len(tokenizer.think_start_tokens) :]
+    return not behind or not tokenizer.decode(behind).strip()
 
 
 def joined(parts: Iterable[Part]) -> list[Part]:
@@ -80,9 +87,11 @@ def message(tokenizer: Any, parts: Iterable[Part]) -> dict[str, Any]:
 def _calls(tokenizer: Any, text: str) -> list[dict[str, Any]] | None:
     try:
         found = tokenizer.tool_parser(text, None)
+        calls = json.loads(json.dumps(found if isinstance(found, list) else [found]))  # some read Python's literals
     except Exception:  # each parser has its own way to fail on what a model makes up
         return None
-    calls = found if isinstance(found, list) else [found]
-    if not all(isinstance(call, dict) and {"name", "arguments"} <= call.keys() for call in calls):
-        return None
-    return json.loads(json.dumps(calls))  # type: ignore[no-any-return]
+    return calls if calls and all(map(_is_call, calls)) else None
+
+
+def _is_call(call: Any) -> bool:
+    return isinstance(call, dict) and isinstance(call.get("name"), str) and "arguments" in call

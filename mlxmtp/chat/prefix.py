@@ -25,9 +25,9 @@ class Prefix:
         self._whole = False
         return self._sequence
 
-    def keep(self) -> None:
-        """The turn has ended as it should: its caches stand at its last token."""
-        self._whole = True
+    def keep(self, sequence: Sequence) -> None:
+        """The sequence's turn has ended as it should: its caches stand at its last token."""
+        self._whole = self._whole or sequence is self._sequence
 
     def _begins(self, tokens: list[int], head: Head | None) -> bool:
         kept = self._sequence

@@ -25,7 +25,7 @@ def encode(tokenizer: Any, prompt: Prompt, *, raw: bool, thinking: bool | None =
         raise PromptError("the prompt is empty; expected a text, chat messages or token ids")
     if isinstance(prompt, str):
         if raw or not tokenizer.has_chat_template:
-            return _ids(tokenizer.encode(prompt, verbose=False))
+            return _ids(tokenizer, prompt)
         return encode(tokenizer, [{"role": "user", "content": prompt}], raw=False, thinking=thinking)
     if all(isinstance(item, int) for item in prompt):
         return _checked_ids(prompt, len(tokenizer))  # type: ignore[arg-type]
@@ -38,10 +38,14 @@ def encode(tokenizer: Any, prompt: Prompt, *, raw: bool, thinking: bool | None =
         text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **wish)
     except Exception as error:  # templates raise errors of their own, and trip over messages that they do not expect
         raise PromptError(f"the model's chat template refuses these messages: {error}") from error
-    return _ids(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+    return _ids(tokenizer, text, add_special_tokens=False)
 
 
-def _ids(ids: list[int]) -> list[int]:
+def _ids(tokenizer: Any, text: str, **options: Any) -> list[int]:
+    try:
+        ids = tokenizer.encode(text, verbose=False, **options)
+    except Exception as error:  # half a surrogate pair, which each tokenizer refuses in its own way
+        raise PromptError(f"the prompt cannot be tokenised: {error}; expected Unicode text") from error
     if not ids:
         raise PromptError("the prompt has no tokens; expected at least one")
     return list(ids)

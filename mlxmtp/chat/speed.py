@@ -57,12 +57,13 @@ def compare(
 
     Raises:
         PromptError: the prompt leaves no room for `tokens` more.
+        OptionError: as `Engine.stream`.
     """
     ids = encode(engine.tokenizer, prompt, raw=False, thinking=thinking)
     if len(ids) + tokens > engine.context:
         found = f"the conversation has {len(ids)} of {engine.context} tokens"
         raise PromptError(f"{found}; no room to measure {tokens} more")
-    depth = engine.default_depth if depth is None else depth
+    depth = engine.checked_depth(depth)
     speed = Speed(depth, 0, 2 * (WARM_UP + repeats * tokens))
     with wired_limit(engine.target.model):
         read = Sequence(engine.target, engine.mtp if depth else None)

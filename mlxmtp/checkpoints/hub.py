@@ -86,17 +86,17 @@ def hub_cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def download_again(repo: str, commit: str, files: Iterable[str]) -> None:
-    """Replace damaged files of the Hub cache, which `download` takes for whole.
+def download_again(repo: str, commit: str, file: str, on_bytes: Callable[[int], None] | None = None) -> None:
+    """Replace a damaged file of the Hub cache, which `download` takes for whole.
 
     Raises:
         CheckpointError: as `download`.
     """
     from huggingface_hub import hf_hub_download
 
+    bars = {"tqdm_class": _counting(on_bytes)} if on_bytes else {}
     with explained(repo, "be downloaded from the Hub"):
-        for file in files:
-            hf_hub_download(repo, file, revision=commit, force_download=True)
+        hf_hub_download(repo, file, revision=commit, force_download=True, **bars)
 
 
 def cached_sizes(repo: str, commit: str, files: Iterable[str]) -> dict[str, int]:

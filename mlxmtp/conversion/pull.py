@@ -29,7 +29,8 @@ USABLE = 0.75
 class Plan:
     """A download: bytes of the whole, of the weights, and of what is not in the cache yet.
 
-    `revision` is what was asked for, `commit` what it is now; `damaged` are files that the cache holds in another size.
+    `revision` is what was asked for, `commit` what it is now; `damaged` are files that the cache
+    holds in another size, and their bytes.
     """
 
     repo: str
@@ -38,7 +39,7 @@ class Plan:
     nbytes: int
     weight_bytes: int
     missing_bytes: int
-    damaged: list[str]
+    damaged: dict[str, int]
 
     @property
     def memory_warning(self) -> str | None:
@@ -75,7 +76,7 @@ def plan_pull(repo: str, revision: str | None = None) -> Plan:
     missing = sum(nbytes for name, nbytes in files.items() if here.get(name) != nbytes)
     if missing:
         check_space(hub_cache(), missing)
-    damaged = [name for name, nbytes in here.items() if nbytes != files[name]]
+    damaged = {name: files[name] for name, nbytes in here.items() if nbytes != files[name]}
     return Plan(repo, revision, remote.commit, sum(files.values()), weights, missing, damaged)
 
 
@@ -88,17 +89,28 @@ def pull(plan: Plan, on_bytes: OnBytes | None = None) -> Path:
     Raises:
         CheckpointError: the download failed; run again, it keeps the files that are whole.
     """
-    most = 0
+    most = behind = 0
 
     def count(done: int) -> None:
         nonlocal most
-        most = max(most, min(done, plan.missing_bytes))
+        most = max(most, min(behind + done, plan.missing_bytes))
         if on_bytes:
             on_bytes(most, plan.missing_bytes)
 
-    download_again(plan.repo, plan.commit, plan.damaged)
+    told = count if on_bytes else None
+    for file, nbytes in plan.damaged.items():
+        download_again(plan.repo, plan.commit, file, told)
+        behind += nbytes
     # by the name asked for: the cache keeps what `main` is, for offline use
-    return download(plan.repo, plan.revision, count if on_bytes else None)
+    return download(plan.repo, plan.revision, told)
+
+
+def has_head(snapshot: Path) -> bool:
+    """Whether a model's head is on this machine: among its files, attached, or a model of its own."""
+    try:
+        return judge(open_checkpoint(snapshot)).files is not None
+    except CheckpointError:
+        return False
 
 
 def head_to_pull(snapshot: Path) -> str | None:

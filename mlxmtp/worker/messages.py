@@ -240,7 +240,7 @@ def decode(line: bytes) -> Any:
             if content.get(name) is not None:
                 content[name] = read(content[name])
         return kind(**content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"not a message of this version: {line[:200]!r} ({error!r})") from error
 
 

@@ -7,6 +7,7 @@ import queue
 import sys
 import threading
 import time
+import traceback
 from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,6 +39,7 @@ from mlxmtp.worker.messages import (
     encode,
 )
 
+NOTHING = {"role": "assistant", "content": ""}
 PAUSE_S = 1 / 30
 """The least time between two messages of one kind: each costs the engine and the reader some."""
 
@@ -62,13 +64,19 @@ class Inbox:
         return command.id <= self._stopped
 
     def _read(self) -> None:
-        for line in self._lines:
-            command = decode(line)
-            if isinstance(command, Stop):
-                self._stopped = max(self._stopped, command.id)
-            else:
-                self._commands.put(command)
-        os._exit(0)
+        code = 1
+        try:
+            for line in self._lines:
+                command = decode(line)
+                if isinstance(command, Stop):
+                    self._stopped = max(self._stopped, command.id)
+                else:
+                    self._commands.put(command)
+            code = 0
+        except Exception:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
 
 
 class StopRequest(Exception):  # noqa: N818 - like StopIteration, no error
@@ -97,7 +105,8 @@ class Worker:
                     raise StopRequest
                 self._carry_out(command)
             except StopRequest:
-                self._say(Stopped(command.id))
+                turn = isinstance(command, Generate)
+                self._say(Finished(command.id, "interrupted", NOTHING) if turn else Stopped(command.id))
             except MlxmtpError as error:
                 self._say(Failed(command.id, "refused", str(error)))
             except (MemoryError, RuntimeError) as error:
@@ -153,23 +162,18 @@ class Worker:
     def _generate(self, command: Generate) -> None:
         engine = self._loaded()
         parts: list[Any] = []
-        last, reason, sent = None, "interrupted", 0
-        try:
-            with closing(self._stream(command)) as turn:
-                for chunk in turn:
-                    parts += chunk.parts
-                    last = chunk
-                    if chunk.finish_reason or self._due():
-                        fresh = [[part.kind, part.text] for part in parts[sent:]]
-                        self._say(Said(command.id, fresh, chunk.stats, self._memory()))
-                        sent = len(parts)
-                    reason = chunk.finish_reason or reason
-                    if self._inbox.stops(command):
-                        break
-        except StopRequest:
-            pass  # in the prompt: there is nothing yet
-        stats, memory = (last.stats, self._memory()) if last else (None, None)
-        self._say(Finished(command.id, reason, engine.message(parts), stats, memory))
+        sent = 0
+        with closing(self._stream(command)) as turn:
+            for chunk in turn:
+                parts += chunk.parts
+                if chunk.finish_reason or self._due():
+                    fresh = [[part.kind, part.text] for part in parts[sent:]]
+                    self._say(Said(command.id, fresh, chunk.stats, self._memory()))
+                    sent = len(parts)
+                if self._inbox.stops(command):
+                    break
+        reason = chunk.finish_reason or "interrupted"
+        self._say(Finished(command.id, reason, engine.message(parts), chunk.stats, self._memory()))
 
     def _stream(self, command: Generate) -> Any:
         def read(done: int, total: int) -> None:
@@ -219,12 +223,12 @@ class Worker:
         """Download a repo and its head; what is short of it."""
         from mlxmtp.checkpoints import open_checkpoint
         from mlxmtp.conversion.attach import attach
-        from mlxmtp.conversion.pull import head_to_pull, plan_pull, pull
+        from mlxmtp.conversion.pull import has_head, head_to_pull, plan_pull, pull
 
         plan = plan_pull(repo)
         snapshot = pull(plan, lambda done, total: self._fetching(command, repo, done, total))
         try:
-            if head is not None:
+            if head is not None and not has_head(snapshot):
                 attach(repo, head, on_bytes=lambda done, total: self._fetching(command, head, done, total))
             elif other := head_to_pull(snapshot):
                 pull(plan_pull(other), lambda done, total: self._fetching(command, other, done, total))
@@ -294,3 +298,6 @@ def main() -> None:
         Worker(Inbox(sys.stdin.buffer), out).run()
     except BrokenPipeError:
         os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # Python's own way out waits for the thread that reads

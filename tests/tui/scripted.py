@@ -57,11 +57,13 @@ def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
     return run
 
 
-async def until(condition: Callable[[], Any], what: str = "", within: float = DEADLINE_S) -> None:
-    """Wait for what is bound to come; fails with `what` where it does not."""
+async def until(
+    condition: Callable[[], Any], what: str = "", within: float = DEADLINE_S, *, seen: Callable[[], str] | None = None
+) -> None:
+    """Wait for what is bound to come; fails with `what` where it does not, and with what is `seen` instead."""
     deadline = time.monotonic() + within
     while not condition():
-        assert time.monotonic() < deadline, f"never came: {what or condition}"
+        assert time.monotonic() < deadline, f"never came: {what or condition}" + (f"\n{seen()}" if seen else "")
         await asyncio.sleep(0.002)
 
 
@@ -446,23 +448,33 @@ class Desk:
 
     async def until(self, condition: Callable[[], Any], what: str = "") -> None:
         """Wait until something holds, and the screen shows it."""
-        await until(condition, f"{what}; the screen:\n{self.seen()}\n{self.notices}")
+        await until(condition, what, seen=self._all)
         await self.pilot.pause()
 
     async def sees(self, *texts: str) -> None:
         """Wait until all the texts are on the terminal."""
-        await until(lambda: all(text in self.seen() for text in texts), f"{texts}, in\n{self.seen()}\n{self.notices}")
+        await until(lambda: all(text in self.seen() for text in texts), str(texts), seen=self._all)
 
     async def reach(self, status: str) -> None:
-        await self.until(lambda: self.chat.live.status == status, f"status {status}, not {self.chat.live.status}")
+        await self.until(lambda: self.chat.live.status == status, f"status {status}")
+
+    def _all(self) -> str:
+        return f"{self.seen()}\n{self.notices}\n{self.chat.live.status}: {self.turns}"
 
     async def asks(self, text: str, answered: str) -> None:
         """A turn from the question to its figures."""
         self.engine.on(Generate, answering(answered))
         await self.enter(text)
-        turn = len(self.turns)
-        await self.until(lambda: self.turns[turn - 1][1] is not None, f"an answer to {text}")
-        await self.until(lambda: len(self.app.query("Figures")) >= min(turn, 1), "the line under it")
+        await self.until(self.drawn, f"the answer to {text}")
+
+    def drawn(self) -> bool:
+        """Whether every turn is on the screen to its last line; of chats that are not too long for it."""
+        asked, figures = (len(self.app.query(name)) for name in ("Asked", "Figures"))
+        return self.chat.live.status == "ready" and asked == figures == len(self.turns)
+
+    async def leaves(self) -> None:
+        """The application comes to its end; what it cleans up is clean behind `chatting`."""
+        await until(lambda: not self.app.is_running, "the end")
 
 
 @asynccontextmanager

@@ -1,0 +1,304 @@
+"""Turns that go on from what an earlier one left say what they would say had everything been read anew."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlxmtp import Engine, PromptError, Sampling, load
+from mlxmtp.chat.prefix import Prefix
+from mlxmtp.decoding.sequence import Sequence
+from mlxmtp.decoding.stats import Stats
+from tests.running import generated, prefilled, rounds
+
+TRAINED = Path(__file__).parent.parent / "trained"
+KINDS = ("qwen3_5", "gemma4", "glm4_moe", "deepseek_v3", "deepseek_v32")
+"""Kinds of caches: recurrent states and rows; windows, read by an assistant; rows; latents; latents that are chosen."""
+GREEDY, SEEDED = Sampling(), Sampling(1.0, seed=5)
+COUNT = 12
+
+Turn = tuple[list[int], Stats]
+
+
+def find(kind: str, raw_checkpoint: Callable[..., Path]) -> Engine:
+    """With 8 tokens in the vocabulary a random head is right now and then; the others are trained."""
+    return load(raw_checkpoint(kind, dtype="float32", vocab=8) if kind == "qwen3_5" else TRAINED / kind)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def engine(request: pytest.FixtureRequest, raw_checkpoint: Callable[..., Path]) -> Engine:
+    return find(request.param, raw_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def some_engine(raw_checkpoint: Callable[..., Path]) -> Engine:
+    """For what has little to do with the kind: the one whose states cannot go back by themselves."""
+    return find("qwen3_5", raw_checkpoint)
+
+
+def words(engine: Engine, count: int, seed: int = 0) -> list[int]:
+    """What a user says: token ids."""
+    vocabulary = engine.target.text_config["vocab_size"]
+    return np.random.default_rng([seed, count]).integers(3, vocabulary, count).tolist()
+
+
+def turn(
+    engine: Engine,
+    prompt: list[int],
+    prefix: Prefix | None = None,
+    *,
+    depth: int = 3,
+    sampling: Sampling = GREEDY,
+    count: int = COUNT,
+    chunks: int | None = None,
+) -> Turn:
+    """Tokens and statistics of a turn, ended by its reader after so many chunks."""
+    tokens: list[int] = []
+    with closing(engine.stream(prompt, sampling, max_tokens=count, depth=depth, prefix=prefix)) as stream:
+        for number, chunk in enumerate(stream, start=1):
+            tokens += chunk.tokens
+            if number == chunks:
+                break
+    return tokens, chunk.stats
+
+
+def drafting(stats: Stats) -> tuple[int, int, int]:
+    """How the drafts went: another past of the head's, even of one row, and they would go otherwise."""
+    return stats.rounds, stats.drafted, stats.accepted
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+def test_a_conversation_goes_on_as_if_read_anew(engine: Engine, sampling: Sampling) -> None:
+    with_mtp, plain = Prefix(), Prefix()
+    prompt, held, accepted = words(engine, 13), 0, 0
+    for number in range(3):
+        expected, anew = turn(engine, prompt, sampling=sampling)
+        tokens, stats = turn(engine, prompt, with_mtp, sampling=sampling)
+        assert tokens == expected
+        assert (stats.prompt_tokens, stats.reused_tokens, anew.reused_tokens) == (len(prompt), held, 0)
+        assert drafting(stats) == drafting(anew)
+        tokens, stats = turn(engine, prompt, plain, sampling=sampling, depth=0)
+        assert tokens == expected
+        assert (stats.reused_tokens, stats.drafted) == (held, 0)
+        held = len(prompt) + len(tokens)
+        prompt = prompt + tokens + words(engine, (7, 1)[number % 2], seed=number)
+        accepted += anew.accepted
+    assert accepted, "with a head that never agrees, this would prove little"
+
+
+@pytest.mark.parametrize("depth", [0, 3])
+def test_after_a_turn_that_was_closed(engine: Engine, depth: int) -> None:
+    """Whoever reads has had enough: the caches stand at the last token that came, and all of them are kept."""
+    prefix, prompt = Prefix(), words(engine, 13)
+    for chunks in (1, 3):
+        tokens, stats = turn(engine, prompt, prefix, depth=depth, count=100, chunks=chunks)
+        assert stats.rounds == chunks
+        kept = len(prompt) + len(tokens)
+        prompt = prompt + tokens + words(engine, 5)
+        expected, anew = turn(engine, prompt, depth=depth, count=10)
+        tokens, stats = turn(engine, prompt, prefix, depth=depth, count=10)
+        assert tokens == expected
+        assert (stats.reused_tokens, drafting(stats)) == (kept, drafting(anew))
+        prompt = prompt + tokens + words(engine, 2)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_after_a_turn_cut_by_its_length(some_engine: Engine, count: int) -> None:
+    prefix, prompt = Prefix(), words(some_engine, 13)
+    for _ in range(3):
+        tokens, _ = turn(some_engine, prompt, prefix, count=count)
+        assert len(tokens) == count
+        kept, prompt = len(prompt) + count, prompt + tokens + words(some_engine, 1)
+    tokens, stats = turn(some_engine, prompt, prefix)
+    assert (tokens, stats.reused_tokens) == (turn(some_engine, prompt)[0], kept)
+
+
+def test_a_prompt_is_read_in_chunks_behind_what_is_kept(some_engine: Engine) -> None:
+    prefix, prompt = Prefix(), words(some_engine, 13)
+    tokens, _ = turn(some_engine, prompt, prefix)
+    kept, prompt = len(prompt) + len(tokens), prompt + tokens + words(some_engine, 40)
+    expected, anew = turn(some_engine, prompt)
+    told: list[tuple[int, int]] = []
+    options: dict[str, Any] = {"max_tokens": COUNT, "prefill_rows": 16, "on_prefill": lambda *now: told.append(now)}
+    chunks = list(some_engine.stream(prompt, prefix=prefix, **options))
+    assert [token for chunk in chunks for token in chunk.tokens] == expected
+    assert drafting(chunks[-1].stats) == drafting(anew)
+    new = len(prompt) - kept
+    assert told == [(16, new), (32, new), (new, new)]
+
+
+def test_another_depth_starts_anew_where_the_head_has_read_nothing(some_engine: Engine) -> None:
+    """A turn without drafts leaves the head behind; drafting from there would be of no use. Two depths share all."""
+    prefix, prompt = Prefix(), words(some_engine, 13)
+    for before, depth in ((3, 0), (0, 3), (3, 1)):
+        tokens, stats = turn(some_engine, prompt, prefix, depth=before, count=8)
+        held = len(prompt) + len(tokens)
+        prompt = prompt + tokens + words(some_engine, 3)
+        expected, anew = turn(some_engine, prompt, depth=depth, count=8)
+        tokens, stats = turn(some_engine, prompt, prefix, depth=depth, count=8)
+        assert tokens == expected
+        assert drafting(stats) == drafting(anew)
+        assert stats.reused_tokens == (held if bool(before) == bool(depth) else 0)
+        prompt = prompt + tokens + words(some_engine, 3)
+
+
+@pytest.mark.parametrize("other", ["shorter", "the same", "changed early", "changed late", "another"])
+def test_a_prompt_that_does_not_go_on_is_read_anew(some_engine: Engine, other: str) -> None:
+    prefix, prompt = Prefix(), words(some_engine, 13)
+    tokens, _ = turn(some_engine, prompt, prefix)
+    whole = prompt + tokens
+    changed = {
+        "shorter": whole[:-1],
+        "the same": whole,
+        "changed early": [*whole[:2], (whole[2] + 1) % 8, *whole[3:], 5],
+        "changed late": [*whole[:-1], (whole[-1] + 1) % 8, 5],
+        "another": words(some_engine, 40, seed=9),
+    }[other]
+    expected, _ = turn(some_engine, changed)
+    tokens, stats = turn(some_engine, changed, prefix)
+    assert (tokens, stats.reused_tokens) == (expected, 0)
+    prompt = changed + tokens + [5]
+    tokens, stats = turn(some_engine, prompt, prefix)
+    assert (tokens, stats.reused_tokens) == (turn(some_engine, prompt)[0], len(prompt) - 1), "the new one is kept"
+
+
+def test_one_token_more_goes_on(some_engine: Engine) -> None:
+    prefix, prompt = Prefix(), words(some_engine, 13)
+    prompt += [*turn(some_engine, prompt, prefix)[0], 5]
+    tokens, stats = turn(some_engine, prompt, prefix)
+    assert (tokens, stats.reused_tokens) == (turn(some_engine, prompt)[0], len(prompt) - 1)
+
+
+class _HaltError(Exception):
+    pass
+
+
+def halt_at(call: int) -> Callable[[int, int], None]:
+    calls: list[int] = []
+
+    def on_prefill(done: int, total: int) -> None:
+        calls.append(done)
+        if len(calls) == call:
+            raise _HaltError
+
+    return on_prefill
+
+
+@pytest.mark.parametrize("depth", [0, 3])
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_turn_halted_in_its_prompt_leaves_nothing(some_engine: Engine, call: int, depth: int) -> None:
+    """The tokens say more than the caches have read: going on from there would be wrong."""
+    prefix, prompt = Prefix(), words(some_engine, 13)
+    prompt = prompt + turn(some_engine, prompt, prefix, depth=depth)[0] + words(some_engine, 20)
+    stream = some_engine.stream(prompt, depth=depth, on_prefill=halt_at(call), prefill_rows=8, prefix=prefix)
+    with pytest.raises(_HaltError):
+        list(stream)
+    longer = prompt + words(some_engine, 3)
+    tokens, stats = turn(some_engine, longer, prefix, depth=depth, count=8)
+    assert (tokens, stats.reused_tokens) == (turn(some_engine, longer, depth=depth, count=8)[0], 0)
+
+
+def test_a_turn_that_nobody_began_leaves_nothing_wrong(some_engine: Engine) -> None:
+    prefix, prompt = Prefix(), words(some_engine, 13)
+    prompt = prompt + turn(some_engine, prompt, prefix)[0] + words(some_engine, 5)
+    some_engine.stream(prompt, prefix=prefix).close()  # type: ignore[attr-defined]
+    assert turn(some_engine, prompt, prefix)[0] == turn(some_engine, prompt)[0]
+
+
+def test_an_accident_among_the_rounds_leaves_nothing(some_engine: Engine) -> None:
+    prefix, prompt = Prefix(), words(some_engine, 13)
+    prompt = prompt + turn(some_engine, prompt, prefix)[0] + words(some_engine, 5)
+    stream = some_engine.stream(prompt, max_tokens=COUNT, prefix=prefix)
+    tokens = next(stream).tokens
+    with pytest.raises(_HaltError):
+        stream.throw(_HaltError())  # type: ignore[attr-defined]
+    prompt = [*prompt, *tokens, *words(some_engine, 5)]
+    again, stats = turn(some_engine, prompt, prefix)
+    assert (again, stats.reused_tokens) == (turn(some_engine, prompt)[0], 0)
+
+
+def test_a_turn_closed_late_does_not_vouch_for_a_newer_one(some_engine: Engine) -> None:
+    """A traceback can hold an abandoned turn for a while: it is closed when another one has failed meanwhile."""
+    prefix, prompt = Prefix(), words(some_engine, 13)
+    abandoned = some_engine.stream(prompt, max_tokens=COUNT, prefix=prefix)
+    next(abandoned)
+    newer = words(some_engine, 20, seed=1)
+    with pytest.raises(_HaltError):
+        list(some_engine.stream(newer, on_prefill=halt_at(1), prefill_rows=8, prefix=prefix))
+    abandoned.close()  # type: ignore[attr-defined]
+    longer = newer + words(some_engine, 3)
+    tokens, stats = turn(some_engine, longer, prefix)
+    assert (tokens, stats.reused_tokens) == (turn(some_engine, longer)[0], 0)
+
+
+def test_a_refused_prompt_costs_nothing(some_engine: Engine) -> None:
+    prefix, prompt = Prefix(), words(some_engine, 13)
+    prompt = prompt + turn(some_engine, prompt, prefix)[0]
+    for bad in ([], [-1], [5] * some_engine.context):
+        with pytest.raises(PromptError):
+            some_engine.stream(bad, prefix=prefix)
+    assert turn(some_engine, [*prompt, 5], prefix)[1].reused_tokens == len(prompt)
+
+
+def test_its_bytes_are_those_of_the_caches(some_engine: Engine) -> None:
+    prefix, prompt = Prefix(), words(some_engine, 13)
+    assert prefix.nbytes == 0
+    tokens, _ = turn(some_engine, prompt, prefix)
+    short = prefix.nbytes
+    assert short > 0
+    turn(some_engine, prompt + tokens + words(some_engine, 300), prefix, count=1)  # rows come in steps of 256
+    long = prefix.nbytes
+    assert long > short
+    turn(some_engine, prompt, prefix, count=1)
+    assert prefix.nbytes < long, "of another conversation, nothing is left"
+
+
+# -- forks ----------------------------------------------------------------------------------------------------
+
+
+def tokens_of(turns: list[Iterator[Any]]) -> list[list[int]]:
+    """The tokens of several sequences, a round of each in turn."""
+    found: list[list[int]] = [[] for _ in turns]
+    running = list(enumerate(turns))
+    while running:
+        for number, one in list(running):
+            if step := next(one, None):
+                found[number] += step.tokens
+            else:
+                running.remove((number, one))
+    return found
+
+
+def drafted(engine: Engine, sequence: Sequence, count: int) -> list[tuple[tuple[int, ...], int, int]]:
+    return [(one.tokens, one.drafted, one.accepted) for one in rounds(engine, sequence, count, 3)]
+
+
+def test_twins_go_their_own_ways(engine: Engine) -> None:
+    """With other tokens each, by turns, and each as a sequence that was alone all the time."""
+    one = prefilled(engine, words(engine, 30), 3)
+    list(rounds(engine, one, 12, 3))
+    other, third = one.fork(), one.fork()
+    past, ends = list(one.tokens), (words(engine, 4, seed=1), words(engine, 6, seed=2))
+    assert ends[0] != ends[1][:4]
+    for sequence, end in zip((one, other), ends, strict=True):
+        sequence.prefill(end)
+    both = tokens_of([rounds(engine, sequence, 20, 3) for sequence in (one, other)])
+    for found, end, sequence in zip(both, ends, (one, other), strict=True):
+        assert found == generated(engine, past + end, 20, depth=0)
+        assert sequence.tokens == past + end + found
+    assert third.tokens == past
+    third.prefill(ends[0])
+    alone = prefilled(engine, past + ends[0], 3)
+    assert drafted(engine, third, 20) == drafted(engine, alone, 20), "its head knows the same past"
+
+
+@pytest.mark.parametrize("depth", [0, 3])
+def test_twins_part_behind_a_prompt(some_engine: Engine, depth: int) -> None:
+    one = prefilled(some_engine, words(some_engine, 40), depth)
+    other, past = one.fork(), list(one.tokens)
+    other.prefill([5, 6])
+    found = tokens_of([rounds(some_engine, sequence, 20, depth) for sequence in (one, other)])
+    assert found == [generated(some_engine, end, 20, depth=3 - depth) for end in (past, [*past, 5, 6])]

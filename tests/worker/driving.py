@@ -1,0 +1,157 @@
+"""Ways to drive a worker: the real process from code that is not asynchronous, and `Worker` in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from mlxmtp.chat.parts import Part, joined
+from mlxmtp.chat.prefix import Prefix
+from mlxmtp.worker.client import PROGRAM, WorkerProcess
+from mlxmtp.worker.messages import (
+    Command,
+    Compared,
+    Died,
+    Event,
+    Failed,
+    Fetched,
+    Finished,
+    Loaded,
+    Models,
+    ProtocolError,
+    Said,
+    Stopped,
+    decode,
+)
+from mlxmtp.worker.serve import Worker
+
+PATIENCE_S = 60
+LAST = (Loaded, Finished, Models, Fetched, Stopped, Failed, Died)
+
+
+def is_last(event: Event) -> bool:
+    """Whether nothing more comes of its command."""
+    return isinstance(event, LAST) or (isinstance(event, Compared) and event.done == event.total)
+
+
+class Driven:
+    """A worker process; its event loop runs only while an event is waited for."""
+
+    def __init__(self, program: Sequence[str] = PROGRAM) -> None:
+        self._runner = asyncio.Runner()
+        self.process = self._runner.run(WorkerProcess.start(program))
+        self._events = self.process.events()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.run(self._end())
+        self._runner.close()
+
+    async def _end(self) -> None:
+        self.process.kill()
+        with suppress(ProtocolError):
+            async for _ in self._events:
+                pass
+        await self.process.close()
+        assert self.process._process.stdout
+        await self.process._process.stdout.read()  # what came after a line that is no message
+
+    def send(self, kind: type[Command], *content: Any, **named: Any) -> int:
+        """Give it a command; its id."""
+        command = kind(self.process.next_id(), *content, **named)
+        self.process.send(command)
+        return command.id
+
+    def event(self) -> Event:
+        """The next event."""
+        return self._runner.run(asyncio.wait_for(anext(self._events), PATIENCE_S))
+
+    def until(self, *kinds: type[Event]) -> Event:
+        """The next event of these kinds, nothing having ended before it."""
+        while not isinstance(event := self.event(), kinds):
+            assert not is_last(event), event
+        return event
+
+    def rest(self, command: int) -> list[Event]:
+        """What still comes of a command."""
+        events = [self.event()]
+        while not is_last(events[-1]):
+            events.append(self.event())
+        assert {event.id for event in events} == {command}, events
+        return events
+
+    def answer(self, kind: type[Command], *content: Any, **named: Any) -> list[Event]:
+        """All that comes of a command."""
+        return self.rest(self.send(kind, *content, **named))
+
+    def close(self) -> Died:
+        """Close it as a program does; its last event."""
+        self._runner.run(self.process.close())
+        return self.until(Died)
+
+
+def said(events: Sequence[Event]) -> list[Part]:
+    """What a turn said, neighbours of a kind as one."""
+    return joined(Part(kind, text) for event in events if isinstance(event, Said) for kind, text in event.parts)
+
+
+def text_of(events: Sequence[Event]) -> str:
+    return "".join(part.text for part in said(events))
+
+
+class _OverError(Exception):
+    """There are no more commands."""
+
+
+class _Script:
+    """In place of an `Inbox`: these commands, then the end."""
+
+    def __init__(self, commands: Sequence[Command], stops: Callable[[Command], bool]) -> None:
+        self._commands = deque(commands)
+        self.stops = stops
+
+    def next(self) -> Command:
+        if not self._commands:
+            raise _OverError
+        return self._commands.popleft()
+
+
+def serve(*commands: Command, engine: Any = None, stops: Callable[[Command], bool] = lambda _: False) -> list[Event]:
+    """What `Worker` says to these commands, in this process; with an engine, that one is loaded already."""
+    out = io.BytesIO()
+    worker = Worker(_Script(commands, stops), out)  # type: ignore[arg-type]
+    if engine is not None:
+        worker._engine, worker._prefix = engine, Prefix()
+    with suppress(_OverError):
+        worker.run()
+    return [decode(line) for line in out.getvalue().splitlines()]
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended; one that nobody has waited for has ended too."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except ProcessLookupError:
+        return True
+    except FileNotFoundError:  # a system without /proc, or it ended just now
+        return Path("/proc/self").exists()
+
+
+def wait_until(happened: Callable[[], bool], seconds: float) -> bool:
+    """Whether it has happened by then."""
+    end = time.monotonic() + seconds
+    while not happened():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True

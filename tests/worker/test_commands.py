@@ -1,0 +1,391 @@
+"""What `Worker` makes of commands: failures that it survives, stops to the round, and what it passes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama
+
+from mlxmtp import Engine, load
+from mlxmtp.chat.engine import Chunk
+from mlxmtp.chat.parts import Part
+from mlxmtp.chat.prefix import Prefix
+from mlxmtp.worker.messages import (
+    Command,
+    Compare,
+    Compared,
+    Event,
+    Failed,
+    Finished,
+    Generate,
+    ListModels,
+    Load,
+    Loaded,
+    Models,
+    Prefilled,
+    Settings,
+    Stop,
+    Stopped,
+    encode,
+)
+from mlxmtp.worker.serve import Inbox
+from tests import tiny
+from tests.worker.driving import Driven, serve, text_of, wait_until
+from tests.worker.test_messages import STATS
+
+HELLO = [{"role": "user", "content": "hello"}]
+VOCABULARY = 300
+"""Every byte has a token: a prompt has as many as letters."""
+
+
+class Scripted:
+    """An engine whose turns are written down: chunks, or errors that are raised in their place."""
+
+    def __init__(self, *script: Any) -> None:
+        self.script = script
+        self.given = 0
+        self.closed = False
+        self.prefixes: list[Prefix] = []
+        self.asked: list[Any] = []
+
+    def stream(self, *prompt: Any, on_prefill: Callable[[int, int], None], prefix: Prefix, **options: Any) -> Any:
+        self.prefixes.append(prefix)
+        self.asked.append((prompt, options))
+        return self._turn(on_prefill)
+
+    def _turn(self, on_prefill: Callable[[int, int], None]) -> Iterator[Chunk]:
+        try:
+            on_prefill(1, 1)
+            for item in self.script:
+                if isinstance(item, BaseException):
+                    raise item
+                self.given += 1
+                yield item
+        finally:
+            self.closed = True
+
+    def message(self, parts: list[Part]) -> dict[str, Any]:
+        return {"role": "assistant", "content": "".join(part.text for part in parts)}
+
+
+def chunk(text: str, finish: str | None = None) -> Chunk:
+    return Chunk(text, (1,), STATS, finish, (Part("text", text),))
+
+
+def ask(number: int, **settings: Any) -> Generate:
+    return Generate(number, HELLO, Settings(**settings))
+
+
+# -- stops ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rounds", [1, 3, 50])
+def test_a_stop_is_heard_after_the_round_that_it_comes_in(rounds: int) -> None:
+    engine = Scripted(*(chunk(f"{i} ") for i in range(1000)))
+    events = serve(ask(1), engine=engine, stops=lambda _: engine.given >= rounds)
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert (finished.reason, engine.given, engine.closed) == ("interrupted", rounds, True)
+    whole = "".join(f"{i} " for i in range(rounds))
+    assert finished.message["content"] == whole, "what came is kept, said or not"
+    assert whole.startswith(text_of(events))
+    assert finished.stats == STATS
+
+
+def test_a_turn_that_is_over_was_not_interrupted() -> None:
+    engine = Scripted(chunk("the end", "length"))
+    assert serve(ask(1), engine=engine, stops=lambda _: engine.given > 0)[-1].reason == "length"
+
+
+def test_of_a_turn_stopped_in_its_prompt_there_is_nothing() -> None:
+    engine = Scripted(chunk("never said"))
+    heard = iter([False, True])
+    events = serve(ask(1), engine=engine, stops=lambda _: next(heard))
+    assert events == [Finished(1, "interrupted", {"role": "assistant", "content": ""})]
+    assert (engine.given, engine.closed) == (0, True)
+
+
+@pytest.fixture
+def inbox() -> tuple[Inbox, Callable[[Command], None]]:
+    """An inbox, and what puts commands in it; it never comes to its end, which would end this process."""
+    lines: SimpleQueue[bytes] = SimpleQueue()
+    inbox = Inbox(iter(lines.get, None))  # type: ignore[arg-type]
+    return inbox, lambda command: lines.put(encode(command))
+
+
+def test_a_stop_holds_for_the_commands_before_it(inbox: tuple[Inbox, Callable[[Command], None]]) -> None:
+    box, put = inbox
+    for command in (ListModels(4), Stop(4), Stop(2), ListModels(5)):
+        put(command)
+    assert [box.next(), box.next()] == [ListModels(4), ListModels(5)]
+    assert [box.stops(ListModels(number)) for number in (1, 4, 5)] == [True, True, False]
+    put(Stop(9))
+    assert wait_until(lambda: box.stops(ListModels(9)), 5), "heard, though nobody asks for the next command"
+    assert not box.stops(ListModels(10))
+
+
+# -- failures -------------------------------------------------------------------------------------------------
+
+NO_MEMORY = [
+    RuntimeError("[malloc] Unable to allocate 123 bytes."),
+    RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBufferCallback"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
+def test_too_little_memory_is_told_and_survived(error: Exception) -> None:
+    engine = Scripted(chunk("a"), error)
+    failed = [event for event in serve(ask(1), ask(2), engine=engine) if isinstance(event, Failed)]
+    assert failed == [Failed(number, "memory", str(error) or "out of memory") for number in (1, 2)]
+    one, other = engine.prefixes
+    assert one is not other, "the conversation's caches are given back"
+
+
+def test_after_too_little_memory_the_next_turn_works() -> None:
+    engine = Scripted(chunk("a", "stop"))
+    failing = iter([MemoryError("too large")])
+
+    def stops(_: Command) -> bool:
+        for error in failing:
+            raise error
+        return False
+
+    events = serve(ask(1), ask(2), engine=engine, stops=stops)
+    assert events[0] == Failed(1, "memory", "too large")
+    assert text_of(events) == "a"
+    assert events[-1] == Finished(2, "stop", engine.message([Part("text", "a")]), STATS, events[-1].memory)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("an accident"), KeyError("x")], ids=repr)
+def test_an_accident_is_not_hidden(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        serve(ask(1), engine=Scripted(error))
+
+
+def test_errors_of_the_disk_are_told() -> None:
+    events = serve(ask(1), ask(2), engine=Scripted(OSError(28, "No space left on device")))
+    assert events[0] == Prefilled(1, 1, 1)
+    assert [event for event in events if isinstance(event, Failed)] == [
+        Failed(number, "failed", "[Errno 28] No space left on device") for number in (1, 2)
+    ]
+
+
+def test_without_a_model_there_are_no_turns() -> None:
+    events = serve(ask(1), Compare(2, HELLO, Settings()))
+    assert events == [Failed(i, "refused", "no model is loaded; choose one first") for i in (1, 2)]
+
+
+BAD = [
+    {"temperature": -1.0},
+    {"temperature": float("nan")},
+    {"top_p": 0.0},
+    {"top_k": -1},
+    {"min_p": 1.5},
+    {"seed": -1},
+    {"seed": 2**64},
+    {"depth": -1},
+    {"depth": 17},
+]
+
+
+@pytest.mark.parametrize("settings", [*BAD, {"max_tokens": 0}], ids=str)
+def test_options_out_of_range_are_refused(engine: Engine, settings: dict[str, Any]) -> None:
+    events = serve(ask(1, **settings), ask(2, max_tokens=1), engine=engine)
+    assert isinstance(events[0], Failed)
+    assert (events[0].kind, next(iter(settings)) in events[0].message) == ("refused", True)
+    assert isinstance(events[-1], Finished)
+
+
+@pytest.mark.parametrize("settings", BAD, ids=str)
+def test_options_out_of_range_are_not_compared(engine: Engine, settings: dict[str, Any]) -> None:
+    """Not even a depth: a comparison has rounds of its own."""
+    seen: list[int] = []
+
+    def stops(_: Command) -> bool:
+        seen.append(1)
+        return len(seen) > 3  # a comparison that begins is not waited for
+
+    (event,) = serve(Compare(1, HELLO, Settings(**settings)), engine=engine, stops=stops)[-1:]
+    assert isinstance(event, Failed), event
+    assert (event.kind, next(iter(settings)) in event.message) == ("refused", True)
+
+
+def test_a_prompt_longer_than_the_context_is_refused_and_costs_no_cache(engine: Engine) -> None:
+    long = [{"role": "user", "content": "word " * 5000}]
+    held = serve(ask(1, max_tokens=3), engine=engine)[-1]
+    assert isinstance(held, Finished)
+    goes_on = [*HELLO, held.message, *HELLO]
+    refused = Generate(2, long, Settings()), Compare(3, long, Settings())
+    events = serve(ask(1, max_tokens=3), *refused, Generate(4, goes_on, Settings(max_tokens=1)), engine=engine)
+    failed = [event for event in events if isinstance(event, Failed)]
+    assert [(event.id, event.kind) for event in failed] == [(2, "refused"), (3, "refused")]
+    assert all("4096" in event.message for event in failed)
+    assert events[-1].stats.reused_tokens == held.stats.prompt_tokens + held.stats.tokens
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], [{"role": "user"}], [{"content": "no role"}]],
+    ids=["none", "no content", "no role"],
+)
+def test_messages_that_make_no_prompt_are_refused(engine: Engine, messages: list[dict[str, Any]]) -> None:
+    events = serve(Generate(1, messages, Settings(max_tokens=1)), ask(2, max_tokens=1), engine=engine)
+    assert isinstance(events[0], Failed), events[0]
+    assert events[0].kind == "refused"
+    assert isinstance(events[-1], Finished)
+
+
+HALF_A_PAIR = {
+    "pasted": [{"role": "user", "content": "half a pair \ud83d"}],
+    "called": [
+        *HELLO,
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"a": "\ud83d"}}}]},
+        *HELLO,
+    ],
+}
+
+
+@pytest.mark.parametrize("messages", HALF_A_PAIR.values(), ids=HALF_A_PAIR)
+def test_text_that_is_no_unicode_ends_no_process(engine: Engine, messages: list[dict[str, Any]]) -> None:
+    """A terminal passes such text on, and a model writes it as JSON's \\ud83d."""
+    events = serve(Generate(1, messages, Settings(max_tokens=1)), ask(2, max_tokens=1), engine=engine)
+    ends = [event for event in events if isinstance(event, Finished | Failed)]
+    assert [event.id for event in ends] == [1, 2]
+    assert isinstance(ends[1], Finished)
+
+
+def test_settings_are_passed_on() -> None:
+    wanted = Settings(0.7, 0.9, 40, 0.05, 11, 2, 17, False)
+    engine = Scripted(chunk("a", "stop"))
+    serve(Generate(1, HELLO, wanted), engine=engine)
+    ((messages, sampling), options) = engine.asked[0]
+    assert messages == HELLO
+    assert vars(sampling) == {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "seed": 11}
+    assert options == {"max_tokens": 17, "depth": 2, "thinking": False}
+
+
+# -- a process, its models and its failures ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model without a head, fast at reading long prompts, that says what it likes."""
+    folder = tmp_path_factory.mktemp("llama")
+    config = {
+        "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32,
+        "num_attention_heads": 1, "rms_norm_eps": 1e-6, "vocab_size": VOCABULARY, "tie_word_embeddings": True,
+        "max_position_embeddings": 100_000,
+    }  # fmt: skip
+    mx.random.seed(0)
+    model = llama.Model(llama.ModelArgs.from_dict(config))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    (folder / "config.json").write_text(json.dumps(config))
+    tiny.tokenizer(folder, VOCABULARY)
+    return folder
+
+
+def kinds(events: list[Event]) -> list[type[Event]]:
+    return [type(event) for event in events]
+
+
+def test_a_process_goes_on_after_every_failure(started: Driven, plain_model: Path, tmp_path: Path) -> None:
+    worker, empty = started, str(tmp_path)
+    for model in (str(tmp_path / "missing"), "missing", empty, "owner/name"):
+        (failed,) = worker.answer(Load, model)
+        assert isinstance(failed, Failed)
+        assert failed.kind == "refused"
+        assert model in failed.message
+        assert kinds(worker.answer(Generate, HELLO, Settings())) == [Failed]
+    assert worker.answer(ListModels)[0].found == []
+    (loaded,) = worker.answer(Load, str(plain_model))
+    assert isinstance(loaded, Loaded)
+    assert (loaded.name, loaded.head, loaded.default_depth) == (str(plain_model), None, 0)
+    assert loaded.plain_because == "no MTP head family for model type 'llama' yet"
+    assert (loaded.context, loaded.thinks) == (100_000, False)
+    assert kinds(worker.answer(Generate, HELLO, Settings(depth=1))) == [Failed]
+
+    expected = load(plain_model).generate(HELLO, max_tokens=9).text
+    assert text_of(worker.answer(Generate, HELLO, Settings(max_tokens=9))) == expected
+    stop_in_the_prompt(worker)
+    assert text_of(worker.answer(Generate, HELLO, Settings(max_tokens=9))) == expected
+
+    (failed,) = worker.answer(Load, empty)
+    assert isinstance(failed, Failed)
+    (failed,) = worker.answer(Generate, HELLO, Settings())
+    assert failed == Failed(failed.id, "refused", "no model is loaded; choose one first"), "the old one is gone"
+
+
+def stop_in_the_prompt(worker: Driven) -> None:
+    command = worker.send(Generate, [{"role": "user", "content": "a" * 40_000}], Settings(max_tokens=9))
+    first = worker.event()
+    assert isinstance(first, Prefilled)
+    worker.process.stop()
+    events = worker.rest(command)
+    assert events[-1] == Finished(command, "interrupted", {"role": "assistant", "content": ""})
+    read = [event for event in [first, *events] if isinstance(event, Prefilled)]
+    assert all(event.done < event.total for event in read)
+    assert kinds(events) == [Prefilled] * (len(read) - 1) + [Finished]
+
+
+def test_both_ways_are_compared(started: Driven, raw_checkpoint: Callable[..., Path]) -> None:
+    assert isinstance(started.answer(Load, str(raw_checkpoint("qwen3_5")))[-1], Loaded)
+    events = started.answer(Compare, HELLO, Settings(depth=2))
+    assert set(kinds(events)) == {Compared}
+    assert {event.depth for event in events} == {2}
+    assert len({event.total for event in events}) == 1
+    done = [event.done for event in events]
+    assert done == sorted(set(done))
+    assert len(done) > 3
+    complete = [event for event in events if event.done == event.total]
+    assert complete == [events[-1]]
+    assert len(complete[0].plain) == len(complete[0].mtp) == 3
+    assert all(rate > 0 for rate in complete[0].plain + complete[0].mtp)
+    assert kinds(started.answer(ListModels)) == [Models], "nothing more came"
+
+
+def test_load_takes_its_options(plain_model: Path, raw_checkpoint: Callable[..., Path]) -> None:
+    raw, bare = raw_checkpoint("qwen3_5"), raw_checkpoint("qwen3_5", head=False)
+    commands = Load(1, str(raw)), Load(2, str(raw), mtp=False), Load(3, str(bare), head=str(raw)), Load(4, str(bare))
+    facts = [(event.head, event.plain_because) for event in serve(*commands) if isinstance(event, Loaded)]
+    assert facts[:3] == [("qwen-mtp", None), (None, "MTP was switched off"), ("qwen-mtp", None)]
+    assert facts[3][0] is None
+    assert facts[3][1]
+
+
+def test_a_new_model_starts_a_new_conversation() -> None:
+    """Its caches know nothing of what another one read, be it of the same sizes."""
+    load_it, first = Load(1, mtp=False), Generate(2, HELLO, Settings(max_tokens=3))
+    answer = serve(load_it, first)[-1]
+    assert isinstance(answer, Finished)
+    more = Generate(4, [*HELLO, answer.message, *HELLO], Settings(max_tokens=1))
+    same, other = serve(load_it, first, more)[-1], serve(load_it, first, Load(3, mtp=False), more)[-1]
+    assert isinstance(same, Finished)
+    assert isinstance(other, Finished)
+    assert same.stats.reused_tokens > 0
+    assert other.stats.reused_tokens == 0
+    assert other.message == same.message
+
+
+def test_a_command_that_waited_too_long_is_not_begun() -> None:
+    engine = SimpleNamespace()  # nothing can be asked of it
+    assert serve(Compare(1, HELLO, Settings()), Load(2), engine=engine, stops=lambda _: True) == [
+        Stopped(1),
+        Stopped(2),
+    ]
+
+
+def test_a_comparison_without_a_head(plain_model: Path) -> None:
+    events = serve(Load(1, str(plain_model)), Compare(2, HELLO, Settings()), ListModels(3))
+    measured = [event for event in events if isinstance(event, Compared)]
+    assert {event.depth for event in measured} == {0}
+    assert (measured[-1].done, len(measured[-1].plain), len(measured[-1].mtp)) == (measured[-1].total, 3, 3)
+    assert isinstance(events[-1], Models)

@@ -1,0 +1,188 @@
+"""Turns of a real worker process with the bundled model: what it says is what the engine generates, token for token."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from mlxmtp import Engine, Sampling
+from mlxmtp.chat.parts import Part, joined
+from mlxmtp.conversion.pull import usable_memory
+from mlxmtp.worker.messages import (
+    Compare,
+    Compared,
+    Event,
+    Finished,
+    Generate,
+    Loaded,
+    Prefilled,
+    Said,
+    Settings,
+    Stop,
+    Stopped,
+)
+from tests.worker.driving import Driven, said, text_of
+
+Messages = list[dict[str, Any]]
+ORDER = "I'd like a large latte with oat milk, please."
+LONG = "Write a class."  # it never comes to an end
+TIMES = {"seconds", "ttft_s", "prefill_tps", "decode_tps", "draft_s", "verify_s", "other_s", "peak_memory_bytes"}
+
+
+def user(text: str) -> Messages:
+    return [{"role": "user", "content": text}]
+
+
+def alone(engine: Engine, messages: Messages, settings: Settings) -> tuple[list[Part], Any]:
+    """What a turn with fresh caches says, and its last chunk."""
+    wanted = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.min_p, settings.seed)
+    chunks = list(engine.stream(messages, wanted, max_tokens=settings.max_tokens, depth=settings.depth))
+    return joined(part for chunk in chunks for part in chunk.parts), chunks[-1]
+
+
+def counts(stats: Any) -> dict[str, Any]:
+    """What does not depend on the clock, nor on what was there before."""
+    return {k: v for k, v in stats.to_dict().items() if k not in TIMES | {"reused_tokens"}}
+
+
+def assert_is_as_alone(events: Sequence[Event], engine: Engine, messages: Messages, settings: Settings) -> Finished:
+    parts, last = alone(engine, messages, settings)
+    assert said(events) == parts
+    finished = events[-1]
+    assert isinstance(finished, Finished), finished
+    assert (finished.reason, finished.message) == (last.finish_reason, engine.message(parts))
+    assert finished.stats
+    assert counts(finished.stats) == counts(last.stats)
+    return finished
+
+
+def test_what_is_loaded(loaded: Loaded, engine: Engine) -> None:
+    assert (loaded.name, loaded.head, loaded.plain_because) == ("demo", "qwen-mtp", None)
+    assert (loaded.head_source, loaded.by_name) == (None, False)
+    assert (loaded.default_depth, loaded.context, loaded.thinks) == (3, 4096, True)
+    assert loaded.token_identical is engine.token_identical
+    assert loaded.memory_limit == usable_memory() > 0
+    assert loaded.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("Tell me a story", Settings()),
+        ("Tell me a story", Settings(depth=0)),
+        ("How are you?", Settings(temperature=0.9, top_p=0.95, top_k=50, min_p=0.01, seed=7, depth=2)),
+        ("Do you have espresso?", Settings(max_tokens=5)),
+    ],
+    ids=["greedy", "plain", "seeded", "cut"],
+)
+def test_a_turn_is_what_the_engine_generates(worker: Driven, engine: Engine, text: str, settings: Settings) -> None:
+    events = worker.answer(Generate, user(text), settings)
+    finished = assert_is_as_alone(events, engine, user(text), settings)
+    assert [type(event) for event in events if not isinstance(event, Said)] == [Prefilled, Finished]
+    new = finished.stats.prompt_tokens - 1  # the first round feeds the last one
+    assert (events[0].done, events[0].total) == (new, new)
+    last = events[-2]
+    assert (last.stats, last.memory.caches) == (finished.stats, finished.memory.caches)
+    assert finished.memory.peak > finished.memory.active > finished.memory.caches > 0
+
+
+def test_its_text_is_the_result(worker: Driven, engine: Engine) -> None:
+    result = engine.generate("Hello!")
+    events = worker.answer(Generate, user("Hello!"), Settings())
+    assert text_of(events) == result.text == events[-1].message["content"]
+    sampled = worker.answer(Generate, user("Hello!"), Settings(temperature=1.0, seed=1, max_tokens=9))
+    assert text_of(sampled) == engine.generate("Hello!", Sampling(1.0, seed=1), max_tokens=9).text != result.text
+
+
+def test_statistics_only_grow(worker: Driven) -> None:
+    events = [event for event in worker.answer(Generate, user(ORDER), Settings()) if isinstance(event, Said)]
+    tokens = [event.stats.tokens for event in events]
+    assert len(tokens) > 1
+    assert tokens == sorted(set(tokens))
+
+
+def test_calls_are_parsed(worker: Driven) -> None:
+    events = worker.answer(Generate, user(ORDER), Settings())
+    assert [part.kind for part in said(events)] == ["text", "tool", "text"]
+    assert "tool_call" not in text_of(events)
+    call = {"type": "function", "function": {"name": "get_menu_items", "arguments": {"query": "Latte"}}}
+    assert events[-1].message == {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def test_the_next_turns_go_on_from_the_caches(worker: Driven, engine: Engine) -> None:
+    """What was read or said before is not read again: an answer, a call with its result."""
+    messages, held = user("Hello!"), 0
+    for following in (user(ORDER), [{"role": "tool", "content": "Latte"}], []):
+        events = worker.answer(Generate, messages, Settings())
+        finished = assert_is_as_alone(events, engine, messages, Settings())
+        assert finished.stats
+        assert finished.stats.reused_tokens == held
+        if held:
+            assert events[0].total == finished.stats.prompt_tokens - held
+        held = finished.stats.prompt_tokens + finished.stats.tokens
+        messages = [*messages, finished.message, *following]
+
+
+def test_a_turn_can_be_stopped(worker: Driven, engine: Engine) -> None:
+    settings = Settings(max_tokens=3000)
+    command = worker.send(Generate, user(LONG), settings)
+    before = worker.until(Said)
+    worker.process.stop()
+    events = [before, *worker.rest(command)]
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert finished.reason == "interrupted"
+    # a round takes some 50 ms; even a busy machine hears a stop within a few
+    assert finished.stats.rounds - before.stats.rounds < 20
+    came = finished.message["content"]
+    assert came.startswith(text_of(events))
+    assert text_of(events)
+    assert came == engine.generate(LONG, max_tokens=finished.stats.tokens).text
+
+    messages = [*user(LONG), finished.message, *user("Tell me a story")]
+    events = worker.answer(Generate, messages, Settings())
+    assert_is_as_alone(events, engine, messages, Settings())
+
+
+def test_a_stop_for_an_old_command_ends_no_newer_one(worker: Driven, engine: Engine) -> None:
+    old = worker.answer(Generate, user("Hello!"), Settings(max_tokens=1))[-1].id
+    command = worker.send(Generate, user(ORDER), Settings())
+    worker.process.send(Stop(old))
+    worker.until(Said)
+    worker.process.send(Stop(old))
+    finished = worker.rest(command)[-1]
+    assert (finished.reason, finished.stats.tokens) == ("stop", len(engine.generate(ORDER).tokens))
+
+
+def test_commands_that_wait_are_stopped_too(worker: Driven) -> None:
+    first = worker.send(Generate, user(LONG), Settings(max_tokens=3000))
+    worker.until(Said)
+    second = worker.send(Compare, user(LONG), Settings())
+    worker.process.stop()
+    assert worker.rest(first)[-1].reason == "interrupted"
+    assert worker.rest(second) == [Stopped(second)]
+
+
+def test_a_turn_that_is_stopped_before_it_begins_is_finished_all_the_same(worker: Driven) -> None:
+    """`Stopped` is for the other commands: who waits for a turn waits for `Finished`."""
+    first = worker.send(Generate, user(LONG), Settings(max_tokens=3000))
+    worker.until(Said)
+    second = worker.send(Generate, user(LONG), Settings())
+    worker.process.stop()
+    assert worker.rest(first)[-1].reason == "interrupted"
+    assert worker.rest(second) == [Finished(second, "interrupted", {"role": "assistant", "content": ""})]
+
+
+def test_a_comparison_can_be_stopped(worker: Driven) -> None:
+    """It costs the conversation nothing."""
+    turn = worker.answer(Generate, user(ORDER), Settings())[-1]
+    command = worker.send(Compare, user(ORDER), Settings(depth=1))
+    first = worker.until(Compared)
+    worker.process.stop()
+    events = worker.rest(command)
+    assert first.done < first.total
+    assert events[-1] == Stopped(command)
+    assert all(event.done < event.total for event in events[:-1])
+    messages = [*user(ORDER), turn.message, {"role": "tool", "content": "Latte"}]
+    finished = worker.answer(Generate, messages, Settings(max_tokens=1))[-1]
+    assert finished.stats.reused_tokens == turn.stats.prompt_tokens + turn.stats.tokens
