@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 from mlxmtp_tui.app import ChatApp
 from mlxmtp_tui.chat import Chat, Options
@@ -366,6 +367,13 @@ async def talking(
         await talk.chat.close()
 
 
+@contextmanager
+def brisk() -> Iterator[None]:
+    """A pilot's steps last until nothing happens for 20 ms, twice a key; here everything happens within a few."""
+    with patch.multiple("textual._wait", SLEEP_GRANULARITY=0.004, SLEEP_IDLE=0.001):
+        yield
+
+
 # -- the application --------------------------------------------------------------------------------------------
 
 
@@ -489,11 +497,12 @@ async def chatting(
     """The application on scripted engines, as far as `status`."""
     engines = engines or Engines()
     app = ChatApp(engines, options or Options(), resumed=resumed)
-    async with app.run_test(size=size) as pilot:
-        desk = Desk(app, pilot, engines)
-        await desk.until(lambda: app.transcript is not None, "the transcript")
-        await desk.reach(status)
-        yield desk
+    with brisk():
+        async with app.run_test(size=size) as pilot:
+            desk = Desk(app, pilot, engines)
+            await desk.until(lambda: app.transcript is not None, "the transcript")
+            await desk.reach(status)
+            yield desk
 
 
 def saved_chat(turns: int, root: Any = None, model: str = "demo") -> Any:

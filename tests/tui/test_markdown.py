@@ -17,7 +17,7 @@ from textual.pilot import Pilot
 from textual.widget import Widget
 from textual.widgets import Label, Markdown
 
-from tests.tui.scripted import asynchronous
+from tests.tui.scripted import asynchronous, brisk
 
 WIDTH, LOW, HIGH = 60, 10, 130
 
@@ -92,7 +92,7 @@ class Page(App[None]):
     # the blank lines over and under a fence are ours to leave away
     CSS = """
     #texts { height: auto; }
-    #texts > Markdown { width: 1fr; }
+    #texts > * { width: 1fr; }
     MarkdownFence > Label { padding: 0 2; }
     """
 
@@ -105,8 +105,9 @@ async def page() -> AsyncIterator[Pilot[None]]:
     """A terminal that is low while texts grow, so that drawing takes no time; `lines` draws them whole."""
     gc.disable()  # as the chat does; a collection takes longer than a text
     try:
-        async with Page().run_test(size=(WIDTH, LOW)) as pilot:
-            yield pilot
+        with brisk():
+            async with Page().run_test(size=(WIDTH, LOW)) as pilot:
+                yield pilot
     finally:
         gc.enable()
 
@@ -116,14 +117,13 @@ async def put(pilot: Pilot[None], *texts: Markdown) -> None:
     await pilot.pause()
 
 
-async def lines(pilot: Pilot[None], *texts: Markdown) -> list[list[str]]:
-    """What is seen of each text, line by line, without blanks at their ends."""
-    for text in texts:  # Textual may hold on to the height of a text that grew twice before it was laid out
-        for widget in text.walk_children(with_self=True):
-            widget.refresh(layout=True)
-    await pilot.resize_terminal(WIDTH * len(texts), HIGH)
-    await pilot.pause()
-    return [seen(pilot.app, text) for text in texts]
+async def lines(pilot: Pilot[None], grown: Markdown, *others: Markdown) -> list[list[str]]:
+    """What is seen of each text, line by line, without blanks at their ends. The others are new."""
+    # the width is another one before the others come: Textual may hold on to the height of a text that grew twice
+    # before it was laid out
+    await pilot.resize_terminal(WIDTH * (1 + len(others)) + (not others), HIGH)
+    await put(pilot, *others)
+    return [seen(pilot.app, text) for text in (grown, *others)]
 
 
 def seen(app: App[Any], widget: Widget) -> list[str]:
@@ -154,7 +154,6 @@ async def test_a_text_in_cuts_ends_as_the_whole(name: str) -> None:
         for part in cuts(source, seed=len(source)):
             await growing.append(part)
         whole, resumed = Markdown(source), GrowingMarkdown(source)
-        await put(pilot, whole, resumed)
         grown, expected, at_once = await lines(pilot, growing, whole, resumed)
         assert any(expected), "there is something to compare"
         assert at_once == expected, "a text that was there from the start"
@@ -204,7 +203,6 @@ async def test_the_end_of_a_fence_comes_tick_by_tick(count: int) -> None:
         for part in ("`", "`", "`", "\n", "after"):
             await growing.append(part)
             await pilot.pause()
-        await put(pilot, whole)
         grown, expected = await lines(pilot, growing, whole)
         assert grown == expected
 

@@ -253,7 +253,7 @@ async def test_the_panel_folds_to_a_line_in_a_narrow_terminal(columns: int, fold
             await desk.until(lambda: not panel.display)
         # the panel comes and goes with the width
         desk.app.slash("stats", "live")
-        await desk.pilot.resize_terminal(160 - columns if folded else 60, 30)
+        await desk.pilot.resize_terminal(150 if folded else 40, 30)
         await desk.until(lambda: panel.display == folded)
         await desk.sees("one")
 

@@ -62,6 +62,7 @@ class ChatApp(App[None]):
 
     TITLE = "mlxmtp"
     CSS_PATH = "chat.tcss"
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (NARROW, "-wide")]  # noqa: RUF012 - as the base class has it
     BINDINGS: ClassVar = [
         Binding("ctrl+c", "interrupt", "copy, stop, clear, leave", priority=True, show=False),
         Binding("escape", "stop", "stop", show=False),
@@ -87,6 +88,7 @@ class ChatApp(App[None]):
         self.start_engine = start
         self.choose_first = options.choose
         self.stats_view: View = "live"
+        self.narrow = False
         self.transcript: Transcript | None = None
         self._interrupted_at = float("-inf")
         self._dirty = True
@@ -255,7 +257,7 @@ class ChatApp(App[None]):
         self._key_at = time.monotonic()
 
     def on_resize(self, event: events.Resize) -> None:
-        self.set_class(event.size.width < NARROW, "narrow")
+        self.narrow = event.size.width < NARROW
         self.state_changed()
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
@@ -295,7 +297,7 @@ class ChatApp(App[None]):
             return
         self._dirty = False
         chat, panel = self.chat, self.query_one(Panel)
-        panel.display = self.stats_view != "line" and not (self.has_class("narrow") and self.stats_view == "live")
+        panel.display = self.stats_view != "line" and not (self.narrow and self.stats_view == "live")
         if panel.display:
             panel.draw(self.stats_view, chat.live, chat.loaded, chat.settings, chat.model_name)
         self.query_one("#status", Static).update(self._status(folded=not panel.display))

@@ -111,7 +111,7 @@ class SlashCommands:
 
         if arguments and arguments not in VIEWS:
             raise OptionError(f"/stats {arguments}: expected {', '.join(VIEWS)}")
-        views = [view for view in VIEWS if not (self._app.has_class("narrow") and view == "live")]
+        views = [view for view in VIEWS if not (self._app.narrow and view == "live")]
         at = views.index(self._app.stats_view) + 1 if self._app.stats_view in views else 0
         self._app.stats_view = next((v for v in VIEWS if v == arguments), views[at % len(views)])
         self._app.state_changed()
@@ -142,6 +142,9 @@ class SlashCommands:
         self._app.copy(blocks[_whole("code block", number, 1, len(blocks)) - 1 if number else -1])
 
     def command_save(self, arguments: str) -> None:
+        if not arguments and not self._app.chat.has_session:
+            self._app.say("there is nothing to save yet; a chat is saved from its first message on")
+            return
         session = self._app.chat.session
         if arguments:
             session.title(arguments)
@@ -160,14 +163,17 @@ class SlashCommands:
 
     def _go_on(self, file: Path) -> None:
         try:
-            if self._app.chat.has_session and file == self._app.chat.session.file:
+            if self._app.chat.has_session and file.resolve() == self._app.chat.session.file.resolve():
                 return
             self._app.chat.open(*sessions.Session.resume(file))
         except sessions.SessionError as error:
             self._app.say(str(error), error=True)
 
     def command_export(self, arguments: str) -> None:
-        file = Path(arguments or f"chat-{self._app.chat.session.id}.md").expanduser()
+        try:
+            file = Path(arguments or f"chat-{self._app.chat.session.id}.md").expanduser()
+        except RuntimeError as error:
+            raise OptionError(f"{arguments}: {error}") from error
         if file.exists():
             raise OptionError(f"{file} exists; give another name")
         file.write_text(as_markdown(self._app.chat.conversation, self._app.chat.model_name), encoding="utf-8")

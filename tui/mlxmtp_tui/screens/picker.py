@@ -56,18 +56,19 @@ class Picker(ModalScreen[Choice | None]):
         self._start = start
         self._engine: Engine | None = None
         self._downloading: str | None = None
+        self._models: Models | None = None
 
     def compose(self) -> ComposeResult:
         with Vertical(id="picker"):
             yield Static("Choose a model", classes="heading")
             yield OptionList(id="models")
-            yield Input(placeholder="or type a folder's path or a Hub repo (owner/name)", id="path")
+            yield Input(placeholder="or type a folder's path or a Hub repo (owner/name)", id="path", compact=True)
             yield Static("", id="download-text", markup=False)
             yield ProgressBar(id="download-bar")
             yield Static("enter chooses · esc goes back", classes="hint", id="picker-hint")
 
     async def on_mount(self) -> None:
-        self.query_one(ProgressBar).display = False
+        self.query_one(ProgressBar).display = self.query_one("#download-text").display = False
         self._fill(None)
         self.query_one(OptionList).focus()
         await self._ask(ListModels)
@@ -93,7 +94,7 @@ class Picker(ModalScreen[Choice | None]):
     @on(Input.Submitted)
     def typed(self, event: Input.Submitted) -> None:
         if text := event.value.strip():
-            self.dismiss(Choice(text))
+            self.dismiss(Choice(None if text == DEMO else text))
 
     async def _download(self, repo: str, head: str | None) -> None:
         if self._downloading:
@@ -140,27 +141,35 @@ class Picker(ModalScreen[Choice | None]):
                 self._say(f"{event.what}: {size(event.done)} of {size(event.total)}")
             case Fetched():
                 if event.warning:
-                    self.app.notify(event.warning, severity="warning", timeout=15)
+                    self.app.notify(event.warning, severity="warning", timeout=15, markup=False)
+                while self.app.screen is not self:
+                    self.app.pop_screen()
                 self.dismiss(Choice(event.repo))
             case Failed():
+                self._fill(self._models, looking=False)
                 self._idle(event.message)
             case Died():
                 self._engine = None
+                self._fill(self._models, looking=False)
                 self._idle(f"the engine has died: {event.last or event.code}")
 
     def _idle(self, text: str) -> None:
         self._downloading = None
-        if not self.is_mounted:
+        if not self.is_running:
             return
         self.query_one(ProgressBar).display = False
         self.query_one("#picker-hint", Static).update("enter chooses · esc goes back")
         self._say(text)
 
     def _say(self, text: str) -> None:
-        if self.is_mounted:
+        if self.is_running:
             self.query_one("#download-text", Static).update(text)
+            self.query_one("#download-text").display = bool(text)
 
-    def _fill(self, models: Models | None) -> None:
+    def _fill(self, models: Models | None, *, looking: bool = True) -> None:
+        if not self.is_running:
+            return
+        self._models = models
         options = self.query_one(OptionList)
         at = options.highlighted
         options.clear_options()
@@ -168,7 +177,7 @@ class Picker(ModalScreen[Choice | None]):
         options.add_option(Option(_row("the bundled demo", 25_000_000, "head", "tiny, to try things"), id=DEMO))
         found = models.found if models else []
         options.add_options([Option(_cached(one, models), id=one.name, disabled=_refused(one)) for one in found])
-        if models is None:
+        if models is None and looking:
             options.add_option(Option("  looking into the Hub cache …", disabled=True))
         room = f" (this machine can use {size(models.memory_limit)})" if models else ""
         options.add_option(_heading(f"To download{room}"))

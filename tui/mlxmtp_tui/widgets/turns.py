@@ -128,6 +128,7 @@ class Answering:
         self._transcript = transcript
         self._unfolded = unfolded
         self._parts: list[Widget] = []
+        self._open: Widget | None = None
         self._due: list[list[str]] = []
         self._wake = asyncio.Event()
         self._ended = asyncio.Event()
@@ -173,7 +174,7 @@ class Answering:
                 await asyncio.wait_for(self._ended.wait(), max(rest, 0))
 
     async def _append(self, kind: str, text: str) -> None:
-        last = self._parts[-1] if self._parts else None
+        last = self._open
         if kind == "tool":
             if isinstance(last, Called):
                 last.feed(text)
@@ -192,9 +193,12 @@ class Answering:
             markdown = GrowingMarkdown()
             await self._add(markdown)
             await markdown.append(text)
+        elif isinstance(last, Called):
+            self._open = None  # an empty text ends a call: the next one is another
 
     async def _add(self, part: Widget) -> None:
         self._parts.append(part)
+        self._open = part
         await self._transcript.mount(part)
 
 
