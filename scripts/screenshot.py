@@ -1,6 +1,6 @@
 """The README's picture of the chat: the real application and engine with the bundled model, its figures measured.
 
-    .venv/bin/python scripts/screenshot.py [docs/chat.svg]
+.venv/bin/python scripts/screenshot.py [docs/chat.svg]
 """
 
 import asyncio
@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mlxmtp.worker.client import WorkerProcess
 from mlxmtp_tui.app import ChatApp
 from mlxmtp_tui.chat import Options
 from mlxmtp_tui.sessions import Session
 from mlxmtp_tui.widgets.prompt import Prompt
+
+from mlxmtp.worker.client import WorkerProcess
 
 SIZE = 124, 42
 TYPED = ("I'd like a large latte with oat milk, please.", "/bench", "Write a Python function that reverses a list.")
