@@ -1,9 +1,12 @@
 """Running the engine below its text: fixed numbers of tokens, past end tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step
+from mlx_lm.models.cache import make_prompt_cache
 
 from mlxmtp import Engine, Sampling
 from mlxmtp.decoding.depth import FixedDepth
@@ -12,13 +15,26 @@ from mlxmtp.decoding.loop import Keep, decode_plainly, speculate
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from mlxmtp.decoding.verifier import Verifier, VerifyMode
-from tests.scripted import keep_all
+from tests.scripted import assert_same_state, keep_all, snapshot
+
+
+def plain_run(engine: Engine, prompt: list[int], count: int, prefill_rows: int = 2048) -> tuple[list[int], list[Any]]:
+    """The greedy tokens of mlx-lm's own `generate_step`, and its cache, which has read them all."""
+    model = engine.target.model
+    cache = make_prompt_cache(model)
+    options = {"max_tokens": count, "prefill_step_size": prefill_rows, "prompt_cache": cache}
+    return [token for token, _ in generate_step(mx.array(prompt), model, **options)], cache
 
 
 def reference(engine: Engine, prompt: list[int], count: int, prefill_rows: int = 2048) -> list[int]:
-    """The greedy tokens of mlx-lm's own `generate_step`."""
-    steps = generate_step(mx.array(prompt), engine.target.model, max_tokens=count, prefill_step_size=prefill_rows)
-    return [token for token, _ in steps]
+    """The tokens of `plain_run`."""
+    return plain_run(engine, prompt, count, prefill_rows)[0]
+
+
+def remembered(engine: Engine) -> Callable[..., list[int]]:
+    """`reference` of one engine, run once for each of its arguments: for many runs that must all equal it."""
+    run = cache(lambda prompt, *options: reference(engine, list(prompt), *options))
+    return lambda prompt, *options: list(run(tuple(prompt), *options))
 
 
 def prefilled(engine: Engine, prompt: list[int], depth: int, prefill_rows: int = 2048) -> Sequence:
@@ -42,6 +58,18 @@ def rounds(
         return decode_plainly(engine.target, sequence, law, keep, count)
     assert engine.mtp
     return speculate(engine.target, MTPChain(engine.mtp), sequence, law, FixedDepth(depth), keep, count)
+
+
+def assert_plain(
+    engine: Engine, prompt: list[int], plain: tuple[list[int], list[Any]], depth: int, prefill_rows: int = 2048
+) -> list[Round]:
+    """A turn's tokens are those of a `plain_run`, and so are its caches, to the last bit. Returns its rounds."""
+    tokens, cache = plain
+    sequence = prefilled(engine, prompt, depth, prefill_rows)
+    run = list(rounds(engine, sequence, len(tokens) + 1, depth))  # the last token is in no cache
+    assert [token for one in run for token in one.tokens][:-1] == tokens, f"depth {depth}"
+    assert_same_state(snapshot(sequence.cache), snapshot(cache), f"depth {depth}")
+    return run
 
 
 def generated(engine: Engine, prompt: list[int], count: int, depth: int, prefill_rows: int = 2048) -> list[int]:

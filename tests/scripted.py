@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.models.cache import RotatingKVCache
 
 from mlxmtp.decoding.loop import Kept
 from mlxmtp.decoding.sequence import Sequence
@@ -84,10 +85,19 @@ def one_hot(token: int, vocabulary: int) -> mx.array:
 
 
 def snapshot(cache: list[Any]) -> list[mx.array]:
-    """Everything in a cache that a later pass can see: KV rows up to the offset, convolution and recurrent state."""
+    """Everything in a cache that a later pass can see: KV rows up to the offset, convolution and recurrent state.
+
+    Of a window, its rows in the order of time; of a full one, not the row in the slot that is written next.
+    """
     parts: list[mx.array] = []
     for layer in (part for several in cache for part in getattr(several, "caches", [several])):
-        if hasattr(layer, "offset"):
+        if isinstance(layer, RotatingKVCache):
+            parts.append(mx.array(layer.offset))
+            rows = min(layer.offset, layer.max_size - 1) - layer.keep
+            for kept in (layer.keys, layer.values) if layer.offset else ():
+                ordered = layer._temporal_order(kept)
+                parts += [ordered[:, :, : layer.keep], ordered[:, :, ordered.shape[2] - rows :]]
+        elif hasattr(layer, "offset"):
             parts.append(mx.array(layer.offset))
             parts += [x[..., : layer.offset, :] for x in (layer.keys, layer.values)] if layer.offset else []
         else:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mlxmtp import Engine, load
-from mlxmtp.decoding.loop import Kept
-from tests.running import generated, prefilled, reference, rounds
+from tests.running import assert_plain, plain_run, prefilled, remembered, rounds
+from tests.scripted import KeepUntil, assert_same_state, snapshot
 
 # Kinds of random checkpoints: layout, dtype of the raw files, bits of a conversion (None: raw).
 RANDOM = [
@@ -27,7 +27,11 @@ RANDOM = [
     ("qwen3_next", "bfloat16", 8),
 ]
 TRAINED = ["tiny-tools-qwen3_5-mtp", "tiny-qwen3_5-mtp", "demo"]
+FEWER = pytest.mark.parametrize("trained_engine", ["tiny-qwen3_5-mtp", "demo"], indirect=True)
+"""The least and the most layers of the trained ones, which are all of one kind."""
 PREFILL_ROWS = 64
+ROOM = 256
+"""A cache of keys and values grows by as many rows."""
 
 
 @pytest.fixture(scope="module", params=RANDOM, ids=lambda p: "-".join(str(part) for part in p if part))
@@ -43,63 +47,75 @@ def trained_engine(request: pytest.FixtureRequest, shared_checkpoint: Callable[[
     return load() if request.param == "demo" else load(shared_checkpoint(request.param))
 
 
+@pytest.fixture(scope="module")
+def expected_of(trained_engine: Engine) -> Callable[..., list[int]]:
+    return remembered(trained_engine)
+
+
 def prompt_of(engine: Engine, length: int, seed: int = 0) -> list[int]:
     vocabulary = engine.target.text_config["vocab_size"]
     return np.random.default_rng([seed, length]).integers(3, vocabulary, length).tolist()
 
 
-@pytest.mark.parametrize(("length", "depths"), [(1, (1, 4)), (2, (2, 5)), (66, (3, 6)), (700, (3,))])
+@pytest.mark.parametrize(("length", "depths"), [(1, (1, 4)), (2, (2, 5)), (66, (6,)), (2 * ROOM - 30, (3,))])
 def test_random_checkpoints(random_engine: Engine, length: int, depths: tuple[int, ...]) -> None:
+    """The longest prompt makes its caches grow, and so do the passes after it."""
     prompt = prompt_of(random_engine, length)
-    count = 250 if length == 1 else 100
-    expected = reference(random_engine, prompt, count, PREFILL_ROWS)
-    assert len(set(expected)) > 5, "a collapsed reference would prove little"
+    plain = plain_run(random_engine, prompt, 50, PREFILL_ROWS)
+    assert len(set(plain[0])) > 5, "a collapsed reference would prove little"
     for depth in depths:
-        assert generated(random_engine, prompt, count, depth, PREFILL_ROWS) == expected, f"depth {depth}"
+        run = assert_plain(random_engine, prompt, plain, depth, PREFILL_ROWS)
+        assert any(one.accepted for one in run), "the head is not at work"
 
 
 def test_trained_checkpoints(trained_engine: Engine) -> None:
+    """One depth goes on until the caches have grown."""
     text = "<|im_start|>user\nI'd like a large latte<|im_end|>\n<|im_start|>assistant\n"
     prompt = trained_engine.tokenizer.encode(text)
-    expected = reference(trained_engine, prompt, 250)
-    for depth in range(7):
-        assert generated(trained_engine, prompt, 250, depth) == expected, f"depth {depth}"
+    assert_plain(trained_engine, prompt, plain_run(trained_engine, prompt, ROOM), 3)
+    plain = plain_run(trained_engine, prompt, 48)
+    for depth in (0, 1, 2, 4, 5, 6):
+        assert_plain(trained_engine, prompt, plain, depth)
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 63, 64, 65, 66, 128, 129, 130, 700])
-def test_prompts_across_chunk_borders(trained_engine: Engine, length: int) -> None:
-    text = Path(__file__).read_text() * 2
+@FEWER
+@pytest.mark.parametrize(
+    ("length", "rows"), [*((length, 16) for length in (1, 2, 3, 15, 16, 17, 18, 32, 33, 34)), (300, PREFILL_ROWS)]
+)
+def test_prompts_across_chunk_borders(trained_engine: Engine, length: int, rows: int) -> None:
+    text = Path(__file__).read_text()
     prompt = trained_engine.tokenizer.encode(text)[:length]
+    assert len(prompt) == length
     depth = 1 + length % 6
-    expected = reference(trained_engine, prompt, 60, PREFILL_ROWS)
-    assert generated(trained_engine, prompt, 60, depth, PREFILL_ROWS) == expected
-    assert generated(trained_engine, prompt, 60, depth) == expected, "one-shot prefill differs from chunks"
+    plain = plain_run(trained_engine, prompt, 12, rows)
+    assert_plain(trained_engine, prompt, plain, depth, rows)
+    assert_plain(trained_engine, prompt, plain, depth)  # read in one go
 
 
-@pytest.mark.parametrize("cut", range(1, 6))
-@pytest.mark.parametrize("depth", [0, 1, 4])
-def test_after_a_stop_and_a_continuation(trained_engine: Engine, depth: int, cut: int) -> None:
+@FEWER
+@pytest.mark.parametrize(("depth", "cuts"), [(0, 1), (1, 3), (4, 5)])
+def test_after_a_stop_and_a_continuation(
+    trained_engine: Engine, expected_of: Callable[..., list[int]], depth: int, cuts: int
+) -> None:
     """Stop inside a round, read a second prompt, go on: as if the whole had been read at once."""
-    engine = trained_engine
-    sequence = prefilled(engine, engine.tokenizer.encode("def add_one(x):\n"), depth)
-    seen = 0
-
-    def keep(tokens: list[int]) -> Kept:
-        nonlocal seen
-        seen += len(tokens)
-        over = seen - 20 - cut
-        return Kept(len(tokens), None) if over < 0 else Kept(len(tokens) - over, "stop")
-
-    first = [token for one in rounds(engine, sequence, 100, depth, keep=keep) for token in one.tokens]
-    assert len(first) == 20 + cut
-    sequence.prefill(engine.tokenizer.encode("\n\ndef add_two(x):\n"), 5)
-    before = list(sequence.tokens)
-    second = [token for one in rounds(engine, sequence, 40, depth) for token in one.tokens]
-    assert second == reference(engine, before, 40)
+    engine, inside = trained_engine, 0
+    for cut in range(1, cuts + 1):
+        sequence = prefilled(engine, engine.tokenizer.encode("def add_one(x):\n"), depth)
+        first = list(rounds(engine, sequence, 100, depth, keep=KeepUntil(12 + cut)))
+        assert sum(len(one.tokens) for one in first) == 12 + cut
+        inside += len(first[-1].tokens) <= first[-1].accepted
+        sequence.prefill(engine.tokenizer.encode("\n\ndef add_two(x):\n"), 5)
+        before = list(sequence.tokens)
+        whole = prefilled(engine, before, depth)
+        assert_same_state(snapshot(sequence.cache), snapshot(whole.cache), cut)
+        assert_same_state(snapshot(sequence.head_cache), snapshot(whole.head_cache), cut)
+        second = [token for one in rounds(engine, sequence, 24, depth) for token in one.tokens]
+        assert second == expected_of(before, 24), cut
+    assert inside > 0 or not depth, "no stop was inside a round"
 
 
 def test_the_head_is_at_work(trained_engine: Engine) -> None:
     """Guards the tests above: with a head that never agrees, they would prove identity of plain decoding only."""
     sequence = prefilled(trained_engine, trained_engine.tokenizer.encode("def add_one(x):\n"), 3)
-    run = list(rounds(trained_engine, sequence, 100, 3))
+    run = list(rounds(trained_engine, sequence, 60, 3))
     assert sum(one.accepted for one in run) > 0.2 * sum(one.drafted for one in run)

@@ -18,7 +18,7 @@ TRAINED = Path(__file__).parent.parent / "trained"
 KINDS = ("qwen3_5", "gemma4", "glm4_moe", "deepseek_v3", "deepseek_v32")
 """Kinds of caches: recurrent states and rows; windows, read by an assistant; rows; latents; latents that are chosen."""
 GREEDY, SEEDED = Sampling(), Sampling(1.0, seed=5)
-COUNT = 12
+COUNT = 9
 
 Turn = tuple[list[int], Stats]
 

@@ -105,8 +105,12 @@ def test_too_short_a_text_and_no_head_are_refused(raw_checkpoint: Callable[..., 
 
 
 def test_the_command_prints_a_row_a_reading(
-    raw_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    raw_checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(readings, "STARTS", 1)
     folder = raw_checkpoint("qwen3_5", dtype="float32")
     (tmp_path / "text.txt").write_text(TEXT)
     command = ["inspect", str(folder), "--try-head", "--text", str(tmp_path / "text.txt")]

@@ -15,7 +15,7 @@ from tests.tiny.raw import split_experts
 
 ROOT = Path(__file__).parents[2]
 SIZES = Sizes(
-    vocab=64000, hidden=2048, layers=13, heads=16, kv_heads=4, head_dim=128, mlp=6144,
+    vocab=64000, hidden=2048, layers=6, heads=16, kv_heads=4, head_dim=128, mlp=6144,
     key_heads=8, value_heads=16, key_dim=128, value_dim=128, num_experts=32, moe_mlp=512,
 )  # fmt: skip
 CONVERT = """

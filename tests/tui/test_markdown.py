@@ -136,7 +136,7 @@ def seen(app: App[Any], widget: Widget) -> list[str]:
 def cuts(text: str, seed: int) -> Iterator[str]:
     """The text in parts as an engine says them: mostly a few characters, in a long text more at a time."""
     rng = random.Random(seed)
-    longest = 6 + len(text) // 16
+    longest = 3 + len(text) // 14
     at = 0
     while at < len(text):
         part = text[at : at + rng.randint(1, longest)]
