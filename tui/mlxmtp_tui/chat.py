@@ -299,10 +299,11 @@ class Chat:
                 self.live.heard = self.live.clock()
                 if event.id == self._command or isinstance(event, Died):
                     self.take(event)
-        except ProtocolError as error:
+        except Exception as error:  # a fault of ours must not end in silence, with an engine that nobody hears
             engine.kill()
+            why = str(error) if isinstance(error, ProtocolError) else f"{error!r}; this should not be, please report it"
             if engine is self._engine:
-                self._gone(f"the engine cannot be understood: {error}")
+                self._gone(f"the engine cannot be understood: {why}")
 
     def take(self, event: Event) -> None:
         """Something happened."""
