@@ -18,7 +18,7 @@ from mlxmtp_tui.widgets.prompt import Prompt
 from mlxmtp.worker.client import WorkerProcess
 
 SIZE = 124, 42
-TYPED = ("I'd like a large latte with oat milk, please.", "/bench", "Write a Python function that reverses a list.")
+TYPED = ("Write a Python function that reverses a list.", "/bench", "I'd like a large latte with oat milk, please.")
 PATIENCE_S = 120.0
 
 

@@ -1,7 +1,7 @@
 """MTP beside mlx-lm's plain decoding, measured on one conversation."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -14,7 +14,7 @@ from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.loop import Kept, decode_plainly, speculate
 from mlxmtp.decoding.sampling import Sampling
-from mlxmtp.decoding.sequence import Sequence
+from mlxmtp.decoding.sequence import PREFILL_ROWS, Sequence
 from mlxmtp.decoding.verifier import Verifier
 from mlxmtp.errors import PromptError
 
@@ -50,6 +50,7 @@ def compare(
     tokens: int = 48,
     repeats: int = 3,
     thinking: bool | None = None,
+    on_prefill: Callable[[int, int], None] | None = None,
 ) -> Generator[Speed, None, None]:
     """Measure both, in turn, on what would follow `prompt`, past end tokens; a record at every step.
 
@@ -67,7 +68,7 @@ def compare(
     speed = Speed(depth, 0, 2 * (WARM_UP + repeats * tokens))
     with wired_limit(engine.target.model):
         read = Sequence(engine.target, engine.mtp if depth else None)
-        read.prefill(ids)
+        read.prefill(ids, PREFILL_ROWS, on_prefill)
         for run in range(repeats + 1):
             count = tokens if run else WARM_UP
             rates = []

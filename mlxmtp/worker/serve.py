@@ -196,7 +196,12 @@ class Worker:
 
         wanted = command.settings
         steps = compare(
-            self._loaded(), command.messages, _sampling(wanted), depth=wanted.depth, thinking=wanted.thinking
+            self._loaded(),
+            command.messages,
+            _sampling(wanted),
+            depth=wanted.depth,
+            thinking=wanted.thinking,
+            on_prefill=lambda done, total: self._check(command),  # noqa: ARG005
         )
         with closing(steps):
             for speed in steps:

@@ -172,6 +172,8 @@ class Chat:
         if self._waiting or self.live.status in ("answering", "stopping", "measuring"):
             self._view.say("still busy; esc stops it")
             return False
+        # half a surrogate pair, as terminals pass on, would have every later prompt refused
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         sent = expanded(text)
         self.conversation.ask(text, sent)
         self.session.asked(text, sent)
