@@ -127,7 +127,7 @@ def with_chat(model: str | None, text: str, keys: list[str]) -> tuple[float, lis
 
 def answers(home: str) -> list[dict]:
     """The answers in the chat's file."""
-    lines = [line for file in Path(home).rglob("*.jsonl") for line in file.read_text().splitlines()]
+    lines = [line for file in Path(home).rglob("chats/*.jsonl") for line in file.read_text().splitlines()]
     return [record for record in map(json.loads, lines) if record.get("role") == "assistant"]
 
 

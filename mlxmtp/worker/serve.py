@@ -40,7 +40,7 @@ from mlxmtp.worker.messages import (
 )
 
 NOTHING = {"role": "assistant", "content": ""}
-PAUSE_S = 1 / 30
+PAUSE_S = 1 / 15
 """The least time between two messages of one kind: each costs the engine and the reader some."""
 
 

@@ -520,6 +520,29 @@ async def test_there_is_no_measurement_without_a_model_at_rest(state: str) -> No
         assert len(talk.engine.sent(Compare)) == before
 
 
+@pytest.mark.parametrize("end", ["died", "failed", "left"])
+@asynchronous
+async def test_what_was_said_in_one_chat_is_no_answer_in_another(end: str) -> None:
+    """A question without an answer stands at the end of the other one; a measurement on it is broken off."""
+    other = Session.new("demo")
+    other.asked("unanswered", "unanswered")
+    other.close()
+    async with in_state("answering") as talk:
+        talk.chat.open(*Session.resume(other.file))
+        talk.chat.measure()
+        talk.engine.deaf = True
+        talk.chat.stop()
+        if end == "died":
+            talk.engine.die()
+            await talk.reach("gone")
+        elif end == "failed":
+            talk.engine.say(Failed(0, "memory", "none left"))
+            await talk.reach("ready")
+        else:
+            talk.chat.clear()
+        assert "half" not in other.file.read_text(encoding="utf-8")
+
+
 # -- failures ---------------------------------------------------------------------------------------------------
 
 

@@ -39,6 +39,19 @@ def test_an_answer_without_a_word_is_no_message_but_thinking_or_a_call_alone_is_
         assert len(conversation.messages()) == count, content
 
 
+def test_roles_alternate_though_a_question_was_left_without_an_answer() -> None:
+    """Some templates (Gemma, Mistral) refuse two messages of the user in a row, and with them all that follows."""
+    conversation = Conversation("Be short.")
+    for typed, said in (("a", None), ("b", ""), ("c", "C"), ("d", None), ("e", None)):
+        conversation.ask(typed, typed)
+        if said is not None:
+            conversation.answer(answer(said, "interrupted"))
+    messages = conversation.messages()
+    assert [one["role"] for one in messages] == ["system", "user", "assistant", "user"]
+    for content, typed in ((messages[1]["content"], "abc"), (messages[3]["content"], "de")):
+        assert content.split() == list(typed), "and no question is lost"
+
+
 def test_rewind_keeps_the_first_turns_and_the_last_answer_is_the_newest_with_a_word() -> None:
     conversation = Conversation()
     assert conversation.last_answer is None

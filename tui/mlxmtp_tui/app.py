@@ -94,7 +94,7 @@ class ChatApp(App[None]):
         self._dirty = True
         self._key_at = time.monotonic()
         self._errors: dict[str, float] = {}
-        self._changing = asyncio.Lock()
+        self._changing, self._changes = asyncio.Lock(), 0
 
     def compose(self) -> ComposeResult:
         completions = Completions()
@@ -146,7 +146,10 @@ class ChatApp(App[None]):
             if transcript.answering:
                 transcript.answering.feed(parts)
 
-        self._do(draw)
+        if self._changes or not (self.transcript and self.transcript.answering):
+            self._do(draw)
+        else:
+            self.transcript.answering.feed(parts)
 
     def turn_ended(self) -> None:
         answer = self.chat.conversation.turns[-1].answer
@@ -280,7 +283,9 @@ class ChatApp(App[None]):
             async with self._changing:
                 if self.is_running and self.transcript:
                     await action(self.transcript)
+            self._changes -= 1
 
+        self._changes += 1
         self.run_worker(change())
 
     def _tick(self) -> None:
@@ -300,7 +305,7 @@ class ChatApp(App[None]):
         panel.display = self.stats_view != "line" and not (self.narrow and self.stats_view == "live")
         if panel.display:
             panel.draw(self.stats_view, chat.live, chat.loaded, chat.settings, chat.model_name)
-        self.query_one("#status", Static).update(self._status(folded=not panel.display))
+        self.query_one("#status", Static).update(self._status(folded=not panel.display), layout=False)
 
     def _status(self, *, folded: bool) -> str:
         chat = self.chat

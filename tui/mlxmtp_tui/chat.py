@@ -113,7 +113,7 @@ class Chat:
         self._command = 0
         self._parts: list[list[str]] = []
         self._kept_at, self._kept = 0.0, 0
-        self._waiting = False
+        self._waiting = self._turn_runs = False
         self._remember_turns()
         if resumed and options.system:
             self.instruct(options.system)
@@ -284,6 +284,7 @@ class Chat:
         if self._waiting:
             self._view.state_changed()
             return
+        self._turn_runs = True
         self.live.begin()
         self._view.state_changed()
         self._send(lambda id: Generate(id, self.conversation.messages(), self.settings))
@@ -348,7 +349,7 @@ class Chat:
         loading = self.live.status == "loading"
         hint = "; try a smaller model or a shorter chat" if event.kind == "memory" else ""
         self._view.say(event.message + hint, error=True)
-        if self.live.status in ("answering", "stopping") and self.conversation.unanswered:
+        if self._turn_runs:
             self.live.end(None, None)
             self._end_turn(Answer(_message(self._parts), "failed", self.live.stats))
         self._become("choosing" if loading else "ready")
@@ -367,10 +368,11 @@ class Chat:
                 self._engine.stop()
             self._command = 0
             self.live.end(None, None)
-        if status in ("answering", "stopping") and self.conversation.unanswered:
+        if self._turn_runs:
             self._end_turn(Answer(_message(self._parts), reason, self.live.stats))
 
     def _end_turn(self, answer: Answer) -> None:
+        self._turn_runs = False
         self.conversation.answer(answer)
         self.session.answered(answer)
         self._view.turn_ended()

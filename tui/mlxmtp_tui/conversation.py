@@ -61,11 +61,13 @@ class Conversation:
     turns: list[Turn] = field(default_factory=list)
 
     def messages(self) -> list[Message]:
-        """The prompt for the newest turn."""
+        """The prompt for the newest turn. Older questions without an answer are left out: templates want an answer."""
         said: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         for turn in self.turns:
-            said.append({"role": "user", "content": turn.sent})
-            if turn.answer and not turn.answer.empty:
+            answered = turn.answer and not turn.answer.empty
+            if answered or turn is self.turns[-1]:
+                said.append({"role": "user", "content": turn.sent})
+            if turn.answer and answered:
                 said.append(turn.answer.message)
         return said
 

@@ -4,6 +4,8 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from mlxmtp_tui.records import line
+
 KEPT = 500
 LONGEST = 10_000
 """Characters of a prompt that is kept; longer ones were pasted."""
@@ -17,11 +19,12 @@ def file() -> Path:
 
 def load() -> list[str]:
     """The newest prompts, oldest first; nothing where there are none, or they cannot be read."""
-    try:
-        lines = file().read_text(encoding="utf-8").splitlines()[-KEPT:]
-        return [line for line in map(json.loads, lines) if isinstance(line, str)]
-    except (OSError, ValueError):
-        return []
+    prompts = []
+    with suppress(OSError):
+        for content in file().read_bytes().split(b"\n")[-KEPT - 1 :]:
+            with suppress(ValueError):  # a broken line costs itself only
+                prompts.append(json.loads(content))
+    return [prompt for prompt in prompts if isinstance(prompt, str)]
 
 
 def add(prompt: str) -> None:
@@ -30,5 +33,5 @@ def add(prompt: str) -> None:
         return
     with suppress(OSError):
         file().parent.mkdir(parents=True, exist_ok=True)
-        with file().open("a", encoding="utf-8") as out:
-            out.write(json.dumps(prompt, ensure_ascii=False) + "\n")
+        with file().open("ab") as out:
+            out.write(line(prompt))

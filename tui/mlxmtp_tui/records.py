@@ -19,7 +19,7 @@ class SessionError(MlxmtpError):
     """A saved chat that is not there, cannot be read, or is open elsewhere."""
 
 
-def line(record: dict[str, Any]) -> bytes:
+def line(record: dict[str, Any] | str) -> bytes:
     """A record as it is written."""
     try:
         return json.dumps(record, ensure_ascii=False).encode() + b"\n"

@@ -26,13 +26,17 @@ class Panel(VerticalScroll):
     """Redrawn as a whole, as one text: cheap enough for a few times a second."""
 
     can_focus = False
+    _height = -1
 
     def compose(self):  # type: ignore[no-untyped-def]
         yield Static(id="figures-now")
 
     def draw(self, view: View, live: Live, loaded: Loaded | None, settings: Settings, name: str) -> None:
         lines = over_turns(live) if view == "turns" else now(live, loaded, settings, name)
-        self.query_one("#figures-now", Static).update(Content("\n").join(map(_content, lines)))
+        text = Content("\n").join(map(_content, lines))
+        height = text.plain.count("\n")
+        self.query_one("#figures-now", Static).update(text, layout=height != self._height)  # a layout costs most
+        self._height = height
 
 
 def now(live: Live, loaded: Loaded | None, settings: Settings, name: str) -> list[Line]:

@@ -23,7 +23,7 @@ from mlxmtp_tui.widgets.markdown import GrowingMarkdown
 
 PAUSE_S = 0.06
 """The least time between two changes of the screen."""
-SHARE = 0.15
+SHARE = 0.1
 """Of one processor, what drawing an answer may take: the engine needs the rest, and keys must not wait."""
 FOLDED_LINES, SHOWN_LINES = 24, 16
 
