@@ -61,13 +61,14 @@ class Conversation:
     turns: list[Turn] = field(default_factory=list)
 
     def messages(self) -> list[Message]:
-        """The prompt for the newest turn. Older questions without an answer are left out: templates want an answer."""
+        """The prompt for the newest turn. Questions without an answer become one with the next: roles alternate."""
         said: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         for turn in self.turns:
-            answered = turn.answer and not turn.answer.empty
-            if answered or turn is self.turns[-1]:
+            if said and said[-1]["role"] == "user":
+                said[-1]["content"] += f"\n\n{turn.sent}"
+            else:
                 said.append({"role": "user", "content": turn.sent})
-            if turn.answer and answered:
+            if turn.answer and not turn.answer.empty:
                 said.append(turn.answer.message)
         return said
 
