@@ -5,7 +5,7 @@
 
 `paint` starts `mlxmtp chat` on a terminal of its own and waits for the prompt to be drawn.
 `rate` runs the real engine, its text replaced by prose or one long code block, with nobody but a reader of its events,
-and behind the chat on a terminal; arms in turn. Two speeds: the demo, and its first four layers. `--keys` types while
+and behind the chat on a terminal; arms in turn. Two speeds: the demo with MTP, and a model of one layer, plain. `--keys` types while
 it generates, and times each key until it is on the screen; those runs' rates are shown apart.
 """
 
@@ -34,7 +34,7 @@ SIZE = 40, 130
 CHARACTERS = 8
 """Of the replaced text, for each token."""
 CODE = 30_000
-TOKENS = {"prose": 1200, "code": CODE // CHARACTERS}
+TOKENS = {"prose": 2500, "code": CODE // CHARACTERS}
 KEYS = "абвгдежзиклмнопрстуфхцчшщъыьэюя"
 KEY_S = 0.31
 PATIENCE_S = 240.0
@@ -61,7 +61,7 @@ def paint(arguments: argparse.Namespace) -> None:
 
 def rate(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        models = {"the demo": None, "its first 4 layers": str(fast_model(Path(folder) / "fast"))}
+        models = {"the demo": None, "one layer, plain": str(fast_model(Path(folder) / "fast"))}
         for name, model in models.items():
             for text in TOKENS:
                 bare, behind, typed, keys = [], [], [], []
@@ -134,7 +134,7 @@ def answers(home: str) -> list[dict]:
 def ui(arguments: argparse.Namespace) -> None:
     """The chat with the engine below, on the terminal that `with_chat` made."""
     from mlxmtp_tui.app import ChatApp
-    from mlxmtp_tui.chat import Options
+    from mlxmtp_tui.roles import Options
 
     from mlxmtp.worker.client import WorkerProcess
     from mlxmtp.worker.messages import Settings
@@ -185,20 +185,33 @@ def script(text: str) -> Iterator[str]:
 
 
 def fast_model(folder: Path) -> Path:
-    """The demo with its first four layers, three recurrent and one of attention: what it says makes no sense."""
+    """A Qwen 3 of one layer with random weights and the demo's tokenizer: what it says makes no sense."""
     import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm.models import qwen3
 
     from mlxmtp.chat.engine import DEMO
 
     folder.mkdir()
-    config = json.loads((DEMO / "config.json").read_text())
-    config["text_config"] |= {"num_hidden_layers": 4, "layer_types": config["text_config"]["layer_types"][:4]}
+    config = {
+        "model_type": "qwen3",
+        "num_hidden_layers": 1,
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 64,
+        "vocab_size": 4096,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10_000.0,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": True,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         (folder / name).write_bytes((DEMO / name).read_bytes())
-    weights = mx.load(str(DEMO / "model.safetensors"))
-    kept = {k: v for k, v in weights.items() if not any(f".language_model.layers.{i}." in k for i in range(4, 12))}
-    mx.save_safetensors(str(folder / "model.safetensors"), kept, {"format": "mlx"})
+    weights = dict(tree_flatten(qwen3.Model(qwen3.ModelArgs.from_dict(config)).parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
     return folder
 
 

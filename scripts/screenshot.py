@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlxmtp_tui.app import ChatApp
-from mlxmtp_tui.chat import Options
+from mlxmtp_tui.roles import Options
 from mlxmtp_tui.sessions import Session
 from mlxmtp_tui.widgets.prompt import Prompt
 

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise OptionError(f"{found}; for a file or a pipe: mlxmtp generate --prompt TEXT")
     from mlxmtp_tui import sessions
     from mlxmtp_tui.app import run as open_chat
-    from mlxmtp_tui.chat import Options
+    from mlxmtp_tui.roles import Options
 
     from mlxmtp.worker.messages import Settings
 

@@ -12,8 +12,9 @@ from typing import Any
 from unittest.mock import patch
 
 from mlxmtp_tui.app import ChatApp
-from mlxmtp_tui.chat import Chat, Options
+from mlxmtp_tui.chat import Chat
 from mlxmtp_tui.conversation import Answer, Conversation
+from mlxmtp_tui.roles import Options
 from mlxmtp_tui.sessions import Session, read
 from mlxmtp_tui.widgets.prompt import Completions, Prompt
 from textual import events

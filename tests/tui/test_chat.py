@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlxmtp_tui.chat import Options
 from mlxmtp_tui.conversation import Conversation
 from mlxmtp_tui.files import MentionError
+from mlxmtp_tui.roles import Options
 from mlxmtp_tui.sessions import Session, read
 
 from mlxmtp.worker.messages import (
@@ -254,7 +254,7 @@ async def test_a_question_waits_for_the_engine_itself() -> None:
         return await engines()
 
     talk = Talk(engines, Options("./model"), None)
-    talk.chat._start = slow
+    talk.chat._link._start = slow
     starting = asyncio.create_task(talk.chat.start())
     await talk.reach("starting")
     assert talk.chat.submit("early")

@@ -2,7 +2,7 @@
 
 import pytest
 from mlxmtp_tui import figures
-from mlxmtp_tui.app import measurement
+from mlxmtp_tui.figures import measurement
 from mlxmtp_tui.live import KEPT_RATES, SILENT_S, Live
 from mlxmtp_tui.widgets import panel
 from textual.content import Content

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mlxmtp_tui import history
 from mlxmtp_tui.app import ChatApp
-from mlxmtp_tui.chat import Options
+from mlxmtp_tui.roles import Options
 from mlxmtp_tui.screens.help import KEYS, Help
 from mlxmtp_tui.widgets.prompt import LARGE_PASTE
 from mlxmtp_tui.widgets.turns import Asked, Thinking

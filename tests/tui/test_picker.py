@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from mlxmtp_tui.chat import Options
 from mlxmtp_tui.recommended import RECOMMENDED
+from mlxmtp_tui.roles import Options
 from mlxmtp_tui.screens.chats import Chats
 from mlxmtp_tui.screens.help import Help
 from mlxmtp_tui.screens.picker import Picker

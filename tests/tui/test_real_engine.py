@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from mlxmtp_tui.app import ChatApp
-from mlxmtp_tui.chat import Options
+from mlxmtp_tui.roles import Options
 from mlxmtp_tui.widgets.prompt import Prompt
 from textual.pilot import Pilot
 
@@ -83,14 +83,14 @@ async def test_it_stops_measures_dies_and_goes_on():
         await until(lambda: "by mlx-lm" in str([w.render() for w in app.query(".note")]), "what was measured")
 
         chat.set(max_tokens=40)
-        os.kill(chat._engine.pid, signal.SIGKILL)
+        os.kill(chat._link._engine.pid, signal.SIGKILL)
         await until(lambda: chat.live.status == "gone", "the end of the engine")
         assert chat.conversation.turns[0].answer == stopped
         await pilot.press("ctrl+r")
         await until(lambda: chat.live.status == "ready", "another engine")
         await ask(app, pilot, "And now?")
         assert chat.conversation.turns[1].answer.reason in ("stop", "length")
-        engine = chat._engine.pid
+        engine = chat._link._engine.pid
     await until(lambda: not alive(engine), "nobody left")
 
 

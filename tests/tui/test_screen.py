@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from mlxmtp_tui.chat import Options
 from mlxmtp_tui.conversation import Answer
+from mlxmtp_tui.roles import Options
 from mlxmtp_tui.sessions import Session
 from mlxmtp_tui.widgets.panel import Panel
 from mlxmtp_tui.widgets.transcript import MOUNTED, Earlier

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from mlxmtp_tui import commands
-from mlxmtp_tui.chat import Options
+from mlxmtp_tui.roles import Options
 from mlxmtp_tui.screens.help import Help
 from mlxmtp_tui.screens.picker import Picker
 from mlxmtp_tui.sessions import read, saved

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from mlxmtp_tui.app import ChatApp
-from mlxmtp_tui.chat import Options
+from mlxmtp_tui.roles import Options
 from mlxmtp_tui.widgets.prompt import Prompt
 from textual.pilot import Pilot
 

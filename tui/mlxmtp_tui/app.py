@@ -20,8 +20,11 @@ from textual.widgets import Static
 from mlxmtp.errors import MlxmtpError
 from mlxmtp.worker.messages import Compared
 from mlxmtp_tui import clipboard, commands, history
-from mlxmtp_tui.chat import Chat, Engine, Options
+from mlxmtp_tui.changes import Changes
+from mlxmtp_tui.chat import Chat
 from mlxmtp_tui.conversation import Conversation
+from mlxmtp_tui.figures import measurement
+from mlxmtp_tui.roles import Engine, Options
 from mlxmtp_tui.sessions import Session
 from mlxmtp_tui.slash import SlashCommands
 from mlxmtp_tui.widgets.panel import Panel, View, head_lines, one_line, shortened
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 
 NARROW = 100
 """Columns below which the panel is folded to a line."""
-TICK_S = 0.2
+TICK_S = 0.3
 TWICE_S = 2.0
 IDLE_S = 1.5
 AGAIN_S = 10.0
@@ -94,7 +97,7 @@ class ChatApp(App[None]):
         self._dirty = True
         self._key_at = time.monotonic()
         self._errors: dict[str, float] = {}
-        self._changing, self._changes = asyncio.Lock(), 0
+        self._changes = Changes(self)
 
     def compose(self) -> ComposeResult:
         completions = Completions()
@@ -134,49 +137,20 @@ class ChatApp(App[None]):
     # what the chat asks of the screen
 
     def turn_began(self) -> None:
-        turn = self.chat.conversation.turns[-1]
-
-        async def draw(transcript: Transcript) -> None:
-            await transcript.begin(turn)
-
-        self._do(draw)
+        self._changes.begin(self.chat.conversation.turns[-1])
 
     def turn_said(self, parts: list[list[str]]) -> None:
-        async def draw(transcript: Transcript) -> None:
-            if transcript.answering:
-                transcript.answering.feed(parts)
-
-        if self._changes or not (self.transcript and self.transcript.answering):
-            self._do(draw)
-        else:
-            self.transcript.answering.feed(parts)
+        self._changes.feed(parts)
 
     def turn_ended(self) -> None:
-        answer = self.chat.conversation.turns[-1].answer
-
-        async def draw(transcript: Transcript) -> None:
-            if transcript.answering and answer:
-                await transcript.answering.finish(answer)
-
-        self._do(draw)
+        if answer := self.chat.conversation.turns[-1].answer:
+            self._changes.finish(answer)
 
     def turns_changed(self) -> None:
-        turns = self.chat.conversation.turns
-
-        async def draw(transcript: Transcript) -> None:
-            await transcript.show(turns)
-            if not turns:
-                await transcript.note("Type a message and press enter. /help shows keys and commands.")
-
-        self._do(draw)
+        self._changes.show(self.chat.conversation.turns)
 
     def measured(self, outcome: Compared) -> None:
-        text = measurement(outcome, self.chat.loaded.head if self.chat.loaded else None)
-
-        async def draw(transcript: Transcript) -> None:
-            await transcript.note(text)
-
-        self._do(draw)
+        self._changes.note(measurement(outcome, self.chat.loaded.head if self.chat.loaded else None))
 
     def state_changed(self) -> None:
         self._dirty = True
@@ -276,18 +250,6 @@ class ChatApp(App[None]):
             self.copy_to_clipboard(text)
         self.say("copied")
 
-    def _do(self, action: Callable[[Transcript], Awaitable[None]]) -> None:
-        """Change the screen, one change after the other."""
-
-        async def change() -> None:
-            async with self._changing:
-                if self.is_running and self.transcript:
-                    await action(self.transcript)
-            self._changes -= 1
-
-        self._changes += 1
-        self.run_worker(change())
-
     def _tick(self) -> None:
         live = self.chat.live
         self.chat.keep()
@@ -323,21 +285,6 @@ class ChatApp(App[None]):
         elif not state:
             parts = ["enter sends · ctrl+j new line · f1 help"]
         return " · ".join(part for part in parts if part)
-
-
-def measurement(outcome: Compared, head: str | None) -> str:
-    """What `/bench` found, in a line or two."""
-
-    def rates(values: list[float]) -> str:
-        middle = sorted(values)[len(values) // 2]
-        return f"{middle:.1f} tok/s ({min(values):.1f} to {max(values):.1f})"
-
-    plain = f"Measured on this chat, {len(outcome.plain)} runs each, in turn. Plain, by mlx-lm: {rates(outcome.plain)}."
-    if head is None or not outcome.depth:
-        return f"{plain} mlxmtp, plain too: {rates(outcome.mtp)}."
-    ratios = sorted(ours / theirs for ours, theirs in zip(outcome.mtp, outcome.plain, strict=True))
-    spread = f"{ratios[len(ratios) // 2]:.2f}× ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-    return f"{plain} With MTP, depth {outcome.depth}: {rates(outcome.mtp)}. That is {spread}."
 
 
 def run(options: Options, resumed: Path | None = None, *, mouse: bool = True) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 from mlxmtp.worker.messages import (
-    Command,
     Compare,
     Compared,
     Died,
@@ -20,66 +18,18 @@ from mlxmtp.worker.messages import (
     Load,
     Loaded,
     Prefilled,
-    ProtocolError,
     Said,
-    Settings,
     Stopped,
 )
 from mlxmtp_tui.conversation import Answer, Conversation
 from mlxmtp_tui.files import expanded
+from mlxmtp_tui.link import Link, ending, last_words
 from mlxmtp_tui.live import Live
+from mlxmtp_tui.roles import Engine, Options, View
 from mlxmtp_tui.sessions import Session
 
 PARTIAL_S = 0.8
 """How much of an answer a crash may cost."""
-
-
-class Engine(Protocol):
-    """The engine's process (mlxmtp.worker.client.WorkerProcess)."""
-
-    def next_id(self) -> int: ...
-    def send(self, command: Command) -> None: ...
-    def stop(self) -> None: ...
-    def events(self) -> Any: ...
-    def kill(self) -> None: ...
-    async def close(self) -> None: ...
-
-
-class View(Protocol):
-    """What the chat asks of the screen."""
-
-    def turn_began(self) -> None:
-        """The newest turn of the conversation has no answer yet."""
-
-    def turn_said(self, parts: list[list[str]]) -> None:
-        """More of its answer: [kind, text] pairs."""
-
-    def turn_ended(self) -> None:
-        """It has one."""
-
-    def turns_changed(self) -> None:
-        """Turns went away, or another conversation is there."""
-
-    def measured(self, outcome: Compared) -> None:
-        """A measurement is complete."""
-
-    def state_changed(self) -> None:
-        """Status or figures."""
-
-    def say(self, text: str, *, error: bool = False) -> None:
-        """A message to the user."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `mlxmtp chat` was started with. choose: ask for a model first. head, mtp: as in `mlxmtp.load`."""
-
-    model: str | None = None
-    head: str | None = None
-    mtp: bool = True
-    choose: bool = False
-    system: str = ""
-    settings: Settings = field(default_factory=Settings)
 
 
 class Chat:
@@ -104,13 +54,10 @@ class Chat:
         self.model = options.model
         self.conversation = resumed[1] if resumed else Conversation(options.system)
         self._view = view
-        self._start = start
         self._options = options
         self._new_session = new_session
         self._session = resumed[0] if resumed else None
-        self._engine: Engine | None = None
-        self._listening: asyncio.Task[None] | None = None
-        self._command = 0
+        self._link = Link(start, self._hear, self._gone)
         self._parts: list[list[str]] = []
         self._kept_at, self._kept = 0.0, 0
         self._waiting = self._turn_runs = False
@@ -138,12 +85,9 @@ class Chat:
     async def start(self) -> None:
         """Start the engine's process, and load the model unless it is to be chosen."""
         self.live.become("starting")
-        try:
-            self._engine = await self._start()
-        except OSError as error:
-            self._gone(f"the engine cannot be started: {error}")
+        await self._link.open()
+        if not self._link.up:
             return
-        self._listening = asyncio.create_task(self._listen(self._engine))
         if self._options.choose and self.loaded is None and self.model is None:
             self._become("choosing")
         else:
@@ -156,12 +100,12 @@ class Chat:
         self._options = replace(self._options, choose=False, model=model, head=head)
         if self._session:
             self._session.model(self.model_name)
-        if not self._engine:
+        if not self._link.up:
             self._become("gone")
             self._view.say(f"ctrl+r starts the engine, with {self.model_name}")
             return
         self._become("loading")
-        self._send(lambda id: Load(id, model, head, self._options.mtp))
+        self._link.send(lambda id: Load(id, model, head, self._options.mtp))
 
     def submit(self, text: str) -> bool:
         """Ask; whether the text was taken.
@@ -242,7 +186,7 @@ class Chat:
         if messages[-1]["role"] == "assistant":
             messages.append({"role": "user", "content": "Go on."})
         self._become("measuring")
-        self._send(lambda id: Compare(id, messages, self.settings))
+        self._link.send(lambda id: Compare(id, messages, self.settings))
 
     def stop(self) -> bool:
         """End what runs, as soon as may be, and keep what came; whether something ran."""
@@ -250,21 +194,17 @@ class Chat:
             self._waiting = False
             self._end_turn(Answer(_message([]), "interrupted"))
             return True
-        if self.live.status not in ("answering", "measuring") or not self._engine:
+        if self.live.status not in ("answering", "measuring") or not self._link.up:
             return False
-        self._engine.stop()
+        self._link.stop()
         self._become("stopping")
         return True
 
     async def restart(self) -> None:
         """Replace an engine that is gone, or does not answer."""
-        engine, self._engine = self._engine, None
         self._leave("failed")
         self.loaded = None
-        if engine:
-            engine.kill()
-        if self._listening:
-            await self._listening
+        await self._link.cut()
         await self.start()
 
     async def close(self) -> None:
@@ -272,11 +212,7 @@ class Chat:
         self._leave()
         if self._session:
             self._session.close()
-        engine, self._engine = self._engine, None
-        if engine:
-            await engine.close()
-        if self._listening:
-            await self._listening
+        await self._link.close()
 
     def _answer(self) -> None:
         self._parts, self._kept = [], 0
@@ -287,26 +223,12 @@ class Chat:
         self._turn_runs = True
         self.live.begin()
         self._view.state_changed()
-        self._send(lambda id: Generate(id, self.conversation.messages(), self.settings))
+        self._link.send(lambda id: Generate(id, self.conversation.messages(), self.settings))
 
-    def _send(self, command: Callable[[int], Command]) -> None:
-        if self._engine:
-            self._command = self._engine.next_id()
-            self._engine.send(command(self._command))
-
-    async def _listen(self, engine: Engine) -> None:
-        try:
-            async for event in engine.events():
-                if engine is not self._engine:
-                    continue  # we have left it
-                self.live.heard = self.live.clock()
-                if event.id == self._command or isinstance(event, Died):
-                    self.take(event)
-        except Exception as error:  # a fault of ours must not end in silence, with an engine that nobody hears
-            engine.kill()
-            why = str(error) if isinstance(error, ProtocolError) else f"{error!r}; this should not be, please report it"
-            if engine is self._engine:
-                self._gone(f"the engine cannot be understood: {why}")
+    def _hear(self, event: Event) -> None:
+        self.live.heard = self.live.clock()
+        if self._link.asked(event):
+            self.take(event)
 
     def take(self, event: Event) -> None:
         """Something happened."""
@@ -335,8 +257,7 @@ class Chat:
             case Failed():
                 self._take_failure(event)
             case Died():
-                last = event.last.splitlines()[-1] if event.last else ""
-                self._gone(f"the engine has died ({_ending(event.code)}){': ' if last else ''}{last}")
+                self._gone(f"the engine has died ({ending(event.code)}){last_words(event.last)}")
         self._view.state_changed()
 
     def _take_compared(self, event: Compared) -> None:
@@ -356,7 +277,7 @@ class Chat:
 
     def _gone(self, why: str) -> None:
         self._leave("failed")
-        self._engine = self.loaded = None
+        self.loaded = None
         self._become("gone")
         self._view.say(f"{why}; ctrl+r starts it again, the chat is kept", error=True)
 
@@ -364,9 +285,7 @@ class Chat:
         """End what runs without waiting for its end; what came of an answer is kept."""
         status = self.live.status
         if status in ("answering", "stopping", "measuring"):
-            if self._engine:
-                self._engine.stop()
-            self._command = 0
+            self._link.drop()
             self.live.end(None, None)
         if self._turn_runs:
             self._end_turn(Answer(_message(self._parts), reason, self.live.stats))
@@ -409,9 +328,3 @@ def _message(parts: list[list[str]]) -> dict[str, Any]:
     of = {kind: "".join(text for this, text in parts if this == kind) for kind in ("text", "thinking", "tool")}
     message = {"role": "assistant", "content": of["text"] + (f"\n{of['tool']}" if of["tool"] else "")}
     return message | ({"reasoning_content": of["thinking"]} if of["thinking"] else {})
-
-
-def _ending(code: int) -> str:
-    if code == -9:
-        return "killed, perhaps because memory ran out"
-    return f"signal {-code}" if code < 0 else f"exit code {code}"

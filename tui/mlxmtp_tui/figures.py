@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from mlxmtp.decoding.stats import Stats
 from mlxmtp.units import size
+from mlxmtp.worker.messages import Compared
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 RISING = " ▁▂▃▄▅▆▇█"
@@ -108,3 +109,18 @@ def promise(*, speculates: bool, identical: bool, greedy: bool, seeded: bool) ->
 
 def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def measurement(outcome: Compared, head: str | None) -> str:
+    """What `/bench` found, in a line or two."""
+
+    def rates(values: list[float]) -> str:
+        middle = sorted(values)[len(values) // 2]
+        return f"{middle:.1f} tok/s ({min(values):.1f} to {max(values):.1f})"
+
+    plain = f"Measured on this chat, {len(outcome.plain)} runs each, in turn. Plain, by mlx-lm: {rates(outcome.plain)}."
+    if head is None or not outcome.depth:
+        return f"{plain} mlxmtp, plain too: {rates(outcome.mtp)}."
+    ratios = sorted(ours / theirs for ours, theirs in zip(outcome.mtp, outcome.plain, strict=True))
+    spread = f"{ratios[len(ratios) // 2]:.2f}× ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    return f"{plain} With MTP, depth {outcome.depth}: {rates(outcome.mtp)}. That is {spread}."

@@ -28,8 +28,8 @@ from mlxmtp.worker.messages import (
     ModelFound,
     Models,
 )
-from mlxmtp_tui.chat import Engine
 from mlxmtp_tui.recommended import RECOMMENDED, Recommended
+from mlxmtp_tui.roles import Engine
 
 DEMO = "demo"
 NAME = 40

@@ -6,6 +6,7 @@ The parts of all turns are mounted side by side: each container around them woul
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -23,7 +24,7 @@ from mlxmtp_tui.widgets.markdown import GrowingMarkdown
 
 PAUSE_S = 0.06
 """The least time between two changes of the screen."""
-SHARE = 0.1
+SHARE = min(0.02 * (os.cpu_count() or 1), 0.15)
 """Of one processor, what drawing an answer may take: the engine needs the rest, and keys must not wait."""
 FOLDED_LINES, SHOWN_LINES = 24, 16
 

@@ -1,0 +1,56 @@
+"""What the chat works with, as it sees them: the engine, the screen, and what it was started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mlxmtp.worker.messages import Command, Compared, Settings
+
+
+class Engine(Protocol):
+    """The engine's process (mlxmtp.worker.client.WorkerProcess)."""
+
+    def next_id(self) -> int: ...
+    def send(self, command: Command) -> None: ...
+    def stop(self) -> None: ...
+    def events(self) -> Any: ...
+    def kill(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+class View(Protocol):
+    """What the chat asks of the screen."""
+
+    def turn_began(self) -> None:
+        """The newest turn of the conversation has no answer yet."""
+
+    def turn_said(self, parts: list[list[str]]) -> None:
+        """More of its answer: [kind, text] pairs."""
+
+    def turn_ended(self) -> None:
+        """It has one."""
+
+    def turns_changed(self) -> None:
+        """Turns went away, or another conversation is there."""
+
+    def measured(self, outcome: Compared) -> None:
+        """A measurement is complete."""
+
+    def state_changed(self) -> None:
+        """Status or figures."""
+
+    def say(self, text: str, *, error: bool = False) -> None:
+        """A message to the user."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `mlxmtp chat` was started with. choose: ask for a model first. head, mtp: as in `mlxmtp.load`."""
+
+    model: str | None = None
+    head: str | None = None
+    mtp: bool = True
+    choose: bool = False
+    system: str = ""
+    settings: Settings = field(default_factory=Settings)
