@@ -5,8 +5,8 @@
 
 `paint` starts `mlxmtp chat` on a terminal of its own and waits for the prompt to be drawn.
 `rate` runs the real engine, its text replaced by prose or one long code block, with nobody but a reader of its events,
-and behind the chat on a terminal; arms in turn. Two speeds: the demo with MTP, and a model of one layer, plain. `--keys` types while
-it generates, and times each key until it is on the screen; those runs' rates are shown apart.
+and behind the chat on a terminal; arms in turn. Two speeds: the demo with MTP, and a model of one layer, plain.
+`--keys` types while it generates, and times each key until it is on the screen; those runs' rates are shown apart.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIZE = 40, 130
 CHARACTERS = 8
 """Of the replaced text, for each token."""
 CODE = 30_000
-TOKENS = {"prose": 2500, "code": CODE // CHARACTERS}
+TOKENS = {"prose": 1500, "code": CODE // CHARACTERS}
 KEYS = "абвгдежзиклмнопрстуфхцчшщъыьэюя"
 KEY_S = 0.31
 PATIENCE_S = 240.0

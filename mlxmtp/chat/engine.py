@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,13 +13,13 @@ from typing import Any, TypedDict, Unpack
 
 import mlx.core as mx
 from mlx_lm.generate import wired_limit
-from mlx_lm.utils import load_tokenizer
 
 from mlxmtp.chat.parts import Part, Splitter, message
 from mlxmtp.chat.prefix import Prefix
 from mlxmtp.chat.prompt import Prompt, encode
 from mlxmtp.chat.text import TextStream
-from mlxmtp.checkpoints import check_tokenizer, open_checkpoint
+from mlxmtp.chat.tokenizer import load_tokenizer
+from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.loop import decode_plainly, speculate
@@ -28,7 +27,7 @@ from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import PREFILL_ROWS, Sequence
 from mlxmtp.decoding.stats import Round, Stats, Tally
 from mlxmtp.decoding.verifier import Verifier, VerifyMode
-from mlxmtp.errors import CheckpointError, HeadError, OptionError, PromptError
+from mlxmtp.errors import HeadError, OptionError, PromptError
 from mlxmtp.heads import Head, HeadSource, NoHeadError, judge, load_head
 from mlxmtp.targets import Target, load_target
 
@@ -44,7 +43,8 @@ class Chunk:
     """What one round added to a turn: its certain text, its token ids, the turn's statistics so far.
 
     `finish_reason` is None until the last chunk: "stop" (end token or stop string) or "length".
-    `parts` is the text again, taken apart by what it is, without the marks of thinking and calls.
+    `parts` is the text again, taken apart by what it is, without the marks of thinking and calls. `stopped_by` is
+    the stop string that ended the turn, if one did.
     """
 
     text: str
@@ -52,6 +52,7 @@ class Chunk:
     stats: Stats
     finish_reason: str | None
     parts: tuple[Part, ...] = ()
+    stopped_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class TurnOptions(TypedDict, total=False):
     prefill_rows: int
     thinking: bool | None
     prefix: Prefix | None
+    opening: str
 
 
 class Engine:
@@ -140,6 +142,7 @@ class Engine:
         prefill_rows: int = PREFILL_ROWS,
         thinking: bool | None = None,
         prefix: Prefix | None = None,
+        opening: str = "",
     ) -> Iterator[Chunk]:
         """Generate a turn; a chunk a round. Closing the iterator stops at once.
 
@@ -151,6 +154,7 @@ class Engine:
             on_prefill: told (done, total) after each chunk of the prompt.
             prefill_rows: the prompt is read so many tokens at a time.
             thinking: with or without thinking, where the chat template has the choice; None: its default.
+            opening: the end of the prompt that is the beginning of the answer; `parts` have it too.
             prefix: what an earlier turn left; this turn goes on from it where it can, and leaves its own there.
 
         Raises:
@@ -175,7 +179,8 @@ class Engine:
         sequence = prefix.take(tokens, self.target, head)
         tally = Tally(len(tokens), started, reused=len(sequence.tokens))
         text = TextStream(self.tokenizer, stop)
-        turn = _Turn(self.target, head, text, Splitter(self.tokenizer, tokens), verifier, depth, sequence, prefix)
+        splitter = Splitter(self.tokenizer, tokens, opening)
+        turn = _Turn(self.target, head, text, splitter, verifier, depth, sequence, prefix)
         limit = min(max_tokens, self.context - len(tokens))
         return turn.run(tokens[len(sequence.tokens) :], limit, prefill_rows, on_prefill, tally)
 
@@ -251,7 +256,8 @@ class _Turn:
             self.text.finish()
         text = self.text.take()
         parts = self.splitter.feed(text) + (self.splitter.finish() if one.finish else ())
-        return Chunk(text, one.tokens, tally.stats(mx.get_peak_memory()), one.finish, parts)
+        stats = tally.stats(mx.get_peak_memory())
+        return Chunk(text, one.tokens, stats, one.finish, parts, self.text.stopped_by)
 
     def _rounds(self, max_tokens: int) -> Any:
         if not self.head:
@@ -274,7 +280,7 @@ def load(path_or_repo: str | Path | None = None, *, mtp: bool = True, head: str 
     """
     checkpoint = open_checkpoint(DEMO if path_or_repo is None else path_or_repo)
     target = load_target(checkpoint)
-    tokenizer = _load_tokenizer(checkpoint.folder, target.config.get("eos_token_id"))
+    tokenizer = load_tokenizer(checkpoint.folder, target.config.get("eos_token_id"))
     found: HeadSource | None = None
     loaded: Head | None = None
     plain_because: str | None = "MTP was switched off"
@@ -290,14 +296,6 @@ def load(path_or_repo: str | Path | None = None, *, mtp: bool = True, head: str 
             raise HeadError(f"{error}; to run the model without its head: --no-mtp, load(..., mtp=False)") from error
     name = "demo" if path_or_repo is None else str(path_or_repo)
     return Engine(checkpoint.folder, name, target, tokenizer, loaded, plain_because, found if loaded else None)
-
-
-def _load_tokenizer(path: Path, ends: int | list[int] | None) -> Any:
-    check_tokenizer(str(path), os.listdir(path))
-    try:
-        return load_tokenizer(path, eos_token_ids=ends)
-    except Exception as error:  # transformers and tokenizers raise whatever they please on a damaged file
-        raise CheckpointError(f"{path}: its tokenizer cannot be read ({error})") from error
 
 
 def _verifier(sampling: Sampling, verify: VerifyMode | None) -> Verifier:

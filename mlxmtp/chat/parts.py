@@ -9,6 +9,13 @@ from mlx_lm.generate import TextStateMachine, make_text_state_machine
 
 Kind = Literal["text", "thinking", "tool"]
 _KINDS: dict[str | None, Kind] = {"reasoning": "thinking", "tool": "tool"}
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "object": (dict,),
+    "array": (list,),
+}
 
 
 @dataclass(frozen=True)
@@ -25,15 +32,19 @@ class Splitter:
     Args:
         tokenizer: mlx-lm's `TokenizerWrapper`.
         prompt: its token ids; some templates open the thinking themselves.
+        opening: text at the prompt's end that is the answer's beginning.
     """
 
-    def __init__(self, tokenizer: Any, prompt: list[int]) -> None:
-        initial = "reasoning" if _opens_thinking(tokenizer, prompt) else tokenizer.response_initial_state or "normal"
+    def __init__(self, tokenizer: Any, prompt: list[int], opening: str = "") -> None:
+        thinks = not opening and _opens_thinking(tokenizer, prompt)
+        initial = "reasoning" if thinks else tokenizer.response_initial_state or "normal"
         self._state = make_text_state_machine(tokenizer).make_state(initial)
+        self._opening = opening
 
     def feed(self, text: str) -> tuple[Part, ...]:
         """The parts that have become certain."""
-        self._state, segments = TextStateMachine.split(self._state, text)
+        self._state, segments = TextStateMachine.split(self._state, self._opening + text)
+        self._opening = ""
         return tuple(Part(_KINDS.get(state, "text"), said) for state, said in segments)
 
     def finish(self) -> tuple[Part, ...]:
@@ -72,7 +83,7 @@ def message(tokenizer: Any, parts: Iterable[Part]) -> dict[str, Any]:
             thought += part.text
         elif part.kind == "text":
             said += part.text
-        elif (call := _calls(tokenizer, part.text)) is not None:
+        elif (call := calls_of(tokenizer, part.text)) is not None:
             calls += call
         else:
             said += f"{tokenizer.tool_call_start}{part.text}{tokenizer.tool_call_end or ''}"
@@ -84,14 +95,43 @@ def message(tokenizer: Any, parts: Iterable[Part]) -> dict[str, Any]:
     return answer
 
 
-def _calls(tokenizer: Any, text: str) -> list[dict[str, Any]] | None:
+def calls_of(tokenizer: Any, text: str, tools: Iterable[dict[str, Any]] | None = None) -> list[dict[str, Any]] | None:
+    """The calls, each {"name": ..., "arguments": {...}}, that the model's own parser finds in a part; None: none.
+
+    Args:
+        tools: as the chat template had them: arguments get the types that their schemas ask for.
+    """
+    tools = list(tools or ())
     try:
-        found = tokenizer.tool_parser(text, None)
+        found = tokenizer.tool_parser(text, tools or None)
         calls = json.loads(json.dumps(found if isinstance(found, list) else [found]))  # some read Python's literals
     except Exception:  # each parser has its own way to fail on what a model makes up
         return None
-    return calls if calls and all(map(_is_call, calls)) else None
+    if not calls or not all(map(_is_call, calls)):
+        return None
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
+    return [call | {"arguments": _typed(call["arguments"], schemas.get(call["name"], {}))} for call in calls]
 
 
 def _is_call(call: Any) -> bool:
     return isinstance(call, dict) and isinstance(call.get("name"), str) and "arguments" in call
+
+
+def _typed(value: Any, schema: Any) -> Any:
+    """A value in the type of its schema, where the model wrote that value as a string."""
+    if not isinstance(schema, dict):
+        return value
+    wanted = schema.get("type")
+    kinds = wanted if isinstance(wanted, list) else [wanted]
+    if isinstance(value, str) and "string" not in kinds:
+        try:
+            read = json.loads(value)
+        except ValueError:
+            return value
+        value = read if any(type(read) in _JSON_TYPES.get(str(kind), ()) for kind in kinds) else value
+    inner = schema.get("properties")
+    if isinstance(value, dict) and isinstance(inner, dict):
+        return {name: _typed(one, inner.get(name)) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_typed(one, schema.get("items")) for one in value]
+    return value

@@ -1,6 +1,7 @@
 """From what a caller asks to the token ids that the model reads."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mlxmtp.errors import PromptError
@@ -55,3 +56,18 @@ def _checked_ids(ids: Sequence[int], vocabulary: int) -> list[int]:
     if bad := [i for i in ids if not 0 <= i < vocabulary]:
         raise PromptError(f"token id {bad[0]} is outside the vocabulary; expected 0 to {vocabulary - 1}")
     return list(ids)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    tokens: list[int]
+    marks: tuple[int, ...]
+
+
+def render(tokenizer: Any, messages: Any, *, tools: Any = None, thinking: bool | None = None) -> Rendered:
+    wish = {} if thinking is None else {"enable_thinking": thinking}
+    try:
+        text = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True, tokenize=False, **wish)
+    except Exception as error:
+        raise PromptError(f"the model's chat template refuses these messages: {error}") from error
+    return Rendered(_ids(tokenizer, text, add_special_tokens=False), ())

@@ -24,6 +24,8 @@ class TextStream:
         self._stop = tuple(stop)
         self._held = ""
         self._ready = ""
+        self.stopped_by: str | None = None
+        """The stop string that ended the turn."""
 
     def feed(self, tokens: list[int]) -> Kept:
         """Read a round's tokens; returns how many belong to the turn, and "stop" where it ends among them."""
@@ -50,9 +52,10 @@ class TextStream:
     def _read(self) -> bool:
         """Take in the detokenizer's new text; True where it completes a stop string."""
         self._held += self._detokenizer.last_segment
-        found = [at for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        found = [(at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
-            self._ready, self._held = self._ready + self._held[: min(found)], ""
+            at, self.stopped_by = min(found)
+            self._ready, self._held = self._ready + self._held[:at], ""
             return True
         keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
         cut = len(self._held) - keep

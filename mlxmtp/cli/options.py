@@ -26,3 +26,19 @@ def at_least(minimum: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def port(text: str) -> int:
+    value = whole(text)
+    if not 0 <= value <= 65535:
+        raise ArgumentTypeError(f"expected a port from 0 to 65535, found {value}")
+    return value
+
+
+def size(text: str) -> int:
+    """Bytes: a number, or one with k, M, G or T behind it, in powers of ten."""
+    factor = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}.get(text[-1:].lower(), 1)
+    value = number(text[:-1] if factor > 1 else text)
+    if not 0 <= value * factor < 2**63:
+        raise ArgumentTypeError(f"expected bytes as 500M or 8G, found {text!r}")
+    return int(value * factor)

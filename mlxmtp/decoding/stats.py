@@ -1,7 +1,8 @@
 """Statistics: a record for each round, sums for a turn. Every surface shows these and no others."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Stats:
         drafted, accepted: drafts proposed, and let stand; in a round that a stop cuts short, some of them unsaid.
         tokens_per_round: generated tokens a round.
         acceptance_by_depth: at i, the share of the drafts at depth i + 1 that stood. A draft behind a rejected one
-            counts as rejected: with full rounds, tokens_per_round is 1 + the sum.
+            counts as rejected: with full rounds, tokens_per_round is 1 + the sum. drafted_by_depth: their number.
         ttft_s: from the request to the first token. prefill_tps: of the prompt's other tokens.
         decode_tps: of the tokens after the first round, by the clock.
         draft_s, verify_s, other_s: decoding time split by the rounds that were timed in parts; an estimate.
@@ -69,10 +70,18 @@ class Stats:
     peak_memory_bytes: int
     evaluations: int
     timed_rounds: int
+    drafted_by_depth: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""
-        return asdict(self) | {"acceptance_by_depth": list(self.acceptance_by_depth)}
+        by_depth = {"acceptance_by_depth": self.acceptance_by_depth, "drafted_by_depth": self.drafted_by_depth}
+        return asdict(self) | {name: list(values) for name, values in by_depth.items()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """What `to_dict` gave, perhaps in an earlier version."""
+        by_depth = {name: tuple(content.get(name, ())) for name in ("acceptance_by_depth", "drafted_by_depth")}
+        return cls(**{**content, **by_depth})
 
 
 class Tally:
@@ -134,6 +143,7 @@ class Tally:
             peak_memory_bytes=peak_memory_bytes,
             evaluations=self._evaluations,
             timed_rounds=len(self._parts),
+            drafted_by_depth=tuple(self._drafted),
         )
 
     def _split(self, decode_s: float) -> tuple[float, float, float]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from mlxmtp.decoding.stats import Stats
@@ -15,16 +15,26 @@ class ProtocolError(MlxmtpError):
 
 @dataclass(frozen=True)
 class Settings:
-    """How turns are generated; the fields of `Sampling` and of `Engine.stream`. depth None: the engine's default."""
+    """How turns are generated; the fields of `Sampling` and of `Engine.stream`. depth None: the engine's default.
+
+    logit_bias: pairs of a token id and what is added to its logit.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: list[list[float]] = field(default_factory=list)
     depth: int | None = None
     max_tokens: int = 4096
     thinking: bool | None = None
+    stop: list[str] = field(default_factory=list)
+    json_schema: dict[str, Any] | None = None
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -36,19 +46,34 @@ class Command:
 
 @dataclass(frozen=True)
 class Load(Command):
-    """Load a model in place of the one that is loaded. model None: the bundled demo."""
+    """Load a model in place of the one that is loaded. model None: the bundled demo.
+
+    Args:
+        cache_bytes: memory for the caches of past turns; None: a quarter of what there is. cache_dir: kept there too.
+    """
 
     model: str | None = None
     head: str | None = None
     mtp: bool = True
+    cache_bytes: int | None = None
+    cache_dir: str | None = None
 
 
 @dataclass(frozen=True)
 class Generate(Command):
-    """Generate the turn that follows `messages`."""
+    """Generate the turn that follows `messages`.
 
-    messages: list[dict[str, Any]]
+    Args:
+        messages: chat messages, or token ids.
+        marks: of token ids, after how many a later prompt may part from this one (chat/prompt.py).
+        opening: what the prompt ends with and the answer begins with. raw: the answer is not taken apart.
+    """
+
+    messages: list[dict[str, Any]] | list[int]
     settings: Settings
+    marks: list[int] = field(default_factory=list)
+    opening: str = ""
+    raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +114,7 @@ class Loaded(Event):
     Args:
         name: what it was called. head: the family of its head, or None; then `plain_because` says why.
         head_source: the repo of a head that stands apart; `by_name`: nobody asked for it.
-        default_depth: drafts a round where none is asked for. context: its most tokens.
+        folder: where its files are. default_depth: drafts a round where none is asked for. context: its most tokens.
         memory_limit: bytes that the weights and caches can take here. thinks: its template has a thinking mode.
         token_identical: a draft's row has the bits that it would have alone on this backend.
     """
@@ -105,6 +130,7 @@ class Loaded(Event):
     thinks: bool
     token_identical: bool
     seconds: float
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,24 +152,29 @@ class Prefilled(Event):
 
 @dataclass(frozen=True)
 class Said(Event):
-    """What came since the last one: [kind, text] pairs as chat/parts.py has them, and the turn so far."""
+    """What came since the last one: [kind, text] pairs as chat/parts.py has them, and the turn so far.
+
+    logprobs: where asked for, of each token its id, its logprob and the [id, logprob] pairs of the most likely ones.
+    """
 
     parts: list[list[str]]
     stats: Stats
     memory: Memory
+    logprobs: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Finished(Event):
     """The turn is over: "stop", "length" or "interrupted". `message` is what goes into the history.
 
-    stats and memory are None where the turn was stopped before its first token.
+    stats and memory are None where the turn was stopped before its first token. stopped_by: the stop string, if any.
     """
 
     reason: str
     message: dict[str, Any]
     stats: Stats | None = None
     memory: Memory | None = None
+    stopped_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -250,13 +281,9 @@ def _object(value: Any) -> Any:
     raise TypeError(f"{value!r} has no place in a message")
 
 
-def _stats(content: dict[str, Any]) -> Stats:
-    return Stats(**content | {"acceptance_by_depth": tuple(content["acceptance_by_depth"])})
-
-
 _NESTED: dict[str, Callable[[Any], Any]] = {
     "settings": lambda content: Settings(**content),
-    "stats": _stats,
+    "stats": Stats.from_dict,
     "memory": lambda content: Memory(**content),
     "found": lambda content: [ModelFound(**one) for one in content],
 }

@@ -156,24 +156,30 @@ class Worker:
                 thinks=engine.tokenizer.has_thinking,
                 token_identical=engine.token_identical,
                 seconds=time.perf_counter() - started,
+                folder=str(engine.path),
             )
         )
 
     def _generate(self, command: Generate) -> None:
+        from mlxmtp.chat.parts import Part
+
         engine = self._loaded()
-        parts: list[Any] = []
+        parts: list[Part] = []
+        logprobs: list[Any] = []
         sent = 0
         with closing(self._stream(command)) as turn:
             for chunk in turn:
-                parts += chunk.parts
-                if chunk.finish_reason or self._due():
+                parts += [Part("text", chunk.text)] if command.raw else chunk.parts
+                logprobs += [[one.token, one.logprob, one.top] for one in getattr(chunk, "logprobs", ())]
+                if chunk.finish_reason or self._due() or chunk.stats.rounds == 1:  # the first token does not wait
                     fresh = [[part.kind, part.text] for part in parts[sent:]]
-                    self._say(Said(command.id, fresh, chunk.stats, self._memory()))
-                    sent = len(parts)
+                    self._say(Said(command.id, fresh, chunk.stats, self._memory(), logprobs))
+                    sent, logprobs = len(parts), []
                 if self._inbox.stops(command):
                     break
         reason = chunk.finish_reason or "interrupted"
-        self._say(Finished(command.id, reason, engine.message(parts), chunk.stats, self._memory()))
+        said = engine.message(parts)
+        self._say(Finished(command.id, reason, said, chunk.stats, self._memory(), chunk.stopped_by))
 
     def _stream(self, command: Generate) -> Any:
         def read(done: int, total: int) -> None:
@@ -187,6 +193,8 @@ class Worker:
             max_tokens=wanted.max_tokens,
             depth=wanted.depth,
             thinking=wanted.thinking,
+            stop=wanted.stop,
+            opening=command.opening,
             on_prefill=read,
             prefix=self._prefix,
         )
@@ -290,7 +298,13 @@ def _sampling(wanted: Settings) -> Any:
     from mlxmtp import OptionError, Sampling
 
     try:
-        return Sampling(wanted.temperature, wanted.top_p, wanted.top_k, wanted.min_p, wanted.seed)
+        return Sampling(
+            wanted.temperature,
+            wanted.top_p,
+            wanted.top_k,
+            wanted.min_p,
+            wanted.seed,
+        )
     except ValueError as error:
         raise OptionError(str(error)) from error
 

@@ -41,7 +41,7 @@ def answer_of(record: dict[str, Any]) -> Answer:
     """
     stats = record.get("stats")
     if stats:
-        stats = Stats(**stats | {"acceptance_by_depth": tuple(stats["acceptance_by_depth"])})
+        stats = Stats.from_dict(stats)
     message: Message = {key: record[key] for key in MESSAGE if key in record}
     return Answer(message, record["finish"], stats or None, record.get("speedup"))
 

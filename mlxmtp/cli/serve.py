@@ -1,0 +1,66 @@
+"""`mlxmtp serve`: the HTTP shim for local coding agents."""
+
+from __future__ import annotations
+
+import argparse
+
+from mlxmtp.cli import options
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "serve",
+        help="serve a model to coding agents, over OpenAI's and Anthropic's protocols",
+        description="An HTTP server for local clients: Chat Completions, Completions, Responses and Anthropic's\n"
+        "Messages, with MTP in all of them. `mlxmtp connect` shows the settings of many clients.",
+        epilog="Example:\n  mlxmtp serve --model ./Qwen3.5-4B\n  mlxmtp connect codex",
+    )
+    add = command.add_argument
+    add("--model", metavar="PATH|REPO", help="a model folder or a Hugging Face repo (default: the bundled demo)")
+    add("--head", metavar="PATH|REPO", help="take the MTP head from here")
+    how = command.add_mutually_exclusive_group()
+    how.add_argument("--depth", metavar="K", type=options.whole, help="drafts a round; 0 decodes plainly (default: 3)")
+    how.add_argument("--no-mtp", action="store_true", help="do not load the head")
+    add("--host", metavar="ADDRESS", default="127.0.0.1", help="where to listen (default: 127.0.0.1)")
+    add("--port", metavar="N", type=options.port, default=8080, help="(default: 8080; 0: any that is free)")
+    add("--api-key", metavar="KEY", help="clients must send this key")
+    add("--cors", metavar="ORIGIN", action="append", default=[], help="web pages that may ask; '*': all; repeatable")
+    add("--queue", metavar="N", type=options.at_least(0), default=32, help="so many requests may wait (default: 32)")
+    add("--max-body", metavar="BYTES", type=options.size, default="32M", help="the largest request (default: 32M)")
+    add("--cache-bytes", metavar="BYTES", type=options.size, help="memory for the prefix cache (default: a quarter)")
+    add("--cache-dir", metavar="PATH", help="keep the prefix cache here across restarts")
+    samples = command.add_argument_group("for what requests leave out (default: as the model recommends)")
+    samples.add_argument("--temp", metavar="T", type=options.number, help="temperature; 0 is greedy")
+    samples.add_argument("--top-p", metavar="P", type=options.number)
+    samples.add_argument("--top-k", metavar="K", type=options.whole)
+    samples.add_argument("--min-p", metavar="P", type=options.number)
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from mlxmtp.server.main import Options, serve
+
+    sampling = {
+        "temperature": arguments.temp,
+        "top_p": arguments.top_p,
+        "top_k": arguments.top_k,
+        "min_p": arguments.min_p,
+    }
+    serve(
+        Options(
+            model=None if arguments.model == "demo" else arguments.model,
+            head=arguments.head,
+            mtp=not arguments.no_mtp,
+            depth=arguments.depth,
+            host=arguments.host,
+            port=arguments.port,
+            api_key=arguments.api_key,
+            origins=tuple(arguments.cors),
+            queue=arguments.queue,
+            max_body=arguments.max_body,
+            cache_bytes=arguments.cache_bytes,
+            cache_dir=arguments.cache_dir,
+            sampling={name: value for name, value in sampling.items() if value is not None},
+        )
+    )
+    return 0

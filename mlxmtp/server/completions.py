@@ -1,0 +1,116 @@
+"""OpenAI's Completions (platform.openai.com/docs/api-reference/completions): a text goes on, without a template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mlxmtp.server.fields import Fields
+from mlxmtp.server.problems import ApiError
+from mlxmtp.server.request import TOP_LOGPROBS, Request, schema_of, settings
+from mlxmtp.server.turn import Called, Done, Event, Outcome, Weighed, new_id
+from mlxmtp.server.wire import Answering, openai_error, sse, timings, usage
+from mlxmtp.worker.messages import Settings
+
+DEFAULT_TOKENS = 16
+"""The API's own default."""
+
+error = openai_error
+
+
+def read(body: Fields, defaults: Settings) -> Request:
+    """The request of a body."""
+    body.refuse_unless("echo", False)
+    body.refuse_unless("suffix", "")
+    body.refuse_unless("best_of", 1)
+    options = body.object("stream_options")
+    return Request(
+        _prompt(body),
+        settings(
+            body,
+            defaults,
+            body.whole("max_tokens", 1) or DEFAULT_TOKENS,
+            stop=body.texts("stop"),
+            json_schema=schema_of(body.object("response_format")),
+            logprobs=body.whole("logprobs", 0, TOP_LOGPROBS),
+        ),
+        stream=bool(body.flag("stream")),
+        usage=bool(options and options.flag("include_usage")),
+    )
+
+
+def whole(context: Answering, outcome: Outcome) -> dict[str, Any]:
+    """The answer as one object."""
+    stats = outcome.done.stats
+    choice = _choice(outcome.text, _weights(context, outcome.logprobs), outcome.done.reason)
+    answer = _frame(context) | {"choices": [choice], "usage": usage(context, stats)}
+    return answer | ({"timings": timings(stats)} if stats else {})
+
+
+class CompletionWriter:
+    """The answer as chunks."""
+
+    def __init__(self, context: Answering) -> None:
+        self._context = context
+        self._frame = _frame(context)
+        self._logprobs: list[Any] = []
+
+    def begin(self) -> Iterator[bytes]:
+        yield from ()
+
+    def feed(self, event: Event) -> Iterator[bytes]:
+        match event:
+            case Weighed():
+                self._logprobs += event.tokens
+            case Done():
+                yield from self._end(event)
+            case Called():
+                raise AssertionError("a completion has no tools")
+            case _:
+                weights, self._logprobs = _weights(self._context, self._logprobs), []
+                yield sse(self._frame | {"choices": [_choice(event.text, weights, None)]})
+
+    def fail(self, problem: ApiError) -> Iterator[bytes]:
+        yield sse(openai_error(problem))
+        yield sse("[DONE]")
+
+    def _end(self, done: Done) -> Iterator[bytes]:
+        last: dict[str, Any] = {"timings": timings(done.stats)} if done.stats else {}
+        if self._context.request.usage:
+            last |= {"usage": usage(self._context, done.stats)}
+        choice = _choice("", _weights(self._context, self._logprobs), done.reason)
+        yield sse(self._frame | {"choices": [choice]} | last)
+        yield sse("[DONE]")
+
+
+writer = CompletionWriter
+
+
+def _prompt(body: Fields) -> str | list[int]:
+    prompt = body.any("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        prompt = prompt[0]
+    ids = isinstance(prompt, list) and all(isinstance(one, int) and not isinstance(one, bool) for one in prompt)
+    if not prompt or not (isinstance(prompt, str) or ids):
+        body.refuse("prompt", "one text, or one list of token ids")
+    return prompt  # type: ignore[no-any-return]
+
+
+def _frame(context: Answering) -> dict[str, Any]:
+    return {"id": new_id("cmpl"), "object": "text_completion", "created": context.created, "model": context.model}
+
+
+def _choice(text: str, weights: dict[str, Any] | None, finish: str | None) -> dict[str, Any]:
+    return {"index": 0, "text": text, "logprobs": weights, "finish_reason": finish}
+
+
+def _weights(context: Answering, tokens: list[Any]) -> dict[str, Any] | None:
+    if context.request.settings.logprobs is None:
+        return None
+    texts = [context.token(id) for id, _, _ in tokens]
+    return {
+        "tokens": texts,
+        "token_logprobs": [logprob for _, logprob, _ in tokens],
+        "top_logprobs": [{context.token(id): logprob for id, logprob in top} for _, _, top in tokens],
+        "text_offset": [sum(map(len, texts[:i])) for i in range(len(texts))],
+    }

@@ -1,0 +1,169 @@
+"""Messages and tools as clients send them, as chat templates take them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mlxmtp.server.fields import Fields
+from mlxmtp.server.problems import ApiError
+from mlxmtp.server.request import Message, function_tool
+
+TEXTS = ("text", "input_text", "output_text", "refusal", "reasoning_text", "summary_text")
+
+
+def chat_messages(body: Fields) -> list[Message]:
+    """The `messages` of Chat Completions."""
+    return with_one_system([_chat_message(one) for one in body.objects("messages")])
+
+
+def with_one_system(messages: Iterable[Message]) -> list[Message]:
+    """System messages, wherever they stand, as one in front: many templates take no other.
+
+    Raises:
+        ApiError: there is nothing to answer.
+    """
+    messages = list(messages)
+    system = [one["content"] for one in messages if one["role"] == "system" and one["content"]]
+    others = [one for one in messages if one["role"] != "system"]
+    if not others:
+        found = "only system messages" if messages else "none"
+        raise ApiError(f"messages: there are {found}; expected at least one of the user", param="messages")
+    return [{"role": "system", "content": "\n\n".join(system)}, *others] if system else others
+
+
+def text_of(item: Fields, name: str = "content") -> str:
+    """A content: a string, or a list of parts of which all are texts."""
+    content = item.any(name)
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        item.refuse(name, "a string or a list of parts")
+    return "".join(_text_part(part, f"{item.at(name)}[{i}]") for i, part in enumerate(content))
+
+
+def call(name: Any, arguments: Any, id: Any = None) -> dict[str, Any]:
+    """A tool call of the history; templates want its arguments as an object."""
+    if isinstance(arguments, str):
+        try:
+            read = json.loads(arguments or "{}")
+        except ValueError:
+            read = None
+        arguments = read if isinstance(read, dict) else arguments
+    return {"type": "function", "id": str(id or ""), "function": {"name": str(name), "arguments": arguments or {}}}
+
+
+def said(text: str, reasoning: str = "", calls: Iterable[dict[str, Any]] = ()) -> Message:
+    """An answer of the history."""
+    message: Message = {"role": "assistant", "content": text}
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if calls := list(calls):
+        message["tool_calls"] = calls
+    return message
+
+
+def tools(
+    items: list[Fields], read: Callable[[Fields], dict[str, Any] | None]
+) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """The function tools among `items`, namespaces laid flat, and the kinds that were dropped."""
+    found: list[dict[str, Any]] = []
+    dropped: list[str] = []
+    for item in items:
+        if item.any("type") == "namespace":
+            inner, others = tools(item.objects("tools"), read)
+            found += inner
+            dropped += others
+        elif (one := read(item)) is not None:
+            found.append(one)
+        else:
+            dropped.append(f"tool {item.any('name') or item.any('type')}")
+    return found, tuple(dropped)
+
+
+def function_fields(item: Fields) -> dict[str, Any] | None:
+    """A tool of Chat Completions or Responses; None: one of another kind."""
+    if item.any("type") not in ("function", None):
+        return None
+    function = item.object("function") or item
+    name = function.text("name")
+    if not name:
+        function.refuse("name", "the name of the function")
+    parameters = function.object("parameters")
+    return function_tool(str(name), function.text("description"), parameters and function.any("parameters"))
+
+
+def choose(
+    tools: list[dict[str, Any]], choice: str, named: str | None = None, among: Iterable[str] | None = None
+) -> tuple[list[dict[str, Any]], str]:
+    """What may be called: the tools and the choice of a `Request`.
+
+    Args:
+        choice: "auto", "none", "required" or, with a name, anything. among: the names that are allowed.
+    """
+    if among is not None:
+        allowed = set(among)
+        tools = [tool for tool in tools if tool["function"]["name"] in allowed]
+    if choice == "none":
+        return [], "auto"
+    if named is not None:
+        if named not in [tool["function"]["name"] for tool in tools]:
+            raise ApiError(f"tool_choice names {named!r}, which is not among the tools", param="tool_choice")
+        return tools, named
+    if choice == "required" and not tools:
+        raise ApiError("tool_choice asks for a call, but there are no function tools", param="tool_choice")
+    return tools, choice
+
+
+def tool_choice(body: Fields, tools: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """The `tool_choice` of Chat Completions and Responses, applied."""
+    wanted = body.any("tool_choice")
+    if wanted is None or isinstance(wanted, str):
+        if wanted not in (None, "auto", "none", "required"):
+            body.refuse("tool_choice", "auto, none, required or a function")
+        return choose(tools, wanted or "auto")
+    choice = Fields(wanted, "tool_choice")
+    kind = choice.text("type")
+    if kind == "function":
+        return choose(tools, "named", (choice.object("function") or choice).text("name") or "")
+    if kind == "allowed_tools":
+        holder = choice.object("allowed_tools") or choice
+        names = [str((one.object("function") or one).any("name")) for one in holder.objects("tools")]
+        return choose(tools, holder.text("mode") or "auto", among=names)
+    choice.refuse("type", "function or allowed_tools")
+    raise AssertionError
+
+
+def _chat_message(item: Fields) -> Message:
+    role = item.text("role")
+    if role in ("system", "developer"):
+        return {"role": "system", "content": text_of(item)}
+    if role == "user":
+        return {"role": "user", "content": text_of(item)}
+    if role in ("tool", "function"):
+        return {"role": "tool", "content": text_of(item), "tool_call_id": str(item.any("tool_call_id") or "")}
+    if role == "assistant":
+        reasoning = text_of(item, "reasoning_content") or text_of(item, "reasoning")
+        calls = [_chat_call(one) for one in item.objects("tool_calls")]
+        return said(text_of(item), reasoning, calls)
+    item.refuse("role", "system, developer, user, assistant or tool")
+    raise AssertionError
+
+
+def _chat_call(item: Fields) -> dict[str, Any]:
+    function = item.object("function")
+    if function is None or not function.text("name"):
+        item.refuse("function", "an object with the name of the function")
+        raise AssertionError
+    return call(function.any("name"), function.any("arguments"), item.any("id"))
+
+
+def _text_part(part: Any, at: str) -> str:
+    if isinstance(part, str):
+        return part
+    fields = Fields(part, at)
+    kind = fields.text("type")
+    if kind not in TEXTS:
+        raise ApiError(f"{at} is of type {kind}; this server reads text only", code="unsupported_content", param=at)
+    return fields.text("refusal" if kind == "refusal" else "text") or ""

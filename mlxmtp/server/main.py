@@ -1,0 +1,158 @@
+"""The server's life: listen, load, serve, end."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from mlxmtp.chat.tokenizer import load_tokenizer
+from mlxmtp.errors import OptionError
+from mlxmtp.server.app import Service, create_app
+from mlxmtp.server.host import Host
+from mlxmtp.server.prompting import Prompter
+from mlxmtp.units import size
+from mlxmtp.worker.client import WorkerProcess
+from mlxmtp.worker.messages import Load, Loaded, Settings
+
+RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+CLOSING_S = 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `mlxmtp serve` was started with.
+
+    Args:
+        sampling: fields of `Settings` for what requests leave out; the model's own recommendation stands behind it.
+    """
+
+    model: str | None = None
+    head: str | None = None
+    mtp: bool = True
+    depth: int | None = None
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_key: str | None = None
+    origins: tuple[str, ...] = ()
+    queue: int = 32
+    max_body: int = 32_000_000
+    cache_bytes: int | None = None
+    cache_dir: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self, number: int) -> Load:
+        return Load(number, self.model, self.head, self.mtp, self.cache_bytes, self.cache_dir)
+
+
+def serve(options: Options) -> None:
+    """Serve until a signal ends it.
+
+    Raises:
+        OptionError: the address or port cannot be had. LoadError: the model cannot.
+    """
+    with listening(options.host, options.port) as door:
+        asyncio.run(_serve(options, door))
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens.
+
+    Raises:
+        OptionError: there is no such address, or the port is taken.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        door = socket.socket(family, socket.SOCK_STREAM)
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind(address)
+    except OSError as error:
+        raise OptionError(f"cannot listen on {host}:{port}: {error}; choose another with --host, --port") from error
+    with door:
+        yield door
+
+
+async def _serve(options: Options, door: socket.socket) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    host = Host(lambda: WorkerProcess.start(), options.load, options.queue)
+    try:
+        _tell(f"loading {options.model or 'the demo model'} …")
+        opening, stopped = asyncio.create_task(host.open()), asyncio.create_task(stop.wait())
+        await asyncio.wait((opening, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            opening.cancel()
+            return
+        await _run(options, host, opening.result(), door, stopped)
+    finally:
+        await host.close()
+
+
+async def _run(options: Options, host: Host, loaded: Loaded, door: socket.socket, stopped: asyncio.Task[Any]) -> None:
+    folder = Path(loaded.folder)
+    prompter = Prompter(load_tokenizer(folder), loaded.context)
+    name = loaded.name.rstrip("/").rsplit("/", 1)[-1] if Path(loaded.name).exists() else loaded.name
+    service = Service(host, prompter, name, defaults(folder, options), options.max_body)
+    config = uvicorn.Config(
+        create_app(service, options.api_key, options.origins),
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=CLOSING_S,
+        server_header=False,
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve([door]))
+    _greet(options, loaded, name, door)
+    await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    await serving
+    prompter.close()
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to us: ours close the engine too."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def defaults(folder: Path, options: Options) -> Settings:
+    """The settings of requests that leave them out: options, then the model's generation_config, then the APIs' own."""
+    try:
+        recommended = json.loads((folder / "generation_config.json").read_text())
+    except (OSError, ValueError):
+        recommended = {}
+    found = {name: recommended[name] for name in RECOMMENDED if isinstance(recommended.get(name), int | float)}
+    greedy = recommended.get("do_sample") is False
+    found = {"temperature": 0.0 if greedy else 1.0} | found | dict(options.sampling)
+    return Settings(depth=options.depth, max_tokens=0, **found)
+
+
+def _greet(options: Options, loaded: Loaded, name: str, door: socket.socket) -> None:
+    address, port = door.getsockname()[:2]
+    shown = f"[{address}]" if ":" in address else address
+    how = f"MTP, {loaded.head}" if loaded.head and options.depth != 0 else f"plain: {loaded.plain_because or 'depth 0'}"
+    _tell(f"{name} at http://{shown}:{port}/v1 · {how} · context {loaded.context:,} tokens")
+    _tell("`mlxmtp connect` shows the settings of clients; ctrl+c ends the server")
+    if not ipaddress.ip_address(address.split("%")[0]).is_loopback and not options.api_key:
+        _tell(f"warning: {shown} can be reached from other machines, and anyone may ask; set --api-key")
+    if options.cache_bytes is not None:
+        _tell(f"prefix cache: up to {size(options.cache_bytes)}")
+
+
+def _tell(text: str) -> None:
+    print(f"mlxmtp: {text}", file=sys.stderr, flush=True)  # noqa: T201 - for the person who started it

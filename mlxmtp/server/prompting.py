@@ -1,0 +1,108 @@
+"""From a request to the token ids that the engine reads: chat template, forced calls, room in the context."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mlxmtp.chat.prompt import Rendered, encode, render
+from mlxmtp.errors import PromptError
+from mlxmtp.server.problems import ApiError, too_long
+from mlxmtp.server.request import Message, Request
+from mlxmtp.worker.messages import Generate, Settings
+
+PROBE = "mlxmtp_probe"
+"""An argument that no tool has, to see how the template writes a call."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A turn, ready for the engine."""
+
+    tokens: list[int]
+    marks: list[int]
+    opening: str
+    settings: Settings
+    raw: bool = False
+
+    def command(self, number: int) -> Generate:
+        return Generate(number, self.tokens, self.settings, self.marks, self.opening, self.raw)
+
+
+class Prompter:
+    """Renders and tokenises, in a thread of its own: a long prompt must not hold up the other requests.
+
+    Args:
+        tokenizer: mlx-lm's `TokenizerWrapper`. context: the most tokens, prompt and answer together.
+    """
+
+    def __init__(self, tokenizer: Any, context: int) -> None:
+        self.tokenizer = tokenizer
+        self.context = context
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+
+    async def prepare(self, request: Request) -> Prepared:
+        """Raises ApiError: the template refuses, or the prompt does not fit."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._prepare, request)
+
+    async def count(self, request: Request) -> int:
+        """The prompt's tokens."""
+        tokens, _ = await asyncio.get_running_loop().run_in_executor(self._thread, self._tokens, request)
+        return len(tokens.tokens)
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def _prepare(self, request: Request) -> Prepared:
+        rendered, opening = self._tokens(request)
+        left = self.context - len(rendered.tokens)
+        if left < 1:
+            raise too_long(len(rendered.tokens), self.context)
+        wanted = request.settings.max_tokens
+        settings = replace(request.settings, max_tokens=min(wanted, left) if wanted else left)
+        return Prepared(rendered.tokens, list(rendered.marks), opening, settings, request.raw)
+
+    def _tokens(self, request: Request) -> tuple[Rendered, str]:
+        try:
+            if request.raw:
+                return Rendered(encode(self.tokenizer, request.messages, raw=True), ()), ""
+            forced = request.choice != "auto"
+            thinking = False if forced else request.settings.thinking  # a forced call does not think first
+            rendered = render(self.tokenizer, request.messages, tools=request.tools or None, thinking=thinking)
+            if not forced:
+                return rendered, ""
+            opening = self._opening(request)
+            tokens = self.tokenizer.encode(opening, add_special_tokens=False)
+            return Rendered([*rendered.tokens, *tokens], rendered.marks), opening
+        except PromptError as error:
+            raise ApiError(str(error), code="invalid_prompt", param="messages") from error
+
+    def _opening(self, request: Request) -> str:
+        """The beginning of a call, of the named tool or of any, as the template writes one."""
+        start = self.tokenizer.tool_call_start
+        named = None if request.choice == "required" else request.choice
+        name = named or request.tools[0]["function"]["name"]
+        call = {"type": "function", "id": "1", "function": {"name": name, "arguments": {PROBE: PROBE}}}
+        answer: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": "?"}, answer], tools=request.tools, tokenize=False
+            )
+            written = text[text.index(start, text.rindex("?")) : text.index(PROBE)]
+            until = written.index(name)
+        except Exception as error:  # templates raise what they please; ValueError where the call is written otherwise
+            what = f"tool_choice {json.dumps(request.choice)}"
+            message = f"{what}: this model's chat template does not say how a call begins; use auto"
+            raise ApiError(message, code="unsupported_parameter", param="tool_choice") from error
+        if named:  # the name, and what ends it, up to the first argument
+            behind = written[until + len(name) :]
+            return str(written[: until + len(name)] + behind[: _last_space(behind)].rstrip())
+        space = written[len(start) : until]
+        return str(start + space[: len(space) - len(space.lstrip())])
+
+
+def _last_space(text: str) -> int:
+    return max(text.rfind(" "), text.rfind("\n"), 0)

@@ -1,0 +1,148 @@
+"""A request in no protocol's shape: what the adapters read, and what the core answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlxmtp.server.fields import Fields
+from mlxmtp.server.problems import ApiError
+from mlxmtp.worker.messages import Settings
+
+Message = dict[str, Any]
+TOP_LOGPROBS = 20
+UNHEARD = (
+    *("typical_p", "tfs_z", "top_a", "top_n_sigma", "dynatemp_range"),
+    *("mirostat", "xtc_probability", "dry_multiplier"),
+)
+"""Sampling parameters of other servers: to drop them in silence would change what comes out."""
+NEUTRAL = (0, 0.0, 1, 1.0, -1, -1.0, None)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One turn that is asked for.
+
+    Args:
+        messages: as chat templates take them, at most one system message, in front; or a text, or token ids.
+        tools: function tools as chat templates take them; empty where none may be called.
+        choice: "auto"; "required": at least one call; else the name of the tool to call.
+        parallel: more than one call a turn may come.
+        settings: max_tokens 0 stands for what the context leaves.
+        dropped: what was left out, for the log.
+    """
+
+    messages: list[Message] | str | list[int]
+    settings: Settings
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    choice: str = "auto"
+    parallel: bool = True
+    stream: bool = False
+    usage: bool = False
+    client: str = ""
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def raw(self) -> bool:
+        """Whether the prompt is read as it is, without a chat template, and the answer given as it is."""
+        return isinstance(self.messages, str) or isinstance(self.messages[0], int)
+
+
+def settings(body: Fields, defaults: Settings, max_tokens: int | None, **more: Any) -> Settings:
+    """The sampling fields that all protocols share.
+
+    Args:
+        defaults: for what the body leaves out. max_tokens: its limit, under whichever name. more: further fields.
+    """
+    for name in UNHEARD:
+        body.refuse_unless(name, *NEUTRAL)
+    body.refuse_unless("n", 1)
+
+    def or_default(name: str, value: Any) -> Any:
+        return getattr(defaults, name) if value is None else value
+
+    top_k = body.whole("top_k", -1)
+    return Settings(
+        temperature=or_default("temperature", _temperature(body)),
+        top_p=or_default("top_p", _top_p(body)),
+        top_k=or_default("top_k", None if top_k is None else max(top_k, 0)),
+        min_p=or_default("min_p", body.number("min_p", 0, 1)),
+        seed=or_default("seed", _seed(body)),
+        frequency_penalty=or_default("frequency_penalty", body.number("frequency_penalty", -2, 2)),
+        presence_penalty=or_default("presence_penalty", body.number("presence_penalty", -2, 2)),
+        repetition_penalty=or_default("repetition_penalty", _repetition(body)),
+        logit_bias=_logit_bias(body),
+        depth=defaults.depth,
+        max_tokens=max_tokens or 0,
+        **more,
+    )
+
+
+def function_tool(name: str, description: Any, parameters: Any) -> dict[str, Any]:
+    """A tool in the shape that chat templates take."""
+    function = {"name": name, "description": description or "", "parameters": parameters or {"type": "object"}}
+    return {"type": "function", "function": function}
+
+
+def schema_of(wanted: Fields | None) -> dict[str, Any] | None:
+    """The JSON schema of a `response_format`, of Chat Completions or Responses; None where text is wanted."""
+    kind = wanted.text("type") if wanted else "text"
+    if not wanted or kind in ("text", None):
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    if kind != "json_schema":
+        wanted.refuse("type", "text, json_object or json_schema")
+    holder = wanted.object("json_schema") or wanted
+    schema = holder.any("schema")
+    if not isinstance(schema, Mapping):
+        holder.refuse("schema", "a JSON schema")
+    return dict(schema)
+
+
+def check_schema_and_tools(schema: Any, tools: list[dict[str, Any]], param: str) -> None:
+    """One grammar cannot hold an answer and calls at once."""
+    if schema and tools:
+        raise ApiError(
+            f"{param} asks for JSON while tools may be called; give it without tools, or with tool_choice none",
+            code="unsupported_parameter",
+            param=param,
+        )
+
+
+def _temperature(body: Fields) -> float | None:
+    value = body.number("temperature", 0, 1e6)
+    return 0.0 if value is not None and value < 1e-6 else value
+
+
+def _top_p(body: Fields) -> float | None:
+    value = body.number("top_p", 0, 1)
+    return 1e-9 if value == 0 else value  # 0 is meant as: the most likely one
+
+
+def _seed(body: Fields) -> int | None:
+    value = body.any("seed")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        body.refuse("seed", "a whole number")
+    return None if value is None else int(value) % 2**64
+
+
+def _repetition(body: Fields) -> float | None:
+    value = body.number("repetition_penalty", 0)
+    if value == 0:
+        body.refuse("repetition_penalty", "a number above 0; 1 switches it off")
+    return value
+
+
+def _logit_bias(body: Fields) -> list[list[float]]:
+    bias = body.any("logit_bias") or {}
+    if not isinstance(bias, Mapping):
+        body.refuse("logit_bias", "an object from token ids to numbers")
+    pairs = []
+    for token, value in bias.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool) and -100 <= value <= 100
+        if not (isinstance(token, str) and token.isascii() and token.isdigit() and number):
+            body.refuse("logit_bias", "token ids with numbers from -100 to 100")
+        pairs.append([int(token), float(value)])
+    return pairs

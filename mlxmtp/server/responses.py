@@ -1,0 +1,108 @@
+"""OpenAI's Responses (platform.openai.com/docs/api-reference/responses), stateless, as Codex uses it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlxmtp.server import inbound
+from mlxmtp.server.chat_completions import effort
+from mlxmtp.server.fields import Fields
+from mlxmtp.server.request import Message, Request, check_schema_and_tools, schema_of, settings
+from mlxmtp.server.response_items import call_item, message_item, reasoning_item, response, unsealed
+from mlxmtp.server.responses_stream import ResponseWriter
+from mlxmtp.server.turn import Outcome, new_id
+from mlxmtp.server.wire import Answering, openai_error
+from mlxmtp.worker.messages import Settings
+
+error = openai_error
+writer = ResponseWriter
+
+
+def read(body: Fields, defaults: Settings) -> Request:
+    """The request of a body."""
+    for name in ("previous_response_id", "conversation", "prompt"):
+        body.refuse_unless(name)
+    body.refuse_unless("background", False)
+    body.refuse_unless("top_logprobs", 0)
+    messages: list[Message] = []
+    if instructions := body.text("instructions"):
+        messages.append({"role": "system", "content": instructions})
+    asked = body.any("input")
+    messages += [{"role": "user", "content": asked}] if isinstance(asked, str) else _input(body.objects("input"))
+    tools, dropped = inbound.tools(body.objects("tools"), inbound.function_fields)
+    tools, choice = inbound.tool_choice(body, tools)
+    text, reasoning = body.object("text"), body.object("reasoning")
+    schema = schema_of(text.object("format") if text else None)
+    check_schema_and_tools(schema, tools, "text.format")
+    return Request(
+        inbound.with_one_system(messages),
+        settings(
+            body,
+            defaults,
+            body.whole("max_output_tokens", 1),
+            thinking=effort(reasoning.text("effort") if reasoning else None),
+            json_schema=schema,
+        ),
+        tools,
+        choice,
+        parallel=body.flag("parallel_tool_calls") is not False,
+        stream=bool(body.flag("stream")),
+        dropped=dropped,
+    )
+
+
+def whole(context: Answering, outcome: Outcome) -> dict[str, Any]:
+    """The answer as one object."""
+    items = []
+    if outcome.reasoning:
+        items.append(reasoning_item(new_id("rs"), outcome.reasoning))
+    if outcome.text or not outcome.calls:
+        items.append(message_item(new_id("msg"), outcome.text))
+    items += [call_item(new_id("fc"), one) for one in outcome.calls]
+    return response(context, new_id("resp"), items, outcome)
+
+
+def _input(items: list[Fields]) -> list[Message]:
+    """Chat messages of input items: reasoning, text and calls of one answer become one message."""
+    messages: list[Message] = []
+    reasoning = ""
+    for item in items:
+        kind = item.text("type") or "message"
+        if kind == "reasoning":
+            reasoning += _reasoning(item)
+        elif kind == "function_call":
+            answer = _open_answer(messages, reasoning)
+            called = inbound.call(item.any("name"), item.any("arguments"), item.any("call_id"))
+            answer.setdefault("tool_calls", []).append(called)
+            reasoning = ""
+        elif kind == "function_call_output":
+            said = inbound.text_of(item, "output")
+            messages.append({"role": "tool", "content": said, "tool_call_id": str(item.any("call_id") or "")})
+        elif kind == "message":
+            messages.append(_message(item, reasoning))
+            reasoning = "" if messages[-1]["role"] == "assistant" else reasoning
+        else:
+            item.refuse("type", "message, reasoning, function_call or function_call_output")
+    return messages
+
+
+def _open_answer(messages: list[Message], reasoning: str) -> Message:
+    """The answer that a call belongs to: the newest one, unless new reasoning began another."""
+    if reasoning or not messages or messages[-1]["role"] != "assistant":
+        messages.append(inbound.said("", reasoning))
+    return messages[-1]
+
+
+def _message(item: Fields, reasoning: str) -> Message:
+    role = item.text("role")
+    if role not in ("system", "developer", "user", "assistant"):
+        item.refuse("role", "system, developer, user or assistant")
+    text = inbound.text_of(item)
+    if role == "assistant":
+        return inbound.said(text, reasoning)
+    return {"role": "user" if role == "user" else "system", "content": text}
+
+
+def _reasoning(item: Fields) -> str:
+    """What was thought: what we sealed, else the item's own text."""
+    return unsealed(item.text("encrypted_content")) or inbound.text_of(item) or inbound.text_of(item, "summary")

@@ -1,0 +1,196 @@
+"""The core: a request in, events out, in no protocol's shape."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlxmtp.chat.parts import calls_of
+from mlxmtp.decoding.stats import Stats
+from mlxmtp.server.host import Host
+from mlxmtp.server.prompting import Prepared
+from mlxmtp.server.request import Request
+from mlxmtp.worker.messages import Finished, Said
+
+
+@dataclass(frozen=True)
+class Thought:
+    """More of the reasoning."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """More of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Called:
+    """A whole tool call; `arguments` is a JSON object."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """Of tokens just generated: [id, logprob, [[id, logprob], ...]] each."""
+
+    tokens: list[Any]
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end: "stop", "length" or "tool_calls".
+
+    Args:
+        stopped_by: the stop string that ended it. cache_bytes: what the prefix cache holds now.
+    """
+
+    reason: str
+    stats: Stats | None
+    stopped_by: str | None = None
+    cache_bytes: int | None = None
+
+
+Event = Thought | Spoken | Called | Weighed | Done
+
+
+@dataclass
+class Outcome:
+    """A whole turn, for clients that do not stream."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[Called] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
+    done: Done = field(default_factory=lambda: Done("stop", None))
+
+    def add(self, event: Event) -> None:
+        match event:
+            case Thought():
+                self.reasoning += event.text
+            case Spoken():
+                self.text += event.text
+            case Called():
+                self.calls.append(event)
+            case Weighed():
+                self.logprobs += event.tokens
+            case Done():
+                self.done = event
+
+
+async def answer(host: Host, tokenizer: Any, request: Request, prepared: Prepared) -> AsyncGenerator[Event, None]:
+    """Generate a turn. The last event is `Done`; left before it, the turn is stopped.
+
+    Raises:
+        ApiError: as `Host.turn`.
+    """
+    reader = Reader(tokenizer, request)
+    stats = None
+    async with aclosing(host.turn(request.client, prepared.command)) as events:
+        async for event in events:
+            match event:
+                case Said():
+                    stats = event.stats
+                    if event.logprobs:
+                        yield Weighed(event.logprobs)
+                    for kind, text in event.parts:
+                        for one in reader.feed(kind, text):
+                            yield one
+                    if reader.called and not request.parallel:
+                        yield Done("tool_calls", stats)
+                        return
+                case Finished():
+                    for one in reader.finish(complete=event.reason == "stop"):
+                        yield one
+                    reason = "tool_calls" if reader.called and event.reason == "stop" else event.reason
+                    caches = event.memory.caches if event.memory else None
+                    yield Done(reason, event.stats or stats, event.stopped_by, caches)
+
+
+class Reader:
+    """Turns a turn's parts into events: calls parsed, line ends between the kinds left out.
+
+    Args:
+        request: its tools say which types the arguments have.
+    """
+
+    def __init__(self, tokenizer: Any, request: Request) -> None:
+        self.called = False
+        self._tokenizer = tokenizer
+        self._request = request
+        self._raw = request.raw
+        self._kind = ""
+        self._call: str | None = None
+        self._held = ""
+        self._trim = False
+
+    def feed(self, kind: str, text: str) -> list[Event]:
+        if self._raw:
+            return [Spoken(text)] if text else []
+        events: list[Event] = []
+        if kind != "tool" and self._call is not None:
+            events += self._end_call(complete=True)
+        if kind == "tool":
+            self._call = (self._call or "") + text
+        elif kind == "thinking":
+            events += self._thought(text)
+        else:
+            events += self._spoken(text)
+        return events
+
+    def finish(self, *, complete: bool) -> list[Event]:
+        """The turn is over; complete: by an end token and not by a limit."""
+        events = self._end_call(complete=complete) if self._call is not None else []
+        if self._held and self._kind == "text" and not self._trim:
+            events.append(Spoken(self._held))
+        self._held = ""
+        return events
+
+    def _thought(self, text: str) -> list[Event]:
+        if self._kind != "thinking":
+            text, self._held = text.lstrip("\n"), ""
+        text, self._held = _without_end(self._held + text)
+        self._kind = "thinking" if text else self._kind
+        return [Thought(text)] if text else []
+
+    def _spoken(self, text: str) -> list[Event]:
+        if self._kind == "thinking":
+            self._held, self._trim = "", True
+        self._kind = "text"
+        text = self._held + text
+        if self._trim:  # behind thinking or a call
+            text = text.lstrip("\n")
+        text, self._held = _without_end(text)
+        self._trim = self._trim and not text
+        return [Spoken(text)] if text else []
+
+    def _end_call(self, *, complete: bool) -> list[Event]:
+        text, self._call = self._call or "", None
+        start, end = self._tokenizer.tool_call_start, self._tokenizer.tool_call_end or ""
+        found = calls_of(self._tokenizer, text, self._request.tools) if complete and self._request.tools else None
+        if found is None:
+            return self._spoken(f"{start}{text}{end if complete else ''}")
+        self._held, self._trim, self._kind, self.called = "", True, "text", True
+        if not self._request.parallel:
+            found = found[:1]
+        return [Called(new_id("call"), one["name"], json.dumps(one["arguments"], ensure_ascii=False)) for one in found]
+
+
+def new_id(kind: str) -> str:
+    return f"{kind}_{secrets.token_hex(12)}"
+
+
+def _without_end(text: str) -> tuple[str, str]:
+    """The text without the line ends behind it, and those: whether they belong to it is not known yet."""
+    kept = text.rstrip("\n")
+    return kept, text[len(kept) :]
