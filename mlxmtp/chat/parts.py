@@ -28,7 +28,7 @@ class Splitter:
     """
 
     def __init__(self, tokenizer: Any, prompt: list[int]) -> None:
-        initial = "reasoning" if _opens_thinking(tokenizer, prompt) else tokenizer.response_initial_state or "normal"
+        initial = "reasoning" if opens_thinking(tokenizer, prompt) else tokenizer.response_initial_state or "normal"
         self._state = make_text_state_machine(tokenizer).make_state(initial)
 
     def feed(self, text: str) -> tuple[Part, ...]:
@@ -42,7 +42,7 @@ class Splitter:
         return (Part(_KINDS.get(state, "text"), said),) if said else ()
 
 
-def _opens_thinking(tokenizer: Any, prompt: list[int]) -> bool:
+def opens_thinking(tokenizer: Any, prompt: list[int]) -> bool:
     """Whether the prompt ends with the mark; elsewhere, somebody writes about it."""
     if not tokenizer.has_thinking or (start := tokenizer.rfind_think_start(prompt)) < 0:
         return False
