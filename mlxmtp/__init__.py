@@ -24,7 +24,7 @@ from mlxmtp.errors import (
 if TYPE_CHECKING:
     from mlxmtp.chat.engine import Chunk, Engine, Result, load
     from mlxmtp.decoding.sampling import Sampling
-    from mlxmtp.decoding.stats import Stats
+    from mlxmtp.decoding.stats import Stats, TokenLogprob
 
 __version__ = "0.1.0"
 
@@ -41,6 +41,7 @@ __all__ = [
     "Result",
     "Sampling",
     "Stats",
+    "TokenLogprob",
     "__version__",
     "load",
 ]
@@ -53,6 +54,7 @@ _LAZY = {
     "load": "mlxmtp.chat.engine",
     "Sampling": "mlxmtp.decoding.sampling",
     "Stats": "mlxmtp.decoding.stats",
+    "TokenLogprob": "mlxmtp.decoding.stats",
 }
 
 

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Several
 from contextlib import ExitStack, closing, redirect_stdout
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import mlx.core as mx
 from mlx_lm.generate import wired_limit
 
+from mlxmtp.chat.grammar import json_grammar, token_trie
 from mlxmtp.chat.parts import Part, Splitter, message
 from mlxmtp.chat.prefix import Prefix
 from mlxmtp.chat.prompt import Prompt, encode
 from mlxmtp.chat.text import TextStream
 from mlxmtp.chat.tokenizer import load_tokenizer
 from mlxmtp.checkpoints import open_checkpoint
+from mlxmtp.decoding.constraint import Constraint
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.loop import decode_plainly, speculate
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import PREFILL_ROWS, Sequence
-from mlxmtp.decoding.stats import Round, Stats, Tally
+from mlxmtp.decoding.stats import Round, Stats, Tally, TokenLogprob
 from mlxmtp.decoding.verifier import Verifier, VerifyMode
 from mlxmtp.errors import HeadError, OptionError, PromptError
 from mlxmtp.heads import Head, HeadSource, NoHeadError, judge, load_head
@@ -34,6 +37,7 @@ from mlxmtp.targets import Target, load_target
 DEMO = Path(__file__).parent.parent / "demo"
 DEFAULT_DEPTH = 3
 MAX_DEPTH = 16
+MAX_LOGPROBS = 20
 
 GREEDY = Sampling()
 
@@ -43,8 +47,9 @@ class Chunk:
     """What one round added to a turn: its certain text, its token ids, the turn's statistics so far.
 
     `finish_reason` is None until the last chunk: "stop" (end token or stop string) or "length".
-    `parts` is the text again, taken apart by what it is, without the marks of thinking and calls. `stopped_by` is
-    the stop string that ended the turn, if one did.
+    `parts` is the text again, taken apart by what it is, without the marks of thinking and calls.
+    `logprobs` has one record for each of `tokens` where they were asked for, else none.
+    `stopped_by` is the stop string that ended the turn, if one did.
     """
 
     text: str
@@ -52,6 +57,7 @@ class Chunk:
     stats: Stats
     finish_reason: str | None
     parts: tuple[Part, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
     stopped_by: str | None = None
 
 
@@ -79,6 +85,8 @@ class TurnOptions(TypedDict, total=False):
     thinking: bool | None
     prefix: Prefix | None
     opening: str
+    json_schema: Mapping[str, Any] | None
+    logprobs: int | None
 
 
 class Engine:
@@ -143,6 +151,8 @@ class Engine:
         thinking: bool | None = None,
         prefix: Prefix | None = None,
         opening: str = "",
+        json_schema: Mapping[str, Any] | None = None,
+        logprobs: int | None = None,
     ) -> Iterator[Chunk]:
         """Generate a turn; a chunk a round. Closing the iterator stops at once.
 
@@ -156,6 +166,10 @@ class Engine:
             thinking: with or without thinking, where the chat template has the choice; None: its default.
             opening: the end of the prompt that is the beginning of the answer; `parts` have it too.
             prefix: what an earlier turn left; this turn goes on from it where it can, and leaves its own there.
+            json_schema: the answer is JSON of this schema, unless it is cut short; {"type": "object"} for any object.
+                Where the prompt opens the thinking, it holds behind the thinking's end (chat/grammar.py).
+            logprobs: 0 to 20; also give each token's log-probability, and those of so many of the likeliest. They
+                are the model's own, before penalties, biases, the schema and the temperature.
 
         Raises:
             OptionError, PromptError: at once, before anything is computed.
@@ -163,24 +177,26 @@ class Engine:
         """
         started = time.perf_counter()
         depth = self.checked_depth(depth)
-        verifier = _verifier(sampling, verify)
         stop = _stop_strings(stop)
         for name, value in (("max_tokens", max_tokens), ("prefill_rows", prefill_rows)):
             if not isinstance(value, int) or value < 1:
                 raise OptionError(f"{name} is {value!r}; expected a whole number of at least 1")
+        if logprobs is not None and (not isinstance(logprobs, int) or not 0 <= logprobs <= MAX_LOGPROBS):
+            raise OptionError(f"logprobs is {logprobs!r}; expected a whole number from 0 to {MAX_LOGPROBS}")
         tokens = encode(self.tokenizer, prompt, raw=raw, thinking=thinking)
         if len(tokens) >= self.context:
             raise PromptError(
                 f"the prompt has {len(tokens)} tokens, the model's context {self.context}; "
                 "shorten the prompt so that at least one token fits behind it"
             )
+        verifier = self._verifier(sampling, verify, json_schema, tokens)
         head = self.mtp if depth else None
         prefix = prefix or Prefix()
         sequence = prefix.take(tokens, self.target, head)
         tally = Tally(len(tokens), started, reused=len(sequence.tokens))
         text = TextStream(self.tokenizer, stop)
         splitter = Splitter(self.tokenizer, tokens, opening)
-        turn = _Turn(self.target, head, text, splitter, verifier, depth, sequence, prefix)
+        turn = _Turn(self.target, head, text, splitter, verifier, depth, sequence, prefix, logprobs)
         limit = min(max_tokens, self.context - len(tokens))
         return turn.run(tokens[len(sequence.tokens) :], limit, prefill_rows, on_prefill, tally)
 
@@ -211,6 +227,24 @@ class Engine:
             raise OptionError(f"depth is {depth}, but there is no MTP head: {self.plain_because}")
         return depth
 
+    def _verifier(
+        self, sampling: Sampling, verify: VerifyMode | None, json_schema: Mapping[str, Any] | None, prompt: list[int]
+    ) -> Verifier:
+        vocabulary = int(self.target.text_config.get("vocab_size") or len(self.tokenizer))
+        if bad := [token for token in dict(sampling.logit_bias) if token >= vocabulary]:
+            raise OptionError(f"logit_bias names token {bad[0]}; expected tokens from 0 to {vocabulary - 1}")
+        constraint: Constraint | None = None
+        if json_schema is not None:
+            constraint = json_grammar(json_schema, self._token_trie, self.tokenizer, prompt)
+        try:
+            return Verifier(sampling, verify, constraint)
+        except ValueError as error:
+            raise OptionError(str(error)) from error
+
+    @cached_property
+    def _token_trie(self) -> Any:
+        return token_trie(self.tokenizer)
+
 
 @dataclass(frozen=True)
 class _Turn:
@@ -224,6 +258,7 @@ class _Turn:
     depth: int
     sequence: Sequence
     prefix: Prefix
+    logprobs: int | None
 
     def run(
         self,
@@ -257,13 +292,14 @@ class _Turn:
         text = self.text.take()
         parts = self.splitter.feed(text) + (self.splitter.finish() if one.finish else ())
         stats = tally.stats(mx.get_peak_memory())
-        return Chunk(text, one.tokens, stats, one.finish, parts, self.text.stopped_by)
+        return Chunk(text, one.tokens, stats, one.finish, parts, one.logprobs, self.text.stopped_by)
 
     def _rounds(self, max_tokens: int) -> Any:
+        turn = self.sequence, self.verifier
         if not self.head:
-            return decode_plainly(self.target, self.sequence, self.verifier, self.text.feed, max_tokens)
+            return decode_plainly(self.target, *turn, self.text.feed, max_tokens, self.logprobs)
         policy, drafter = FixedDepth(self.depth), MTPChain(self.head)
-        return speculate(self.target, drafter, self.sequence, self.verifier, policy, self.text.feed, max_tokens)
+        return speculate(self.target, drafter, *turn, policy, self.text.feed, max_tokens, self.logprobs)
 
 
 def load(path_or_repo: str | Path | None = None, *, mtp: bool = True, head: str | Path | None = None) -> Engine:
@@ -296,13 +332,6 @@ def load(path_or_repo: str | Path | None = None, *, mtp: bool = True, head: str 
             raise HeadError(f"{error}; to run the model without its head: --no-mtp, load(..., mtp=False)") from error
     name = "demo" if path_or_repo is None else str(path_or_repo)
     return Engine(checkpoint.folder, name, target, tokenizer, loaded, plain_because, found if loaded else None)
-
-
-def _verifier(sampling: Sampling, verify: VerifyMode | None) -> Verifier:
-    try:
-        return Verifier(sampling, verify)
-    except ValueError as error:
-        raise OptionError(str(error)) from error
 
 
 def _stop_strings(stop: Several[str]) -> tuple[str, ...]:

@@ -170,7 +170,7 @@ class Worker:
         with closing(self._stream(command)) as turn:
             for chunk in turn:
                 parts += [Part("text", chunk.text)] if command.raw else chunk.parts
-                logprobs += [[one.token, one.logprob, one.top] for one in getattr(chunk, "logprobs", ())]
+                logprobs += [[one.token, one.logprob, one.top] for one in chunk.logprobs]
                 if chunk.finish_reason or self._due() or chunk.stats.rounds == 1:  # the first token does not wait
                     fresh = [[part.kind, part.text] for part in parts[sent:]]
                     self._say(Said(command.id, fresh, chunk.stats, self._memory(), logprobs))
@@ -194,6 +194,8 @@ class Worker:
             depth=wanted.depth,
             thinking=wanted.thinking,
             stop=wanted.stop,
+            json_schema=wanted.json_schema,
+            logprobs=wanted.logprobs,
             opening=command.opening,
             on_prefill=read,
             prefix=self._prefix,
@@ -304,6 +306,10 @@ def _sampling(wanted: Settings) -> Any:
             wanted.top_k,
             wanted.min_p,
             wanted.seed,
+            frequency_penalty=wanted.frequency_penalty,
+            presence_penalty=wanted.presence_penalty,
+            repetition_penalty=wanted.repetition_penalty,
+            logit_bias={int(token): bias for token, bias in wanted.logit_bias},
         )
     except ValueError as error:
         raise OptionError(str(error)) from error

@@ -264,13 +264,16 @@ def test_text_that_is_no_unicode_ends_no_process(engine: Engine, messages: list[
 
 
 def test_settings_are_passed_on() -> None:
-    wanted = Settings(0.7, 0.9, 40, 0.05, 11, depth=2, max_tokens=17, thinking=False, stop=["#"])
+    penalties = {"frequency_penalty": 0.1, "presence_penalty": 0.2, "repetition_penalty": 1.3}
+    turn = {"depth": 2, "max_tokens": 17, "thinking": False, "stop": ["#"], "json_schema": {"type": "object"}}
+    wanted = Settings(0.7, 0.9, 40, 0.05, 11, **penalties, logit_bias=[[7, -1.5]], logprobs=2, **turn)
     engine = Scripted(chunk("a", "stop"))
-    serve(Generate(1, HELLO, wanted), engine=engine)
+    serve(Generate(1, HELLO, wanted, opening="<"), engine=engine)
     ((messages, sampling), options) = engine.asked[0]
     assert messages == HELLO
-    assert vars(sampling) == {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "seed": 11}
-    assert options == {"max_tokens": 17, "depth": 2, "thinking": False, "stop": ["#"], "opening": ""}
+    chain = {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "seed": 11}
+    assert vars(sampling) == chain | penalties | {"logit_bias": ((7, -1.5),)}
+    assert options == turn | {"logprobs": 2, "opening": "<"}
 
 
 # -- a process, its models and its failures ----------------------------------------------------------------------
