@@ -82,6 +82,12 @@ def tools(
     return found, tuple(dropped)
 
 
+def namespaces(items: list[Fields]) -> dict[str, str]:
+    """The namespace of each function that has one: Codex takes no call without it."""
+    spaces = [item for item in items if item.any("type") == "namespace"]
+    return {str(one.any("name")): str(space.any("name")) for space in spaces for one in space.objects("tools")}
+
+
 def function_fields(item: Fields) -> dict[str, Any] | None:
     """A tool of Chat Completions or Responses; None: one of another kind."""
     if item.any("type") not in ("function", None):

@@ -71,10 +71,11 @@ def unsealed(content: str | None) -> str:
         return ""
 
 
-def call_item(id: str, call: Called, status: str = "completed") -> dict[str, Any]:
+def call_item(context: Answering, id: str, call: Called, status: str = "completed") -> dict[str, Any]:
     arguments = call.arguments if status == "completed" else ""
-    about = {"call_id": call.id, "name": call.name, "arguments": arguments}
-    return {"id": id, "type": "function_call", "status": status, **about}
+    item = {"id": id, "type": "function_call", "status": status, "call_id": call.id}
+    space = context.request.namespaces.get(call.name)
+    return item | {"name": call.name, "arguments": arguments} | ({"namespace": space} if space else {})
 
 
 def _usage(context: Answering, said: int, reused: int) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def read(body: Fields, defaults: Settings) -> Request:
         parallel=body.flag("parallel_tool_calls") is not False,
         stream=bool(body.flag("stream")),
         dropped=dropped,
+        namespaces=inbound.namespaces(body.objects("tools")),
     )
 
 
@@ -58,7 +59,7 @@ def whole(context: Answering, outcome: Outcome) -> dict[str, Any]:
         items.append(reasoning_item(new_id("rs"), outcome.reasoning))
     if outcome.text or not outcome.calls:
         items.append(message_item(new_id("msg"), outcome.text))
-    items += [call_item(new_id("fc"), one) for one in outcome.calls]
+    items += [call_item(context, new_id("fc"), one) for one in outcome.calls]
     return response(context, new_id("resp"), items, outcome)
 
 
