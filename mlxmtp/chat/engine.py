@@ -17,8 +17,8 @@ from mlx_lm.generate import wired_limit
 from mlx_lm.utils import load_tokenizer
 
 from mlxmtp.chat.parts import Part, Splitter, message
-from mlxmtp.chat.prefix import Prefix
-from mlxmtp.chat.prompt import Prompt, encode
+from mlxmtp.chat.prefixes import PrefixCache
+from mlxmtp.chat.prompt import Prompt, read
 from mlxmtp.chat.text import TextStream
 from mlxmtp.checkpoints import check_tokenizer, open_checkpoint
 from mlxmtp.decoding.depth import FixedDepth
@@ -76,7 +76,8 @@ class TurnOptions(TypedDict, total=False):
     on_prefill: Callable[[int, int], None] | None
     prefill_rows: int
     thinking: bool | None
-    prefix: Prefix | None
+    prefixes: PrefixCache | None
+    marks: Several[int]
 
 
 class Engine:
@@ -139,7 +140,8 @@ class Engine:
         on_prefill: Callable[[int, int], None] | None = None,
         prefill_rows: int = PREFILL_ROWS,
         thinking: bool | None = None,
-        prefix: Prefix | None = None,
+        prefixes: PrefixCache | None = None,
+        marks: Several[int] = (),
     ) -> Iterator[Chunk]:
         """Generate a turn; a chunk a round. Closing the iterator stops at once.
 
@@ -151,7 +153,9 @@ class Engine:
             on_prefill: told (done, total) after each chunk of the prompt.
             prefill_rows: the prompt is read so many tokens at a time.
             thinking: with or without thinking, where the chat template has the choice; None: its default.
-            prefix: what an earlier turn left; this turn goes on from it where it can, and leaves its own there.
+            prefixes: what earlier turns left; this turn goes on from there where it can, and leaves its own.
+            marks: of a prompt of token ids, the numbers of tokens behind which other prompts are likely to part from
+                it (chat/prompt.py, `Rendered`); of messages, they are found.
 
         Raises:
             OptionError, PromptError: at once, before anything is computed.
@@ -164,20 +168,20 @@ class Engine:
         for name, value in (("max_tokens", max_tokens), ("prefill_rows", prefill_rows)):
             if not isinstance(value, int) or value < 1:
                 raise OptionError(f"{name} is {value!r}; expected a whole number of at least 1")
-        tokens = encode(self.tokenizer, prompt, raw=raw, thinking=thinking)
+        rendered = read(self.tokenizer, prompt, raw=raw, thinking=thinking)
+        tokens = rendered.tokens
         if len(tokens) >= self.context:
             raise PromptError(
                 f"the prompt has {len(tokens)} tokens, the model's context {self.context}; "
                 "shorten the prompt so that at least one token fits behind it"
             )
         head = self.mtp if depth else None
-        prefix = prefix or Prefix()
-        sequence = prefix.take(tokens, self.target, head)
-        tally = Tally(len(tokens), started, reused=len(sequence.tokens))
         text = TextStream(self.tokenizer, stop)
-        turn = _Turn(self.target, head, text, Splitter(self.tokenizer, tokens), verifier, depth, sequence, prefix)
+        splitter, kept = Splitter(self.tokenizer, tokens), prefixes or PrefixCache(0)
+        turn = _Turn(self.target, head, text, splitter, verifier, depth, kept)
         limit = min(max_tokens, self.context - len(tokens))
-        return turn.run(tokens[len(sequence.tokens) :], limit, prefill_rows, on_prefill, tally)
+        marks = (*rendered.marks, *marks) if prefixes else ()
+        return turn.run(tokens, marks, limit, prefill_rows, on_prefill, started)
 
     def generate(self, prompt: Prompt, sampling: Sampling = GREEDY, **options: Unpack[TurnOptions]) -> Result:
         """A whole turn; arguments and errors as for `stream`."""
@@ -217,24 +221,27 @@ class _Turn:
     splitter: Splitter
     verifier: Verifier
     depth: int
-    sequence: Sequence
-    prefix: Prefix
+    prefixes: PrefixCache
 
     def run(
         self,
-        tokens: list[int],
+        prompt: list[int],
+        marks: Several[int],
         max_tokens: int,
         prefill_rows: int,
         on_prefill: Callable[[int, int], None] | None,
-        tally: Tally,
+        started: float,
     ) -> Iterator[Chunk]:
         mx.reset_peak_memory()
         with ExitStack() as stack:
             with redirect_stdout(sys.stderr):  # mlx-lm prints its warning about large models
                 stack.enter_context(wired_limit(self.target.model))
-            self.sequence.prefill(tokens, prefill_rows, on_prefill)
+            sequence = self.prefixes.take(prompt, self.target, self.head)
+            reused = len(sequence.tokens)
+            tally = Tally(len(prompt), started, reused)
+            sequence.prefill(prompt[reused:], prefill_rows, self._watched(sequence, on_prefill), marks)
             tally.prefilled(time.perf_counter())
-            with closing(self._rounds(max_tokens)) as rounds:
+            with closing(self._rounds(sequence, max_tokens)) as rounds:
                 for one in rounds:
                     tally.add(one, time.perf_counter())
                     chunk = self._chunk(one, tally)
@@ -242,9 +249,23 @@ class _Turn:
                         yield chunk
                     except GeneratorExit:  # whoever reads has enough: the caches stand at the last token
                         rounds.close()
-                        self.prefix.keep(self.sequence)
+                        self.prefixes.keep(sequence)
                         raise
-            self.prefix.keep(self.sequence)
+            self.prefixes.keep(sequence)
+
+    def _watched(self, sequence: Sequence, on_prefill: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
+        """What is done after each chunk of the prompt; where a caller ends the turn there, what was read is kept."""
+
+        def watch(done: int, total: int) -> None:
+            self.prefixes.fit()
+            try:
+                if on_prefill:
+                    on_prefill(done, total)
+            except BaseException:
+                self.prefixes.keep(sequence)
+                raise
+
+        return watch
 
     def _chunk(self, one: Round, tally: Tally) -> Chunk:
         if one.finish == "length":
@@ -253,11 +274,11 @@ class _Turn:
         parts = self.splitter.feed(text) + (self.splitter.finish() if one.finish else ())
         return Chunk(text, one.tokens, tally.stats(mx.get_peak_memory()), one.finish, parts)
 
-    def _rounds(self, max_tokens: int) -> Any:
+    def _rounds(self, sequence: Sequence, max_tokens: int) -> Any:
         if not self.head:
-            return decode_plainly(self.target, self.sequence, self.verifier, self.text.feed, max_tokens)
+            return decode_plainly(self.target, sequence, self.verifier, self.text.feed, max_tokens)
         policy, drafter = FixedDepth(self.depth), MTPChain(self.head)
-        return speculate(self.target, drafter, self.sequence, self.verifier, policy, self.text.feed, max_tokens)
+        return speculate(self.target, drafter, sequence, self.verifier, policy, self.text.feed, max_tokens)
 
 
 def load(path_or_repo: str | Path | None = None, *, mtp: bool = True, head: str | Path | None = None) -> Engine:

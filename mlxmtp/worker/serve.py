@@ -94,7 +94,7 @@ class Worker:
         self._inbox = inbox
         self._out = out
         self._engine: Any = None
-        self._prefix: Any = None
+        self._prefixes: Any = None
         self._sent_at = 0.0
 
     def run(self) -> None:
@@ -141,6 +141,7 @@ class Worker:
         from mlxmtp.conversion.pull import usable_memory
 
         self._engine = engine = mlxmtp.load(command.model, mtp=command.mtp, head=command.head)
+        self._forget()  # now that its size is known
         source = engine.head_source
         self._say(
             Loaded(
@@ -188,7 +189,7 @@ class Worker:
             depth=wanted.depth,
             thinking=wanted.thinking,
             on_prefill=read,
-            prefix=self._prefix,
+            prefixes=self._prefixes,
         )
 
     def _compare(self, command: Compare) -> None:
@@ -263,15 +264,15 @@ class Worker:
         return self._engine
 
     def _forget(self) -> None:
-        """The conversation's caches."""
-        from mlxmtp.chat.prefix import Prefix
+        """The conversations' caches."""
+        from mlxmtp.chat.prefixes import PrefixCache
 
-        self._prefix = Prefix()
+        self._prefixes = PrefixCache(_cache_bytes())
 
     def _memory(self) -> Memory:
         import mlx.core as mx
 
-        return Memory(mx.get_active_memory(), mx.get_peak_memory(), self._prefix.nbytes)
+        return Memory(mx.get_active_memory(), mx.get_peak_memory(), self._prefixes.nbytes)
 
     def _check(self, command: Command) -> None:
         if self._inbox.stops(command):
@@ -284,6 +285,16 @@ class Worker:
         self._out.write(encode(event))
         self._out.flush()
         self._sent_at = time.perf_counter()
+
+
+def _cache_bytes() -> int:
+    """Half of the memory that a model leaves, the loaded one's bytes being MLX's; at least an eighth of all."""
+    import mlx.core as mx
+
+    from mlxmtp.conversion.pull import usable_memory
+
+    usable = usable_memory()
+    return max((usable - mx.get_active_memory()) // 2, usable // 8)
 
 
 def _sampling(wanted: Settings) -> Any:
