@@ -119,8 +119,12 @@ def _shared_characters(text: str, others: list[list[list[Message]]], text_of: Ca
     found = []
     for group in others:
         with suppress(Exception):  # a template that cannot do without what is left out: no mark
-            found.append(len(commonprefix([text, *(text_of(other, opened=False) for other in group)])))
+            found.append(_shared([text, *(text_of(other, opened=False) for other in group)]))
     return found
+
+
+def _shared(several: list[Any]) -> int:
+    return len(commonprefix(several))  # noqa: RUF071 - of characters or tokens; nothing here is a path
 
 
 def _marked(tokenizer: Any, text: str, ends: list[int]) -> Rendered:
@@ -130,7 +134,7 @@ def _marked(tokenizer: Any, text: str, ends: list[int]) -> Rendered:
         counts = {bisect_right(stops, end) for end in ends}
     else:
         tokens = _tokenised(_ids, tokenizer, text)
-        counts = {len(commonprefix([tokens, _ids(tokenizer, text[:end])])) for end in ends}
+        counts = {_shared([tokens, _ids(tokenizer, text[:end])]) for end in ends}
     return Rendered(_checked(tokens), tuple(sorted(count for count in counts if 0 < count < len(tokens))))
 
 

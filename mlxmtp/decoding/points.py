@@ -6,6 +6,7 @@ way. A cache that only grows is cut anywhere; the last token kept is then read a
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
 
@@ -68,7 +69,9 @@ class Outline:
             drafting: whether the head goes along, and so has to have read as much.
         """
         common = shared_length(self.tokens, prompt)
-        found = [place for place in (*self.places, self.end) if place.rows <= self._limit(place, common, prompt, drafting)]
+        found = [
+            place for place in (*self.places, self.end) if place.rows <= self._limit(place, common, prompt, drafting)
+        ]
         if self.appends:
             cut = Place(0)
             found.append(Place(min(self.end.rows, self._limit(cut, common, prompt, drafting))))
@@ -91,7 +94,7 @@ def shared_length(one: Several[int], other: Several[int]) -> int:
     return next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
 
 
-def thinned(points: Several[Point], most: int, marks: Several[int] = ()) -> list[Point]:
+def thinned(points: Several[Point], most: int, marks: Collection[int] = ()) -> list[Point]:
     """At most so many points: first and last stay, and those at `marks`, then those whose loss would cost most.
 
     Without a point, what lies between it and the one before is read again.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import mlx.core as mx
 
 from mlxmtp.decoding.points import Outline, Place, Point, thinned
-from mlxmtp.targets import State, appends, can_be_kept, parts, put, state_of
+from mlxmtp.targets import appends, can_be_kept, parts, put, state_of
 
 if TYPE_CHECKING:
     from mlxmtp.heads import Head
@@ -87,8 +87,8 @@ class Sequence:
     @property
     def nbytes(self) -> int:
         """Bytes of the caches, and of all that is kept to go back."""
-        caches = sum(layer.nbytes for layer in self.cache + self.head_cache)
-        return caches + sum(kept.nbytes for kept in (*self.points, *self._pending))
+        caches: int = sum(layer.nbytes for layer in self.cache + self.head_cache)
+        return caches + sum(point.nbytes for point in self.points) + sum(hidden.nbytes for hidden in self._pending)
 
     def fork(self) -> Self:
         """A second sequence with the same past; each goes on without the other's caches changing."""
@@ -115,6 +115,37 @@ class Sequence:
         twin = type(self)(self.target, self.head)
         twin._stand(self, prompt, place, drafting)
         return twin
+
+    @property
+    def can_be_kept(self) -> bool:
+        """Whether all kinds of its caches are known: of others there are no points, and no `whole`."""
+        return all(map(can_be_kept, self._parts()))
+
+    @property
+    def whole(self) -> Point:
+        """A point where it stands, with the rows of the caches that append."""
+        pending = _join(self._pending) if self._pending else None
+        return Point(self.rows, tuple(map(state_of, self._parts())), pending)
+
+    @classmethod
+    def made_of(cls, target: Target, head: Head | None, tokens: list[int], points: list[Point], whole: Point) -> Self:
+        """What had these tokens and points, and stood at `whole`.
+
+        Raises:
+            ValueError: these are not a sequence's of such models.
+        """
+        made = cls(target, head)
+        kinds = made._parts()
+        if any(len(point.states) != len(kinds) for point in (*points, whole)):
+            raise ValueError(f"the states of {len(whole.states)} caches; expected {len(kinds)}")
+        for part, state in zip(kinds, whole.states, strict=True):
+            if state is None:
+                raise ValueError("a cache without its state")
+            put(part, state)
+        made.tokens, made.rows, made.points = tokens, whole.rows, points
+        made.answered_at = points[-1].rows if points else max(whole.rows - 1, 0)
+        made._pending = [] if whole.pending is None else [whole.pending]
+        return made
 
     def advance(self, tokens: list[int], hidden: mx.array) -> None:
         """Append a round's tokens; hidden [1, n, H] are the states of the rows committed for them."""
@@ -153,8 +184,7 @@ class Sequence:
 
     @property
     def _needs_points(self) -> bool:
-        kinds = self._parts()
-        return all(map(can_be_kept, kinds)) and not all(map(appends, kinds))
+        return self.can_be_kept and not all(map(appends, self._parts()))
 
     @property
     def _head_rows(self) -> int:
@@ -188,8 +218,9 @@ class Sequence:
                 _cut(mine, its, place.rows if i < target_parts else read)
             elif mine is not its:
                 put(mine, state_of(its))
-        goes_on = place == source.outline.end and source.tokens == prompt[: len(source.tokens)]
-        self.tokens = source.tokens[: None if goes_on else place.rows]
+        count = len(source.tokens)
+        goes_on = place == source.outline.end and len(prompt) > count and source.tokens == prompt[:count]
+        self.tokens = source.tokens[: count if goes_on else place.rows]
         pending = point.pending if point else _join(source._pending) if place.pending else None
         self._pending = [pending] if drafting and pending is not None else []
         self.points = [point for point in source.points if point.rows <= place.rows]

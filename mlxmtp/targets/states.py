@@ -67,13 +67,11 @@ def state_of(part: Any, rows: int | None = None) -> State:
 
 def put(part: Any, state: State) -> None:
     """Make a part stand where `state` was taken. Its arrays are shared: a pass writes into copies of them."""
-    if isinstance(part, SharedRows):
-        return
-    if isinstance(part, ArraysCache):
+    if hasattr(part, "cache"):
         part.cache = list(state.arrays)
-        return
-    part.keys, part.values = state.arrays
-    part.offset = state.offset
+    elif not isinstance(part, SharedRows):
+        part.keys, part.values = state.arrays
+        part.offset = state.offset
     if isinstance(part, RotatingKVCache):
         part._idx = state.slot
 
@@ -85,7 +83,7 @@ def _window(part: RotatingKVCache) -> State:
     kept: Any = (part.keys, part.values)
     slot, surplus = part._idx, part.keys.shape[2] - part.max_size
     if surplus > 0:
-        kept = (part._trim(surplus, rows) for rows in kept)  # type: ignore[no-untyped-call]
+        kept = (part._trim(surplus, rows) for rows in kept)
         slot = part.max_size
     elif part.offset < part.keys.shape[2]:
         kept = (rows[:, :, : part.offset] for rows in kept)

@@ -56,7 +56,9 @@ class Scripted:
         self.prefixes: list[PrefixCache] = []
         self.asked: list[Any] = []
 
-    def stream(self, *prompt: Any, on_prefill: Callable[[int, int], None], prefixes: PrefixCache, **options: Any) -> Any:
+    def stream(
+        self, *prompt: Any, on_prefill: Callable[[int, int], None], prefixes: PrefixCache, **options: Any
+    ) -> Any:
         self.prefixes.append(prefixes)
         self.asked.append((prompt, options))
         return self._turn(on_prefill)
