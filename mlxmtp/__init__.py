@@ -22,7 +22,8 @@ from mlxmtp.errors import (
 )
 
 if TYPE_CHECKING:
-    from mlxmtp.chat.engine import Chunk, Engine, Result, load
+    from mlxmtp.chat.engine import Engine, Result, load
+    from mlxmtp.chat.turn import Chunk
     from mlxmtp.decoding.sampling import Sampling
     from mlxmtp.decoding.stats import Stats, TokenLogprob
 
@@ -48,7 +49,7 @@ __all__ = [
 
 # Imported at first use: MLX and transformers take seconds, `mlxmtp --help` must not.
 _LAZY = {
-    "Chunk": "mlxmtp.chat.engine",
+    "Chunk": "mlxmtp.chat.turn",
     "Engine": "mlxmtp.chat.engine",
     "Result": "mlxmtp.chat.engine",
     "load": "mlxmtp.chat.engine",

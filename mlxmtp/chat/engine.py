@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Several
-from contextlib import ExitStack, closing, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import mlx.core as mx
-from mlx_lm.generate import wired_limit
 
 from mlxmtp.chat.grammar import json_grammar, token_trie
 from mlxmtp.chat.parts import Part, Splitter, message
-from mlxmtp.chat.prefix import Prefix
-from mlxmtp.chat.prompt import Prompt, encode
+from mlxmtp.chat.prefixes import PrefixCache
+from mlxmtp.chat.prompt import Prompt, read
 from mlxmtp.chat.text import TextStream
 from mlxmtp.chat.tokenizer import load_tokenizer
+from mlxmtp.chat.turn import Chunk, Turn
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.decoding.constraint import Constraint
-from mlxmtp.decoding.depth import FixedDepth
-from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.loop import decode_plainly, speculate
 from mlxmtp.decoding.sampling import Sampling
-from mlxmtp.decoding.sequence import PREFILL_ROWS, Sequence
-from mlxmtp.decoding.stats import Round, Stats, Tally, TokenLogprob
+from mlxmtp.decoding.sequence import PREFILL_ROWS
+from mlxmtp.decoding.stats import Stats
 from mlxmtp.decoding.verifier import Verifier, VerifyMode
 from mlxmtp.errors import HeadError, OptionError, PromptError
 from mlxmtp.heads import Head, HeadSource, NoHeadError, judge, load_head
@@ -40,25 +35,6 @@ MAX_DEPTH = 16
 MAX_LOGPROBS = 20
 
 GREEDY = Sampling()
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What one round added to a turn: its certain text, its token ids, the turn's statistics so far.
-
-    `finish_reason` is None until the last chunk: "stop" (end token or stop string) or "length".
-    `parts` is the text again, taken apart by what it is, without the marks of thinking and calls.
-    `logprobs` has one record for each of `tokens` where they were asked for, else none.
-    `stopped_by` is the stop string that ended the turn, if one did.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    stats: Stats
-    finish_reason: str | None
-    parts: tuple[Part, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
-    stopped_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +59,8 @@ class TurnOptions(TypedDict, total=False):
     on_prefill: Callable[[int, int], None] | None
     prefill_rows: int
     thinking: bool | None
-    prefix: Prefix | None
+    prefixes: PrefixCache | None
+    marks: Several[int]
     opening: str
     json_schema: Mapping[str, Any] | None
     logprobs: int | None
@@ -149,7 +126,8 @@ class Engine:
         on_prefill: Callable[[int, int], None] | None = None,
         prefill_rows: int = PREFILL_ROWS,
         thinking: bool | None = None,
-        prefix: Prefix | None = None,
+        prefixes: PrefixCache | None = None,
+        marks: Several[int] = (),
         opening: str = "",
         json_schema: Mapping[str, Any] | None = None,
         logprobs: int | None = None,
@@ -164,8 +142,10 @@ class Engine:
             on_prefill: told (done, total) after each chunk of the prompt.
             prefill_rows: the prompt is read so many tokens at a time.
             thinking: with or without thinking, where the chat template has the choice; None: its default.
+            prefixes: what earlier turns left; this turn goes on from there where it can, and leaves its own.
+            marks: of a prompt of token ids, the numbers of tokens behind which other prompts are likely to part from
+                it (chat/prompt.py, `Rendered`); of messages, they are found.
             opening: the end of the prompt that is the beginning of the answer; `parts` have it too.
-            prefix: what an earlier turn left; this turn goes on from it where it can, and leaves its own there.
             json_schema: the answer is JSON of this schema, unless it is cut short; {"type": "object"} for any object.
                 Where the prompt opens the thinking, it holds behind the thinking's end (chat/grammar.py).
             logprobs: 0 to 20; also give each token's log-probability, and those of so many of the likeliest. They
@@ -183,7 +163,8 @@ class Engine:
                 raise OptionError(f"{name} is {value!r}; expected a whole number of at least 1")
         if logprobs is not None and (not isinstance(logprobs, int) or not 0 <= logprobs <= MAX_LOGPROBS):
             raise OptionError(f"logprobs is {logprobs!r}; expected a whole number from 0 to {MAX_LOGPROBS}")
-        tokens = encode(self.tokenizer, prompt, raw=raw, thinking=thinking)
+        rendered = read(self.tokenizer, prompt, raw=raw, thinking=thinking)
+        tokens = rendered.tokens
         if len(tokens) >= self.context:
             raise PromptError(
                 f"the prompt has {len(tokens)} tokens, the model's context {self.context}; "
@@ -191,14 +172,13 @@ class Engine:
             )
         verifier = self._verifier(sampling, verify, json_schema, tokens)
         head = self.mtp if depth else None
-        prefix = prefix or Prefix()
-        sequence = prefix.take(tokens, self.target, head)
-        tally = Tally(len(tokens), started, reused=len(sequence.tokens))
         text = TextStream(self.tokenizer, stop)
+        kept = prefixes or PrefixCache(0)
         splitter = Splitter(self.tokenizer, tokens, opening)
-        turn = _Turn(self.target, head, text, splitter, verifier, depth, sequence, prefix, logprobs)
+        turn = Turn(self.target, head, text, splitter, verifier, depth, kept, logprobs)
         limit = min(max_tokens, self.context - len(tokens))
-        return turn.run(tokens[len(sequence.tokens) :], limit, prefill_rows, on_prefill, tally)
+        marks = (*rendered.marks, *marks) if prefixes else ()
+        return turn.run(tokens, marks, limit, prefill_rows, on_prefill, started)
 
     def generate(self, prompt: Prompt, sampling: Sampling = GREEDY, **options: Unpack[TurnOptions]) -> Result:
         """A whole turn; arguments and errors as for `stream`."""
@@ -244,62 +224,6 @@ class Engine:
     @cached_property
     def _token_trie(self) -> Any:
         return token_trie(self.tokenizer)
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """One turn through the loop: tokens in, chunks out."""
-
-    target: Target
-    head: Head | None
-    text: TextStream
-    splitter: Splitter
-    verifier: Verifier
-    depth: int
-    sequence: Sequence
-    prefix: Prefix
-    logprobs: int | None
-
-    def run(
-        self,
-        tokens: list[int],
-        max_tokens: int,
-        prefill_rows: int,
-        on_prefill: Callable[[int, int], None] | None,
-        tally: Tally,
-    ) -> Iterator[Chunk]:
-        mx.reset_peak_memory()
-        with ExitStack() as stack:
-            with redirect_stdout(sys.stderr):  # mlx-lm prints its warning about large models
-                stack.enter_context(wired_limit(self.target.model))
-            self.sequence.prefill(tokens, prefill_rows, on_prefill)
-            tally.prefilled(time.perf_counter())
-            with closing(self._rounds(max_tokens)) as rounds:
-                for one in rounds:
-                    tally.add(one, time.perf_counter())
-                    chunk = self._chunk(one, tally)
-                    try:
-                        yield chunk
-                    except GeneratorExit:  # whoever reads has enough: the caches stand at the last token
-                        rounds.close()
-                        self.prefix.keep(self.sequence)
-                        raise
-            self.prefix.keep(self.sequence)
-
-    def _chunk(self, one: Round, tally: Tally) -> Chunk:
-        if one.finish == "length":
-            self.text.finish()
-        text = self.text.take()
-        parts = self.splitter.feed(text) + (self.splitter.finish() if one.finish else ())
-        stats = tally.stats(mx.get_peak_memory())
-        return Chunk(text, one.tokens, stats, one.finish, parts, one.logprobs, self.text.stopped_by)
-
-    def _rounds(self, max_tokens: int) -> Any:
-        turn = self.sequence, self.verifier
-        if not self.head:
-            return decode_plainly(self.target, *turn, self.text.feed, max_tokens, self.logprobs)
-        policy, drafter = FixedDepth(self.depth), MTPChain(self.head)
-        return speculate(self.target, drafter, *turn, policy, self.text.feed, max_tokens, self.logprobs)
 
 
 def load(path_or_repo: str | Path | None = None, *, mtp: bool = True, head: str | Path | None = None) -> Engine:

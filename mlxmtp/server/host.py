@@ -10,10 +10,12 @@ from typing import Any, Protocol
 from mlxmtp.errors import MlxmtpError
 from mlxmtp.server.problems import ApiError
 from mlxmtp.server.queue import FairQueue
-from mlxmtp.worker.messages import Command, Died, Event, Failed, Finished, Generate, Load, Loaded, Stopped
+from mlxmtp.worker.messages import Command, Died, Event, Failed, Finished, Generate, Load, Loaded, Stopped, Warned
 
 STOP_S = 120.0
 """How long a stopped turn may take to end, in a long prompt's chunk for instance, before the engine is replaced."""
+CLOSING_S = 32.0
+"""How long the engine may take to write its caches to disk at the end."""
 ENDINGS = (Finished, Failed, Stopped, Died)
 
 
@@ -25,7 +27,7 @@ class Engine(Protocol):
     def stop(self) -> None: ...
     def events(self) -> AsyncIterator[Event]: ...
     def kill(self) -> None: ...
-    async def close(self) -> None: ...
+    async def close(self, grace_s: float = ...) -> None: ...
 
 
 class LoadError(MlxmtpError):
@@ -39,12 +41,14 @@ class Host:
         start: starts a process. load: the model, as a `Load` command with a given id. queue: how many may wait.
 
     `loaded` tells about the model, once `open` has returned. `restarts` counts the engines that had to be replaced.
+    `warn` is told what the engine warns of.
     """
 
     def __init__(self, start: Callable[[], Awaitable[Engine]], load: Callable[[int], Load], queue: int) -> None:
         self.queue = FairQueue(queue)
         self.loaded: Loaded | None = None
         self.restarts = 0
+        self.warn: Callable[[str], None] = lambda _: None
         self._start = start
         self._load = load
         self._engine: Engine | None = None
@@ -95,7 +99,7 @@ class Host:
             self._opening.cancel()
         engine, self._engine = self._engine, None
         if engine:
-            await engine.close()
+            await engine.close(CLOSING_S)
         for task in self._tasks:
             task.cancel()
 
@@ -157,6 +161,8 @@ class Host:
             async for event in engine.events():
                 if isinstance(event, Died):
                     code = event.code
+                elif isinstance(event, Warned):
+                    self.warn(event.message)
                 else:
                     events.put_nowait(event)
         except MlxmtpError:  # what cannot be understood comes from another version

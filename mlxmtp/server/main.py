@@ -113,6 +113,7 @@ async def _run(options: Options, host: Host, loaded: Loaded, door: socket.socket
         timeout_graceful_shutdown=CLOSING_S,
         server_header=False,
     )
+    host.warn = lambda text: service.log.line(f"warning: {text}")
     server = _Server(config)
     serving = asyncio.create_task(server.serve([door]))
     _greet(options, loaded, name, door)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import sys
@@ -35,10 +36,14 @@ from mlxmtp.worker.messages import (
     Settings,
     Stop,
     Stopped,
+    Warned,
     decode,
     encode,
 )
 
+DISK_BYTES = 10**10
+SAVING_S = 30.0
+"""How long caches may take to be written, when the other side has gone."""
 NOTHING = {"role": "assistant", "content": ""}
 PAUSE_S = 1 / 15
 """The least time between two messages of one kind: each costs the engine and the reader some."""
@@ -47,16 +52,18 @@ PAUSE_S = 1 / 15
 class Inbox:
     """Commands, read by a thread of their own, so that a stop is heard while the engine works.
 
-    When the other side goes away, so does this process, whatever it is doing.
+    When the other side goes away, so does this process, whatever it is doing: after `grace_s`, for what is to be kept.
     """
 
     def __init__(self, lines: BinaryIO) -> None:
         self._lines = lines
-        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._stopped = 0
+        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._stopped = 0.0
+        self.grace_s = 0.0
         threading.Thread(target=self._read, daemon=True).start()
 
-    def next(self) -> Command:
+    def next(self) -> Command | None:
+        """The next command; None: there is none to come."""
         return self._commands.get()
 
     def stops(self, command: Command) -> bool:
@@ -76,6 +83,9 @@ class Inbox:
         except Exception:
             traceback.print_exc()
         finally:
+            self._stopped = math.inf
+            self._commands.put(None)
+            time.sleep(self.grace_s)
             os._exit(code)
 
 
@@ -94,12 +104,12 @@ class Worker:
         self._inbox = inbox
         self._out = out
         self._engine: Any = None
-        self._prefix: Any = None
+        self._prefixes: Any = None
         self._sent_at = 0.0
 
     def run(self) -> None:
-        while True:
-            command = self._inbox.next()
+        """Until there is nothing to come; then what is to be kept is written."""
+        while command := self._inbox.next():
             try:
                 if self._inbox.stops(command):
                     raise StopRequest
@@ -112,10 +122,13 @@ class Worker:
             except (MemoryError, RuntimeError) as error:
                 if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                     raise
-                self._forget()
+                if self._prefixes:
+                    self._prefixes.clear()
                 self._say(Failed(command.id, "memory", str(error) or "out of memory"))
             except OSError as error:
                 self._say(Failed(command.id, "failed", str(error)))
+        if self._prefixes:
+            self._prefixes.close()
 
     def _carry_out(self, command: Command) -> None:
         match command:
@@ -133,14 +146,16 @@ class Worker:
 
     def _load(self, command: Load) -> None:
         started = time.perf_counter()
-        self._forget()
-        self._engine = None  # never two models at once
+        if self._prefixes:
+            self._prefixes.close()
+        self._engine = self._prefixes = None  # never two models at once
         if command.model and not Path(command.model).expanduser().exists():
             self._fetch_what_is_missing(command, command.model)
         import mlxmtp
         from mlxmtp.conversion.pull import usable_memory
 
         self._engine = engine = mlxmtp.load(command.model, mtp=command.mtp, head=command.head)
+        self._prefixes = self._make_cache(command)
         source = engine.head_source
         self._say(
             Loaded(
@@ -196,9 +211,10 @@ class Worker:
             stop=wanted.stop,
             json_schema=wanted.json_schema,
             logprobs=wanted.logprobs,
+            marks=command.marks,
             opening=command.opening,
             on_prefill=read,
-            prefix=self._prefix,
+            prefixes=self._prefixes,
         )
 
     def _compare(self, command: Compare) -> None:
@@ -272,16 +288,22 @@ class Worker:
             raise MlxmtpError("no model is loaded; choose one first")
         return self._engine
 
-    def _forget(self) -> None:
-        """The conversation's caches."""
-        from mlxmtp.chat.prefix import Prefix
+    def _make_cache(self, command: Load) -> Any:
+        """For the conversations' caches, now that the model's size is known."""
+        from mlxmtp.chat.prefix_store import PrefixStore, model_key
+        from mlxmtp.chat.prefixes import PrefixCache
 
-        self._prefix = Prefix()
+        store = None
+        if command.cache_dir:
+            folder, bound = Path(command.cache_dir).expanduser(), command.cache_bytes or DISK_BYTES
+            store = PrefixStore(folder, bound, model_key(self._engine), lambda text: self._say(Warned(0, text)))
+            self._inbox.grace_s = SAVING_S
+        return PrefixCache(_cache_bytes() if command.cache_bytes is None else command.cache_bytes, store)
 
     def _memory(self) -> Memory:
         import mlx.core as mx
 
-        return Memory(mx.get_active_memory(), mx.get_peak_memory(), self._prefix.nbytes)
+        return Memory(mx.get_active_memory(), mx.get_peak_memory(), self._prefixes.nbytes)
 
     def _check(self, command: Command) -> None:
         if self._inbox.stops(command):
@@ -294,6 +316,16 @@ class Worker:
         self._out.write(encode(event))
         self._out.flush()
         self._sent_at = time.perf_counter()
+
+
+def _cache_bytes() -> int:
+    """Half of the memory that a model leaves, the loaded one's bytes being MLX's; at least an eighth of all."""
+    import mlx.core as mx
+
+    from mlxmtp.conversion.pull import usable_memory
+
+    usable = usable_memory()
+    return max((usable - mx.get_active_memory()) // 2, usable // 8)
 
 
 def _sampling(wanted: Settings) -> Any:
@@ -322,7 +354,8 @@ def main() -> None:
     try:
         Worker(Inbox(sys.stdin.buffer), out).run()
     except BrokenPipeError:
-        os._exit(0)
+        pass
     except BaseException:
         traceback.print_exc()
-        os._exit(1)  # Python's own way out waits for the thread that reads
+        os._exit(1)
+    os._exit(0)  # Python's own way out waits for the thread that reads

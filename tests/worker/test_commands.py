@@ -14,10 +14,9 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 
-from mlxmtp import Engine, load
-from mlxmtp.chat.engine import Chunk
+from mlxmtp import Chunk, Engine, load
 from mlxmtp.chat.parts import Part
-from mlxmtp.chat.prefix import Prefix
+from mlxmtp.chat.prefixes import PrefixCache
 from mlxmtp.worker.messages import (
     Command,
     Compare,
@@ -53,11 +52,13 @@ class Scripted:
         self.script = script
         self.given = 0
         self.closed = False
-        self.prefixes: list[Prefix] = []
+        self.prefixes: list[PrefixCache] = []
         self.asked: list[Any] = []
 
-    def stream(self, *prompt: Any, on_prefill: Callable[[int, int], None], prefix: Prefix, **options: Any) -> Any:
-        self.prefixes.append(prefix)
+    def stream(
+        self, *prompt: Any, on_prefill: Callable[[int, int], None], prefixes: PrefixCache, **options: Any
+    ) -> Any:
+        self.prefixes.append(prefixes)
         self.asked.append((prompt, options))
         return self._turn(on_prefill)
 

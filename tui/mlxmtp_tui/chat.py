@@ -20,6 +20,7 @@ from mlxmtp.worker.messages import (
     Prefilled,
     Said,
     Stopped,
+    Warned,
 )
 from mlxmtp_tui.conversation import Answer, Conversation
 from mlxmtp_tui.files import expanded
@@ -254,6 +255,8 @@ class Chat:
             case Stopped():
                 self._leave()
                 self._become("ready")
+            case Warned():
+                self._view.say(event.message)
             case Failed():
                 self._take_failure(event)
             case Died():

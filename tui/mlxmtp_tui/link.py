@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from mlxmtp.worker.messages import Command, Died, Event, ProtocolError
+from mlxmtp.worker.messages import Command, Died, Event, ProtocolError, Warned
 from mlxmtp_tui.roles import Engine
 
 
@@ -47,7 +47,7 @@ class Link:
 
     def asked(self, event: Event) -> bool:
         """Whether it belongs to the newest command, or to all."""
-        return event.id == self._command or isinstance(event, Died)
+        return event.id == self._command or isinstance(event, Died | Warned)
 
     def stop(self) -> None:
         """End the command; its events go on until it has ended."""
