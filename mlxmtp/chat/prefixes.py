@@ -107,9 +107,9 @@ class PrefixCache:
         surplus = self.nbytes - self._max_bytes
         for sequence in self._all():  # the one in use comes last
             if surplus > 0 and len(sequence.points) > 2:
-                surplus += sequence.nbytes
+                before = sequence.nbytes
                 sequence.thin(2)
-                surplus -= sequence.nbytes
+                surplus -= before - sequence.nbytes
         if newest and newest.nbytes > self._max_bytes:  # to evict the others for it would help nobody
             self._kept = [sequence for sequence in self._kept if sequence is not newest]
             surplus -= newest.nbytes

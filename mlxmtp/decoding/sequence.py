@@ -35,7 +35,7 @@ class Sequence:
         target, head: the models; without a head nothing is kept for one.
 
     `rows`: tokens that the target has read. `drafting`: whether the head goes along.
-    `answered_at`: rows up to the end of the newest prompt, of which its answer is no part.
+    `answered_at`: rows from which on there is nothing but the newest answer, and what leads up to it.
     """
 
     def __init__(self, target: Target, head: Head | None) -> None:
@@ -67,7 +67,7 @@ class Sequence:
         unread = self.tokens[self.rows :] + tokens
         del self.tokens[self.rows :]
         start, end = self.rows, self.rows + len(unread) - 1
-        self.answered_at = max((mark for mark in marks if mark <= end), default=max(end - 1, 0))
+        self.answered_at = max((mark for mark in marks if mark <= end), default=end) - 1
         marks = {mark for mark in marks if self.rows <= mark <= end} if self._needs_points else set()
         self._keep_point(marks)
         while self.rows < end:
@@ -143,7 +143,7 @@ class Sequence:
                 raise ValueError("a cache without its state")
             put(part, state)
         made.tokens, made.rows, made.points = tokens, whole.rows, points
-        made.answered_at = points[-1].rows if points else max(whole.rows - 1, 0)
+        made.answered_at = (points[-1].rows if points else whole.rows) - 1
         made._pending = [] if whole.pending is None else [whole.pending]
         return made
 
