@@ -11,7 +11,7 @@ from mlxmtp.chat.parts import opens_thinking
 from mlxmtp.errors import OptionError
 
 # Between two tokens of JSON. Any amount, as llguidance allows by itself, would let a model indent for ever.
-_SPACE = r" |\r?\n[ \t]{0,64}"
+_SPACE = r" |\r?\n[ \t]{0,32}"
 
 
 class Grammar:
@@ -24,16 +24,20 @@ class Grammar:
         ends: the end tokens.
         think_end: the tokens that end a thinking that the prompt has opened. All but end tokens may come up to them,
             the grammar starts behind. () if no thinking is open: the grammar starts at once.
+        marks: tokens of thinking and calls; text that has one in it would be taken apart there, so they never come.
     """
 
-    def __init__(self, matcher: LLMatcher, ends: Collection[int], think_end: Sequence[int] = ()) -> None:
+    def __init__(
+        self, matcher: LLMatcher, ends: Collection[int], think_end: Sequence[int] = (), marks: Collection[int] = ()
+    ) -> None:
         self._matcher = matcher
+        self._marks = marks
         self._ends = frozenset(ends)
         self._think_end = tuple(think_end)
         self._thought: tuple[int, ...] | None = () if think_end else None  # its newest tokens; None: it is over
         width = len(self._allowed())
         self._anything = bytes([255]) * width
-        self._no_end = bytes(255 & ~sum(1 << end % 8 for end in ends if end // 8 == i) for i in range(width))
+        self._no_end = _without(self._anything, ends)
         self._first = self._row(self._thought)
 
     def masks(self, drafts: Sequence[int]) -> mx.array:
@@ -57,7 +61,7 @@ class Grammar:
     def advance(self, tokens: Sequence[int]) -> None:
         for token in tokens:
             if token in self._ends:
-                return
+                break
             if self._thought is not None:
                 self._thought = self._behind(self._thought, token)
             else:
@@ -77,7 +81,14 @@ class Grammar:
         row: bytes = self._matcher.compute_bitmask()
         if self._matcher.is_error():  # it stays so: the limits of the parser, met on the way
             raise OptionError(f"json_schema cannot be followed any further: {self._matcher.get_error()}; simplify it")
-        return row
+        return _without(row, self._marks)
+
+
+def _without(row: bytes, tokens: Collection[int]) -> bytes:
+    bits = int.from_bytes(row, "little")
+    for token in tokens:
+        bits &= ~(1 << token)
+    return bits.to_bytes(len(row), "little")
 
 
 def token_trie(tokenizer: Any) -> LLTokenizer:
@@ -118,4 +129,11 @@ def json_grammar(schema: Mapping[str, Any], trie: LLTokenizer, tokenizer: Any, p
     if matcher.is_error():
         raise OptionError(f"json_schema cannot be followed: {matcher.get_error()}; change or leave out that part")
     think_end = tokenizer.think_end_tokens if opens_thinking(tokenizer, prompt) else ()
-    return Grammar(matcher, tokenizer.eos_token_ids, think_end)
+    return Grammar(matcher, tokenizer.eos_token_ids, think_end, _marks(tokenizer))
+
+
+def _marks(tokenizer: Any) -> set[int]:
+    """The marks of thinking and calls that are a token each."""
+    names = ("think_start", "think_end", "tool_call_start", "tool_call_end")
+    marks = (getattr(tokenizer, f"{name}_tokens") for name in names)
+    return {mark[0] for mark in marks if mark and len(mark) == 1}
