@@ -31,7 +31,7 @@ class ServerProcess:
         others = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
         code = os.pathsep.join([str(REPO), *map(os.path.abspath, others)])
         homes = {name: str(home) for name in ("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "HF_HOME")}
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
         self._process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=home,

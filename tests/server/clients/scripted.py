@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ CONTEXT = 200_000
 PIECE = 24
 """Characters of a piece of an answer."""
 END = "<|im_end|>"
-RESULT = "<tool_response>"
+TURN = "<|im_start|>assistant\n"
+HELD_S = 60
+"""How long the engine waits for `Scripted.held` to end; a test that fails must not leave it waiting."""
 TEMPLATE = r"""
 {%- if tools %}<|im_start|>tools
 {% for tool in tools %}{{ tool | tojson }}
@@ -52,21 +55,20 @@ TEMPLATE = r"""
 
 @dataclass(frozen=True)
 class Answer:
-    """What the engine says: thinks, speaks, and calls the first tool of `calls` that there is, by name."""
+    """What the engine says: thinks, speaks, and calls tools, each a name and arguments."""
 
     thought: str = ""
     text: str = ""
-    calls: Mapping[str, Mapping[str, Any]] | None = None
+    calls: Sequence[tuple[str, dict[str, Any]]] = ()
 
-    def written(self, tools: list[str]) -> str:
+    @property
+    def written(self) -> str:
         """As the template writes it."""
         thought = f"<think>\n{self.thought}\n</think>\n\n" if self.thought else ""
-        name = next((name for name in self.calls or {} if name in tools), None)
-        if self.calls and name is None:
-            return f"{thought}none of {', '.join(self.calls)} is among the tools: {', '.join(tools)}"
-        call = json.dumps({"name": name, "arguments": (self.calls or {})[name]}) if name else None
-        between = "\n" if self.text and call else ""
-        return f"{thought}{self.text}{between}" + (f"<tool_call>\n{call}\n</tool_call>" if call else "")
+        calls = [
+            json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False) for name, arguments in self.calls
+        ]
+        return thought + "\n".join([self.text] * bool(self.text) + [f"<tool_call>\n{c}\n</tool_call>" for c in calls])
 
 
 @dataclass(frozen=True)
@@ -80,23 +82,43 @@ class Asked:
 
 
 class Scripted:
-    """The folder of a scripted model. Its nth answer comes where the prompt has n results of tools."""
+    """The folder of a scripted model. Where a prompt has n answers already, the nth or else the last one is given."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def write(self, *answers: Answer) -> None:
+    def make(self) -> None:
+        """Write what a tokenizer needs."""
         from mlxmtp.chat.engine import DEMO
 
         for name in ("config.json", "tokenizer.json", "generation_config.json"):
             (self.folder / name).write_bytes((DEMO / name).read_bytes())
         about = json.loads((DEMO / "tokenizer_config.json").read_text()) | {"chat_template": TEMPLATE}
         (self.folder / "tokenizer_config.json").write_text(json.dumps(about))
-        (self.folder / "answers.json").write_text(json.dumps([vars(answer) for answer in answers]))
+
+    def write(self, *answers: Answer) -> None:
+        """Say this from now on; what was asked before is forgotten."""
+        (self.folder / "asked.jsonl").unlink(missing_ok=True)
+        (self.folder / "answers.json").write_text(json.dumps([answer.written for answer in answers]))
 
     @property
-    def answers(self) -> list[Answer]:
-        return [Answer(**one) for one in json.loads((self.folder / "answers.json").read_text())]
+    def answers(self) -> list[str]:
+        return list(json.loads((self.folder / "answers.json").read_text()))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The engine says nothing inside the block."""
+        (self.folder / "hold").touch()
+        try:
+            yield
+        finally:
+            (self.folder / "hold").unlink()
+
+    def wait(self) -> None:
+        """Until the engine may speak."""
+        deadline = time.monotonic() + HELD_S
+        while (self.folder / "hold").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     @property
     def asked(self) -> list[Asked]:
@@ -113,7 +135,7 @@ def serve(folder: str) -> None:
     from mlxmtp.worker.client import WorkerProcess
 
     engine = (sys.executable, "-P", __file__, "engine", folder)
-    main.serve(main.Options(folder, port=0), lambda: WorkerProcess.start(engine))
+    main.serve(main.Options(folder, port=0, queue=0), lambda: WorkerProcess.start(engine))
 
 
 def engine(folder: str) -> None:
@@ -148,7 +170,8 @@ def turn(scripted: Scripted, tokenizer: Any, command: Any) -> Iterator[Any]:
     first = prompt.split(END)[0].splitlines()
     tools = [json.loads(line) for line in first[1:]] if first[0] == "<|im_start|>tools" else []
     answers = scripted.answers
-    answer = answers[min(prompt.count(RESULT), len(answers) - 1)].written([one["function"]["name"] for one in tools])
+    answer = answers[min(prompt.count(TURN), len(answers)) - 1]
+    scripted.wait()
     scripted.add(Asked(prompt, tools, answer, vars(command.settings)))
     tally, memory = Tally(len(command.messages), time.perf_counter()), Memory(0, 0, 0)
     yield Prefilled(command.id, len(command.messages), len(command.messages))
@@ -164,4 +187,4 @@ def turn(scripted: Scripted, tokenizer: Any, command: Any) -> Iterator[Any]:
 
 
 if __name__ == "__main__":
-    {"serve": serve, "engine": engine}[sys.argv[1]](sys.argv[2])
+    {"serve": serve, "engine": engine}[sys.argv[1]](*sys.argv[2:])
