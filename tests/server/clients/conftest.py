@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.clients import scripted as program
+from tests.server.clients import scripted as script
 from tests.server.clients.scripted import Scripted
 from tests.server.serving import ServerProcess
 
 
-@pytest.fixture
-def installed(request: pytest.FixtureRequest) -> Path:
+@pytest.fixture(scope="module")
+def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where programs are installed, for the sessions to come too."""
     cache = request.config.cache
-    return Path(cache.mkdir("clients")) if cache else Path(request.getfixturevalue("tmp_path_factory").getbasetemp())
+    return Path(cache.mkdir("clients")) if cache else tmp_path_factory.getbasetemp()
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Scripted:
 
 
 @pytest.fixture(scope="module")
-def server(model: Scripted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """The server of a module; nobody may wait in its queue."""
-    arguments = [program.__file__, "serve", str(model.folder)]
+def server(program: str, model: Scripted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The server for a module's `program`, which may be missing; nobody may wait in its queue."""
+    arguments = [script.__file__, "serve", str(model.folder)]
     with ServerProcess(tmp_path_factory.mktemp("server"), arguments) as started:
         yield started
 

@@ -45,10 +45,14 @@ def shell(command: str) -> tuple[str, dict[str, str]]:
     return "exec_command", {"cmd": command}
 
 
+@pytest.fixture(scope="module")
+def program(installed: Path) -> str:
+    return node.program(PACKAGE, "codex", installed)
+
+
 @pytest.fixture
-def codex(installed: Path, server: ServerProcess, home: Path, project: Path) -> Codex:
+def codex(program: str, server: ServerProcess, home: Path, project: Path) -> Codex:
     """Starts Codex, and waits for its end."""
-    program = node.program(PACKAGE, "codex", installed)
     folder = home / ".codex"
     folder.mkdir()
     (folder / "config.toml").write_text(ALONE)

@@ -38,10 +38,14 @@ WORK = (
 )
 
 
+@pytest.fixture(scope="module")
+def program(installed: Path) -> str:
+    return node.program(PACKAGE, "pi", installed)
+
+
 @pytest.fixture
-def pi(installed: Path, server: ServerProcess, home: Path, project: Path) -> Pi:
+def pi(program: str, server: ServerProcess, home: Path, project: Path) -> Pi:
     """Starts pi with one of its APIs, and waits for its end."""
-    program = node.program(PACKAGE, "pi", installed)
     settings = home / ".pi" / "agent" / "models.json"
     settings.parent.mkdir(parents=True)
 
