@@ -29,9 +29,9 @@ class Request:
         tools: function tools as chat templates take them; empty where none may be called.
         choice: "auto"; "required": at least one call; else the name of the tool to call.
         parallel: more than one call a turn may come.
-        namespaces: of tools that have one, by the tool's name.
         settings: max_tokens 0 stands for what the context leaves.
         dropped: what was left out, for the log.
+        namespaces: of tools that came in one, by the names that they have here: its name, and theirs there.
     """
 
     messages: list[Message] | str | list[int]
@@ -43,7 +43,7 @@ class Request:
     usage: bool = False
     client: str = ""
     dropped: tuple[str, ...] = ()
-    namespaces: Mapping[str, str] = field(default_factory=dict)
+    namespaces: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def raw(self) -> bool:

@@ -72,10 +72,12 @@ def unsealed(content: str | None) -> str:
 
 
 def call_item(context: Answering, id: str, call: Called, status: str = "completed") -> dict[str, Any]:
+    """A call; of a tool from a namespace, Codex wants both names apart."""
     arguments = call.arguments if status == "completed" else ""
-    item = {"id": id, "type": "function_call", "status": status, "call_id": call.id}
-    space = context.request.namespaces.get(call.name)
-    return item | {"name": call.name, "arguments": arguments} | ({"namespace": space} if space else {})
+    about = {"call_id": call.id, "name": call.name, "arguments": arguments}
+    if call.name in context.request.namespaces:
+        about["namespace"], about["name"] = context.request.namespaces[call.name]
+    return {"id": id, "type": "function_call", "status": status, **about}
 
 
 def _usage(context: Answering, said: int, reused: int) -> dict[str, Any]:

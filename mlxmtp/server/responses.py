@@ -24,13 +24,13 @@ def read(body: Fields, defaults: Settings) -> Request:
         body.refuse_unless(name)
     body.refuse_unless("background", False)
     body.refuse_unless("top_logprobs", 0)
+    offer = inbound.offer(body.objects("tools"), inbound.function_fields)
     messages: list[Message] = []
     if instructions := body.text("instructions"):
         messages.append({"role": "system", "content": instructions})
     asked = body.any("input")
-    messages += [{"role": "user", "content": asked}] if isinstance(asked, str) else _input(body.objects("input"))
-    tools, dropped = inbound.tools(body.objects("tools"), inbound.function_fields)
-    tools, choice = inbound.tool_choice(body, tools)
+    messages += [{"role": "user", "content": asked}] if isinstance(asked, str) else _input(body.objects("input"), offer)
+    tools, choice = inbound.tool_choice(body, offer.tools)
     text, reasoning = body.object("text"), body.object("reasoning")
     schema = schema_of(text.object("format") if text else None)
     check_schema_and_tools(schema, tools, "text.format")
@@ -47,8 +47,8 @@ def read(body: Fields, defaults: Settings) -> Request:
         choice,
         parallel=body.flag("parallel_tool_calls") is not False,
         stream=bool(body.flag("stream")),
-        dropped=dropped,
-        namespaces=inbound.namespaces(body.objects("tools")),
+        dropped=tuple(offer.dropped),
+        namespaces=offer.namespaces,
     )
 
 
@@ -63,8 +63,9 @@ def whole(context: Answering, outcome: Outcome) -> dict[str, Any]:
     return response(context, new_id("resp"), items, outcome)
 
 
-def _input(items: list[Fields]) -> list[Message]:
+def _input(items: list[Fields], offer: inbound.Offer) -> list[Message]:
     """Chat messages of input items: reasoning, text and calls of one answer become one message."""
+    flat = {origin: name for name, origin in offer.namespaces.items()}
     messages: list[Message] = []
     reasoning = ""
     for item in items:
@@ -73,7 +74,8 @@ def _input(items: list[Fields]) -> list[Message]:
             reasoning += _reasoning(item)
         elif kind == "function_call":
             answer = _open_answer(messages, reasoning)
-            called = inbound.call(item.any("name"), item.any("arguments"), item.any("call_id"))
+            name = flat.get((item.text("namespace") or "", item.text("name") or ""), item.any("name"))
+            called = inbound.call(name, item.any("arguments"), item.any("call_id"))
             answer.setdefault("tool_calls", []).append(called)
             reasoning = ""
         elif kind == "function_call_output":
