@@ -73,6 +73,7 @@ def stats(tokens: int = 812, **changes: Any) -> Stats:
             accepted=tokens - rounds,
             tokens_per_round=tokens / rounds,
             acceptance_by_depth=(0.88, 0.71, 0.52),
+            drafted_by_depth=(rounds,) * 3,
             ttft_s=0.41,
             prefill_tps=930.0,
             decode_tps=61.2,
