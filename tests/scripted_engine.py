@@ -25,6 +25,7 @@ from mlxmtp.worker.messages import (
     Models,
     Said,
     Stopped,
+    encode,
 )
 
 DEADLINE_S = 20.0
@@ -205,6 +206,7 @@ class ScriptedEngine:
         return self._id
 
     def send(self, command: Command) -> None:
+        encode(command)  # as it would travel
         self.commands.append(command)
         if self._dead:
             return

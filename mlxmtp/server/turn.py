@@ -180,18 +180,25 @@ class Reader:
         text, self._call = self._call or "", None
         start, end = self._tokenizer.tool_call_start or "", self._tokenizer.tool_call_end or ""
         found = calls_of(self._tokenizer, text, self._request.tools) if complete and self._request.tools else None
-        if found is None or not all(isinstance(one["arguments"], dict) for one in found):
+        calls = [Called(new_id("call"), one["name"], _arguments(one["arguments"])) for one in found or ()]
+        if not all(one.arguments for one in calls) or not calls:
             return self._spoken(f"{start}{text}{end if complete else ''}")
-        self._kind, self.called = "text", True
-        if not self._spoke:  # line ends between texts belong to them
+        if not self._spoke or self._kind == "thinking":  # line ends between texts belong to them
             self._held, self._trim = "", True
-        if not self._request.parallel:
-            found = found[:1]
-        return [Called(new_id("call"), one["name"], json.dumps(one["arguments"], ensure_ascii=False)) for one in found]
+        self._kind, self.called = "text", True
+        return [*calls] if self._request.parallel else [calls[0]]
 
 
 def new_id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(12)}"
+
+
+def _arguments(value: Any) -> str:
+    """The JSON object of a call's arguments; nothing where they are none, or have numbers that JSON has not."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False) if isinstance(value, dict) else ""
+    except ValueError:
+        return ""
 
 
 def _without_end(text: str) -> tuple[str, str]:

@@ -15,16 +15,19 @@ import httpx2
 from mlxmtp.chat.engine import DEMO
 from mlxmtp.chat.parts import Splitter
 from mlxmtp.chat.tokenizer import load_tokenizer
-from mlxmtp.server.app import Service, create_app
+from mlxmtp.server.app import WIRES, Service, create_app
+from mlxmtp.server.fields import Fields
 from mlxmtp.server.host import Host
 from mlxmtp.server.log import Log
 from mlxmtp.server.main import http_server, listening
 from mlxmtp.server.prompting import Prompter
+from mlxmtp.server.request import Request
 from mlxmtp.worker.messages import Event, Generate, Load, Settings
 from tests.scripted_engine import Answers, Engines, ScriptedEngine, finished, said, until
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
+ALL = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
 HELLO: dict[str, dict[str, Any]] = {
     CHAT: {"messages": [{"role": "user", "content": "hi"}]},
     COMPLETIONS: {"prompt": "hi"},
@@ -179,6 +182,11 @@ class Sent:
     data: Any
 
 
+def read(path: str, **more: Any) -> Request:
+    """The request of the least body with more fields, without a server."""
+    return WIRES[path].read(Fields(HELLO[path] | more), Settings(max_tokens=0))
+
+
 def sent(text: str) -> list[Sent]:
     """The events of a stream; comments are left out. Strict: each has a line of data, and an end."""
     assert not text or text.endswith("\n\n")
@@ -198,3 +206,17 @@ def sent(text: str) -> list[Sent]:
             )
         )
     return events
+
+
+def error(path: str, content: dict[str, Any]) -> dict[str, Any]:
+    """The error of a body, which has the shape of the path's protocol and nothing else."""
+    if path.startswith(MESSAGES):
+        assert content.keys() == {"type", "error"}
+        assert content["type"] == "error"
+        assert content["error"].keys() == {"type", "message"}
+    else:
+        assert content.keys() == {"error"}
+        assert content["error"].keys() == {"message", "type", "code", "param"}
+    about: dict[str, Any] = content["error"]
+    assert about["message"]
+    return about

@@ -144,6 +144,7 @@ async def test_a_call_that_a_stop_string_cuts_is_text(protocol: Protocol, stream
         '{"name": "get_weather"}',
         '{"name": "get_weather", "arguments": [1]}',
         '{"name": "get_weather", "arguments": null}',
+        '{"name": "get_weather", "arguments": {"days": NaN}}',
         "",
         "[]",
         "null",
