@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from mlxmtp.server import anthropic, chat_completions, completions, responses
@@ -24,7 +24,7 @@ from mlxmtp.server.log import Log
 from mlxmtp.server.metrics import Metrics
 from mlxmtp.server.problems import ApiError
 from mlxmtp.server.prompting import Prompter
-from mlxmtp.server.streaming import ClientGoneError, EventStream, unless_gone
+from mlxmtp.server.streaming import ClientGoneError, EventStream, Json, unless_gone
 from mlxmtp.server.turn import Done, Event, Outcome, answer
 from mlxmtp.server.wire import Answering, Wire, Writer
 from mlxmtp.worker.messages import Settings
@@ -91,9 +91,9 @@ def shape(path: str, problem: ApiError) -> dict[str, Any]:
     return wire.error(problem)
 
 
-def error_response(path: str, problem: ApiError) -> JSONResponse:
+def error_response(path: str, problem: ApiError) -> Json:
     headers = {"retry-after": str(problem.retry_after)} if problem.retry_after else None
-    return JSONResponse(shape(path, problem), problem.status, headers)
+    return Json(shape(path, problem), problem.status, headers)
 
 
 class _Turns:
@@ -131,7 +131,7 @@ class _Turns:
             events = await _peeked(events)
             return EventStream(_written(self._wire.writer(context), events))
         outcome = await unless_gone(_collected(events), request.receive)
-        return JSONResponse(self._wire.whole(context, outcome))
+        return Json(self._wire.whole(context, outcome))
 
 
 class _Watch:
@@ -194,28 +194,28 @@ class _Pages:
     async def count_tokens(self, request: Request) -> Response:
         try:
             asked = anthropic.read(await read_body(request, self._service.max_body), self._service.defaults)
-            return JSONResponse({"input_tokens": await self._service.prompter.count(asked)})
+            return Json({"input_tokens": await self._service.prompter.count(asked)})
         except ApiError as problem:
             return error_response(request.url.path, problem)
 
     async def models(self, _: Request) -> Response:
         about = self._about()
         ends = {"first_id": about["id"], "last_id": about["id"], "has_more": False}
-        return JSONResponse({"object": "list", "data": [about], **ends})
+        return Json({"object": "list", "data": [about], **ends})
 
     async def model(self, _: Request) -> Response:
-        return JSONResponse(self._about())  # any name is answered with the served model
+        return Json(self._about())  # any name is answered with the served model
 
     async def health(self, _: Request) -> Response:
         ready = self._service.host.ready
-        return JSONResponse({"status": "ok" if ready else "loading"}, 200 if ready else 503)
+        return Json({"status": "ok" if ready else "loading"}, 200 if ready else 503)
 
     async def metrics(self, _: Request) -> Response:
         text = self._service.metrics.text(self._service.host)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def hello(self, _: Request) -> Response:
-        return JSONResponse({"message": "mlxmtp", "model": self._service.name})
+        return Json({"message": "mlxmtp", "model": self._service.name})
 
     def _about(self) -> dict[str, Any]:
         """The model, as OpenAI's and Anthropic's lists describe one."""

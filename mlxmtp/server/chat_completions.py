@@ -13,6 +13,9 @@ from mlxmtp.server.turn import Called, Done, Event, Outcome, Spoken, Thought, We
 from mlxmtp.server.wire import Answering, openai_error, sse, timings, usage
 from mlxmtp.worker.messages import Settings
 
+LEAST = -9999.0
+"""The API's own logprob of what cannot be; JSON has no infinity."""
+
 error = openai_error
 
 
@@ -67,7 +70,7 @@ def weights(context: Answering, tokens: list[Any]) -> list[dict[str, Any]]:
 
     def one(id: int, logprob: float) -> dict[str, Any]:
         text = context.token(id)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode(errors="replace"))}
+        return {"token": text, "logprob": max(logprob, LEAST), "bytes": list(text.encode(errors="replace"))}
 
     return [one(id, logprob) | {"top_logprobs": [one(*pair) for pair in top]} for id, logprob, top in tokens]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from mlxmtp.server.chat_completions import LEAST
 from mlxmtp.server.fields import Fields
 from mlxmtp.server.problems import ApiError
 from mlxmtp.server.request import TOP_LOGPROBS, Request, schema_of, settings
@@ -75,11 +76,11 @@ class CompletionWriter:
         yield sse("[DONE]")
 
     def _end(self, done: Done) -> Iterator[bytes]:
-        last: dict[str, Any] = {"timings": timings(done.stats)} if done.stats else {}
-        if self._context.request.usage:
-            last |= {"usage": usage(self._context, done.stats)}
+        last = {"timings": timings(done.stats)} if done.stats else {}
         choice = _choice("", _weights(self._context, self._logprobs), done.reason)
-        yield sse(self._frame | {"choices": [choice]} | last)
+        yield sse(self._frame | {"choices": [choice]} | ({} if self._context.request.usage else last))
+        if self._context.request.usage:
+            yield sse(self._frame | {"choices": [], "usage": usage(self._context, done.stats)} | last)
         yield sse("[DONE]")
 
 
@@ -110,7 +111,7 @@ def _weights(context: Answering, tokens: list[Any]) -> dict[str, Any] | None:
     texts = [context.token(id) for id, _, _ in tokens]
     return {
         "tokens": texts,
-        "token_logprobs": [logprob for _, logprob, _ in tokens],
-        "top_logprobs": [{context.token(id): logprob for id, logprob in top} for _, _, top in tokens],
+        "token_logprobs": [max(logprob, LEAST) for _, logprob, _ in tokens],
+        "top_logprobs": [{context.token(id): max(logprob, LEAST) for id, logprob in top} for _, _, top in tokens],
         "text_offset": [sum(map(len, texts[:i])) for i in range(len(texts))],
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +35,7 @@ class Fields:
         """The field as it is, or None."""
         return self._content.get(name)
 
-    def number(self, name: str, low: float = -math.inf, high: float = math.inf) -> float | None:
+    def number(self, name: str, low: float, high: float) -> float | None:
         value = self.any(name)
         if value is None:
             return None
@@ -68,7 +68,7 @@ class Fields:
     def texts(self, name: str) -> list[str]:
         """A string or a list of strings."""
         value = self.any(name)
-        value = [value] if isinstance(value, str) else value or []
+        value = [] if value is None else [value] if isinstance(value, str) else value
         if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
             self.refuse(name, "a string or a list of strings, none of them empty")
         return list(value)
@@ -105,5 +105,5 @@ class Fields:
 
 def shown(value: Any) -> str:
     """A value in a message, short."""
-    text = repr(value)
+    text = reprlib.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

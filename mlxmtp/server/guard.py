@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,8 @@ from mlxmtp.server.problems import ApiError
 
 OPEN = ("/health",)
 """Paths that need no key."""
+LEVELS = 100
+"""Nesting of a body; far below what exhausts the stack of whatever works on it."""
 
 
 class KeyCheck:
@@ -41,8 +44,9 @@ class KeyCheck:
         await response(scope, receive, send)
 
     def _known(self, headers: Headers) -> bool:
-        given = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
-        return secrets.compare_digest(given.encode(), self._key)
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = [headers.get("x-api-key", ""), token.strip() if scheme.lower() == "bearer" else ""]
+        return any([secrets.compare_digest(one.encode(), self._key) for one in given])  # noqa: C419 - both, always
 
 
 async def read_body(request: Request, limit: int) -> Fields:
@@ -60,11 +64,33 @@ async def read_body(request: Request, limit: int) -> Fields:
         if len(body) > limit:
             raise _too_large(len(body), limit)
     try:
-        content = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        content = json.loads(body, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError as error:
+        raise _too_deep() from error
+    except ValueError as error:
         what = f"the body is no JSON ({error})" if body else "the body is empty; expected a JSON object"
         raise ApiError(what, code="invalid_json") from error
+    _check_depth(content)
     return Fields(content)
+
+
+def _check_depth(content: Any) -> None:
+    level = [content]
+    for _ in range(LEVELS):
+        inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [one for several in inner for one in several]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _no_number(text)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number that JSON has, or too large a one")
 
 
 def client_of(request: Request, body: Fields) -> str:
@@ -80,6 +106,10 @@ def client_of(request: Request, body: Fields) -> str:
     )
     host = request.client.host if request.client else ""
     return f"{host} {request.headers.get('user-agent', '')} {named or ''}"
+
+
+def _too_deep() -> ApiError:
+    return ApiError(f"the body is nested too deeply; expected at most {LEVELS} levels", code="invalid_json")
 
 
 def _too_large(found: int, limit: int) -> ApiError:

@@ -154,7 +154,10 @@ def tool_choice(body: Fields, tools: list[dict[str, Any]]) -> tuple[list[dict[st
     if kind == "allowed_tools":
         holder = choice.object("allowed_tools") or choice
         names = [str((one.object("function") or one).any("name")) for one in holder.objects("tools")]
-        return choose(tools, holder.text("mode") or "auto", among=names)
+        mode = holder.text("mode") or "auto"
+        if mode not in ("auto", "required"):
+            holder.refuse("mode", "auto or required")
+        return choose(tools, mode, among=names)
     choice.refuse("type", "function or allowed_tools")
     raise AssertionError
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from mlxmtp.chat.tokenizer import load_tokenizer
 from mlxmtp.errors import OptionError
@@ -107,22 +108,27 @@ async def _run(options: Options, host: Host, loaded: Loaded, door: socket.socket
     prompter = Prompter(load_tokenizer(folder), loaded.context)
     name = loaded.name.rstrip("/").rsplit("/", 1)[-1] if Path(loaded.name).exists() else loaded.name
     service = Service(host, prompter, name, defaults(folder, options), options.max_body)
-    config = uvicorn.Config(
-        create_app(service, options.api_key, options.origins),
-        log_level="warning",
-        access_log=False,
-        lifespan="off",
-        timeout_graceful_shutdown=CLOSING_S,
-        server_header=False,
-    )
     host.warn = lambda text: service.log.line(f"warning: {text}")
-    server = _Server(config)
+    server = http_server(create_app(service, options.api_key, options.origins))
     serving = asyncio.create_task(server.serve([door]))
     _greet(options, loaded, name, door)
     await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
     await serving
     prompter.close()
+
+
+def http_server(app: ASGIApp) -> uvicorn.Server:
+    """What speaks HTTP for the application."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=CLOSING_S,
+        server_header=False,
+    )
+    return _Server(config)
 
 
 class _Server(uvicorn.Server):

@@ -79,7 +79,8 @@ class Prompter:
             tokens = self.tokenizer.encode(opening, add_special_tokens=False)
             return Rendered([*rendered.tokens, *tokens], rendered.marks), opening
         except PromptError as error:
-            raise ApiError(str(error), code="invalid_prompt", param="messages") from error
+            param = "prompt" if request.raw else "messages"
+            raise ApiError(str(error), code="invalid_prompt", param=param) from error
 
     def _opening(self, request: Request) -> str:
         """The beginning of a call, of the named tool or of any, as the template writes one."""
@@ -93,7 +94,7 @@ class Prompter:
                 [{"role": "user", "content": "?"}, answer], tools=request.tools, tokenize=False
             )
             written = text[text.index(start, text.rindex("?")) : text.index(PROBE)]
-            until = written.index(name)
+            until = written.index(name, len(start))
         except Exception as error:  # templates raise what they please; ValueError where the call is written otherwise
             what = f"tool_choice {json.dumps(request.choice)}"
             message = f"{what}: this model's chat template does not say how a call begins; use auto"

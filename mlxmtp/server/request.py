@@ -17,6 +17,8 @@ UNHEARD = (
     *("mirostat", "xtc_probability", "dry_multiplier"),
 )
 """Sampling parameters of other servers: to drop them in silence would change what comes out."""
+LARGEST = 1e6
+"""Of temperatures and factors; nothing changes between here and infinity."""
 NEUTRAL = (0, 0.0, 1, 1.0, -1, -1.0, None)
 
 
@@ -114,7 +116,7 @@ def check_schema_and_tools(schema: Any, tools: list[dict[str, Any]], param: str)
 
 
 def _temperature(body: Fields) -> float | None:
-    value = body.number("temperature", 0, 1e6)
+    value = body.number("temperature", 0, LARGEST)
     return 0.0 if value is not None and value < 1e-6 else value
 
 
@@ -131,20 +133,22 @@ def _seed(body: Fields) -> int | None:
 
 
 def _repetition(body: Fields) -> float | None:
-    value = body.number("repetition_penalty", 0)
+    value = body.number("repetition_penalty", 0, LARGEST)
     if value == 0:
         body.refuse("repetition_penalty", "a number above 0; 1 switches it off")
     return value
 
 
 def _logit_bias(body: Fields) -> list[list[float]]:
-    bias = body.any("logit_bias") or {}
+    bias = body.any("logit_bias")
+    if bias is None:
+        return []
     if not isinstance(bias, Mapping):
         body.refuse("logit_bias", "an object from token ids to numbers")
     pairs = []
     for token, value in bias.items():
         number = isinstance(value, int | float) and not isinstance(value, bool) and -100 <= value <= 100
-        if not (isinstance(token, str) and token.isascii() and token.isdigit() and number):
+        if not (isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 10 and number):
             body.refuse("logit_bias", "token ids with numbers from -100 to 100")
         pairs.append([int(token), float(value)])
     return pairs

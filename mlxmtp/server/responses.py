@@ -67,42 +67,50 @@ def _input(items: list[Fields], offer: inbound.Offer) -> list[Message]:
     """Chat messages of input items: reasoning, text and calls of one answer become one message."""
     flat = {origin: name for name, origin in offer.namespaces.items()}
     messages: list[Message] = []
-    reasoning = ""
     for item in items:
         kind = item.text("type") or "message"
         if kind == "reasoning":
-            reasoning += _reasoning(item)
+            thought = _reasoning(item)
+            if _only_thought(messages):
+                messages[-1]["reasoning_content"] += thought
+            elif thought:
+                messages.append(inbound.said("", thought))
         elif kind == "function_call":
-            answer = _open_answer(messages, reasoning)
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append(inbound.said(""))
             name = flat.get((item.text("namespace") or "", item.text("name") or ""), item.any("name"))
             called = inbound.call(name, item.any("arguments"), item.any("call_id"))
-            answer.setdefault("tool_calls", []).append(called)
-            reasoning = ""
+            messages[-1].setdefault("tool_calls", []).append(called)
         elif kind == "function_call_output":
             said = inbound.text_of(item, "output")
             messages.append({"role": "tool", "content": said, "tool_call_id": str(item.any("call_id") or "")})
         elif kind == "message":
-            messages.append(_message(item, reasoning))
-            reasoning = "" if messages[-1]["role"] == "assistant" else reasoning
+            message = _message(item)
+            if message["role"] == "assistant" and _only_thought(messages):
+                messages[-1]["content"] = message["content"]
+            else:
+                messages.append(message)
         else:
             item.refuse("type", "message, reasoning, function_call or function_call_output")
     return messages
 
 
-def _open_answer(messages: list[Message], reasoning: str) -> Message:
-    """The answer that a call belongs to: the newest one, unless new reasoning began another."""
-    if reasoning or not messages or messages[-1]["role"] != "assistant":
-        messages.append(inbound.said("", reasoning))
-    return messages[-1]
+def _only_thought(messages: list[Message]) -> bool:
+    """Whether the newest message is an answer of which there is nothing but its reasoning yet."""
+    return (
+        bool(messages)
+        and messages[-1].keys() == {"role", "content", "reasoning_content"}
+        and not messages[-1]["content"]
+    )
 
 
-def _message(item: Fields, reasoning: str) -> Message:
+def _message(item: Fields) -> Message:
     role = item.text("role")
     if role not in ("system", "developer", "user", "assistant"):
         item.refuse("role", "system, developer, user or assistant")
     text = inbound.text_of(item)
     if role == "assistant":
-        return inbound.said(text, reasoning)
+        return inbound.said(text)
     return {"role": "user" if role == "user" else "system", "content": text}
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from mlxmtp.server.wire import KEEP_ALIVE
+from mlxmtp.server.wire import KEEP_ALIVE, encoded
 
 KEEP_ALIVE_S = 5.0
 T = TypeVar("T")
@@ -18,6 +18,13 @@ T = TypeVar("T")
 
 class ClientGoneError(Exception):
     """Nobody waits for the answer any more."""
+
+
+class Json(JSONResponse):
+    """A whole answer, whatever characters it has."""
+
+    def render(self, content: Any) -> bytes:
+        return encoded(content)
 
 
 class EventStream(Response):

@@ -106,11 +106,11 @@ async def answer(host: Host, tokenizer: Any, request: Request, prepared: Prepare
                     for kind, text in event.parts:
                         for one in reader.feed(kind, text):
                             yield one
-                    if reader.called and not request.parallel:
-                        yield Done("tool_calls", stats)
-                        return
+                        if reader.called and not request.parallel:
+                            yield Done("tool_calls", stats)
+                            return
                 case Finished():
-                    for one in reader.finish(complete=event.reason == "stop"):
+                    for one in reader.finish(complete=event.reason == "stop" and not event.stopped_by):
                         yield one
                     reason = "tool_calls" if reader.called and event.reason == "stop" else event.reason
                     caches = event.memory.caches if event.memory else None
@@ -133,6 +133,7 @@ class Reader:
         self._call: str | None = None
         self._held = ""
         self._trim = False
+        self._spoke = False
 
     def feed(self, kind: str, text: str) -> list[Event]:
         if self._raw:
@@ -149,9 +150,9 @@ class Reader:
         return events
 
     def finish(self, *, complete: bool) -> list[Event]:
-        """The turn is over; complete: by an end token and not by a limit."""
+        """The turn is over; complete: by an end token, not by a limit or a stop string."""
         events = self._end_call(complete=complete) if self._call is not None else []
-        if self._held and self._kind == "text" and not self._trim:
+        if self._held and self._kind == "text" and not (self._trim or self.called):
             events.append(Spoken(self._held))
         self._held = ""
         return events
@@ -172,22 +173,32 @@ class Reader:
             text = text.lstrip("\n")
         text, self._held = _without_end(text)
         self._trim = self._trim and not text
+        self._spoke = self._spoke or bool(text)
         return [Spoken(text)] if text else []
 
     def _end_call(self, *, complete: bool) -> list[Event]:
         text, self._call = self._call or "", None
-        start, end = self._tokenizer.tool_call_start, self._tokenizer.tool_call_end or ""
+        start, end = self._tokenizer.tool_call_start or "", self._tokenizer.tool_call_end or ""
         found = calls_of(self._tokenizer, text, self._request.tools) if complete and self._request.tools else None
-        if found is None:
+        calls = [Called(new_id("call"), one["name"], _arguments(one["arguments"])) for one in found or ()]
+        if not all(one.arguments for one in calls) or not calls:
             return self._spoken(f"{start}{text}{end if complete else ''}")
-        self._held, self._trim, self._kind, self.called = "", True, "text", True
-        if not self._request.parallel:
-            found = found[:1]
-        return [Called(new_id("call"), one["name"], json.dumps(one["arguments"], ensure_ascii=False)) for one in found]
+        if not self._spoke or self._kind == "thinking":  # line ends between texts belong to them
+            self._held, self._trim = "", True
+        self._kind, self.called = "text", True
+        return [*calls] if self._request.parallel else [calls[0]]
 
 
 def new_id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(12)}"
+
+
+def _arguments(value: Any) -> str:
+    """The JSON object of a call's arguments; nothing where they are none, or have numbers that JSON has not."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False) if isinstance(value, dict) else ""
+    except ValueError:
+        return ""
 
 
 def _without_end(text: str) -> tuple[str, str]:

@@ -57,10 +57,15 @@ class Answering:
         return str(self._tokenizer.decode([id]))
 
 
+def encoded(content: Any) -> bytes:
+    """JSON; half a surrogate pair, which models and clients can write with escapes, has no place in UTF-8."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+
+
 def sse(content: dict[str, Any] | str, event: str | None = None) -> bytes:
     """One server-sent event."""
-    data = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    return (f"event: {event}\n" if event else "").encode() + f"data: {data}\n\n".encode(errors="replace")
+    data = content.encode() if isinstance(content, str) else encoded(content)
+    return (f"event: {event}\n" if event else "").encode() + b"data: " + data + b"\n\n"
 
 
 def openai_error(problem: ApiError) -> dict[str, Any]:

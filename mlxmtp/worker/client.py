@@ -47,8 +47,9 @@ class WorkerProcess:
     def send(self, command: Command) -> None:
         """Give the worker a command. To one that is gone, nothing happens: `events` says so."""
         assert self._process.stdin
+        line = encode(command)
         with suppress(OSError, RuntimeError):
-            self._process.stdin.write(encode(command))
+            self._process.stdin.write(line)
 
     def stop(self) -> None:
         """End all commands so far, as soon as may be."""

@@ -1,13 +1,9 @@
-"""An engine whose words a test writes down, a view that takes notes, and the terminal chat run on them."""
+"""A view that takes notes, and the terminal chat, run on scripted engines."""
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -22,264 +18,51 @@ from textual.pilot import Pilot
 from textual.widget import Widget
 from textual.widgets import Static
 
-from mlxmtp.decoding.stats import Stats
-from mlxmtp.worker.messages import (
-    Command,
-    Compared,
-    Died,
-    Event,
-    Failed,
-    Fetched,
-    Finished,
-    Generate,
-    Load,
-    Loaded,
-    Memory,
-    Models,
-    Said,
-    Stopped,
+from mlxmtp.worker.messages import Compared, Generate
+from tests.scripted_engine import (
+    MEMORY,
+    Engines,
+    ScriptedEngine,
+    answering,
+    asynchronous,
+    compared,
+    finished,
+    headless,
+    loaded,
+    message,
+    said,
+    stats,
+    until,
 )
 
-DEADLINE_S = 20.0
-"""Longer than anything here takes on a machine that is busy with other things."""
-MEMORY = Memory(active=17_900_000_000, peak=18_200_000_000, caches=310_000_000)
-ENDINGS = (Loaded, Finished, Stopped, Failed, Models, Fetched)
-"""Events after which a command is over; a measurement is over with its last `Compared`."""
-
-Answers = Iterable[Event] | Callable[[Any], Iterable[Event]]
-
-
-def asynchronous(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """A test that awaits, for pytest, which does not."""
-
-    @functools.wraps(test)
-    def run(*args: Any, **options: Any) -> None:
-        asyncio.run(test(*args, **options))
-
-    return run
-
-
-async def until(
-    condition: Callable[[], Any], what: str = "", within: float = DEADLINE_S, *, seen: Callable[[], str] | None = None
-) -> None:
-    """Wait for what is bound to come; fails with `what` where it does not, and with what is `seen` instead."""
-    deadline = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < deadline, f"never came: {what or condition}" + (f"\n{seen()}" if seen else "")
-        await asyncio.sleep(0.002)
-
-
-# -- events with figures that fit together ----------------------------------------------------------------------
-
-
-def stats(tokens: int = 812, **changes: Any) -> Stats:
-    """A turn of three drafts a round, at 61 tokens a second."""
-    rounds = max(round(tokens / 2.7), 1)
-    seconds = tokens / 61.2
-    return replace(
-        Stats(
-            prompt_tokens=1_204,
-            reused_tokens=980,
-            tokens=tokens,
-            rounds=rounds,
-            drafted=3 * rounds,
-            accepted=tokens - rounds,
-            tokens_per_round=tokens / rounds,
-            acceptance_by_depth=(0.88, 0.71, 0.52),
-            ttft_s=0.41,
-            prefill_tps=930.0,
-            decode_tps=61.2,
-            draft_s=0.2 * seconds,
-            verify_s=0.7 * seconds,
-            other_s=0.1 * seconds,
-            peak_memory_bytes=MEMORY.peak,
-            evaluations=rounds + 2 * (rounds // 16),
-            timed_rounds=rounds // 16,
-        ),
-        **changes,
-    )
-
-
-def loaded(name: str = "demo", **changes: Any) -> Loaded:
-    """A model with a head of three drafts and a thinking mode. Like all events here it gets its id when it is said."""
-    found = Loaded(
-        id=0,
-        name=name,
-        head="qwen-mtp",
-        plain_because=None,
-        head_source=None,
-        by_name=False,
-        default_depth=3,
-        context=32_768,
-        memory_limit=48_000_000_000,
-        thinks=True,
-        token_identical=True,
-        seconds=1.5,
-    )
-    return replace(found, **changes)
-
-
-def headless(name: str = "plain") -> Loaded:
-    """A model that can only decode plainly."""
-    return loaded(name, head=None, plain_because="the checkpoint has no head", default_depth=0, thinks=False)
-
-
-def said(text: str, kind: str = "text", tokens: int = 40) -> Said:
-    return Said(0, [[kind, text]], stats(tokens), MEMORY)
-
-
-def message(text: str, thinking: str = "", calls: Iterable[tuple[str, dict[str, Any]]] = ()) -> dict[str, Any]:
-    """An answer as the history has it."""
-    answer: dict[str, Any] = {"role": "assistant", "content": text}
-    if thinking:
-        answer["reasoning_content"] = thinking
-    if called := [{"type": "function", "function": {"name": name, "arguments": given}} for name, given in calls]:
-        answer["tool_calls"] = called
-    return answer
-
-
-def finished(text: str, reason: str = "stop", thinking: str = "", **figures: Any) -> Finished:
-    return Finished(0, reason, message(text, thinking), stats(**figures), MEMORY)
-
-
-def answering(text: str, **figures: Any) -> list[Event]:
-    """All of a turn that says `text`."""
-    return [said(text), finished(text, **figures)]
+__all__ = [
+    "MEMORY",
+    "Desk",
+    "Engines",
+    "Notes",
+    "ScriptedEngine",
+    "Talk",
+    "answer",
+    "answering",
+    "asynchronous",
+    "brisk",
+    "chatting",
+    "compared",
+    "finished",
+    "headless",
+    "loaded",
+    "message",
+    "said",
+    "saved_chat",
+    "stats",
+    "talking",
+    "until",
+]
 
 
 def answer(text: str, reason: str = "stop", **figures: Any) -> Answer:
     """A turn that is over, as a conversation keeps it."""
     return Answer(message(text), reason, stats(**figures))
-
-
-def compared(done: int = 288, total: int = 288, depth: int = 3) -> Compared:
-    plain, mtp = [40.0, 42.0, 41.0], [60.0, 63.0, 65.6]
-    runs = 3 * done // total
-    return Compared(0, depth, done, total, plain[:runs], mtp[:runs])
-
-
-# -- the engine -------------------------------------------------------------------------------------------------
-
-
-class ScriptedEngine:
-    """The interface `Engine` of mlxmtp_tui/chat.py. It records what it is told, and says what a test lets it say.
-
-    A stop ends what runs as the worker does, with what came so far, unless the engine is `deaf`.
-
-    Args:
-        script: the events that follow a command, by its class; a command that is not in it is left unanswered.
-    """
-
-    def __init__(self, script: dict[type[Command], Answers] | None = None) -> None:
-        self.commands: list[Command] = []
-        self.stops: list[int] = []
-        self.killed = self.closed = self.deaf = False
-        self._script = dict(script or {})
-        self._said: asyncio.Queue[Event | Exception] = asyncio.Queue()
-        self._id = 0
-        self._running: Command | None = None
-        self._parts: list[list[str]] = []
-        self._dead = False
-
-    def on(self, kind: type[Command], answers: Answers) -> None:
-        """What follows the commands of a class from now on: events, or a function of the command that gives them."""
-        self._script[kind] = answers
-
-    def say(self, *all_events: Event, to: int | None = None) -> None:
-        """Push events by hand, as answers to the newest command or to the one with the id `to`."""
-        for event in all_events:
-            if isinstance(event, Said):
-                self._parts += event.parts
-            if isinstance(event, ENDINGS) or (isinstance(event, Compared) and event.done == event.total):
-                self._running = None
-            self._said.put_nowait(replace(event, id=self._id if to is None else to))
-
-    def break_with(self, error: Exception) -> None:
-        """The next thing heard from it is no event."""
-        self._said.put_nowait(error)
-
-    def die(self, code: int = -9, last: str = "") -> None:
-        """The process is gone, and takes no command any more."""
-        if not self._dead:
-            self._dead = True
-            self._said.put_nowait(Died(self._id, code, last))
-
-    def sent(self, kind: type[Command]) -> list[Any]:
-        """The commands of a class, in order."""
-        return [command for command in self.commands if isinstance(command, kind)]
-
-    async def heard(self) -> None:
-        """Wait until all that it said was taken; for tests that nothing comes of it."""
-        await until(self._said.empty, "somebody who listens to the engine")
-        for _ in range(5):
-            await asyncio.sleep(0)
-
-    # the interface
-
-    def next_id(self) -> int:
-        self._id += 1
-        return self._id
-
-    def send(self, command: Command) -> None:
-        self.commands.append(command)
-        if self._dead:
-            return
-        self._running, self._parts = command, []
-        answers = self._script.get(type(command), ())
-        self.say(*(answers(command) if callable(answers) else answers), to=command.id)
-
-    def stop(self) -> None:
-        self.stops.append(self._id)
-        running, self._running = self._running, None
-        if self._dead or self.deaf or running is None:
-            return
-        if isinstance(running, Generate):
-            of = {kind: "".join(text for this, text in self._parts if this == kind) for kind in ("text", "thinking")}
-            ending = finished(of["text"], "interrupted", of["thinking"], tokens=40)
-            self.say(ending if self._parts else replace(ending, stats=None, memory=None), to=running.id)
-        else:
-            self.say(Stopped(0), to=running.id)
-
-    async def events(self) -> AsyncIterator[Event]:
-        while True:
-            event = await self._said.get()
-            if isinstance(event, Exception):
-                raise event
-            yield event
-            if isinstance(event, Died):
-                return
-
-    def kill(self) -> None:
-        self.killed = True
-        self.die(-9)
-
-    async def close(self) -> None:
-        self.closed = True
-        self.die(0)
-
-
-class Engines:
-    """Starts scripted engines, and keeps them; what `ChatApp` and `Chat` take as `start`.
-
-    Args:
-        script: of every engine to come. refusal: what starting one raises.
-    """
-
-    def __init__(self, script: dict[type[Command], Answers] | None = None) -> None:
-        self.script: dict[type[Command], Answers] = {Load: lambda command: [loaded(command.model or "demo")]}
-        self.script |= script or {}
-        self.refusal: OSError | None = None
-        self.all: list[ScriptedEngine] = []
-
-    async def __call__(self) -> ScriptedEngine:
-        if self.refusal:
-            raise self.refusal
-        self.all.append(ScriptedEngine(self.script))
-        return self.all[-1]
-
-    @property
-    def newest(self) -> ScriptedEngine:
-        return self.all[-1]
 
 
 class Notes:

@@ -1,0 +1,234 @@
+"""What a model writes, as each protocol gives it: whole and streamed, text, reasoning and calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.scripted_engine import asynchronous, stats
+from tests.server.protocols import PROTOCOLS, Heard, Protocol, protocol_id
+from tests.server.scripted import Served, sent, serving, turn
+
+WEATHER = (
+    "get_weather",
+    "the weather of a city",
+    {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "detailed": {"type": "boolean"}},
+    },
+)
+TIME = ("get_time", "the time", {"type": "object", "properties": {}})
+ROME = (
+    '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Rome", "days": "3", "detailed": "true"}}\n</tool_call>'
+)
+NOW = '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
+CALL = ("get_weather", {"city": "Rome", "days": 3, "detailed": True})
+
+each = pytest.mark.parametrize("protocol", PROTOCOLS, ids=protocol_id)
+both = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+pieces = pytest.mark.parametrize("piece", [1, 7, 0], ids=["by letters", "in pieces", "at once"])
+
+
+async def ask(
+    protocol: Protocol, stream: bool, answers: Callable[..., Any], tools: Any = (WEATHER, TIME), **more: Any
+) -> Heard:
+    """What comes of an answer of the engine's."""
+    async with serving(answers) as served:
+        return await heard(served, protocol, protocol.ask("How is it?", list(tools), **more), stream)
+
+
+async def heard(served: Served, protocol: Protocol, body: dict[str, Any], stream: bool) -> Heard:
+    if stream:
+        return protocol.streamed(await served.stream(protocol.path, body))
+    response = await served.post(protocol.path, body)
+    assert response.status_code == 200, response.text
+    return protocol.whole(response.json())
+
+
+@each
+@both
+@pieces
+@asynchronous
+async def test_text_comes_as_it_was_written(protocol: Protocol, stream: bool, piece: int) -> None:
+    said = await ask(protocol, stream, turn("\tGrüße, 東京 👋🏽!\n\n* a\n* b\n", piece=piece), tools=())
+    assert (said.text, said.reasoning, said.calls, said.end) == ("\tGrüße, 東京 👋🏽!\n\n* a\n* b\n", "", [], "stop")
+
+
+@each
+@both
+@pieces
+@asynchronous
+async def test_reasoning_is_apart_from_the_answer(protocol: Protocol, stream: bool, piece: int) -> None:
+    said = await ask(protocol, stream, turn("<think>\nLet me\n\nsee.\n</think>\n\nSunny.", piece=piece))
+    assert (said.reasoning, said.text, said.end) == ("Let me\n\nsee.", "Sunny.", "stop")
+
+
+@each
+@both
+@pieces
+@asynchronous
+async def test_a_call_has_arguments_of_the_types_in_its_schema(protocol: Protocol, stream: bool, piece: int) -> None:
+    said = await ask(protocol, stream, turn(f"<think>Hm.</think>\nI look.\n{ROME}", piece=piece))
+    assert (said.reasoning, said.text, said.calls, said.end) == ("Hm.", "I look.", [CALL], "tool_calls")
+
+
+@each
+@both
+@pieces
+@asynchronous
+async def test_two_calls_at_once(protocol: Protocol, stream: bool, piece: int) -> None:
+    said = await ask(protocol, stream, turn(f"{ROME}\n{NOW}\n", piece=piece))
+    assert (said.text, said.calls, said.end) == ("", [CALL, ("get_time", {})], "tool_calls")
+    assert len(set(said.call_ids)) == 2
+
+
+@each
+@both
+@pieces
+@asynchronous
+async def test_text_around_calls_keeps_its_lines(protocol: Protocol, stream: bool, piece: int) -> None:
+    said = await ask(protocol, stream, turn(f"First.\n{ROME}\nThen.\n{NOW}\nDone.\n", piece=piece))
+    assert (said.text, len(said.calls)) == ("First.\n\nThen.\n\nDone.", 2)
+
+
+@each
+@both
+@pieces
+@asynchronous
+async def test_one_call_where_parallel_ones_are_not_wanted(protocol: Protocol, stream: bool, piece: int) -> None:
+    alone: dict[str, Any] = {"parallel_tool_calls": False}
+    if protocol.stop == "stop_sequences":
+        alone = {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}
+    async with serving(turn(f"I look.\n{ROME}\n{NOW}\nAnd then?", piece=piece)) as served:
+        body = protocol.ask("How is it?", [WEATHER, TIME], **alone)
+        said = await heard(served, protocol, body, stream)
+        assert (said.text, said.calls, said.end) == ("I look.", [CALL], "tool_calls")
+        await served.works()
+
+
+@each
+@both
+@asynchronous
+async def test_a_call_that_the_limit_cuts_is_text(protocol: Protocol, stream: bool) -> None:
+    said = await ask(protocol, stream, turn(f"I look.\n{ROME[:60]}", "length"), **{protocol.limit: 20})
+    assert (said.text, said.calls, said.end) == (f"I look.\n{ROME[:60]}", [], "length")
+
+
+@each
+@both
+@asynchronous
+async def test_a_call_that_was_complete_before_the_limit_is_a_call(protocol: Protocol, stream: bool) -> None:
+    said = await ask(protocol, stream, turn(f"{ROME}\nAnd", "length"))
+    assert (said.text, said.calls, said.end) == ("And", [CALL], "length")
+
+
+@pytest.mark.parametrize("protocol", [one for one in PROTOCOLS if one.stop], ids=protocol_id)
+@both
+@asynchronous
+async def test_a_call_that_a_stop_string_cuts_is_text(protocol: Protocol, stream: bool) -> None:
+    cut = ROME.removesuffix("\n</tool_call>")  # all that a parser wants, but the model was not done
+    said = await ask(protocol, stream, turn(cut, stopped_by="\n"), **{str(protocol.stop): ["\n"]})
+    assert (said.text, said.calls) == (cut, [])
+
+
+@each
+@both
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        '{"name": "get_weather", "arguments": {"city": ',
+        '{"name": 7, "arguments": {}}',
+        '{"name": "get_weather"}',
+        '{"name": "get_weather", "arguments": [1]}',
+        '{"name": "get_weather", "arguments": null}',
+        '{"name": "get_weather", "arguments": {"days": NaN}}',
+        "",
+        "[]",
+        "null",
+        "just words",
+    ],
+)
+@asynchronous
+async def test_a_malformed_call_is_text(protocol: Protocol, stream: bool, malformed: str) -> None:
+    written = f"<tool_call>\n{malformed}\n</tool_call>"
+    said = await ask(protocol, stream, turn(f"So:\n{written}"))
+    assert (said.text, said.calls, said.end) == (f"So:\n{written}", [], "stop")
+
+
+@each
+@both
+@asynchronous
+async def test_marks_of_calls_are_text_where_there_are_no_tools(protocol: Protocol, stream: bool) -> None:
+    said = await ask(protocol, stream, turn(f"Write {NOW} there."), tools=())
+    assert (said.text, said.calls, said.end) == (f"Write {NOW} there.", [], "stop")
+
+
+@each
+@both
+@asynchronous
+async def test_half_a_surrogate_pair_in_a_call_spoils_nothing(protocol: Protocol, stream: bool) -> None:
+    call = '<tool_call>{"name": "get_weather", "arguments": {"city": "Ro\\ud83dme"}}</tool_call>'
+    said = await ask(protocol, stream, turn(call))
+    assert said.calls == [("get_weather", {"city": "Ro?me"})]
+
+
+@each
+@both
+@asynchronous
+async def test_nothing_said_is_an_empty_answer(protocol: Protocol, stream: bool) -> None:
+    said = await ask(protocol, stream, turn(""))
+    assert (said.text, said.reasoning, said.calls, said.end) == ("", "", [], "stop")
+
+
+@each
+@both
+@asynchronous
+async def test_reasoning_that_the_limit_cuts(protocol: Protocol, stream: bool) -> None:
+    said = await ask(protocol, stream, turn("<think>Let me", "length"))
+    assert (said.reasoning, said.text, said.end) == ("Let me", "", "length")
+
+
+@each
+@both
+@asynchronous
+async def test_the_limit_and_the_stop_strings_reach_the_engine(protocol: Protocol, stream: bool) -> None:
+    stops = {protocol.stop: ["END", "\n\n"]} if protocol.stop else {}
+    async with serving(turn("Some", "stop", stopped_by="END" if stops else None)) as served:
+        said = await heard(served, protocol, protocol.ask("hi", **{protocol.limit: 7}, **stops), stream)
+        assert served.command.settings.max_tokens == 7
+        assert served.command.settings.stop == (["END", "\n\n"] if stops else [])
+    assert (said.text, said.end) == ("Some", "stop_sequence" if protocol.stop == "stop_sequences" else "stop")
+
+
+@each
+@both
+@asynchronous
+async def test_usage_counts_the_prompt_the_cache_and_the_answer(protocol: Protocol, stream: bool) -> None:
+    more = {"stream_options": {"include_usage": True}} if "chat" in protocol.path and stream else {}
+    async with serving(turn("Some words", stats=stats(tokens=12, reused_tokens=4))) as served:
+        said = await heard(served, protocol, protocol.ask("hi", **more), stream)
+        assert said.usage == (len(served.command.messages), 4, 12)
+
+
+@both
+@asynchronous
+async def test_speculation_is_told_as_llama_cpp_does(stream: bool) -> None:
+    told = stats(prompt_tokens=100, reused_tokens=40, tokens=12, drafted=15, accepted=7, prefill_tps=120.0)
+    async with serving(turn("Some words", stats=told)) as served:
+        for protocol in PROTOCOLS:
+            body = protocol.ask("hi") | {"stream": stream}
+            text = (await served.post(protocol.path, body)).text
+            answers = [one.data for one in sent(text)] if stream else [json.loads(text)]
+            answers = [one.get("response", one) for one in answers if isinstance(one, dict)]
+            [timings] = [one["timings"] for one in answers if "timings" in one]
+            assert (timings["prompt_n"], timings["cache_n"], timings["prompt_ms"]) == (60, 40, 500.0)
+            assert (timings["predicted_n"], timings["draft_n"], timings["draft_n_accepted"]) == (12, 15, 7)
+
+
+@asynchronous
+async def test_chat_gives_no_usage_in_a_stream_that_did_not_ask() -> None:
+    async with serving(turn("Some words")) as served:
+        assert PROTOCOLS[0].streamed(await served.stream(PROTOCOLS[0].path)).usage is None

@@ -1,0 +1,147 @@
+"""What a request asks for, as the engine hears it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from mlxmtp.server.app import WIRES
+from mlxmtp.server.fields import Fields
+from mlxmtp.worker.messages import Settings
+from tests.server.scripted import ALL, CHAT, COMPLETIONS, HELLO, MESSAGES, RESPONSES, read
+
+PERSON = {"type": "object", "properties": {"name": {"type": "string"}}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+FLAT = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+CLAUDE = {"name": "f", "input_schema": {"type": "object"}}
+
+each = pytest.mark.parametrize("path", ALL)
+
+
+@each
+def test_sampling_is_heard(path: str) -> None:
+    wanted = {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 40,
+        "min_p": 0.05,
+        "seed": 7,
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+        "repetition_penalty": 1.1,
+    }
+    found = read(path, **wanted, logit_bias={"12": -100, "7": 1.5}).settings
+    assert {name: asdict(found)[name] for name in wanted} == wanted
+    assert found.logit_bias == [[12, -100.0], [7, 1.5]]
+
+
+@each
+def test_what_is_left_out_is_as_the_server_was_told(path: str) -> None:
+    defaults = Settings(0.6, 0.95, 20, 0.1, 3, 0.1, 0.2, 1.2, depth=2, max_tokens=0)
+    found = WIRES[path].read(Fields(HELLO[path] | dict.fromkeys(["temperature", "top_p", "seed"])), defaults).settings
+    limit = {COMPLETIONS: 16, MESSAGES: 100}.get(path, 0)
+    assert found == Settings(0.6, 0.95, 20, 0.1, 3, 0.1, 0.2, 1.2, depth=2, max_tokens=limit)
+
+
+@each
+def test_limits_by_their_names(path: str) -> None:
+    names = {CHAT: ["max_tokens", "max_completion_tokens"], RESPONSES: ["max_output_tokens"]}
+    for name in names.get(path, ["max_tokens"]):
+        assert read(path, **{name: 33}).settings.max_tokens == 33
+        assert read(path, **{name: 33.0}).settings.max_tokens == 33
+
+
+def test_values_that_mean_nothing_special() -> None:
+    assert read(CHAT, temperature=0, top_p=0, top_k=-1).settings == Settings(0.0, 1e-9, 0, max_tokens=0)
+    assert read(CHAT, seed=-1).settings.seed == 2**64 - 1
+    assert read(CHAT, n=1, mirostat=0, modalities=["text"], typical_p=1.0).settings == Settings(max_tokens=0)
+    assert read(COMPLETIONS, echo=False, best_of=1, suffix="").settings.max_tokens == 16
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "schema"),
+    [
+        (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"name": "p", "schema": PERSON}}}, PERSON),
+        (CHAT, {"response_format": {"type": "json_object"}}, {"type": "object"}),
+        (CHAT, {"response_format": {"type": "text"}}, None),
+        (COMPLETIONS, {"response_format": {"type": "json_object"}}, {"type": "object"}),
+        (RESPONSES, {"text": {"format": {"type": "json_schema", "name": "p", "schema": PERSON}}}, PERSON),
+        (RESPONSES, {"text": {"verbosity": "low"}}, None),
+        (MESSAGES, {"output_config": {"format": {"type": "json_schema", "schema": PERSON}}}, PERSON),
+        (MESSAGES, {"output_format": {"type": "json_schema", "schema": PERSON}}, PERSON),
+        (MESSAGES, {"output_config": {"effort": "high"}}, None),
+    ],
+)
+def test_schemas_of_answers(path: str, more: dict[str, Any], schema: Any) -> None:
+    assert read(path, **more).settings.json_schema == schema
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "logprobs"),
+    [
+        (CHAT, {"logprobs": True}, 0),
+        (CHAT, {"logprobs": True, "top_logprobs": 20}, 20),
+        (CHAT, {"logprobs": False, "top_logprobs": 0}, None),
+        (COMPLETIONS, {"logprobs": 5}, 5),
+        (RESPONSES, {"top_logprobs": 0}, None),
+    ],
+)
+def test_logprobs(path: str, more: dict[str, Any], logprobs: Any) -> None:
+    assert read(path, **more).settings.logprobs == logprobs
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "thinking"),
+    [
+        (CHAT, {}, None),
+        (CHAT, {"enable_thinking": False}, False),
+        (CHAT, {"chat_template_kwargs": {"enable_thinking": True}}, True),
+        (CHAT, {"chat_template_kwargs": {"thinking": False}}, False),
+        (CHAT, {"reasoning_effort": "none"}, False),
+        (CHAT, {"reasoning_effort": "high"}, True),
+        (RESPONSES, {"reasoning": {"effort": "minimal"}}, False),
+        (RESPONSES, {"reasoning": {"effort": "medium", "summary": "auto"}}, True),
+        (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 4000}}, True),
+        (MESSAGES, {"thinking": {"type": "disabled"}}, False),
+        (MESSAGES, {"thinking": {"type": "adaptive"}}, None),
+    ],
+)
+def test_thinking(path: str, more: dict[str, Any], thinking: Any) -> None:
+    assert read(path, **more).settings.thinking is thinking
+
+
+@pytest.mark.parametrize(
+    ("path", "tool", "choice", "expected"),
+    [
+        (CHAT, TOOL, None, (1, "auto")),
+        (CHAT, TOOL, "auto", (1, "auto")),
+        (CHAT, TOOL, "none", (0, "auto")),
+        (CHAT, TOOL, "required", (1, "required")),
+        (CHAT, TOOL, {"type": "function", "function": {"name": "f"}}, (1, "f")),
+        (RESPONSES, FLAT, {"type": "function", "name": "f"}, (1, "f")),
+        (RESPONSES, FLAT, {"type": "allowed_tools", "mode": "auto", "tools": [{"name": "g"}]}, (0, "auto")),
+        (RESPONSES, FLAT, {"type": "allowed_tools", "mode": "required", "tools": [{"name": "f"}]}, (1, "required")),
+        (MESSAGES, CLAUDE, {"type": "auto"}, (1, "auto")),
+        (MESSAGES, CLAUDE, {"type": "any"}, (1, "required")),
+        (MESSAGES, CLAUDE, {"type": "none"}, (0, "auto")),
+        (MESSAGES, CLAUDE, {"type": "tool", "name": "f"}, (1, "f")),
+    ],
+)
+def test_choices_among_tools(path: str, tool: Any, choice: Any, expected: tuple[int, str]) -> None:
+    found = read(path, tools=[tool], **({"tool_choice": choice} if choice else {}))
+    assert (len(found.tools), found.choice) == expected
+
+
+def test_other_kinds_of_tools_are_dropped_and_said() -> None:
+    space = {"type": "namespace", "name": "files", "tools": [FLAT, {"type": "custom", "name": "apply_patch"}]}
+    found = read(RESPONSES, tools=[{"type": "web_search"}, space])
+    assert [tool["function"]["name"] for tool in found.tools] == ["f"]
+    assert found.dropped == ("tool web_search", "tool apply_patch")
+    hosted = read(MESSAGES, tools=[{"type": "bash_20250124", "name": "bash"}, CLAUDE])
+    assert ([tool["function"]["name"] for tool in hosted.tools], hosted.dropped) == (["f"], ("tool bash",))
+
+
+def test_fields_that_nobody_knows_are_no_matter() -> None:
+    assert read(CHAT, model="gpt-9", store=True, metadata={"a": 1}, prompt_cache_key="k", wished={}) == read(CHAT)
