@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-import queue
 import sys
-import threading
 import time
 import traceback
 from contextlib import closing
@@ -14,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlxmtp.errors import CheckpointError, MlxmtpError, is_out_of_memory
+from mlxmtp.worker.inbox import Inbox
 from mlxmtp.worker.messages import (
     Command,
     Compare,
@@ -34,10 +32,8 @@ from mlxmtp.worker.messages import (
     Prefilled,
     Said,
     Settings,
-    Stop,
     Stopped,
     Warned,
-    decode,
     encode,
 )
 
@@ -47,46 +43,6 @@ SAVING_S = 30.0
 NOTHING = {"role": "assistant", "content": ""}
 PAUSE_S = 1 / 15
 """The least time between two messages of one kind: each costs the engine and the reader some."""
-
-
-class Inbox:
-    """Commands, read by a thread of their own, so that a stop is heard while the engine works.
-
-    When the other side goes away, so does this process, whatever it is doing: after `grace_s`, for what is to be kept.
-    """
-
-    def __init__(self, lines: BinaryIO) -> None:
-        self._lines = lines
-        self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
-        self._stopped = 0.0
-        self.grace_s = 0.0
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def next(self) -> Command | None:
-        """The next command; None: there is none to come."""
-        return self._commands.get()
-
-    def stops(self, command: Command) -> bool:
-        """Whether the command is to end."""
-        return command.id <= self._stopped
-
-    def _read(self) -> None:
-        code = 1
-        try:
-            for line in self._lines:
-                command = decode(line)
-                if isinstance(command, Stop):
-                    self._stopped = max(self._stopped, command.id)
-                else:
-                    self._commands.put(command)
-            code = 0
-        except Exception:
-            traceback.print_exc()
-        finally:
-            self._stopped = math.inf
-            self._commands.put(None)
-            time.sleep(self.grace_s)
-            os._exit(code)
 
 
 class StopRequest(Exception):  # noqa: N818 - like StopIteration, no error

@@ -17,6 +17,7 @@ from mlx_lm.models import llama
 from mlxmtp import Chunk, Engine, load
 from mlxmtp.chat.parts import Part
 from mlxmtp.chat.prefixes import PrefixCache
+from mlxmtp.worker.inbox import Inbox
 from mlxmtp.worker.messages import (
     Command,
     Compare,
@@ -35,7 +36,6 @@ from mlxmtp.worker.messages import (
     Stopped,
     encode,
 )
-from mlxmtp.worker.serve import Inbox
 from tests import tiny
 from tests.worker.driving import Driven, serve, text_of, wait_until
 from tests.worker.test_messages import STATS
