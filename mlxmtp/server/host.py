@@ -116,10 +116,12 @@ class Host:
             if isinstance(event, Loaded):
                 self.loaded = event
                 return event
-            if isinstance(event, ENDINGS):
+            if isinstance(event, Failed | Died):
                 engine.kill()
                 self._engine = None
-                raise LoadError(event.message if isinstance(event, Failed) else "the engine died while it loaded")
+                raise LoadError(
+                    event.message if isinstance(event, Failed) else f"the engine died while it loaded ({event.why})"
+                )
 
     async def _reopen(self) -> None:
         try:
@@ -156,11 +158,11 @@ class Host:
 
     async def _listen(self, engine: Engine, events: asyncio.Queue[Event]) -> None:
         """Pass on what an engine says until it is gone; then start another."""
-        code = -1
+        end = Died(0, -1)
         try:
             async for event in engine.events():
                 if isinstance(event, Died):
-                    code = event.code
+                    end = event
                 elif isinstance(event, Warned):
                     self.warn(event.message)
                 else:
@@ -170,7 +172,7 @@ class Host:
         if engine is not self._engine:
             return  # we have left it
         self._engine = None
-        events.put_nowait(Died(0, code))
+        events.put_nowait(end)
         if self.loaded:
             self.restarts += 1
             self._later(self._try_again())
@@ -187,7 +189,7 @@ class Host:
 
 def _failure(event: Failed | Died) -> ApiError:
     if isinstance(event, Died):
-        message = f"the engine died (exit code {event.code}); another is started, send the request once more"
+        message = f"the engine died ({event.why}); another is started, send the request once more"
         return ApiError(message, status=500, code="engine_died")
     if event.kind == "refused":
         return ApiError(event.message, code="refused")

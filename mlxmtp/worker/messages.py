@@ -250,6 +250,14 @@ class Died(Event):
     code: int
     last: str = ""
 
+    @property
+    def why(self) -> str:
+        """How it ended, and the last line of its last words."""
+        end = f"signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
+        if self.code == -9:
+            end = "killed, perhaps because memory ran out"
+        return f"{end}: {self.last.splitlines()[-1]}" if self.last else end
+
 
 _TYPES: dict[str, Any] = {
     kind.__name__: kind

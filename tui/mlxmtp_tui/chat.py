@@ -24,7 +24,7 @@ from mlxmtp.worker.messages import (
 )
 from mlxmtp_tui.conversation import Answer, Conversation
 from mlxmtp_tui.files import expanded
-from mlxmtp_tui.link import Link, ending, last_words
+from mlxmtp_tui.link import Link
 from mlxmtp_tui.live import Live
 from mlxmtp_tui.roles import Engine, Options, View
 from mlxmtp_tui.sessions import Session
@@ -260,7 +260,7 @@ class Chat:
             case Failed():
                 self._take_failure(event)
             case Died():
-                self._gone(f"the engine has died ({ending(event.code)}){last_words(event.last)}")
+                self._gone(f"the engine has died ({event.why})")
         self._view.state_changed()
 
     def _take_compared(self, event: Compared) -> None:

@@ -92,15 +92,3 @@ class Link:
     def _lose(self, why: str) -> None:
         self._engine = None
         self._gone(why)
-
-
-def ending(code: int) -> str:
-    """How a process ended, from its exit code."""
-    if code == -9:
-        return "killed, perhaps because memory ran out"
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def last_words(errors: str) -> str:
-    """The last line that it wrote to standard error, to go behind a text."""
-    return f": {errors.splitlines()[-1]}" if errors else ""
