@@ -14,7 +14,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 
-from mlxmtp import Engine, load
+from mlxmtp import Engine, Sampling, load
 from mlxmtp.chat.engine import Chunk
 from mlxmtp.chat.parts import Part
 from mlxmtp.chat.prefix import Prefix
@@ -269,7 +269,7 @@ def test_settings_are_passed_on() -> None:
     serve(Generate(1, HELLO, wanted), engine=engine)
     ((messages, sampling), options) = engine.asked[0]
     assert messages == HELLO
-    assert vars(sampling) == {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "seed": 11}
+    assert sampling == Sampling(0.7, 0.9, 40, 0.05, 11)
     assert options == {"max_tokens": 17, "depth": 2, "thinking": False}
 
 
