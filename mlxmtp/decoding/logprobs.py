@@ -16,7 +16,8 @@ class Report:
 
     def __init__(self, logits: mx.array, tokens: mx.array, top: int) -> None:
         law = log_probs(logits[0].astype(mx.float32))
-        likeliest = mx.argsort(-law, axis=-1)[:, :top]  # a stable sort
+        order = mx.argsort(-law, axis=-1) if top else mx.zeros(law.shape, mx.uint32)
+        likeliest = order[:, :top]  # the sort is stable: of equals, the lower id
         self.arrays = [
             mx.take_along_axis(law, tokens[0][:, None], axis=-1)[:, 0],
             likeliest,

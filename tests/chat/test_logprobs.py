@@ -17,7 +17,7 @@ from mlxmtp.decoding.verifier import Verifier
 from tests.running import prefilled
 from tests.scripted import counted_evaluations, keep_all
 
-PROMPT, COUNT = "def add(a, b):\n", 30
+PROMPT, COUNT = "def add(a, b):\n", 20
 
 
 @pytest.fixture(scope="module")

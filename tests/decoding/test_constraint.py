@@ -133,7 +133,7 @@ def test_forbidden_drafts_never_stand(verify: VerifyMode, temperature: float) ->
 
 # -- the law of sampled tokens --------------------------------------------------------------------------------
 
-FIRST, TURNS = 3, 1500
+FIRST, TURNS = 3, 1000
 
 
 def enumerated_law() -> np.ndarray:
