@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from subprocess import CompletedProcess
 
+from tests.conftest import REPO
 from tests.server.clients.scripted import END, Answer, Scripted
 from tests.server.serving import ServerProcess
 
 PATIENCE_S = 60
 Ask = Callable[[], CompletedProcess[str]]
+
+
+def connect(client: str, server: ServerProcess, home: Path) -> None:
+    """Let `mlxmtp connect` write the client's settings."""
+    command = [sys.executable, "-m", "mlxmtp", "connect", client, "--write", "--url", server.url]
+    path = os.pathsep.join(filter(None, [str(REPO), os.environ.get("PYTHONPATH")]))
+    subprocess.run(command, check=True, cwd=home, env=os.environ | {"HOME": str(home), "PYTHONPATH": path})
 
 
 def assert_done(done: CompletedProcess[str], text: str) -> None:

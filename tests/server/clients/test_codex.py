@@ -12,6 +12,7 @@ from tests.server.clients.checks import (
     assert_comes_again_when_the_queue_was_full,
     assert_done,
     assert_each_turn_goes_on_from_the_last,
+    connect,
 )
 from tests.server.clients.scripted import Answer, Scripted
 from tests.server.serving import ServerProcess
@@ -26,17 +27,6 @@ enabled = false
 plugins = false
 """
 """Else it would look for other hosts than this one."""
-SETTINGS = """
-model = "mlxmtp"
-model_provider = "mlxmtp"
-model_context_window = 32768
-
-[model_providers.mlxmtp]
-name = "mlxmtp"
-base_url = "{url}/v1"
-wire_api = "responses"
-experimental_bearer_token = "mlxmtp"
-"""
 NOBODY = "00000000-0000-7000-8000-000000000000"
 Codex = Callable[[], CompletedProcess[str]]
 
@@ -53,10 +43,8 @@ def program(installed: Path) -> str:
 @pytest.fixture
 def codex(program: str, server: ServerProcess, home: Path, project: Path) -> Codex:
     """Starts Codex, and waits for its end."""
-    folder = home / ".codex"
-    folder.mkdir()
-    (folder / "config.toml").write_text(ALONE)
-    (folder / "mlxmtp.config.toml").write_text(SETTINGS.format(url=server.url))
+    connect("codex", server, home)
+    (home / ".codex" / "config.toml").write_text(ALONE)
     options = ("--profile", "mlxmtp", "--sandbox", "danger-full-access", "--skip-git-repo-check")
     return lambda: node.run(program, "exec", *options, "Write hello.txt, and show it.", home=home, folder=project)
 

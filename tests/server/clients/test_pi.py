@@ -13,6 +13,7 @@ from tests.server.clients.checks import (
     assert_comes_again_when_the_queue_was_full,
     assert_done,
     assert_each_turn_goes_on_from_the_last,
+    connect,
 )
 from tests.server.clients.scripted import Answer, Scripted
 from tests.server.serving import ServerProcess
@@ -46,14 +47,16 @@ def program(installed: Path) -> str:
 @pytest.fixture
 def pi(program: str, server: ServerProcess, home: Path, project: Path) -> Pi:
     """Starts pi with one of its APIs, and waits for its end."""
+    connect("pi", server, home)
     settings = home / ".pi" / "agent" / "models.json"
-    settings.parent.mkdir(parents=True)
+    found = json.loads(settings.read_text())
+    provider = found["providers"]["mlxmtp"]
+    assert (provider["api"], provider["baseUrl"]) == ("openai-completions", f"{server.url}/v1")
 
     def ask(api: str) -> CompletedProcess[str]:
-        url = server.url if api == "anthropic-messages" else f"{server.url}/v1"
-        model = {"id": "mlxmtp", "reasoning": True, "contextWindow": 32768, "maxTokens": 8192}
-        provider = {"baseUrl": url, "api": api, "apiKey": "mlxmtp", "models": [model]}
-        settings.write_text(json.dumps({"providers": {"mlxmtp": provider}}))
+        provider["api"] = api
+        provider["baseUrl"] = server.url if api == "anthropic-messages" else f"{server.url}/v1"
+        settings.write_text(json.dumps(found))
         options = ("--provider", "mlxmtp", "--model", "mlxmtp", "--print", "Write hello.py, and run it.")
         return node.run(program, *options, home=home, folder=project, PI_OFFLINE="1", PI_TELEMETRY="0")
 
