@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,7 +23,7 @@ from mlxmtp.server.log import Log
 from mlxmtp.server.metrics import Metrics
 from mlxmtp.server.problems import ApiError
 from mlxmtp.server.prompting import Prompter
-from mlxmtp.server.streaming import ClientGoneError, EventStream, Json, unless_gone
+from mlxmtp.server.streaming import Begun, ClientGoneError, EventStream, Json, unless_gone
 from mlxmtp.server.turn import Done, Event, Outcome, answer
 from mlxmtp.server.wire import Answering, Wire, Writer
 from mlxmtp.worker.messages import Settings
@@ -128,8 +127,9 @@ class _Turns:
         context = Answering(asked, prepared, service.name, service.prompter.tokenizer, int(time.time()))
         events = watch.over(answer(service.host, service.prompter.tokenizer, asked, prepared))
         if asked.stream:
-            events = await _peeked(events)
-            return EventStream(_written(self._wire.writer(context), events))
+            begun = Begun(events)
+            await begun.peek(PEEK_S)
+            return EventStream(_written(self._wire.writer(context), begun), begun)
         outcome = await unless_gone(_collected(events), request.receive)
         return Json(self._wire.whole(context, outcome))
 
@@ -233,38 +233,12 @@ class _Pages:
         }
 
 
-async def _peeked(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-    """The same events; a problem that comes at once is raised here."""
-    first = asyncio.ensure_future(anext(events))
-    try:
-        await asyncio.wait((first,), timeout=PEEK_S)
-    except asyncio.CancelledError:
-        first.cancel()
-        raise
-    if first.done() and first.exception():
-        raise first.exception() or AssertionError
-    return _chained(first, events)
-
-
-async def _chained(first: asyncio.Future[Event], events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-    try:
-        yield await first
-        async for event in events:
-            yield event
-    finally:
-        if not first.done():
-            first.cancel()
-            await asyncio.gather(first, return_exceptions=True)
-        await events.aclose()
-
-
-async def _written(writer: Writer, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
+async def _written(writer: Writer, events: AsyncIterator[Event]) -> AsyncGenerator[bytes, None]:
     yield b"".join(writer.begin())
     try:
-        async with aclosing(events):
-            async for event in events:
-                if content := b"".join(writer.feed(event)):
-                    yield content
+        async for event in events:
+            if content := b"".join(writer.feed(event)):
+                yield content
     except ApiError as problem:
         yield b"".join(writer.fail(problem))
 
