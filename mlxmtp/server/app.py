@@ -68,7 +68,7 @@ def create_app(service: Service, api_key: str | None = None, origins: tuple[str,
     pages = _Pages(service)
     routes = [
         *turns,
-        Route("/v1/messages/count_tokens", pages.count_tokens, methods=["POST"]),
+        Route("/v1/messages/count_tokens", _Counts(service), methods=["POST"]),
         Route("/v1/models", pages.models),
         Route("/v1/models/{name:path}", pages.model),
         Route("/health", pages.health),
@@ -95,12 +95,14 @@ def error_response(path: str, problem: ApiError) -> Json:
     return Json(shape(path, problem), problem.status, headers)
 
 
-class _Turns:
-    """Answers the turns of one protocol; an ASGI application for its route."""
+class _Endpoint:
+    """Answers what is posted, whatever goes wrong with it; an ASGI application for its route."""
 
-    def __init__(self, service: Service, wire: Wire) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._wire = wire
+
+    async def _answer(self, request: Request, watch: _Watch) -> Response:
+        raise NotImplementedError
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         request = Request(scope, receive)
@@ -115,6 +117,14 @@ class _Turns:
         except Exception as error:  # a fault of ours: said, and the server goes on
             response = watch.refuse(_fault(error))
         await response(scope, receive, send)
+
+
+class _Turns(_Endpoint):
+    """The turns of one protocol."""
+
+    def __init__(self, service: Service, wire: Wire) -> None:
+        super().__init__(service)
+        self._wire = wire
 
     async def _answer(self, request: Request, watch: _Watch) -> Response:
         service = self._service
@@ -132,6 +142,17 @@ class _Turns:
             return EventStream(_written(self._wire.writer(context), begun), begun)
         outcome = await unless_gone(_collected(events), request.receive)
         return Json(self._wire.whole(context, outcome))
+
+
+class _Counts(_Endpoint):
+    """The tokens of prompts in Anthropic's protocol."""
+
+    async def _answer(self, request: Request, watch: _Watch) -> Response:
+        service = self._service
+        asked = anthropic.read(await read_body(request, service.max_body), service.defaults)
+        tokens = await unless_gone(service.prompter.count(asked), request.receive)
+        watch.end(200)
+        return Json({"input_tokens": tokens})
 
 
 class _Watch:
@@ -190,13 +211,6 @@ class _Pages:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-
-    async def count_tokens(self, request: Request) -> Response:
-        try:
-            asked = anthropic.read(await read_body(request, self._service.max_body), self._service.defaults)
-            return Json({"input_tokens": await self._service.prompter.count(asked)})
-        except ApiError as problem:
-            return error_response(request.url.path, problem)
 
     async def models(self, _: Request) -> Response:
         about = self._about()
@@ -257,7 +271,10 @@ def _fault(error: Exception) -> ApiError:
 
 async def _unrouted(request: Request, error: Exception) -> Response:
     """No such endpoint, or not with this method."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    served = ", ".join(WIRES)
-    what = {404: f"there is no {request.url.path} here; served: {served}", 405: f"not with {request.method}"}
-    return error_response(request.url.path, ApiError(what.get(status, "not possible"), status=status, code="not_found"))
+    assert isinstance(error, HTTPException)
+    path, served = request.url.path, ", ".join(WIRES)
+    what = f"{path} does not take {request.method}" if error.status_code == 405 else f"there is no {path} here"
+    code = "method_not_allowed" if error.status_code == 405 else "not_found"
+    response = error_response(path, ApiError(f"{what}; served: POST {served}", status=error.status_code, code=code))
+    response.headers.update(error.headers or {})
+    return response
