@@ -253,8 +253,8 @@ async def _written(writer: Writer, events: AsyncIterator[Event]) -> AsyncGenerat
         async for event in events:
             if content := b"".join(writer.feed(event)):
                 yield content
-    except ApiError as problem:
-        yield b"".join(writer.fail(problem))
+    except Exception as error:
+        yield b"".join(writer.fail(error if isinstance(error, ApiError) else _fault(error)))
 
 
 async def _collected(events: AsyncGenerator[Event, None]) -> Outcome:

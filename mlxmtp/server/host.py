@@ -176,8 +176,9 @@ class Host:
         if engine is not self._engine:
             return  # we have left it
         self._engine = None
+        served = self._opening is not None and self._opening.done()
         events.put_nowait(Died(0, code))
-        if self.loaded:
+        if served:  # one that dies while it loads would do so again
             self.restarts += 1
             self._later(self._try_again())
 
