@@ -430,3 +430,23 @@ def test_a_turn_that_is_closed_can_be_gone_back_from(hybrid: Engine) -> None:
         next(stream)
     talk.says(prompt, 55)
     assert talk.reused == 55
+
+
+def test_twelve_turns_of_an_agent_with_twelve_thousand_tokens(raw_checkpoint: Callable[..., Path]) -> None:
+    """Each reads its new tokens only, whether the answer before came back as it was or not."""
+    engine = load(raw_checkpoint("qwen3_5", dtype="float32", vocab=8, positions=32768))
+    talk, told = Talk(engine), [(0, 0)]
+    prompt: list[int] = talk.words(996, 0)
+    for number in range(12):
+        mark = len(prompt)
+        prompt = [*prompt, 3, 4, 5, 6]
+        options = {"marks": [400, mark], "on_prefill": lambda *now: told.append(now)}
+        found = engine.generate(prompt, max_tokens=6, prefixes=talk.prefixes, **options)  # type: ignore[arg-type]
+        if number:
+            assert (found.stats.reused_tokens, told[-1][1]) == (held, len(prompt) - held - back)
+        back = number % 2
+        past = [*prompt[:mark], 7, 7] if back else [*prompt, *found.tokens]
+        held = mark if back else len(past)
+        prompt = [*past, *talk.words(996, number)]
+    assert len(prompt) > 12_000
+    assert talk.prefixes.figures.conversations == 1
