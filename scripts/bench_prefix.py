@@ -2,9 +2,9 @@
 
     .venv/bin/python scripts/bench_prefix.py [--turns 12] [--history 12000] [--new 150] [--repeats 5] [--model PATH]
 
-Every turn goes on in two ways, like an agent's: the whole answer comes back, or one that is rendered otherwise, so that
-the caches go back to a point. Its time to first token is held against that of the new tokens alone, a prompt without
-any past, and against the bare passes over these tokens on the same caches. The demo's context is widened for it.
+Turns are an agent's: the answer comes back as it was, or rendered otherwise, so that the caches go back to a point. The
+time to first token is held against that of the new tokens alone, a prompt without any past, and against the bare passes
+over these tokens behind the same past, which attend to all of it. The demo's context is widened for this.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def measure(engine: Engine, arguments: argparse.Namespace) -> None:
 
     prompt = words(arguments.history)
     seconds, answer, _ = turn(engine, prompt, prefixes)
-    print(f"{engine.name}, MLX {mx.__version__} on {mx.default_device()}; history of {len(prompt)} tokens: {seconds:.2f} s")
+    print(f"{engine.name}, MLX {mx.__version__} on {mx.default_device()}; {len(prompt)} tokens read in {seconds:.2f} s")
     print("turn  caches     new  read   first token    new alone  ratio  bare passes  ratio")
     ratios: list[float] = []
     for number in range(1, arguments.turns + 1):

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 import mlx.core as mx
 
+import mlxmtp
 from mlxmtp.chat.engine import Engine
 from mlxmtp.checkpoints.tensors import header_length, parse_header, weight_files
 from mlxmtp.checkpoints.writer import DTYPES, header, raw_bytes
@@ -59,7 +60,7 @@ def model_key(engine: Engine) -> str:
         "config": engine.target.config,
         "files": stats,
         "head": head and (head.family, repr(head.reading)),
-        "versions": [version(name) for name in ("mlx", "mlx-lm", "mlxmtp")],
+        "versions": (mx.__version__, version("mlx-lm"), mlxmtp.__version__),
         "device": str(mx.default_device()),
         "dtype": str(engine.target.embed(mx.array([[0]])).dtype),
     }
