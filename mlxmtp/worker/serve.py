@@ -95,6 +95,7 @@ class Worker:
         self._out = out
         self._engine: Any = None
         self._prefixes: Any = None
+        self._cache_bytes = 0
         self._sent_at = 0.0
 
     def run(self) -> None:
@@ -141,7 +142,8 @@ class Worker:
         from mlxmtp.conversion.pull import usable_memory
 
         self._engine = engine = mlxmtp.load(command.model, mtp=command.mtp, head=command.head)
-        self._forget()  # now that its size is known
+        self._cache_bytes = _cache_bytes()
+        self._forget()
         source = engine.head_source
         self._say(
             Loaded(
@@ -267,7 +269,7 @@ class Worker:
         """The conversations' caches."""
         from mlxmtp.chat.prefixes import PrefixCache
 
-        self._prefixes = PrefixCache(_cache_bytes())
+        self._prefixes = PrefixCache(self._cache_bytes)
 
     def _memory(self) -> Memory:
         import mlx.core as mx
@@ -288,7 +290,7 @@ class Worker:
 
 
 def _cache_bytes() -> int:
-    """Half of the memory that a model leaves, the loaded one's bytes being MLX's; at least an eighth of all."""
+    """Half of the memory that the model, just loaded, leaves; at least an eighth of all."""
     import mlx.core as mx
 
     from mlxmtp.conversion.pull import usable_memory
