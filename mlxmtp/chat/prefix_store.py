@@ -27,7 +27,7 @@ import mlxmtp
 from mlxmtp.chat.engine import Engine
 from mlxmtp.checkpoints.tensors import header_length, parse_header, weight_files
 from mlxmtp.checkpoints.writer import DTYPES, header, raw_bytes
-from mlxmtp.decoding.points import Outline, Place, Point
+from mlxmtp.decoding.points import Outline, Place, Point, thinned
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.errors import CheckpointError, is_out_of_memory
 from mlxmtp.heads import Head
@@ -41,6 +41,10 @@ SPARE = 256 << 20
 """Bytes to leave free on a disk."""
 WORTH = 10
 """A file is read for prompts of which it saves at least so manieth a part of what it holds."""
+LEAST = 256
+"""Tokens of a sequence that is worth a file: fewer are read again as fast."""
+POINTS = 4
+"""Points that go into a file, of which each can be as large as all the rest."""
 BLOCK = 4 << 20
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{64})\.safetensors")
 _DAMAGED = (CheckpointError, ValueError, KeyError, TypeError, IndexError, AttributeError)
@@ -84,13 +88,17 @@ class PrefixStore:
         max_bytes: bound of all files in it; those not used for longest go first.
         key: the model's (`model_key`).
         warn: told, in a sentence, what could not be read or written. A full disk is told once.
+        least: tokens of a sequence that is written.
     """
 
-    def __init__(self, folder: Path, max_bytes: int, key: str, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, max_bytes: int, key: str, warn: Callable[[str], None], *, least: int = LEAST
+    ) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
         self._key = key
         self._warn = warn
+        self._least = least
         self._known: dict[str, _Stored] = {}
         self._writes = True  # the last attempt did
         self._sweep()
@@ -110,15 +118,16 @@ class PrefixStore:
 
     def save(self, sequence: Sequence) -> None:
         """Write a sequence; what it goes on from is removed. A failure is told, and leaves nothing behind."""
-        if not sequence.can_be_kept:
+        if not sequence.can_be_kept or sequence.rows < self._least:
             return
         self._refresh()
-        tokens, places = sequence.tokens, set(sequence.outline.places)
+        tokens, points = sequence.tokens, thinned(sequence.points, POINTS)
+        places = {point.place for point in points}
         for stored in self._known.values():
             if stored.outline.tokens == tokens and places <= set(stored.outline.places):
                 self._touch(stored.file)
                 return
-        arrays, facts = _packed(sequence)
+        arrays, facts = _packed(sequence, points)
         needed = sum(array.nbytes for array in arrays.values())
         if needed > self._max_bytes:
             return
@@ -239,11 +248,11 @@ class PrefixStore:
 # -- a sequence as tensors ------------------------------------------------------------------------------------
 
 
-def _packed(sequence: Sequence) -> tuple[dict[str, mx.array], dict[str, Any]]:
+def _packed(sequence: Sequence, points: list[Point]) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """Its arrays by names, and what says how they belong together."""
     arrays: dict[str, mx.array] = {}
     outline, described = sequence.outline, []
-    for number, point in enumerate([*sequence.points, sequence.whole]):
+    for number, point in enumerate([*points, sequence.whole]):
         states: list[Any] = []
         for i, state in enumerate(point.states):
             given = {f"{number}.{i}.{j}": array for j, array in enumerate(state.arrays if state else ())}

@@ -98,6 +98,7 @@ class PrefixCache:
             self._in_use = None
         if not sequence.rows or any(one is sequence for one in self._kept):
             return
+        sequence.settle()
         self._kept.append(sequence)
         self.fit()
 

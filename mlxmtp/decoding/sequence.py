@@ -76,7 +76,7 @@ class Sequence:
             _, hidden = self.target.forward(mx.array([chunk]), self.cache)
             self.tokens += chunk
             self._extend_head(hidden)
-            mx.eval([layer.state for layer in self.cache + self.head_cache], self._pending)
+            self.settle()
             self.rows = stop
             self._keep_point(marks)
             mx.clear_cache()
@@ -89,6 +89,10 @@ class Sequence:
         """Bytes of the caches, and of all that is kept to go back."""
         caches: int = sum(layer.nbytes for layer in self.cache + self.head_cache)
         return caches + sum(point.nbytes for point in self.points) + sum(hidden.nbytes for hidden in self._pending)
+
+    def settle(self) -> None:
+        """Compute what the last round left to be computed: until then it holds all that it is made from."""
+        mx.eval([layer.state for layer in self.cache + self.head_cache], self._pending)
 
     def fork(self) -> Self:
         """A second sequence with the same past; each goes on without the other's caches changing."""

@@ -61,6 +61,7 @@ class Worker:
         self._out = out
         self._engine: Any = None
         self._prefixes: Any = None
+        self._cache_bytes = 0
         self._sent_at = 0.0
 
     def run(self) -> None:
@@ -275,7 +276,7 @@ class Worker:
 
 
 def _cache_bytes() -> int:
-    """Half of the memory that a model leaves, the loaded one's bytes being MLX's; at least an eighth of all."""
+    """Half of the memory that the model, just loaded, leaves; at least an eighth of all."""
     import mlx.core as mx
 
     from mlxmtp.conversion.pull import usable_memory

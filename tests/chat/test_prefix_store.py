@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mlxmtp import Engine, Sampling, load
-from mlxmtp.chat.prefix_store import PrefixStore, model_key
+from mlxmtp.chat.prefix_store import LEAST, POINTS, PrefixStore, model_key
 from mlxmtp.chat.prefixes import PrefixCache
 from mlxmtp.decoding.sequence import Sequence
 from tests.conversion.changes import Changes
@@ -53,8 +53,10 @@ class Disk:
 
     def cache(self) -> PrefixCache:
         """As after a start of the program."""
-        store = PrefixStore(self.folder, self.most, self.key, self.warnings.append)
-        return PrefixCache(self.memory, store)
+        return PrefixCache(self.memory, self.store())
+
+    def store(self) -> PrefixStore:
+        return PrefixStore(self.folder, self.most, self.key, self.warnings.append, least=1)
 
     @property
     def files(self) -> list[Path]:
@@ -113,7 +115,7 @@ def test_what_comes_back_is_what_was_written(engine: Engine, tmp_path: Path) -> 
     disk, prompt = Disk(tmp_path, engine), words(engine, 90)
     one = Sequence(engine.target, engine.mtp)
     one.prefill(prompt, 32, marks=[30, 80])
-    store = PrefixStore(disk.folder, disk.most, disk.key, disk.warnings.append)
+    store = disk.store()
     store.save(one)
     other = store.load([*prompt, 5], engine.target, engine.mtp, 0)
     assert other
@@ -173,6 +175,22 @@ def test_a_file_is_not_read_for_a_few_tokens(hybrid: Engine, tmp_path: Path) -> 
     again = disk.cache()
     assert answer(hybrid, [*prompt[:12], prompt[12] ^ 1, *words(hybrid, 40)], again)[1] == 0
     assert again.figures.loaded == 0
+
+
+def test_what_is_not_worth_a_file(hybrid: Engine, tmp_path: Path) -> None:
+    """A short conversation, and more points than a few."""
+    folder, key = tmp_path / "x", model_key(hybrid)
+    warnings: list[str] = []
+    store = PrefixStore(folder, PLENTY, key, warnings.append)
+    for count in (LEAST, LEAST + 1):
+        sequence = Sequence(hybrid.target, hybrid.mtp)
+        sequence.prefill(words(hybrid, count), marks=range(20, 200, 20))
+        store.save(sequence)
+        assert folder.exists() == (count > LEAST)
+    loaded = store.load([*sequence.tokens, 5], hybrid.target, hybrid.mtp, 0)
+    assert loaded
+    assert len(loaded.points) == POINTS < len(sequence.points)
+    assert warnings == []
 
 
 def test_prompts_are_nobody_elses_to_read(hybrid: Engine, tmp_path: Path) -> None:
@@ -335,7 +353,7 @@ def test_a_disk_that_is_full_at_any_change(hybrid: Engine, tmp_path: Path) -> No
     kept.prefill(prompt, marks=[30])
     while True:
         disk = Disk(tmp_path / str(at), hybrid)
-        store = PrefixStore(disk.folder, PLENTY, disk.key, disk.warnings.append)
+        store = disk.store()
         with Changes(tmp_path, at=at, how=OSError) as changes:
             store.save(kept)
         assert disk.left() == [] or "remove" in changes.seen[-1], changes.seen
@@ -415,7 +433,7 @@ def test_what_a_killed_process_left_is_swept(hybrid: Engine, tmp_path: Path) -> 
     """And what one that lives is writing is not."""
     disk = Disk(tmp_path, hybrid)
     (tmp_path / ".dead.partial").write_bytes(b"half")
-    store = PrefixStore(tmp_path, PLENTY, disk.key, disk.warnings.append)
+    store = disk.store()
     assert disk.left() == []
     with store._staged() as (stage, _):
         disk.cache()
