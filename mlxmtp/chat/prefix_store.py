@@ -60,7 +60,7 @@ def model_key(engine: Engine) -> str:
         "config": engine.target.config,
         "files": stats,
         "head": head and (head.family, repr(head.reading)),
-        "versions": [version("mlx"), version("mlx-lm"), mlxmtp.__version__],
+        "versions": (version("mlx"), version("mlx-lm"), mlxmtp.__version__),
         "device": str(mx.default_device()),
         "dtype": str(engine.target.embed(mx.array([[0]])).dtype),
     }

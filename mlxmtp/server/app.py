@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,7 +23,7 @@ from mlxmtp.server.log import Log
 from mlxmtp.server.metrics import Metrics
 from mlxmtp.server.problems import ApiError
 from mlxmtp.server.prompting import Prompter
-from mlxmtp.server.streaming import ClientGoneError, EventStream, Json, unless_gone
+from mlxmtp.server.streaming import Begun, ClientGoneError, EventStream, Json, unless_gone
 from mlxmtp.server.turn import Done, Event, Outcome, answer
 from mlxmtp.server.wire import Answering, Wire, Writer
 from mlxmtp.worker.messages import Settings
@@ -69,7 +68,7 @@ def create_app(service: Service, api_key: str | None = None, origins: tuple[str,
     pages = _Pages(service)
     routes = [
         *turns,
-        Route("/v1/messages/count_tokens", pages.count_tokens, methods=["POST"]),
+        Route("/v1/messages/count_tokens", _Counts(service), methods=["POST"]),
         Route("/v1/models", pages.models),
         Route("/v1/models/{name:path}", pages.model),
         Route("/health", pages.health),
@@ -96,12 +95,14 @@ def error_response(path: str, problem: ApiError) -> Json:
     return Json(shape(path, problem), problem.status, headers)
 
 
-class _Turns:
-    """Answers the turns of one protocol; an ASGI application for its route."""
+class _Endpoint:
+    """Answers what is posted, whatever goes wrong with it; an ASGI application for its route."""
 
-    def __init__(self, service: Service, wire: Wire) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._wire = wire
+
+    async def _answer(self, request: Request, watch: _Watch) -> Response:
+        raise NotImplementedError
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         request = Request(scope, receive)
@@ -117,6 +118,14 @@ class _Turns:
             response = watch.refuse(_fault(error))
         await response(scope, receive, send)
 
+
+class _Turns(_Endpoint):
+    """The turns of one protocol."""
+
+    def __init__(self, service: Service, wire: Wire) -> None:
+        super().__init__(service)
+        self._wire = wire
+
     async def _answer(self, request: Request, watch: _Watch) -> Response:
         service = self._service
         body = await read_body(request, service.max_body)
@@ -128,10 +137,22 @@ class _Turns:
         context = Answering(asked, prepared, service.name, service.prompter.tokenizer, int(time.time()))
         events = watch.over(answer(service.host, service.prompter.tokenizer, asked, prepared))
         if asked.stream:
-            events = await _peeked(events)
-            return EventStream(_written(self._wire.writer(context), events))
+            begun = Begun(events)
+            await begun.peek(PEEK_S)
+            return EventStream(_written(self._wire.writer(context), begun), begun)
         outcome = await unless_gone(_collected(events), request.receive)
         return Json(self._wire.whole(context, outcome))
+
+
+class _Counts(_Endpoint):
+    """The tokens of prompts in Anthropic's protocol."""
+
+    async def _answer(self, request: Request, watch: _Watch) -> Response:
+        service = self._service
+        asked = anthropic.read(await read_body(request, service.max_body), service.defaults)
+        tokens = await unless_gone(service.prompter.count(asked), request.receive)
+        watch.end(200)
+        return Json({"input_tokens": tokens})
 
 
 class _Watch:
@@ -191,13 +212,6 @@ class _Pages:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def count_tokens(self, request: Request) -> Response:
-        try:
-            asked = anthropic.read(await read_body(request, self._service.max_body), self._service.defaults)
-            return Json({"input_tokens": await self._service.prompter.count(asked)})
-        except ApiError as problem:
-            return error_response(request.url.path, problem)
-
     async def models(self, _: Request) -> Response:
         about = self._about()
         ends = {"first_id": about["id"], "last_id": about["id"], "has_more": False}
@@ -233,40 +247,14 @@ class _Pages:
         }
 
 
-async def _peeked(events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-    """The same events; a problem that comes at once is raised here."""
-    first = asyncio.ensure_future(anext(events))
-    try:
-        await asyncio.wait((first,), timeout=PEEK_S)
-    except asyncio.CancelledError:
-        first.cancel()
-        raise
-    if first.done() and first.exception():
-        raise first.exception() or AssertionError
-    return _chained(first, events)
-
-
-async def _chained(first: asyncio.Future[Event], events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-    try:
-        yield await first
-        async for event in events:
-            yield event
-    finally:
-        if not first.done():
-            first.cancel()
-            await asyncio.gather(first, return_exceptions=True)
-        await events.aclose()
-
-
-async def _written(writer: Writer, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
+async def _written(writer: Writer, events: AsyncIterator[Event]) -> AsyncGenerator[bytes, None]:
     yield b"".join(writer.begin())
     try:
-        async with aclosing(events):
-            async for event in events:
-                if content := b"".join(writer.feed(event)):
-                    yield content
-    except ApiError as problem:
-        yield b"".join(writer.fail(problem))
+        async for event in events:
+            if content := b"".join(writer.feed(event)):
+                yield content
+    except Exception as error:
+        yield b"".join(writer.fail(error if isinstance(error, ApiError) else _fault(error)))
 
 
 async def _collected(events: AsyncGenerator[Event, None]) -> Outcome:
@@ -283,7 +271,10 @@ def _fault(error: Exception) -> ApiError:
 
 async def _unrouted(request: Request, error: Exception) -> Response:
     """No such endpoint, or not with this method."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    served = ", ".join(WIRES)
-    what = {404: f"there is no {request.url.path} here; served: {served}", 405: f"not with {request.method}"}
-    return error_response(request.url.path, ApiError(what.get(status, "not possible"), status=status, code="not_found"))
+    assert isinstance(error, HTTPException)
+    path, served = request.url.path, ", ".join(WIRES)
+    what = f"{path} does not take {request.method}" if error.status_code == 405 else f"there is no {path} here"
+    code = "method_not_allowed" if error.status_code == 405 else "not_found"
+    response = error_response(path, ApiError(f"{what}; served: POST {served}", status=error.status_code, code=code))
+    response.headers.update(error.headers or {})
+    return response

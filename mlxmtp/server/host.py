@@ -77,21 +77,25 @@ class Host:
             ApiError: the queue is full, the engine refuses, or it dies.
         """
         await self.queue.enter(client)
-        number, over = 0, False
         try:
             await self._reopen()
             number = self._send(command)
-            while not over:
-                event = await self._next(number)
-                over = isinstance(event, ENDINGS)
+        except BaseException:
+            self.queue.leave()
+            raise
+        heard: asyncio.Queue[Event] = asyncio.Queue()
+        left = asyncio.Event()
+        self._later(self._attend(number, heard, left))
+        try:
+            while True:
+                event = await heard.get()
                 if isinstance(event, Failed | Died):
                     raise _failure(event)
                 yield event
+                if isinstance(event, ENDINGS):
+                    return
         finally:
-            if over or not number:
-                self.queue.leave()
-            else:  # in a task of its own: who is cancelled may be cancelled again
-                self._later(self._stop(number))
+            left.set()
 
     async def close(self) -> None:
         """End the engine."""
@@ -142,19 +146,27 @@ class Host:
             if event.id == number or isinstance(event, Died):
                 return event
 
-    async def _stop(self, number: int) -> None:
-        """End a turn that nobody hears any more; an engine that does not come to its end is replaced."""
+    async def _attend(self, number: int, heard: asyncio.Queue[Event], left: asyncio.Event) -> None:
+        """Take in a turn's events to its end, however slowly they are read, and free its place then."""
+        stopping = asyncio.create_task(self._stop(left))
         try:
-            if self._engine:
-                self._engine.stop()
-                async with asyncio.timeout(STOP_S):
-                    while not isinstance(await self._next(number), ENDINGS):
-                        pass
-        except TimeoutError:
-            if self._engine:
-                self._engine.kill()
+            over = False
+            while not over:
+                event = await self._next(number)
+                heard.put_nowait(event)
+                over = isinstance(event, ENDINGS)
         finally:
-            self.queue.leave()
+            stopping.cancel()
+        self.queue.leave()
+
+    async def _stop(self, left: asyncio.Event) -> None:
+        """End a turn that nobody hears any more; an engine that does not come to its end is replaced."""
+        await left.wait()
+        if self._engine:
+            self._engine.stop()
+        await asyncio.sleep(STOP_S)
+        if self._engine:
+            self._engine.kill()
 
     async def _listen(self, engine: Engine, events: asyncio.Queue[Event]) -> None:
         """Pass on what an engine says until it is gone; then start another."""
@@ -167,13 +179,14 @@ class Host:
                     self.warn(event.message)
                 else:
                     events.put_nowait(event)
-        except MlxmtpError:  # what cannot be understood comes from another version
+        except (MlxmtpError, ValueError):  # what cannot be understood comes from another version, or has no end
             engine.kill()
         if engine is not self._engine:
             return  # we have left it
         self._engine = None
+        served = self._opening is not None and self._opening.done()
         events.put_nowait(end)
-        if self.loaded:
+        if served:  # one that dies while it loads would do so again
             self.restarts += 1
             self._later(self._try_again())
 

@@ -13,8 +13,9 @@ class Log:
     """Writes lines; a reader that has gone away does not matter."""
 
     def line(self, text: str) -> None:
+        shown = "".join(c if c.isprintable() else " " for c in text)  # of what clients send, nothing steers a terminal
         with suppress(OSError):
-            print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)  # noqa: T201 - the log
+            print(f"{time.strftime('%H:%M:%S')} {shown}", file=sys.stderr, flush=True)  # noqa: T201 - the log
 
     def request(
         self,

@@ -84,4 +84,4 @@ def _metric(name: str, kind: str, told: str, values: Mapping[str, float]) -> Ite
     yield f"# TYPE {PREFIX}{name} {kind}"
     for labels, value in values.items():
         place = f"{{{labels}}}" if labels else ""
-        yield f"{PREFIX}{name}{place} {value:g}" if isinstance(value, float) else f"{PREFIX}{name}{place} {value}"
+        yield f"{PREFIX}{name}{place} {value}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing, suppress
-from typing import Any, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -27,24 +27,58 @@ class Json(JSONResponse):
         return encoded(content)
 
 
+class Begun(Generic[T]):
+    """The values of a generator that is under way already: to close one that has not begun does nothing."""
+
+    def __init__(self, values: AsyncGenerator[T, None]) -> None:
+        self._values = values
+        self._first: asyncio.Future[T] | None = asyncio.ensure_future(anext(values))
+
+    async def peek(self, seconds: float) -> None:
+        """Wait so long for the first value; raises what comes in its place."""
+        assert self._first
+        try:
+            await asyncio.wait((self._first,), timeout=seconds)
+        except asyncio.CancelledError:
+            await self.aclose()
+            raise
+        if self._first.done():
+            self._first.result()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        first, self._first = self._first, None
+        return await (first or anext(self._values))
+
+    async def aclose(self) -> None:
+        if self._first:
+            self._first.cancel()
+            await asyncio.gather(self._first, return_exceptions=True)
+        await self._values.aclose()
+
+
 class EventStream(Response):
     """Server-sent events; a comment where nothing else comes for `KEEP_ALIVE_S`. Ends when the client leaves.
 
     Args:
-        events: closed at the end, however that comes.
+        source: what the events are made of; closed at the end, however that comes.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], source: Begun[Any]) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events = events
+        self._source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        with suppress(ClientGoneError):
-            await unless_gone(self._write(send), receive)
+        async with aclosing(self._source):
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            with suppress(ClientGoneError):
+                await unless_gone(self._write(send), receive)
 
     async def _write(self, send: Send) -> None:
         async with aclosing(kept_alive(self._events)) as events:

@@ -106,7 +106,7 @@ def test_the_same_prompt_again(engine: Engine) -> None:
 def test_thinking_that_is_stripped_from_history(engine: Engine) -> None:
     """The newest answer comes back shorter: what was read before it stays read."""
     for talk in talks(engine):
-        prompt = talk.words(70, 1)
+        prompt, before = talk.words(70, 1), 0
         for number in range(3):
             mark = len(prompt) - 4
             answer = talk.says(prompt, 30, mark)
@@ -155,7 +155,7 @@ def test_results_of_tools(engine: Engine) -> None:
 def test_another_conversation_under_the_same_head(engine: Engine) -> None:
     talk = Talk(engine)
     head = talk.words(50, 1)
-    prompts = [head + [3 + number % 3] + talk.words(30, number) for number in range(3)]
+    prompts = [[*head, 3 + number % 3, *talk.words(30, number)] for number in range(3)]
     for prompt in prompts:
         talk.says(prompt, 50, 78)
     assert talk.reused in (50, 49)
@@ -430,3 +430,24 @@ def test_a_turn_that_is_closed_can_be_gone_back_from(hybrid: Engine) -> None:
         next(stream)
     talk.says(prompt, 55)
     assert talk.reused == 55
+
+
+def test_twelve_turns_of_an_agent_with_twelve_thousand_tokens(raw_checkpoint: Callable[..., Path]) -> None:
+    """Each reads its new tokens only, whether the answer before came back as it was or not."""
+    engine = load(raw_checkpoint("qwen3_5", dtype="float32", vocab=8, positions=32768))
+    talk, told = Talk(engine), [(0, 0)]
+    prompt: list[int] = talk.words(996, 0)
+    held = back = 0
+    for number in range(12):
+        mark = len(prompt)
+        prompt = [*prompt, 3, 4, 5, 6]
+        options = {"marks": [400, mark], "on_prefill": lambda *now: told.append(now)}
+        found = engine.generate(prompt, max_tokens=6, prefixes=talk.prefixes, **options)  # type: ignore[arg-type]
+        if number:
+            assert (found.stats.reused_tokens, told[-1][1]) == (held, len(prompt) - held - back)
+        back = number % 2
+        past = [*prompt[:mark], 7, 7] if back else [*prompt, *found.tokens]
+        held = mark if back else len(past)
+        prompt = [*past, *talk.words(996, number)]
+    assert len(prompt) > 12_000
+    assert talk.prefixes.figures.conversations == 1

@@ -122,6 +122,7 @@ class Served:
 
     async def works(self) -> None:
         """A good request is answered, and nothing waits or runs behind it."""
+        self.engines.script[Generate] = turn("fine")
         self.engine.on(Generate, turn("fine"))
         response = await self.post(CHAT)
         assert response.status_code == 200, response.text

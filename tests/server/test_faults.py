@@ -1,0 +1,230 @@
+"""An engine that refuses, runs out of memory, dies or speaks nonsense: each protocol says it, and the next works."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from mlxmtp.server import app
+from mlxmtp.worker.messages import Failed, Generate, Load, Loaded
+from mlxmtp.worker.messages import ProtocolError as NoMessage
+from tests.scripted_engine import asynchronous, finished, loaded, said, until
+from tests.server.scripted import ALL, CHAT, COMPLETIONS, HELLO, MESSAGES, RESPONSES, Sent, Served, error, serving, turn
+
+each = pytest.mark.parametrize("path", ALL)
+both = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+FAILURES = {
+    "refused": (Failed(0, "refused", "depth is 99; expected at most 16"), 400, "depth is 99"),
+    "memory": (Failed(0, "memory", "[malloc] Unable to allocate"), 500, "a shorter prompt needs less"),
+    "failed": (Failed(0, "failed", "disk full"), 500, "disk full"),
+}
+
+
+def broken_off(path: str, events: list[Sent]) -> dict[str, Any]:
+    """The error that a stream ends with."""
+    if path == RESPONSES:
+        last = events[-1]
+        assert (last.event, last.data["type"]) == ("response.failed", "response.failed")
+        assert last.data["response"]["status"] == "failed"
+        assert [one.data["sequence_number"] for one in events] == list(range(len(events)))
+        about: dict[str, Any] = last.data["response"]["error"]
+        assert about.keys() == {"code", "message"}
+        return about
+    if path == MESSAGES:
+        assert events[-1].event == "error"
+        return error(path, events[-1].data)
+    assert events[-1].data == "[DONE]"
+    return error(path, events[-2].data)
+
+
+async def ask(served: Served, path: str, stream: bool) -> tuple[int, dict[str, Any]]:
+    """The status and the error of a request that fails."""
+    if stream:
+        return 200, broken_off(path, await served.stream(path))
+    response = await served.post(path)
+    return response.status_code, error(path, response.json())
+
+
+@each
+@both
+@pytest.mark.parametrize("kind", FAILURES)
+@asynchronous
+async def test_what_the_engine_refuses_at_once_has_a_status(path: str, stream: bool, kind: str) -> None:
+    event, status, message = FAILURES[kind]
+    async with serving([event]) as served:
+        response = await served.post(path, HELLO[path] | {"stream": stream})
+        assert response.status_code == status
+        assert message in error(path, response.json())["message"]
+        await served.works()
+        assert len(served.engines.all) == 1
+
+
+@each
+@both
+@pytest.mark.parametrize("kind", FAILURES)
+@asynchronous
+async def test_what_fails_later_is_said_in_the_stream(path: str, stream: bool, kind: str) -> None:
+    event, status, message = FAILURES[kind]
+    async with serving([said("So "), said("far"), event]) as served:
+        found, about = await ask(served, path, stream)
+        assert found == (200 if stream else status)
+        assert message in about["message"]
+        assert any(f" {status} " in line and message in line for line in served.log)
+        await served.works()
+
+
+@each
+@both
+@asynchronous
+async def test_a_refusal_that_takes_its_time_comes_in_the_stream(
+    path: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "PEEK_S", 0.0)
+    async with serving([FAILURES["refused"][0]]) as served:
+        status, about = await ask(served, path, stream)
+        assert (status, "depth is 99" in about["message"]) == (200 if stream else 400, True)
+        await served.works()
+
+
+@each
+@both
+@asynchronous
+async def test_an_engine_that_dies_is_replaced(path: str, stream: bool) -> None:
+    async with serving() as served, served.online() as online:
+        asking = asyncio.create_task(ask(online, path, stream))
+        await until(lambda: served.engine.sent(Generate), "its turn")
+        served.engine.say(said("So "), said("far"))
+        await served.engine.heard()
+        served.engine.die(-9)
+        status, about = await asking
+        assert status == (200 if stream else 500)
+        assert "the engine died (exit code -9)" in about["message"]
+        await until(lambda: len(served.engines.all) == 2, "another engine")
+        await online.works()
+        assert served.host.restarts == 1
+
+
+@asynchronous
+async def test_an_engine_that_speaks_nonsense_is_replaced() -> None:
+    async with serving() as served, served.online() as online:
+        for fault in (NoMessage("not a message of this version"), ValueError("a line without an end")):
+            engine = served.engine
+            engine.on(Generate, ())
+            asked = len(engine.sent(Generate))
+            asking = asyncio.create_task(ask(online, CHAT, False))
+            await until(lambda engine=engine, n=asked: len(engine.sent(Generate)) > n, "its turn")
+            engine.break_with(fault)
+            status, about = await asking
+            assert (status, "the engine died" in about["message"]) == (500, True)
+            assert engine.killed
+            await until(lambda: served.host.ready, "another engine")
+            await online.works()
+
+
+@asynchronous
+async def test_who_waits_behind_a_turn_that_kills_the_engine_is_answered_by_the_next() -> None:
+    async with serving() as served, served.online() as online:
+        first = asyncio.create_task(online.post(CHAT))
+        await until(lambda: served.engine.sent(Generate), "its turn")
+        waiting = [asyncio.create_task(online.post(path)) for path in ALL]
+        await until(lambda: served.host.queue.waiting == len(ALL), "the others")
+        served.engines.script[Generate] = turn("fine")
+        served.engine.die()
+        assert (await first).status_code == 500
+        assert [response.status_code for response in await asyncio.gather(*waiting)] == [200] * len(ALL)
+        assert served.host.restarts == 1
+
+
+@asynchronous
+async def test_an_engine_that_dies_between_turns() -> None:
+    async with serving(turn("fine")) as served:
+        served.engine.die()
+        await until(lambda: len(served.engines.all) == 2, "another engine")
+        await served.works()
+
+
+@each
+@asynchronous
+async def test_an_engine_that_cannot_be_started_again(path: str) -> None:
+    """Each request tries once, and says so; once it can, all is well."""
+    async with serving(turn("fine")) as served:
+        served.engines.script[Load] = [Failed(0, "refused", "no such model any more")]
+        served.engine.die()
+        await until(lambda: len(served.engines.all) == 2 and not served.host.ready, "a futile start")
+        for _ in range(2):
+            response = await served.post(path)
+            assert response.status_code == 503
+            assert int(response.headers["retry-after"]) > 0
+            assert "no such model any more" in error(path, response.json())["message"]
+        served.engines.refusal = OSError("no more processes")
+        assert "no more processes" in (await served.post(path)).text
+        served.engines.refusal = None
+        served.engines.script[Load] = [loaded()]
+        await served.works()
+
+
+@asynchronous
+async def test_an_engine_that_dies_while_it_loads_is_not_started_for_ever() -> None:
+    async with serving(turn("fine")) as served:
+        served.engines.script[Load] = []
+        served.engine.die()
+        await until(lambda: len(served.engines.all) == 2, "another engine")
+        served.engine.die()
+        await until(lambda: not served.host.ready, "its end")
+        await asyncio.sleep(0.05)
+        assert len(served.engines.all) == 2
+        served.engines.script[Load] = [loaded()]
+        await served.works()
+
+
+@asynchronous
+async def test_nobody_waits_longer_than_the_load_when_the_engine_is_replaced() -> None:
+    async with serving(turn("fine")) as served:
+        served.engines.script[Load] = []
+        served.engine.die()
+        await until(lambda: served.engine.sent(Load) and len(served.engines.all) == 2, "a load")
+        asking = asyncio.create_task(served.post(CHAT))
+        await until(lambda: served.host.queue.running == 1, "a request")
+        assert not asking.done()
+        served.engine.say(Loaded(**vars(loaded())))
+        assert (await asking).status_code == 200
+
+
+@each
+@asynchronous
+async def test_a_fault_of_ours_is_said_and_the_server_goes_on(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(turn("fine")) as served:
+        with monkeypatch.context() as patch:
+            patch.setattr("mlxmtp.server.app.replace", lambda *_, **__: 1 / 0)
+            response = await served.post(path)
+        assert response.status_code == 500
+        assert "ZeroDivisionError" in error(path, response.json())["message"]
+        with monkeypatch.context() as patch:
+            patch.setattr("mlxmtp.server.turn.Reader.feed", lambda *_: 1 / 0)
+            response = await served.post(path)
+        assert response.status_code == 500
+        assert "ZeroDivisionError" in error(path, response.json())["message"]
+        await served.works()
+
+
+@asynchronous
+async def test_a_fault_of_ours_in_a_stream_ends_it_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving([said("So"), finished("So")]) as served:
+        for path in ALL:
+            kind: Any = app.WIRES[path].writer
+            with monkeypatch.context() as patch:
+                patch.setattr(f"{kind.__module__}.{kind.__name__}.feed", lambda *_: 1 / 0)
+                about = broken_off(path, await served.stream(path))
+            assert "ZeroDivisionError" in about["message"]
+            served.engine.on(Generate, [said("So"), finished("So")])
+        await served.works()
+
+
+@asynchronous
+async def test_completions_have_no_part_of_a_dead_turn() -> None:
+    """What was sent before stays sent; nothing of it is in the error."""
+    async with serving([said("So far"), FAILURES["failed"][0]]) as served:
+        response = await served.post(COMPLETIONS)
+        assert "So far" not in response.text

@@ -1,0 +1,220 @@
+"""Who may ask, where, and how much; the endpoints that need no turn."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mlxmtp.worker.messages import Generate
+from tests.scripted_engine import asynchronous, until
+from tests.server.scripted import ALL, CHAT, COUNT, HELLO, MESSAGES, Served, error, serving, tokenizer, turn
+
+each = pytest.mark.parametrize("path", [*ALL, COUNT])
+KEYS = [
+    {"authorization": "Bearer secret"},
+    {"authorization": "bearer  secret"},
+    {"x-api-key": "secret"},
+    {"x-api-key": "of another service", "authorization": "Bearer secret"},
+    {"x-api-key": "secret", "authorization": "Bearer other"},
+]
+NO_KEYS = [
+    {},
+    {"authorization": "Bearer wrong"},
+    {"authorization": "secret"},
+    {"authorization": "Basic secret"},
+    {"authorization": "Bearer "},
+    {"x-api-key": ""},
+    {"x-api-key": "secret "[:-2]},
+    {"x-api-key": "gehe\u00efm".encode("latin-1")},
+]
+
+
+@each
+@asynchronous
+async def test_the_key_is_asked_for(path: str) -> None:
+    async with serving(turn("fine"), api_key="secret") as served:
+        good = HELLO[MESSAGES if path == COUNT else path]
+        for headers in KEYS:
+            assert (await served.post(path, good, headers=headers)).status_code == 200
+        asked = len(served.engine.commands)
+        for headers in NO_KEYS:
+            response = await served.post(path, HELLO[CHAT], headers=headers)
+            assert response.status_code == 401
+            assert error(path, response.json())["type"] == "authentication_error"
+            assert "secret" not in response.text
+        assert len(served.engine.commands) == asked
+
+
+@asynchronous
+async def test_health_needs_no_key_and_the_others_do() -> None:
+    async with serving(api_key="secret") as served:
+        assert (await served.http.get("/health")).status_code == 200
+        for path in ("/v1/models", "/metrics", "/", "/nowhere", "/v1/messages"):
+            assert (await served.http.get(path)).status_code == 401
+
+
+@asynchronous
+async def test_web_pages_of_named_origins_may_ask() -> None:
+    async with serving(turn("fine"), api_key="secret", origins=("https://app.example",)) as served:
+        wish = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+        allowed = {"origin": "https://app.example"}
+        preflight = await served.http.options(CHAT, headers=allowed | wish)
+        assert preflight.status_code == 200
+        assert preflight.headers["access-control-allow-origin"] == "https://app.example"
+        assert "POST" in preflight.headers["access-control-allow-methods"]
+        assert "authorization" in preflight.headers["access-control-allow-headers"].lower()
+        for key, status in (("secret", 200), ("wrong", 401)):  # a page must be able to read what is wrong
+            response = await served.post(CHAT, headers=allowed | {"authorization": f"Bearer {key}"})
+            assert response.status_code == status
+            assert response.headers["access-control-allow-origin"] == "https://app.example"
+        stranger = {"origin": "https://evil.example"}
+        assert "access-control-allow-origin" not in (await served.http.options(CHAT, headers=stranger | wish)).headers
+        assert "access-control-allow-origin" not in (await served.post(CHAT, headers=stranger)).headers
+
+
+@asynchronous
+async def test_without_origins_no_page_may_read_anything() -> None:
+    async with serving(turn("fine")) as served:
+        page = {"origin": "https://app.example", "access-control-request-method": "POST"}
+        response = await served.http.options(CHAT, headers=page)
+        assert response.status_code == 405
+        assert "access-control-allow-origin" not in response.headers
+        assert "access-control-allow-origin" not in (await served.post(CHAT, headers=page)).headers
+
+
+@each
+@asynchronous
+async def test_a_body_may_have_so_many_bytes(path: str) -> None:
+    async with serving(turn("fine"), max_body=1000) as served:
+        good = HELLO[MESSAGES if path == COUNT else path]
+        assert (await served.post(path, good | {"user": "x" * 800})).status_code == 200
+        response = await served.post(path, good | {"user": "x" * 1000})
+        assert response.status_code == 413
+        about = error(path, response.json())
+        assert about["type"] == "request_too_large"
+        assert "1,000" in about["message"]
+        assert "--max-body" in about["message"]
+
+
+@asynchronous
+async def test_a_body_without_a_length_is_read_up_to_the_limit() -> None:
+    """And a client that sends on and on is answered all the same."""
+    async with serving(turn("fine"), max_body=1000) as served, served.online() as online:
+        address = online.http.base_url
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(b"POST /v1/messages HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n")
+        for _ in range(20):
+            writer.write(b"64\r\n" + b"x" * 100 + b"\r\n")
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        assert b" 413 " in head
+        writer.close()
+        await online.works()
+
+
+@asynchronous
+async def test_a_client_that_leaves_in_the_middle_of_its_body() -> None:
+    async with serving(turn("fine")) as served, served.online() as online:
+        address = online.http.base_url
+        for path in (CHAT, COUNT):
+            _, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 100\r\n\r\n{{".encode())
+            await writer.drain()
+            await asyncio.sleep(0.02)
+            writer.close()
+        await until(lambda: sum(" 499 " in line for line in served.log) == 2, "its line in the log")
+        await online.works()
+
+
+@asynchronous
+async def test_endpoints_that_are_not_there() -> None:
+    async with serving(turn("fine")) as served:
+        for path in ("/v1/embeddings", "/v1/chat", "/v1/messages/batches", "/v1/responses/resp_1", "/\u00e9"):
+            response = await served.http.post(path, json={})
+            assert response.status_code == 404
+            about = error(path, response.json())
+            assert about["type"] == "not_found_error"
+            assert CHAT in about["message"]
+        for path in (*ALL, COUNT):
+            response = await served.http.get(path)
+            assert response.status_code == 405
+            assert response.headers["allow"] == "POST"
+            assert "GET" in error(path, response.json())["message"]
+        await served.works()
+
+
+@asynchronous
+async def test_greetings() -> None:
+    async with serving() as served:
+        for path in ("/", "/api/hello"):
+            assert (await served.http.head(path)).status_code == 200
+            assert (await served.http.get(path)).json()["model"] == "demo"
+        health = await served.http.get("/health")
+        assert (health.status_code, health.json()) == (200, {"status": "ok"})
+
+
+@asynchronous
+async def test_health_while_there_is_no_engine() -> None:
+    async with serving() as served:
+        served.engines.script.clear()  # the next engine takes its time
+        served.engine.die()
+        await until(lambda: not served.host.ready, "its end")
+        health = await served.http.get("/health")
+        assert (health.status_code, health.json()) == (503, {"status": "loading"})
+
+
+@asynchronous
+async def test_the_model_is_listed_and_any_name_means_it() -> None:
+    async with serving(turn("fine"), context=2048) as served:
+        listed = (await served.http.get("/v1/models")).json()
+        [model] = listed["data"]
+        assert (listed["object"], listed["has_more"], listed["first_id"]) == ("list", False, "demo")
+        assert (model["id"], model["object"], model["type"]) == ("demo", "model", "model")
+        assert model["max_model_len"] == 2048
+        for name in ("demo", "gpt-9", "claude-sonnet-4-5", "mlx-community/Some-Model"):
+            assert (await served.http.get(f"/v1/models/{name}")).json() == model
+            answer = await served.post(CHAT, HELLO[CHAT] | {"model": name})
+            assert answer.json()["model"] == "demo"
+
+
+@asynchronous
+async def test_tokens_are_counted_as_a_turn_would_read_them() -> None:
+    async with serving(turn("fine")) as served:
+        tool = {"name": "f", "description": "does it", "input_schema": {"type": "object"}}
+        for more in ({}, {"system": "Be brief."}, {"tools": [tool]}):
+            body = HELLO[MESSAGES] | more
+            counted = await served.post(COUNT, body)
+            await served.post(MESSAGES, body)
+            assert counted.json() == {"input_tokens": len(served.command.messages)}
+        assert len(served.engine.sent(Generate)) == 3
+        response = await served.post(COUNT, {"messages": []})
+        assert response.status_code == 400
+        assert "messages" in error(COUNT, response.json())["message"]
+
+
+async def forced(served: Served, choice: object, name: str = "get_weather") -> tuple[str, str]:
+    """What a choice of tools begins the answer with, and the end of the prompt."""
+    function = {"name": name, "parameters": {"type": "object"}}
+    tools = [{"type": "function", "function": function}]
+    response = await served.post(CHAT, HELLO[CHAT] | {"tools": tools, "tool_choice": choice})
+    assert response.status_code == 200, response.text
+    return served.command.opening, served.prompt
+
+
+@pytest.mark.parametrize("name", ["get_weather", "name", "tool_call", "call", "a"])
+@asynchronous
+async def test_a_choice_of_tools_is_the_beginning_of_the_answer(name: str) -> None:
+    """As the model's own template writes a call; what the engine says goes on from there."""
+    async with serving(turn(' {"city": "Rome"}}\n</tool_call>')) as served:
+        choice = {"type": "function", "function": {"name": name}}
+        opening, prompt = await forced(served, choice, name)
+        assert opening == f'<tool_call>\n{{"name": "{name}", "arguments":'
+        assert prompt.endswith("assistant\n" + opening)
+        body = HELLO[CHAT] | {"tools": [{"function": {"name": name}}], "tool_choice": choice}
+        [call] = (await served.post(CHAT, body)).json()["choices"][0]["message"]["tool_calls"]
+        assert call["function"] == {"name": name, "arguments": '{"city": "Rome"}'}
+        opening, prompt = await forced(served, "required", name)
+        assert opening == "<tool_call>\n"
+        assert prompt.endswith("assistant\n<tool_call>\n")
+        assert await forced(served, "auto", name) == ("", prompt.removesuffix("<tool_call>\n"))
+        assert tokenizer().tool_call_start not in (await forced(served, "none", name))[1]
