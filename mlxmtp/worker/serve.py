@@ -61,7 +61,6 @@ class Worker:
         self._out = out
         self._engine: Any = None
         self._prefixes: Any = None
-        self._cache_bytes = 0
         self._sent_at = 0.0
 
     def run(self) -> None:
