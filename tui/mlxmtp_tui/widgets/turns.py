@@ -24,7 +24,7 @@ from mlxmtp_tui.widgets.markdown import GrowingMarkdown
 
 PAUSE_S = 0.06
 """The least time between two changes of the screen."""
-SHARE = min(0.03 * (os.cpu_count() or 1), 0.2)
+SHARE = min(0.02 * (os.cpu_count() or 1), 0.2)
 """Of one processor, what this process may take while an answer comes: the engine needs the rest."""
 LONGEST_S = 0.5
 """The most time between two changes of the screen, whatever they take."""
