@@ -8,7 +8,7 @@ import mlxmtp
 from tests.server.load.load import crowd, requests, unrest
 from tests.server.serving import DEMO, ServerProcess
 
-CLIENTS, VISITS, SECONDS = 4, 8, 60.0
+CLIENTS, VISITS, SECONDS = 4, 6, 60.0
 
 
 @pytest.mark.parametrize("seed", [1])

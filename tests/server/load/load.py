@@ -86,7 +86,7 @@ def requests() -> list[Asked]:
     order = (*hello, ("assistant", "Hello! What can I get for you today?"), ("user", "Two cups of coffee, please."))
     code = (("system", "You write Python."), ("user", "Write a Python class with many methods."))
     maths = (("user", "Tom has 3 boxes of 12 apples, and gives 7 away. How many are left?"),)
-    long = (("user", "Which of these words is not like the others?\n" + "one two three four five six\n" * 30),)
+    long = (("user", "Which of these words is not like the others?\n" + "one two three four five six\n" * 15),)
     endless = (("user", "Count from 1 to 500."),)
     return [
         Asked(chat, hello, 40, True),
@@ -101,9 +101,9 @@ def requests() -> list[Asked]:
         Asked(messages, maths, 64, False, stop=("apples",)),
         Asked(responses, long, 24, True),
         Asked(messages, long, 24, False),
-        Asked(chat, endless, 96, True, {"frequency_penalty": 0.5}),
-        Asked(responses, endless, 96, False),
-        Asked(chat, endless, 96, True, {"temperature": 1.0, "min_p": 0.05, "seed": 5}),
+        Asked(chat, endless, 64, True, {"frequency_penalty": 0.5}),
+        Asked(responses, endless, 64, False),
+        Asked(chat, endless, 64, True, {"temperature": 1.0, "min_p": 0.05, "seed": 5}),
     ]
 
 
