@@ -1,6 +1,6 @@
 """What a turn of a long conversation costs when its past need not be read again.
 
-    .venv/bin/python scripts/bench_prefix.py [--turns 12] [--history 12000] [--new 150] [--repeats 5] [--clock cpu] [--model PATH]
+    .venv/bin/python scripts/bench_prefix.py [--turns 12] [--history 12000] [--new 150] [--repeats 5] [--clock cpu]
 
 Turns are an agent's: the answer comes back as it was, or rendered otherwise, so that the caches go back to a point. The
 time to first token is held against that of the new tokens alone, a prompt without any past, and against the bare passes
