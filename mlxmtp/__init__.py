@@ -22,9 +22,10 @@ from mlxmtp.errors import (
 )
 
 if TYPE_CHECKING:
-    from mlxmtp.chat.engine import Chunk, Engine, Result, load
+    from mlxmtp.chat.engine import Engine, Result, load
+    from mlxmtp.chat.turn import Chunk
     from mlxmtp.decoding.sampling import Sampling
-    from mlxmtp.decoding.stats import Stats
+    from mlxmtp.decoding.stats import Stats, TokenLogprob
 
 __version__ = "0.1.0"
 
@@ -41,18 +42,20 @@ __all__ = [
     "Result",
     "Sampling",
     "Stats",
+    "TokenLogprob",
     "__version__",
     "load",
 ]
 
 # Imported at first use: MLX and transformers take seconds, `mlxmtp --help` must not.
 _LAZY = {
-    "Chunk": "mlxmtp.chat.engine",
+    "Chunk": "mlxmtp.chat.turn",
     "Engine": "mlxmtp.chat.engine",
     "Result": "mlxmtp.chat.engine",
     "load": "mlxmtp.chat.engine",
     "Sampling": "mlxmtp.decoding.sampling",
     "Stats": "mlxmtp.decoding.stats",
+    "TokenLogprob": "mlxmtp.decoding.stats",
 }
 
 

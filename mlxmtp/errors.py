@@ -24,6 +24,10 @@ class PromptError(MlxmtpError, ValueError):
     """The prompt is empty, malformed, or longer than the model's context."""
 
 
+class SettingsError(MlxmtpError):
+    """Another program's settings file cannot be read, or not be changed without losing something in it."""
+
+
 class NumericsError(MlxmtpError):
     """The model's logits are not finite, so no token can be drawn from them."""
 

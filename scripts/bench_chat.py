@@ -5,7 +5,7 @@
 
 `paint` starts `mlxmtp chat` on a terminal of its own and waits for the prompt to be drawn.
 `rate` runs the real engine, its text replaced by prose or one long code block, with nobody but a reader of its events,
-and behind the chat on a terminal; arms in turn. Two speeds: the demo with MTP, and a model of one layer, plain.
+and behind the chat on a terminal; arms in turn. Two speeds: models of few layers, plain.
 `--keys` types while it generates, and times each key until it is on the screen; those runs' rates are shown apart.
 """
 
@@ -31,10 +31,12 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "tui")]
 
 SIZE = 40, 130
-CHARACTERS = 8
+CHARACTERS = 12
 """Of the replaced text, for each token."""
 CODE = 30_000
-TOKENS = {"prose": 1500, "code": CODE // CHARACTERS}
+TOKENS = {"prose": 1000, "code": CODE // CHARACTERS}
+LAYERS = 7, 1
+"""About 100 and 400 tokens a second on two cores."""
 KEYS = "абвгдежзиклмнопрстуфхцчшщъыьэюя"
 KEY_S = 0.31
 PATIENCE_S = 240.0
@@ -61,7 +63,7 @@ def paint(arguments: argparse.Namespace) -> None:
 
 def rate(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        models = {"the demo": None, "one layer, plain": str(fast_model(Path(folder) / "fast"))}
+        models = {f"{n} layers": str(random_model(Path(folder) / str(n), n)) for n in LAYERS}
         for name, model in models.items():
             for text in TOKENS:
                 bare, behind, typed, keys = [], [], [], []
@@ -184,8 +186,8 @@ def script(text: str) -> Iterator[str]:
             yield from f"Sentence {number} says that the fox is **quick**, and `runs` over the lazy dog. " * 4 + "\n\n"
 
 
-def fast_model(folder: Path) -> Path:
-    """A Qwen 3 of one layer with random weights and the demo's tokenizer: what it says makes no sense."""
+def random_model(folder: Path, layers: int) -> Path:
+    """A Qwen 3 with random weights and the demo's tokenizer: what it says makes no sense."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
     from mlx_lm.models import qwen3
@@ -195,7 +197,7 @@ def fast_model(folder: Path) -> Path:
     folder.mkdir()
     config = {
         "model_type": "qwen3",
-        "num_hidden_layers": 1,
+        "num_hidden_layers": layers,
         "hidden_size": 256,
         "intermediate_size": 768,
         "num_attention_heads": 4,

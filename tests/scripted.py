@@ -181,8 +181,8 @@ class TableDrafter:
         before, last = ([0, *sequence.tokens])[-2:]
         row = mx.array([before * self._table.shape[-1] + last])
         tokens, laws = [], []
-        for step in range(depth):
-            token, q = law.draw(self._table[row], len(sequence.tokens), step)
+        for _ in range(depth):
+            token, q = law.draw(self._table[row], len(sequence.tokens), tokens)
             tokens.append(token[:, None])
             laws += [] if q is None else [q]
             row = row % self._table.shape[-1] * self._table.shape[-1] + token

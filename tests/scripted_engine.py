@@ -239,7 +239,7 @@ class ScriptedEngine:
         self.killed = True
         self.die(-9)
 
-    async def close(self) -> None:
+    async def close(self, grace_s: float = 0.0) -> None:
         self.closed = True
         self.die(0)
 

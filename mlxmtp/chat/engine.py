@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Several
-from contextlib import ExitStack, closing, redirect_stdout
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import mlx.core as mx
-from mlx_lm.generate import wired_limit
 
+from mlxmtp.chat.grammar import json_grammar, token_trie
 from mlxmtp.chat.parts import Part, Splitter, message
-from mlxmtp.chat.prefix import Prefix
-from mlxmtp.chat.prompt import Prompt, encode
+from mlxmtp.chat.prefixes import PrefixCache
+from mlxmtp.chat.prompt import Prompt, read
 from mlxmtp.chat.text import TextStream
 from mlxmtp.chat.tokenizer import load_tokenizer
+from mlxmtp.chat.turn import Chunk, Turn
 from mlxmtp.checkpoints import open_checkpoint
-from mlxmtp.decoding.depth import FixedDepth
-from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.loop import decode_plainly, speculate
+from mlxmtp.decoding.constraint import Constraint
 from mlxmtp.decoding.sampling import Sampling
-from mlxmtp.decoding.sequence import PREFILL_ROWS, Sequence
-from mlxmtp.decoding.stats import Round, Stats, Tally
+from mlxmtp.decoding.sequence import PREFILL_ROWS
+from mlxmtp.decoding.stats import Stats
 from mlxmtp.decoding.verifier import Verifier, VerifyMode
 from mlxmtp.errors import HeadError, OptionError, PromptError
 from mlxmtp.heads import Head, HeadSource, NoHeadError, judge, load_head
@@ -34,25 +32,9 @@ from mlxmtp.targets import Target, load_target
 DEMO = Path(__file__).parent.parent / "demo"
 DEFAULT_DEPTH = 3
 MAX_DEPTH = 16
+MAX_LOGPROBS = 20
 
 GREEDY = Sampling()
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What one round added to a turn: its certain text, its token ids, the turn's statistics so far.
-
-    `finish_reason` is None until the last chunk: "stop" (end token or stop string) or "length".
-    `parts` is the text again, taken apart by what it is, without the marks of thinking and calls. `stopped_by` is
-    the stop string that ended the turn, if one did.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    stats: Stats
-    finish_reason: str | None
-    parts: tuple[Part, ...] = ()
-    stopped_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,8 +59,11 @@ class TurnOptions(TypedDict, total=False):
     on_prefill: Callable[[int, int], None] | None
     prefill_rows: int
     thinking: bool | None
-    prefix: Prefix | None
+    prefixes: PrefixCache | None
+    marks: Several[int]
     opening: str
+    json_schema: Mapping[str, Any] | None
+    logprobs: int | None
 
 
 class Engine:
@@ -141,8 +126,11 @@ class Engine:
         on_prefill: Callable[[int, int], None] | None = None,
         prefill_rows: int = PREFILL_ROWS,
         thinking: bool | None = None,
-        prefix: Prefix | None = None,
+        prefixes: PrefixCache | None = None,
+        marks: Several[int] = (),
         opening: str = "",
+        json_schema: Mapping[str, Any] | None = None,
+        logprobs: int | None = None,
     ) -> Iterator[Chunk]:
         """Generate a turn; a chunk a round. Closing the iterator stops at once.
 
@@ -154,8 +142,14 @@ class Engine:
             on_prefill: told (done, total) after each chunk of the prompt.
             prefill_rows: the prompt is read so many tokens at a time.
             thinking: with or without thinking, where the chat template has the choice; None: its default.
+            prefixes: what earlier turns left; this turn goes on from there where it can, and leaves its own.
+            marks: of a prompt of token ids, the numbers of tokens behind which other prompts are likely to part from
+                it (chat/prompt.py, `Rendered`); of messages, they are found.
             opening: the end of the prompt that is the beginning of the answer; `parts` have it too.
-            prefix: what an earlier turn left; this turn goes on from it where it can, and leaves its own there.
+            json_schema: the answer is JSON of this schema, unless it is cut short; {"type": "object"} for any object.
+                Where the prompt opens the thinking, it holds behind the thinking's end (chat/grammar.py).
+            logprobs: 0 to 20; also give each token's log-probability, and those of so many of the likeliest. They
+                are the model's own, before penalties, biases, the schema and the temperature.
 
         Raises:
             OptionError, PromptError: at once, before anything is computed.
@@ -163,26 +157,28 @@ class Engine:
         """
         started = time.perf_counter()
         depth = self.checked_depth(depth)
-        verifier = _verifier(sampling, verify)
         stop = _stop_strings(stop)
         for name, value in (("max_tokens", max_tokens), ("prefill_rows", prefill_rows)):
             if not isinstance(value, int) or value < 1:
                 raise OptionError(f"{name} is {value!r}; expected a whole number of at least 1")
-        tokens = encode(self.tokenizer, prompt, raw=raw, thinking=thinking)
+        if logprobs is not None and (not isinstance(logprobs, int) or not 0 <= logprobs <= MAX_LOGPROBS):
+            raise OptionError(f"logprobs is {logprobs!r}; expected a whole number from 0 to {MAX_LOGPROBS}")
+        rendered = read(self.tokenizer, prompt, raw=raw, thinking=thinking)
+        tokens = rendered.tokens
         if len(tokens) >= self.context:
             raise PromptError(
                 f"the prompt has {len(tokens)} tokens, the model's context {self.context}; "
                 "shorten the prompt so that at least one token fits behind it"
             )
+        verifier = self._verifier(sampling, verify, json_schema, tokens)
         head = self.mtp if depth else None
-        prefix = prefix or Prefix()
-        sequence = prefix.take(tokens, self.target, head)
-        tally = Tally(len(tokens), started, reused=len(sequence.tokens))
         text = TextStream(self.tokenizer, stop)
+        kept = prefixes or PrefixCache(0)
         splitter = Splitter(self.tokenizer, tokens, opening)
-        turn = _Turn(self.target, head, text, splitter, verifier, depth, sequence, prefix)
+        turn = Turn(self.target, head, text, splitter, verifier, depth, kept, logprobs)
         limit = min(max_tokens, self.context - len(tokens))
-        return turn.run(tokens[len(sequence.tokens) :], limit, prefill_rows, on_prefill, tally)
+        marks = (*rendered.marks, *marks) if prefixes else ()
+        return turn.run(tokens, marks, limit, prefill_rows, on_prefill, started)
 
     def generate(self, prompt: Prompt, sampling: Sampling = GREEDY, **options: Unpack[TurnOptions]) -> Result:
         """A whole turn; arguments and errors as for `stream`."""
@@ -211,59 +207,23 @@ class Engine:
             raise OptionError(f"depth is {depth}, but there is no MTP head: {self.plain_because}")
         return depth
 
+    def _verifier(
+        self, sampling: Sampling, verify: VerifyMode | None, json_schema: Mapping[str, Any] | None, prompt: list[int]
+    ) -> Verifier:
+        vocabulary = int(self.target.text_config.get("vocab_size") or len(self.tokenizer))
+        if bad := [token for token in dict(sampling.logit_bias) if token >= vocabulary]:
+            raise OptionError(f"logit_bias names token {bad[0]}; expected tokens from 0 to {vocabulary - 1}")
+        constraint: Constraint | None = None
+        if json_schema is not None:
+            constraint = json_grammar(json_schema, self._token_trie, self.tokenizer, prompt)
+        try:
+            return Verifier(sampling, verify, constraint)
+        except ValueError as error:
+            raise OptionError(str(error)) from error
 
-@dataclass(frozen=True)
-class _Turn:
-    """One turn through the loop: tokens in, chunks out."""
-
-    target: Target
-    head: Head | None
-    text: TextStream
-    splitter: Splitter
-    verifier: Verifier
-    depth: int
-    sequence: Sequence
-    prefix: Prefix
-
-    def run(
-        self,
-        tokens: list[int],
-        max_tokens: int,
-        prefill_rows: int,
-        on_prefill: Callable[[int, int], None] | None,
-        tally: Tally,
-    ) -> Iterator[Chunk]:
-        mx.reset_peak_memory()
-        with ExitStack() as stack:
-            with redirect_stdout(sys.stderr):  # mlx-lm prints its warning about large models
-                stack.enter_context(wired_limit(self.target.model))
-            self.sequence.prefill(tokens, prefill_rows, on_prefill)
-            tally.prefilled(time.perf_counter())
-            with closing(self._rounds(max_tokens)) as rounds:
-                for one in rounds:
-                    tally.add(one, time.perf_counter())
-                    chunk = self._chunk(one, tally)
-                    try:
-                        yield chunk
-                    except GeneratorExit:  # whoever reads has enough: the caches stand at the last token
-                        rounds.close()
-                        self.prefix.keep(self.sequence)
-                        raise
-            self.prefix.keep(self.sequence)
-
-    def _chunk(self, one: Round, tally: Tally) -> Chunk:
-        if one.finish == "length":
-            self.text.finish()
-        text = self.text.take()
-        parts = self.splitter.feed(text) + (self.splitter.finish() if one.finish else ())
-        stats = tally.stats(mx.get_peak_memory())
-        return Chunk(text, one.tokens, stats, one.finish, parts, self.text.stopped_by)
-
-    def _rounds(self, max_tokens: int) -> Any:
-        if not self.head:
-            return decode_plainly(self.target, self.sequence, self.verifier, self.text.feed, max_tokens)
-        policy, drafter = FixedDepth(self.depth), MTPChain(self.head)
-        return speculate(self.target, drafter, self.sequence, self.verifier, policy, self.text.feed, max_tokens)
+    @cached_property
+    def _token_trie(self) -> Any:
+        return token_trie(self.tokenizer)
 
 
 def load(path_or_repo: str | Path | None = None, *, mtp: bool = True, head: str | Path | None = None) -> Engine:
@@ -296,13 +256,6 @@ def load(path_or_repo: str | Path | None = None, *, mtp: bool = True, head: str 
             raise HeadError(f"{error}; to run the model without its head: --no-mtp, load(..., mtp=False)") from error
     name = "demo" if path_or_repo is None else str(path_or_repo)
     return Engine(checkpoint.folder, name, target, tokenizer, loaded, plain_because, found if loaded else None)
-
-
-def _verifier(sampling: Sampling, verify: VerifyMode | None) -> Verifier:
-    try:
-        return Verifier(sampling, verify)
-    except ValueError as error:
-        raise OptionError(str(error)) from error
 
 
 def _stop_strings(stop: Several[str]) -> tuple[str, ...]:

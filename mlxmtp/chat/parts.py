@@ -36,7 +36,7 @@ class Splitter:
     """
 
     def __init__(self, tokenizer: Any, prompt: list[int], opening: str = "") -> None:
-        thinks = not opening and _opens_thinking(tokenizer, prompt)
+        thinks = not opening and opens_thinking(tokenizer, prompt)
         initial = "reasoning" if thinks else tokenizer.response_initial_state or "normal"
         self._state = make_text_state_machine(tokenizer).make_state(initial)
         self._opening = opening
@@ -53,7 +53,7 @@ class Splitter:
         return (Part(_KINDS.get(state, "text"), said),) if said else ()
 
 
-def _opens_thinking(tokenizer: Any, prompt: list[int]) -> bool:
+def opens_thinking(tokenizer: Any, prompt: list[int]) -> bool:
     """Whether the prompt ends with the mark; elsewhere, somebody writes about it."""
     if not tokenizer.has_thinking or (start := tokenizer.rfind_think_start(prompt)) < 0:
         return False

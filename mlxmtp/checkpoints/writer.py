@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ DTYPES = {
     mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16",
     mx.int16: "I16", mx.uint32: "U32", mx.int32: "I32", mx.uint64: "U64", mx.int64: "I64", mx.bool_: "BOOL",
 }  # fmt: skip
+FORMAT = {"format": "mlx"}
 
 OnBytes = Callable[[int], None]
 """Told the number of bytes that were just written."""
@@ -56,15 +57,15 @@ def write_safetensors(file: Path, weights: dict[str, mx.array], on_bytes: OnByte
         while weights:
             weight = weights.pop(next(iter(weights)))
             mx.eval(weight)
-            out.write(_raw_bytes(weight))
+            out.write(raw_bytes(weight))
             on_bytes(weight.nbytes)
             del weight
             mx.clear_cache()
 
 
-def header(layout: list[tuple[str, str, tuple[int, ...], int]]) -> bytes:
+def header(layout: list[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str] = FORMAT) -> bytes:
     """What a safetensors file begins with, for tensors (name, dtype, shape, bytes) in that order."""
-    entries: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
     start = 0
     for name, dtype, shape, nbytes in layout:
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, start + nbytes]}
@@ -74,7 +75,7 @@ def header(layout: list[tuple[str, str, tuple[int, ...], int]]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _raw_bytes(weight: mx.array) -> Any:
+def raw_bytes(weight: mx.array) -> Any:
     """The bytes of an array in row-major order; bfloat16, which Python's buffers do not know, by its bits."""
     flat = mx.contiguous(weight).reshape(-1)
     return flat.view(mx.uint8) if flat.size else b""

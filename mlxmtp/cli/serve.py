@@ -27,7 +27,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--cors", metavar="ORIGIN", action="append", default=[], help="web pages that may ask; '*': all; repeatable")
     add("--queue", metavar="N", type=options.at_least(0), default=32, help="so many requests may wait (default: 32)")
     add("--max-body", metavar="BYTES", type=options.size, default="32M", help="the largest request (default: 32M)")
-    add("--cache-bytes", metavar="BYTES", type=options.size, help="memory for the prefix cache (default: a quarter)")
+    add("--cache-bytes", metavar="BYTES", type=options.size, help="for the prefix cache (default: half of the rest)")
     add("--cache-dir", metavar="PATH", help="keep the prefix cache here across restarts")
     samples = command.add_argument_group("for what requests leave out (default: as the model recommends)")
     samples.add_argument("--temp", metavar="T", type=options.number, help="temperature; 0 is greedy")

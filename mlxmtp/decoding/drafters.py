@@ -33,9 +33,9 @@ class MTPChain:
         hidden, tokens = pending
         drafts: list[mx.array] = []
         distributions: list[mx.array] = []
-        for step in range(depth):
+        for _ in range(depth):
             states = self._head(hidden, tokens, sequence.head_cache)[:, -1:]
-            token, q = verifier.draw(self._head.logits(states)[:, 0], len(sequence.tokens), step)
+            token, q = verifier.draw(self._head.logits(states)[:, 0], len(sequence.tokens), drafts)
             hidden, tokens = self._head.recycle(states), token[:, None]
             mx.async_eval(tokens)  # the device drafts while the host builds what comes next
             drafts.append(tokens)

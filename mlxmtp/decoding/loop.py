@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 
-from mlxmtp.decoding.stats import Parts, Round
-from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier
+from mlxmtp.decoding.logprobs import Report
+from mlxmtp.decoding.stats import Parts, Round, TokenLogprob
+from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier, emitted
 from mlxmtp.decoding.verify import Verdict
 from mlxmtp.errors import NumericsError
 
@@ -44,6 +45,7 @@ def speculate(
     policy: DepthPolicy,
     keep: Keep,
     max_tokens: int,
+    logprobs: int | None = None,
 ) -> Iterator[Round]:
     """Generate with drafts. Whoever reads this may stop at any round: the caches stand at its last token.
 
@@ -51,6 +53,7 @@ def speculate(
         sequence: prefilled: its last token is what the first round feeds.
         keep: told each round's tokens, once and in order; says how many belong to the turn.
         max_tokens: >= 1; the turn ends there with "length".
+        logprobs: report each token's log-probability, with those of so many of the likeliest; None: do not.
 
     Raises:
         NumericsError: the target's logits are not finite. No token is taken from them.
@@ -58,45 +61,59 @@ def speculate(
     After an exception the caches may be ahead of the tokens: the sequence is spent.
     """
     left, number, finish = max_tokens, 0, None
+    verifier.begin(sequence.tokens)
     while finish is None:
-        clock = _Clock(timed=number % TIMED_EVERY == TIMED_FROM)
+        clock = _Clock(timed=number % TIMED_EVERY == TIMED_FROM, drafts_read=verifier.constrained)
         draft = drafter.propose(sequence, min(policy.next(), left - 1), verifier)
         clock.drafted(draft)
         rows = target.open(mx.concatenate([mx.array([sequence.tokens[-1:]]), draft.tokens], axis=1), sequence.cache)
         clock.verified(rows)
         verdict, sound = verifier.verify(rows.logits, draft, len(sequence.tokens))
-        accepted, tokens = _fetch(_outcome(draft, verdict, sound))
+        outcome = _Outcome(rows.logits, draft, verdict, sound, logprobs)
+        accepted, tokens = outcome.fetch()
         kept = keep(tokens)
+        tokens = tokens[: kept.count]
         rows.commit(kept.count)
-        sequence.advance(tokens[: kept.count], rows.hidden[:, : kept.count])
+        sequence.advance(tokens, rows.hidden[:, : kept.count])
+        verifier.advance(tokens)
         left -= kept.count
         finish = kept.finish or (None if left else "length")
-        one = Round(tuple(tokens[: kept.count]), draft.depth, accepted, clock.evaluations, finish, clock.parts())
+        told = outcome.report(tokens)
+        one = Round(tuple(tokens), draft.depth, accepted, clock.evaluations, finish, clock.parts(), told)
         policy.observe(one)
         yield one
         number = _next(number)
 
 
 def decode_plainly(
-    target: Target, sequence: Sequence, verifier: Verifier, keep: Keep, max_tokens: int
+    target: Target,
+    sequence: Sequence,
+    verifier: Verifier,
+    keep: Keep,
+    max_tokens: int,
+    logprobs: int | None = None,
 ) -> Iterator[Round]:
     """Generate without drafts; each pass is queued before the token that it feeds has been read.
 
+    A constraint has to see that token: there, each pass waits for it.
+
     Arguments, errors and the caches afterwards as for `speculate`; while it is suspended they are one row ahead.
     """
-    first, number, finish = len(sequence.tokens), 0, None
+    number, finish = 0, None
     ahead: _Queued | None = None
+    verifier.begin(sequence.tokens)
     try:
         while finish is None:
-            now = ahead or _queue(target, sequence, verifier, mx.array(sequence.tokens[-1:]), first + number)
+            now = ahead or _queue(target, sequence, verifier, logprobs)
             left = max_tokens - number - 1
             ahead = None
-            if left and target.reversible:
-                ahead = _queue(target, sequence, verifier, now.token, first + number + 1)
-            _, tokens = _fetch(now.outcome)
+            if left and target.reversible and not verifier.constrained:
+                ahead = _queue(target, sequence, verifier, logprobs, behind=now)
+            _, tokens = now.outcome.fetch()
             finish = keep(tokens).finish or (None if left else "length")
             sequence.advance(tokens, now.rows.hidden)
-            yield Round(tuple(tokens), 0, 0, 1, finish)
+            verifier.advance(tokens)
+            yield Round(tuple(tokens), 0, 0, 1, finish, logprobs=now.outcome.report(tokens))
             number = _next(number)
     finally:
         if ahead:
@@ -108,35 +125,55 @@ class _Queued(NamedTuple):
 
     rows: Pass
     token: mx.array
-    outcome: mx.array
+    outcome: _Outcome
 
 
-def _queue(target: Target, sequence: Sequence, verifier: Verifier, token: mx.array, position: int) -> _Queued:
-    rows = target.open(token[:, None], sequence.cache)
-    verdict, sound = verifier.verify(rows.logits, NOTHING, position)
-    queued = _Queued(rows, verdict.token, _outcome(NOTHING, verdict, sound))
-    mx.async_eval(queued.outcome)
+def _queue(
+    target: Target, sequence: Sequence, verifier: Verifier, logprobs: int | None, behind: _Queued | None = None
+) -> _Queued:
+    """Feed the sequence's last token; or, behind a pass that is under way, the token that will come of it."""
+    under_way = behind.token[:, None] if behind else NOTHING.tokens
+    token = under_way if behind else mx.array([sequence.tokens[-1:]])
+    rows = target.open(token, sequence.cache)
+    verdict, sound = verifier.verify(rows.logits, NOTHING, len(sequence.tokens) + under_way.shape[1], under_way)
+    queued = _Queued(rows, verdict.token, _Outcome(rows.logits, NOTHING, verdict, sound, logprobs))
+    queued.outcome.start()
     return queued
 
 
-def _outcome(draft: Draft, verdict: Verdict, sound: mx.array) -> mx.array:
-    """What the host needs of a round: its last token, -1 if not sound; then how many drafts stand, and the drafts."""
-    token = mx.where(sound, verdict.token.astype(mx.int32), -1)
-    if draft.depth == 0:
-        return token
-    return mx.concatenate([token, verdict.accepted.astype(mx.int32), draft.tokens[0].astype(mx.int32)])
+class _Outcome:
+    """What the host needs of a round: its last token, -1 if not sound; then how many drafts stand, and the drafts.
 
+    With it, in the same evaluation, the log-probabilities that were asked for.
+    """
 
-def _fetch(outcome: mx.array) -> tuple[int, list[int]]:
-    """The evaluation of a round: how many drafts stand, and the tokens it emits."""
-    values: list[int] = outcome.tolist()  # type: ignore[assignment]
-    token, accepted, *drafts = values if len(values) > 1 else [*values, 0]
-    if token < 0:
-        raise NumericsError(
-            "the model's logits are not finite (NaN or infinity); check the checkpoint's files and its dtype "
-            "(float16 overflows in some models that bfloat16 and float32 run)"
-        )
-    return accepted, [*drafts[:accepted], token]
+    def __init__(self, logits: mx.array, draft: Draft, verdict: Verdict, sound: mx.array, logprobs: int | None) -> None:
+        self._values = mx.where(sound, verdict.token.astype(mx.int32), -1)
+        if draft.depth:
+            counted = [verdict.accepted.astype(mx.int32), draft.tokens[0].astype(mx.int32)]
+            self._values = mx.concatenate([self._values, *counted])
+        self._report = None if logprobs is None else Report(logits, emitted(draft, verdict), logprobs)
+
+    def start(self) -> None:
+        """Have the device work on it."""
+        mx.async_eval(self._values, *(self._report.arrays if self._report else ()))
+
+    def fetch(self) -> tuple[int, list[int]]:
+        """The evaluation of a round: how many drafts stand, and the tokens it emits."""
+        if self._report:
+            self.start()
+        values: list[int] = self._values.tolist()  # type: ignore[assignment]
+        token, accepted, *drafts = values if len(values) > 1 else [*values, 0]
+        if token < 0:
+            raise NumericsError(
+                "the model's logits are not finite (NaN or infinity); check the checkpoint's files and its dtype "
+                "(float16 overflows in some models that bfloat16 and float32 run)"
+            )
+        return accepted, [*drafts[:accepted], token]
+
+    def report(self, tokens: list[int]) -> tuple[TokenLogprob, ...]:
+        """The log-probabilities of the round's first tokens."""
+        return self._report.read(tokens) if self._report else ()
 
 
 def _next(number: int) -> int:
@@ -148,11 +185,13 @@ def _next(number: int) -> int:
 class _Clock:
     """Times the parts of a round by evaluating them one after the other; does nothing in other rounds."""
 
-    def __init__(self, *, timed: bool) -> None:
+    def __init__(self, *, timed: bool, drafts_read: bool) -> None:
         self._marks = [time.perf_counter()] if timed else []
+        self._drafts_read = drafts_read
         self.evaluations = 3 if timed else 1
 
     def drafted(self, draft: Draft) -> None:
+        self.evaluations += self._drafts_read and draft.depth > 0
         self._mark(draft.tokens, *draft.distributions)
 
     def verified(self, rows: Pass) -> None:

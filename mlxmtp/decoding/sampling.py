@@ -6,6 +6,7 @@ All shapes end in the vocabulary V; the axes before it are free.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -13,7 +14,9 @@ import mlx.core as mx
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. Temperature 0 is greedy, whatever the filters say.
+    """How tokens are chosen. Temperature 0 is greedy, whatever the filters say; penalties and biases act there too.
+
+    These come before the chain, on the raw logits and in this order: bias, repetition, frequency and presence.
 
     Args:
         temperature: 0, which takes the most likely token, or at least 1e-6.
@@ -21,6 +24,11 @@ class Sampling:
         top_k: >= 0; keep this many tokens. 0 keeps all.
         min_p: in [0, 1]; drop tokens less likely than this share of the most likely one.
         seed: makes the tokens reproducible; None draws a fresh one for each turn.
+        frequency_penalty: taken from a token's logit for each time that this turn has generated it. 0 is off.
+        presence_penalty: taken once from the logits of tokens that this turn has generated. 0 is off.
+        repetition_penalty: > 0; logits of tokens in the prompt or generated are divided by it where positive, and
+            multiplied where negative. 1 is off.
+        logit_bias: added to the logits of these tokens; kept as sorted pairs.
 
     Raises:
         ValueError: a value is out of its range.
@@ -31,6 +39,10 @@ class Sampling:
     top_k: int = 0
     min_p: float = 0.0
     seed: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         t, p, k, m, seed = self.temperature, self.top_p, self.top_k, self.min_p, self.seed
@@ -40,14 +52,40 @@ class Sampling:
         _require("min_p", m, _number(m) and 0 <= m <= 1, "a number in [0, 1]; 0 switches it off")
         seed_ok = seed is None or (isinstance(seed, int) and 0 <= seed < 2**64)
         _require("seed", seed, seed_ok, "a whole number in [0, 2**64)")
+        for name in ("frequency_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            _require(name, value, _finite(value), "a finite number; 0 switches it off")
+        r, bias = self.repetition_penalty, self.logit_bias
+        _require("repetition_penalty", r, _finite(r) and r > 0, "a finite number above 0; 1 switches it off")
+        _require("logit_bias", bias, _is_bias(bias), "a mapping of token ids to finite numbers")
+        object.__setattr__(self, "logit_bias", tuple(sorted(dict(bias).items())))
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    @property
+    def penalised(self) -> bool:
+        """Whether logits are changed before the chain."""
+        penalties = (self.frequency_penalty, self.presence_penalty, self.repetition_penalty - 1)
+        return any(penalties) or bool(self.logit_bias)
+
 
 def _number(value: object) -> bool:
     return isinstance(value, int | float)
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_bias(value: object) -> bool:
+    if not isinstance(value, Mapping | tuple):
+        return False
+    return all(
+        isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], int) and pair[0] >= 0 and _finite(pair[1])
+        for pair in (value.items() if isinstance(value, Mapping) else value)
+    )
 
 
 def _require(name: str, value: object, ok: bool, expected: str) -> None:

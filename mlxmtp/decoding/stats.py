@@ -15,15 +15,30 @@ class Parts:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """The natural logarithm of a generated token's probability, and the likeliest tokens in its place.
+
+    Args:
+        top: (token, logprob), the likeliest first; of equals, the lower id.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
 class Round:
     """What one round did.
 
     Args:
         tokens: emitted and kept, in order; the sequence stands at the last of them.
         drafted: drafts proposed. accepted: drafts that verification let stand.
-        evaluations: graph evaluations that the round waited for: one, or one for each timed part.
+        evaluations: graph evaluations that the round waited for: one, or one for each timed part; and one for the
+            drafts where a constraint has to see them.
         finish: why the turn ends with this round, or None.
         parts: where the time went, in the rounds that were timed.
+        logprobs: one for each of `tokens`, where they were asked for.
     """
 
     tokens: tuple[int, ...]
@@ -32,6 +47,7 @@ class Round:
     evaluations: int
     finish: str | None = None
     parts: Parts | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,7 +66,8 @@ class Stats:
         draft_s, verify_s, other_s: decoding time split by the rounds that were timed in parts; an estimate.
             Plain decoding overlaps host and device and counts all as verify.
         peak_memory_bytes: MLX's peak during the turn, weights included.
-        evaluations: graph evaluations that decoding waited for: one a round, three in each of the timed_rounds.
+        evaluations: graph evaluations that decoding waited for: one a round, three in each of the timed_rounds, and
+            one more where a constraint has to see the drafts.
     """
 
     prompt_tokens: int

@@ -23,13 +23,13 @@ SIGNATURE = "mlxmtp"
 
 def read(body: Fields, defaults: Settings) -> Request:
     """The request of a body."""
-    tools, dropped = inbound.tools(body.objects("tools"), _tool)
+    offer = inbound.offer(body.objects("tools"), _tool)
     choice = body.object("tool_choice")
     kind = (choice.text("type") if choice else None) or "auto"
     if choice and kind not in CHOICES:
         choice.refuse("type", ", ".join(CHOICES))
     named = (choice.text("name") or "") if choice and kind == "tool" else None
-    tools, chosen = inbound.choose(tools, CHOICES[kind], named)
+    tools, chosen = inbound.choose(offer.tools, CHOICES[kind], named)
     schema = _schema(body)
     check_schema_and_tools(schema, tools, "output_config")
     return Request(
@@ -46,7 +46,7 @@ def read(body: Fields, defaults: Settings) -> Request:
         chosen,
         parallel=not (choice and choice.flag("disable_parallel_tool_use")),
         stream=bool(body.flag("stream")),
-        dropped=dropped,
+        dropped=tuple(offer.dropped),
     )
 
 

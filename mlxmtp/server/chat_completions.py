@@ -25,8 +25,8 @@ def read(body: Fields, defaults: Settings) -> Request:
         body.refuse_unless(name)
     body.refuse_unless("modalities", ["text"])
     messages = inbound.chat_messages(body)
-    tools, dropped = inbound.tools(body.objects("tools"), inbound.function_fields)
-    tools, choice = inbound.tool_choice(body, tools)
+    offer = inbound.offer(body.objects("tools"), inbound.function_fields)
+    tools, choice = inbound.tool_choice(body, offer.tools)
     schema = schema_of(body.object("response_format"))
     check_schema_and_tools(schema, tools, "response_format")
     options = body.object("stream_options")
@@ -46,7 +46,7 @@ def read(body: Fields, defaults: Settings) -> Request:
         parallel=body.flag("parallel_tool_calls") is not False,
         stream=bool(body.flag("stream")),
         usage=bool(options and options.flag("include_usage")),
-        dropped=dropped,
+        dropped=tuple(offer.dropped),
     )
 
 

@@ -10,11 +10,14 @@ from typing import Any, Protocol
 from mlxmtp.errors import MlxmtpError
 from mlxmtp.server.problems import ApiError
 from mlxmtp.server.queue import FairQueue
-from mlxmtp.worker.messages import Command, Died, Event, Failed, Finished, Generate, Load, Loaded, Stopped
+from mlxmtp.worker.messages import Command, Died, Event, Failed, Finished, Generate, Load, Loaded, Stopped, Warned
 
 STOP_S = 120.0
 """How long a stopped turn may take to end, in a long prompt's chunk for instance, before the engine is replaced."""
-CLOSING_S = 1.0
+CLOSING_S = 32.0
+"""How long the engine may take to write its caches to disk at the end."""
+ANSWERS_S = 1.0
+"""How long turns may take to be told then."""
 ENDINGS = (Finished, Failed, Stopped, Died)
 
 
@@ -26,7 +29,7 @@ class Engine(Protocol):
     def stop(self) -> None: ...
     def events(self) -> AsyncIterator[Event]: ...
     def kill(self) -> None: ...
-    async def close(self) -> None: ...
+    async def close(self, grace_s: float = ...) -> None: ...
 
 
 class LoadError(MlxmtpError):
@@ -40,12 +43,14 @@ class Host:
         start: starts a process. load: the model, as a `Load` command with a given id. queue: how many may wait.
 
     `loaded` tells about the model, once `open` has returned. `restarts` counts the engines that had to be replaced.
+    `warn` is told what the engine warns of.
     """
 
     def __init__(self, start: Callable[[], Awaitable[Engine]], load: Callable[[int], Load], queue: int) -> None:
         self.queue = FairQueue(queue)
         self.loaded: Loaded | None = None
         self.restarts = 0
+        self.warn: Callable[[str], None] = lambda _: None
         self._closed = False
         self._start = start
         self._load = load
@@ -103,9 +108,9 @@ class Host:
         engine, self._engine = self._engine, None
         self._events.put_nowait(Died(0, 0))
         if engine:
-            await engine.close()
+            await engine.close(CLOSING_S)
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=CLOSING_S)
+            await asyncio.wait(self._tasks, timeout=ANSWERS_S)
         for task in self._tasks:
             task.cancel()
 
@@ -122,10 +127,12 @@ class Host:
             if isinstance(event, Loaded):
                 self.loaded = event
                 return event
-            if isinstance(event, ENDINGS):
+            if isinstance(event, Failed | Died):
                 engine.kill()
                 self._engine = None
-                raise LoadError(event.message if isinstance(event, Failed) else "the engine died while it loaded")
+                raise LoadError(
+                    event.message if isinstance(event, Failed) else f"the engine died while it loaded ({event.why})"
+                )
 
     async def _reopen(self) -> None:
         if self._closed:
@@ -176,11 +183,13 @@ class Host:
 
     async def _listen(self, engine: Engine, events: asyncio.Queue[Event]) -> None:
         """Pass on what an engine says until it is gone; then start another."""
-        code = -1
+        end = Died(0, -1)
         try:
             async for event in engine.events():
                 if isinstance(event, Died):
-                    code = event.code
+                    end = event
+                elif isinstance(event, Warned):
+                    self.warn(event.message)
                 else:
                     events.put_nowait(event)
         except (MlxmtpError, ValueError):  # what cannot be understood comes from another version, or has no end
@@ -189,7 +198,7 @@ class Host:
             return  # we have left it
         self._engine = None
         served = self._opening is not None and self._opening.done()
-        events.put_nowait(Died(0, code))
+        events.put_nowait(end)
         if served:  # one that dies while it loads would do so again
             self.restarts += 1
             self._later(self._try_again())
@@ -210,7 +219,7 @@ def _ending() -> ApiError:
 
 def _failure(event: Failed | Died) -> ApiError:
     if isinstance(event, Died):
-        message = f"the engine died (exit code {event.code}); another is started, send the request once more"
+        message = f"the engine died ({event.why}); another is started, send the request once more"
         return ApiError(message, status=500, code="engine_died")
     if event.kind == "refused":
         return ApiError(event.message, code="refused")

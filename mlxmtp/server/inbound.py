@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlxmtp.server.fields import Fields
@@ -64,22 +65,45 @@ def said(text: str, reasoning: str = "", calls: Iterable[dict[str, Any]] = ()) -
     return message
 
 
-def tools(
-    items: list[Fields], read: Callable[[Fields], dict[str, Any] | None]
-) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
-    """The function tools among `items`, namespaces laid flat, and the kinds that were dropped."""
-    found: list[dict[str, Any]] = []
-    dropped: list[str] = []
+@dataclass(frozen=True)
+class Offer:
+    """The tools of a request.
+
+    Args:
+        tools: the functions, namespaces laid flat. dropped: what is none, for the log.
+        namespaces: of a flat name, the namespace and the name there.
+    """
+
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    namespaces: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def offer(items: list[Fields], read: Callable[[Fields], dict[str, Any] | None]) -> Offer:
+    """The tools among `items`; of two with a name, the later one gets its namespace's before its own."""
+    found = Offer()
     for item in items:
-        if item.any("type") == "namespace":
-            inner, others = tools(item.objects("tools"), read)
-            found += inner
-            dropped += others
-        elif (one := read(item)) is not None:
-            found.append(one)
-        else:
-            dropped.append(f"tool {item.any('name') or item.any('type')}")
-    return found, tuple(dropped)
+        if item.any("type") != "namespace":
+            _add(found, item, read)
+            continue
+        for inner in item.objects("tools"):
+            _add(found, inner, read, item.text("name"))
+    return found
+
+
+def _add(
+    found: Offer, item: Fields, read: Callable[[Fields], dict[str, Any] | None], namespace: str | None = None
+) -> None:
+    one = read(item)
+    if one is None:
+        found.dropped.append(f"tool {item.any('name') or item.any('type')}")
+        return
+    found.tools.append(one)
+    if namespace:
+        function = one["function"]
+        own, taken = function["name"], {tool["function"]["name"] for tool in found.tools[:-1]}
+        function["name"] = f"{namespace}__{own}" if own in taken else own
+        found.namespaces[function["name"]] = namespace, own
 
 
 def function_fields(item: Fields) -> dict[str, Any] | None:

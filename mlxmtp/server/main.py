@@ -8,7 +8,7 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 from mlxmtp.chat.tokenizer import load_tokenizer
 from mlxmtp.errors import OptionError
 from mlxmtp.server.app import Service, create_app
-from mlxmtp.server.host import Host
+from mlxmtp.server.host import Engine, Host
 from mlxmtp.server.prompting import Prompter
 from mlxmtp.units import size
 from mlxmtp.worker.client import WorkerProcess
@@ -28,6 +28,8 @@ from mlxmtp.worker.messages import Load, Loaded, Settings
 
 RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 CLOSING_S = 2
+Start = Callable[[], Awaitable[Engine]]
+"""Starts the engine's process."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,14 @@ class Options:
         return Load(number, self.model, self.head, self.mtp, self.cache_bytes, self.cache_dir)
 
 
-def serve(options: Options) -> None:
+def serve(options: Options, start: Start = WorkerProcess.start) -> None:
     """Serve until a signal ends it.
 
     Raises:
         OptionError: the address or port cannot be had. LoadError: the model cannot.
     """
     with listening(options.host, options.port) as door:
-        asyncio.run(_serve(options, door))
+        asyncio.run(_serve(options, start, door))
 
 
 @contextmanager
@@ -85,11 +87,11 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         yield door
 
 
-async def _serve(options: Options, door: socket.socket) -> None:
+async def _serve(options: Options, start: Start, door: socket.socket) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    host = Host(lambda: WorkerProcess.start(), options.load, options.queue)
+    host = Host(start, options.load, options.queue)
     try:
         _tell(f"loading {options.model or 'the demo model'} …")
         opening, stopped = asyncio.create_task(host.open()), asyncio.create_task(stop.wait())
@@ -107,6 +109,7 @@ async def _run(options: Options, host: Host, loaded: Loaded, door: socket.socket
     prompter = Prompter(load_tokenizer(folder), loaded.context)
     name = loaded.name.rstrip("/").rsplit("/", 1)[-1] if Path(loaded.name).exists() else loaded.name
     service = Service(host, prompter, name, defaults(folder, options), options.max_body)
+    host.warn = lambda text: service.log.line(f"warning: {text}")
     server = http_server(create_app(service, options.api_key, options.origins))
     _greet(options, loaded, name, door)
     serving = asyncio.create_task(server.serve([door]))

@@ -74,7 +74,8 @@ class Prompter:
                 return Rendered(encode(self.tokenizer, request.messages, raw=True), ()), ""
             forced = request.choice != "auto"
             thinking = False if forced else request.settings.thinking  # a forced call does not think first
-            rendered = render(self.tokenizer, request.messages, tools=request.tools or None, thinking=thinking)
+            messages: Any = request.messages
+            rendered = render(self.tokenizer, messages, tools=request.tools or None, thinking=thinking)
             if not forced:
                 return rendered, ""
             opening = self._opening(request)

@@ -33,6 +33,7 @@ class Request:
         parallel: more than one call a turn may come.
         settings: max_tokens 0 stands for what the context leaves.
         dropped: what was left out, for the log.
+        namespaces: of tools that came in one, by the names that they have here: its name, and theirs there.
     """
 
     messages: list[Message] | str | list[int]
@@ -44,6 +45,7 @@ class Request:
     usage: bool = False
     client: str = ""
     dropped: tuple[str, ...] = ()
+    namespaces: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def raw(self) -> bool:

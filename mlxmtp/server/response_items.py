@@ -71,9 +71,12 @@ def unsealed(content: str | None) -> str:
         return ""
 
 
-def call_item(id: str, call: Called, status: str = "completed") -> dict[str, Any]:
+def call_item(context: Answering, id: str, call: Called, status: str = "completed") -> dict[str, Any]:
+    """A call; of a tool from a namespace, Codex wants both names apart."""
     arguments = call.arguments if status == "completed" else ""
     about = {"call_id": call.id, "name": call.name, "arguments": arguments}
+    if call.name in context.request.namespaces:
+        about["namespace"], about["name"] = context.request.namespaces[call.name]
     return {"id": id, "type": "function_call", "status": status, **about}
 
 

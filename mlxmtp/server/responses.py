@@ -24,13 +24,13 @@ def read(body: Fields, defaults: Settings) -> Request:
         body.refuse_unless(name)
     body.refuse_unless("background", False)
     body.refuse_unless("top_logprobs", 0)
+    offer = inbound.offer(body.objects("tools"), inbound.function_fields)
     messages: list[Message] = []
     if instructions := body.text("instructions"):
         messages.append({"role": "system", "content": instructions})
     asked = body.any("input")
-    messages += [{"role": "user", "content": asked}] if isinstance(asked, str) else _input(body.objects("input"))
-    tools, dropped = inbound.tools(body.objects("tools"), inbound.function_fields)
-    tools, choice = inbound.tool_choice(body, tools)
+    messages += [{"role": "user", "content": asked}] if isinstance(asked, str) else _input(body.objects("input"), offer)
+    tools, choice = inbound.tool_choice(body, offer.tools)
     text, reasoning = body.object("text"), body.object("reasoning")
     schema = schema_of(text.object("format") if text else None)
     check_schema_and_tools(schema, tools, "text.format")
@@ -47,7 +47,8 @@ def read(body: Fields, defaults: Settings) -> Request:
         choice,
         parallel=body.flag("parallel_tool_calls") is not False,
         stream=bool(body.flag("stream")),
-        dropped=dropped,
+        dropped=tuple(offer.dropped),
+        namespaces=offer.namespaces,
     )
 
 
@@ -58,12 +59,13 @@ def whole(context: Answering, outcome: Outcome) -> dict[str, Any]:
         items.append(reasoning_item(new_id("rs"), outcome.reasoning))
     if outcome.text or not outcome.calls:
         items.append(message_item(new_id("msg"), outcome.text))
-    items += [call_item(new_id("fc"), one) for one in outcome.calls]
+    items += [call_item(context, new_id("fc"), one) for one in outcome.calls]
     return response(context, new_id("resp"), items, outcome)
 
 
-def _input(items: list[Fields]) -> list[Message]:
+def _input(items: list[Fields], offer: inbound.Offer) -> list[Message]:
     """Chat messages of input items: reasoning, text and calls of one answer become one message."""
+    flat = {origin: name for name, origin in offer.namespaces.items()}
     messages: list[Message] = []
     for item in items:
         kind = item.text("type") or "message"
@@ -76,7 +78,8 @@ def _input(items: list[Fields]) -> list[Message]:
         elif kind == "function_call":
             if not messages or messages[-1]["role"] != "assistant":
                 messages.append(inbound.said(""))
-            called = inbound.call(item.any("name"), item.any("arguments"), item.any("call_id"))
+            name = flat.get((item.text("namespace") or "", item.text("name") or ""), item.any("name"))
+            called = inbound.call(name, item.any("arguments"), item.any("call_id"))
             messages[-1].setdefault("tool_calls", []).append(called)
         elif kind == "function_call_output":
             said = inbound.text_of(item, "output")

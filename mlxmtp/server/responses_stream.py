@@ -76,12 +76,12 @@ class ResponseWriter:
 
     def _call(self, call: Called) -> Iterator[bytes]:
         id, index = new_id("fc"), len(self._items)
-        begun = call_item(id, call, "in_progress")
+        begun = call_item(self._context, id, call, "in_progress")
         yield self._event("response.output_item.added", output_index=index, item=begun)
         about = {"item_id": id, "output_index": index}
         yield self._event("response.function_call_arguments.delta", **about, delta=call.arguments)
         yield self._event("response.function_call_arguments.done", **about, arguments=call.arguments)
-        yield self._done(call_item(id, call))
+        yield self._done(call_item(self._context, id, call))
 
     def _end(self, done: Done) -> Iterator[bytes]:
         if not self._items:

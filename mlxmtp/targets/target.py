@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 
 from mlxmtp.checkpoints import text_config
 from mlxmtp.targets.latent import LatentAttention, has_latents
 from mlxmtp.targets.observe import observe
 from mlxmtp.targets.recurrent import RecurrentLayer, RecurrentRows
+from mlxmtp.targets.states import appends, parts
 from mlxmtp.targets.window import WindowCache, give_rows_their_rings, has_windows
 
 Cache = list[Any]
@@ -52,7 +53,7 @@ class Target:
             for attention in attentions:
                 give_rows_their_rings(attention)
         self.reversible = all(
-            _appends(layer) or isinstance(layer, WindowCache) or i in self._recurrent
+            all(map(appends, parts([layer]))) or isinstance(layer, WindowCache) or i in self._recurrent
             for i, layer in enumerate(self.make_cache())
         )
 
@@ -137,11 +138,6 @@ def matrix_rows(matrix: nn.Module, ids: mx.array) -> mx.array:
     biases = matrix["biases"][ids] if "biases" in matrix else None
     options = {"group_size": packing.group_size, "bits": packing.bits, "mode": packing.mode}
     return mx.dequantize(rows, matrix["scales"][ids], biases, **options)
-
-
-def _appends(cache: Any) -> bool:
-    """Whether a layer's cache only grows, so that cutting its end takes rows back."""
-    return isinstance(cache, KVCache) or (isinstance(cache, CacheList) and all(map(_appends, cache.caches)))
 
 
 class Pass:

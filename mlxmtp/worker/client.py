@@ -70,12 +70,12 @@ class WorkerProcess:
         with suppress(ProcessLookupError):
             self._process.kill()
 
-    async def close(self) -> None:
-        """End it, and wait until it is gone."""
+    async def close(self, grace_s: float = GRACE_S) -> None:
+        """End it, and wait until it is gone; it may take `grace_s` to write what it keeps."""
         assert self._process.stdin
         self._process.stdin.close()
         try:
-            await asyncio.wait_for(self._process.wait(), GRACE_S)
+            await asyncio.wait_for(self._process.wait(), grace_s)
         except TimeoutError:
             self.kill()
             await self._process.wait()

@@ -49,7 +49,8 @@ class Load(Command):
     """Load a model in place of the one that is loaded. model None: the bundled demo.
 
     Args:
-        cache_bytes: memory for the caches of past turns; None: a quarter of what there is. cache_dir: kept there too.
+        cache_bytes: memory for the caches of past turns; None: half of what the model leaves. cache_dir: where they are
+            kept across restarts, in as many bytes again (None: 10 GB).
     """
 
     model: str | None = None
@@ -228,6 +229,13 @@ class Stopped(Event):
 
 
 @dataclass(frozen=True)
+class Warned(Event):
+    """Something that the user should know, whatever goes on; of no command."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class Failed(Event):
     """The command came to nothing; the worker goes on. kind "memory": it needs more than there is."""
 
@@ -242,12 +250,20 @@ class Died(Event):
     code: int
     last: str = ""
 
+    @property
+    def why(self) -> str:
+        """How it ended, and the last line of its last words."""
+        end = f"signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
+        if self.code == -9:
+            end = "killed, perhaps because memory ran out"
+        return f"{end}: {self.last.splitlines()[-1]}" if self.last else end
+
 
 _TYPES: dict[str, Any] = {
     kind.__name__: kind
     for kind in (
         *(Load, Generate, Compare, ListModels, Download, Stop),
-        *(Loaded, Prefilled, Said, Finished, Compared, Models, Fetching, Fetched, Stopped, Failed, Died),
+        *(Loaded, Prefilled, Said, Finished, Compared, Models, Fetching, Fetched, Stopped, Warned, Failed, Died),
     )
 }
 

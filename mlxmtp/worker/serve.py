@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import queue
 import sys
-import threading
 import time
 import traceback
 from contextlib import closing
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlxmtp.errors import CheckpointError, MlxmtpError, is_out_of_memory
+from mlxmtp.worker.inbox import Inbox
 from mlxmtp.worker.messages import (
     Command,
     Compare,
@@ -33,50 +32,17 @@ from mlxmtp.worker.messages import (
     Prefilled,
     Said,
     Settings,
-    Stop,
     Stopped,
-    decode,
+    Warned,
     encode,
 )
 
+DISK_BYTES = 10**10
+SAVING_S = 30.0
+"""How long caches may take to be written, when the other side has gone."""
 NOTHING = {"role": "assistant", "content": ""}
 PAUSE_S = 1 / 15
 """The least time between two messages of one kind: each costs the engine and the reader some."""
-
-
-class Inbox:
-    """Commands, read by a thread of their own, so that a stop is heard while the engine works.
-
-    When the other side goes away, so does this process, whatever it is doing.
-    """
-
-    def __init__(self, lines: BinaryIO) -> None:
-        self._lines = lines
-        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._stopped = 0
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def next(self) -> Command:
-        return self._commands.get()
-
-    def stops(self, command: Command) -> bool:
-        """Whether the command is to end."""
-        return command.id <= self._stopped
-
-    def _read(self) -> None:
-        code = 1
-        try:
-            for line in self._lines:
-                command = decode(line)
-                if isinstance(command, Stop):
-                    self._stopped = max(self._stopped, command.id)
-                else:
-                    self._commands.put(command)
-            code = 0
-        except Exception:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
 
 
 class StopRequest(Exception):  # noqa: N818 - like StopIteration, no error
@@ -94,12 +60,12 @@ class Worker:
         self._inbox = inbox
         self._out = out
         self._engine: Any = None
-        self._prefix: Any = None
+        self._prefixes: Any = None
         self._sent_at = 0.0
 
     def run(self) -> None:
-        while True:
-            command = self._inbox.next()
+        """Until there is nothing to come; then what is to be kept is written."""
+        while command := self._inbox.next():
             try:
                 if self._inbox.stops(command):
                     raise StopRequest
@@ -112,10 +78,13 @@ class Worker:
             except (MemoryError, RuntimeError) as error:
                 if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                     raise
-                self._forget()
+                if self._prefixes:
+                    self._prefixes.clear()
                 self._say(Failed(command.id, "memory", str(error) or "out of memory"))
             except OSError as error:
                 self._say(Failed(command.id, "failed", str(error)))
+        if self._prefixes:
+            self._prefixes.close()
 
     def _carry_out(self, command: Command) -> None:
         match command:
@@ -133,14 +102,16 @@ class Worker:
 
     def _load(self, command: Load) -> None:
         started = time.perf_counter()
-        self._forget()
-        self._engine = None  # never two models at once
+        if self._prefixes:
+            self._prefixes.close()
+        self._engine = self._prefixes = None  # never two models at once
         if command.model and not Path(command.model).expanduser().exists():
             self._fetch_what_is_missing(command, command.model)
         import mlxmtp
         from mlxmtp.conversion.pull import usable_memory
 
         self._engine = engine = mlxmtp.load(command.model, mtp=command.mtp, head=command.head)
+        self._prefixes = self._make_cache(command)
         source = engine.head_source
         self._say(
             Loaded(
@@ -170,7 +141,7 @@ class Worker:
         with closing(self._stream(command)) as turn:
             for chunk in turn:
                 parts += [Part("text", chunk.text)] if command.raw else chunk.parts
-                logprobs += [[one.token, one.logprob, one.top] for one in getattr(chunk, "logprobs", ())]
+                logprobs += [[one.token, one.logprob, one.top] for one in chunk.logprobs]
                 if chunk.finish_reason or self._due() or chunk.stats.rounds == 1:  # the first token does not wait
                     fresh = [[part.kind, part.text] for part in parts[sent:]]
                     self._say(Said(command.id, fresh, chunk.stats, self._memory(), logprobs))
@@ -194,9 +165,12 @@ class Worker:
             depth=wanted.depth,
             thinking=wanted.thinking,
             stop=wanted.stop,
+            json_schema=wanted.json_schema,
+            logprobs=wanted.logprobs,
+            marks=command.marks,
             opening=command.opening,
             on_prefill=read,
-            prefix=self._prefix,
+            prefixes=self._prefixes,
         )
 
     def _compare(self, command: Compare) -> None:
@@ -270,16 +244,22 @@ class Worker:
             raise MlxmtpError("no model is loaded; choose one first")
         return self._engine
 
-    def _forget(self) -> None:
-        """The conversation's caches."""
-        from mlxmtp.chat.prefix import Prefix
+    def _make_cache(self, command: Load) -> Any:
+        """For the conversations' caches, now that the model's size is known."""
+        from mlxmtp.chat.prefix_store import PrefixStore, model_key
+        from mlxmtp.chat.prefixes import PrefixCache
 
-        self._prefix = Prefix()
+        store = None
+        if command.cache_dir:
+            folder, bound = Path(command.cache_dir).expanduser(), command.cache_bytes or DISK_BYTES
+            store = PrefixStore(folder, bound, model_key(self._engine), lambda text: self._say(Warned(0, text)))
+            self._inbox.grace_s = SAVING_S
+        return PrefixCache(_cache_bytes() if command.cache_bytes is None else command.cache_bytes, store)
 
     def _memory(self) -> Memory:
         import mlx.core as mx
 
-        return Memory(mx.get_active_memory(), mx.get_peak_memory(), self._prefix.nbytes)
+        return Memory(mx.get_active_memory(), mx.get_peak_memory(), self._prefixes.nbytes)
 
     def _check(self, command: Command) -> None:
         if self._inbox.stops(command):
@@ -294,6 +274,16 @@ class Worker:
         self._sent_at = time.perf_counter()
 
 
+def _cache_bytes() -> int:
+    """Half of the memory that the model, just loaded, leaves; at least an eighth of all."""
+    import mlx.core as mx
+
+    from mlxmtp.conversion.pull import usable_memory
+
+    usable = usable_memory()
+    return max((usable - mx.get_active_memory()) // 2, usable // 8)
+
+
 def _sampling(wanted: Settings) -> Any:
     from mlxmtp import OptionError, Sampling
 
@@ -304,6 +294,10 @@ def _sampling(wanted: Settings) -> Any:
             wanted.top_k,
             wanted.min_p,
             wanted.seed,
+            frequency_penalty=wanted.frequency_penalty,
+            presence_penalty=wanted.presence_penalty,
+            repetition_penalty=wanted.repetition_penalty,
+            logit_bias={int(token): bias for token, bias in wanted.logit_bias},
         )
     except ValueError as error:
         raise OptionError(str(error)) from error
@@ -316,7 +310,8 @@ def main() -> None:
     try:
         Worker(Inbox(sys.stdin.buffer), out).run()
     except BrokenPipeError:
-        os._exit(0)
+        pass
     except BaseException:
         traceback.print_exc()
-        os._exit(1)  # Python's own way out waits for the thread that reads
+        os._exit(1)
+    os._exit(0)  # Python's own way out waits for the thread that reads

@@ -21,6 +21,7 @@ OPTIONS = {
     ],
     "attach": ["TRUNK", "--from ORIGINAL", "--revision R", "--head-bits {4,8,16}", "--out DIR", "--no-check"],
     "pull": ["REPO", "--revision R", "--force"],
+    "connect": ["CLIENT", "--url URL", "--model NAME", "--context N", "--api-key KEY", "--write"],
 }  # fmt: skip
 
 

@@ -47,9 +47,9 @@ def third(weight):
     third.count += 1
     return end() if third.count > 3 else raw_bytes(weight)
 
-third.count, raw_bytes = 0, writer._raw_bytes
+third.count, raw_bytes = 0, writer.raw_bytes
 if point == "write":
-    writer._raw_bytes = third
+    writer.raw_bytes = third
 sys.addaudithook(hook)
 main(sys.argv[3:])
 """

@@ -215,7 +215,7 @@ def along(table: Tables, law: Verifier, roots: mx.array, drafts: mx.array) -> tu
     target, proposal = mx.array(table.target), mx.array(table.draft)
     node, chance, rows, laws = roots, mx.ones(roots.shape), [target[roots]], []
     for step in range(drafts.shape[1]):
-        _, q = law.draw(proposal[node], 0, step)
+        _, q = law.draw(proposal[node], 0, [drafts[:, i : i + 1] for i in range(step)])
         laws.append(q)
         chance = chance * mx.exp(mx.take_along_axis(q, drafts[:, step, None], axis=1)[:, 0])
         node = child(node, drafts[:, step])
@@ -245,8 +245,8 @@ def sampled_counts(table: Tables, law: Verifier, depth: int, sequences: int) -> 
         running = np.flatnonzero(node < first_at(EMITTED))
         roots = at = mx.array(node[running])
         tokens, laws, rows = [], [], [target[roots]]
-        for step in range(depth):
-            token, q = law.draw(proposal[at], number, step)
+        for _ in range(depth):
+            token, q = law.draw(proposal[at], number, [t[:, None] for t in tokens])
             tokens.append(token.astype(mx.int32))
             laws.append(q)
             at = child(at, tokens[-1])

@@ -121,7 +121,9 @@ def judged(
     law: Verifier, logits: mx.array, proposal: mx.array, tokens: mx.array | None = None
 ) -> tuple[Verdict, mx.array]:
     """The verdict on drafts drawn from proposal [B, k, V], or on given ones."""
-    drawn = [law.draw(proposal[:, i], 0, i) for i in range(proposal.shape[1])]
+    drawn: list[tuple[mx.array, mx.array | None]] = []
+    for i in range(proposal.shape[1]):
+        drawn.append(law.draw(proposal[:, i], 0, [token[:, None] for token, _ in drawn]))
     drafts = mx.stack([token for token, _ in drawn], axis=1) if tokens is None else tokens
     return law.verify(logits, Draft(drafts, [q for _, q in drawn if q is not None]), 0)
 
@@ -145,7 +147,7 @@ def test_a_head_with_nan_is_refused_and_the_law_stays(verify: VerifyMode, bad: i
     proposal = [C, D]
     proposal[bad] = NAN
     law = Verifier(SOFT, verify)
-    drawn = law.draw(rows(C)[:, 0], 0, 0)[0]
+    drawn = law.draw(rows(C)[:, 0], 0, [])[0]
     tokens = mx.stack([mx.zeros_like(drawn) if bad == 0 else drawn, mx.zeros_like(drawn)], axis=1)
     verdict, sound = judged(law, rows(A, B, C), rows(*proposal), tokens)
     assert mx.all(sound)

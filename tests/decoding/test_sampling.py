@@ -190,7 +190,9 @@ def test_noise_is_gumbels() -> None:
 def test_a_draw_belongs_to_its_position_and_step(verify: Any) -> None:
     """Seeded noise belongs to the position of the token alone: the next round's first draft repeats it."""
     logits, law = mx.zeros((1, 10**6)), Verifier(Sampling(1.0, seed=1), verify)
-    one, again, next_round, next_step = (law.draw(logits, *at)[0].item() for at in ((70, 0), (70, 0), (71, 0), (70, 1)))
+    behind = [mx.zeros((1, 1), mx.uint32)]
+    at = (70, []), (70, []), (71, []), (70, behind)
+    one, again, next_round, next_step = (law.draw(logits, position, drafts)[0].item() for position, drafts in at)
     assert one == again != next_round
     assert one != next_step
     assert (next_round == next_step) is (verify == "seeded")

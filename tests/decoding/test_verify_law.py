@@ -243,7 +243,7 @@ def test_successive_rounds_of_one_sequence_are_independent(
     logits = mx.stack([own, own], axis=1)
 
     def emitted(number: Any) -> mx.array:
-        token, q = law.draw(proposal, number, 0)
+        token, q = law.draw(proposal, number, [])
         assert q is not None
         verdict, _ = law.verify(logits, Draft(token[:, None], [q]), number)
         return mx.where(verdict.accepted > 0, token, verdict.token)

@@ -587,7 +587,7 @@ async def test_an_engine_that_died_costs_no_word_and_the_same_model_is_loaded_ag
         await talk.reach("gone")
         (told,) = talk.view.errors
         assert told == (
-            "the engine has died (killed, perhaps because memory ran out): mlx said something; "
+            "the engine has died (killed, perhaps because memory ran out: mlx said something); "
             "ctrl+r starts it again, the chat is kept"
         )
         assert talk.answers == earlier(turns) + NEWEST.get(state, [])
@@ -625,7 +625,7 @@ async def test_how_an_engine_ended_is_told_with_or_without_last_words(code: int,
             await talk.reach("gone")
             (told,) = talk.view.errors
             words = ": b" if last else ""
-            assert told == f"the engine has died ({said_of_it}){words}; ctrl+r starts it again, the chat is kept"
+            assert told == f"the engine has died ({said_of_it}{words}); ctrl+r starts it again, the chat is kept"
 
 
 @pytest.mark.parametrize("state", [state for state in STATES if state != "choosing"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mlxmtp.chat.parts import Part, joined
-from mlxmtp.chat.prefix import Prefix
+from mlxmtp.chat.prefixes import PrefixCache
 from mlxmtp.worker.client import PROGRAM, WorkerProcess
 from mlxmtp.worker.messages import (
     Command,
@@ -130,7 +130,7 @@ def serve(*commands: Command, engine: Any = None, stops: Callable[[Command], boo
     out = io.BytesIO()
     worker = Worker(_Script(commands, stops), out)  # type: ignore[arg-type]
     if engine is not None:
-        worker._engine, worker._prefix = engine, Prefix()
+        worker._engine, worker._prefixes = engine, PrefixCache(1 << 30)
     with suppress(_OverError):
         worker.run()
     return [decode(line) for line in out.getvalue().splitlines()]

@@ -14,10 +14,10 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 
-from mlxmtp import Engine, load
-from mlxmtp.chat.engine import Chunk
+from mlxmtp import Chunk, Engine, load
 from mlxmtp.chat.parts import Part
-from mlxmtp.chat.prefix import Prefix
+from mlxmtp.chat.prefixes import PrefixCache
+from mlxmtp.worker.inbox import Inbox
 from mlxmtp.worker.messages import (
     Command,
     Compare,
@@ -36,7 +36,6 @@ from mlxmtp.worker.messages import (
     Stopped,
     encode,
 )
-from mlxmtp.worker.serve import Inbox
 from tests import tiny
 from tests.worker.driving import Driven, serve, text_of, wait_until
 from tests.worker.test_messages import STATS
@@ -46,6 +45,12 @@ VOCABULARY = 300
 """Every byte has a token: a prompt has as many as letters."""
 
 
+class NoSequence:
+    """In place of a conversation's caches."""
+
+    nbytes = 0
+
+
 class Scripted:
     """An engine whose turns are written down: chunks, or errors that are raised in their place."""
 
@@ -53,11 +58,14 @@ class Scripted:
         self.script = script
         self.given = 0
         self.closed = False
-        self.prefixes: list[Prefix] = []
+        self.held: list[int] = []
         self.asked: list[Any] = []
 
-    def stream(self, *prompt: Any, on_prefill: Callable[[int, int], None], prefix: Prefix, **options: Any) -> Any:
-        self.prefixes.append(prefix)
+    def stream(
+        self, *prompt: Any, on_prefill: Callable[[int, int], None], prefixes: PrefixCache, **options: Any
+    ) -> Any:
+        prefixes._kept.append(NoSequence())
+        self.held.append(len(prefixes._kept))
         self.asked.append((prompt, options))
         return self._turn(on_prefill)
 
@@ -146,8 +154,7 @@ def test_too_little_memory_is_told_and_survived(error: Exception) -> None:
     engine = Scripted(chunk("a"), error)
     failed = [event for event in serve(ask(1), ask(2), engine=engine) if isinstance(event, Failed)]
     assert failed == [Failed(number, "memory", str(error) or "out of memory") for number in (1, 2)]
-    one, other = engine.prefixes
-    assert one is not other, "the conversation's caches are given back"
+    assert engine.held == [1, 1], "the conversations' caches are given back"
 
 
 def test_after_too_little_memory_the_next_turn_works() -> None:
@@ -264,13 +271,16 @@ def test_text_that_is_no_unicode_ends_no_process(engine: Engine, messages: list[
 
 
 def test_settings_are_passed_on() -> None:
-    wanted = Settings(0.7, 0.9, 40, 0.05, 11, depth=2, max_tokens=17, thinking=False, stop=["#"])
+    penalties = {"frequency_penalty": 0.1, "presence_penalty": 0.2, "repetition_penalty": 1.3}
+    turn = {"depth": 2, "max_tokens": 17, "thinking": False, "stop": ["#"], "json_schema": {"type": "object"}}
+    wanted = Settings(0.7, 0.9, 40, 0.05, 11, **penalties, logit_bias=[[7, -1.5]], logprobs=2, **turn)
     engine = Scripted(chunk("a", "stop"))
-    serve(Generate(1, HELLO, wanted), engine=engine)
+    serve(Generate(1, HELLO, wanted, [1], "<"), engine=engine)
     ((messages, sampling), options) = engine.asked[0]
     assert messages == HELLO
-    assert vars(sampling) == {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "seed": 11}
-    assert options == {"max_tokens": 17, "depth": 2, "thinking": False, "stop": ["#"], "opening": ""}
+    chain = {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "seed": 11}
+    assert vars(sampling) == chain | penalties | {"logit_bias": ((7, -1.5),)}
+    assert options == turn | {"logprobs": 2, "opening": "<", "marks": [1]}
 
 
 # -- a process, its models and its failures ----------------------------------------------------------------------

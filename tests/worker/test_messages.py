@@ -31,6 +31,7 @@ from mlxmtp.worker.messages import (
     Settings,
     Stop,
     Stopped,
+    Warned,
     decode,
     encode,
 )
@@ -49,8 +50,10 @@ SAID = Said(3, [["text", "a\nb"], ["thinking", ""], ["tool", "{}"]], STATS, MEMO
 EXAMPLES: list[Command | Event] = [
     Load(1),
     Load(2, "owner/name", "other/head", False),
+    Load(2, cache_bytes=10**9, cache_dir="/somewhere"),
     Generate(3, [], Settings()),
     Generate(4, MESSAGES, ALL_SET),
+    Generate(4, [5, 6, 7], ALL_SET, [2], "<tool_call>", True),
     Compare(5, MESSAGES, Settings(seed=0, depth=3, thinking=True)),
     ListModels(6),
     Download(7, "owner/name"),
@@ -61,6 +64,7 @@ EXAMPLES: list[Command | Event] = [
     Prefilled(2, 2048, 5000),
     Said(3, [], STATS, MEMORY),
     SAID,
+    Warned(0, "the disk is full"),
     Finished(4, "interrupted", {"role": "assistant", "content": ""}),
     Finished(4, "stop", MESSAGES[1], STATS, MEMORY),
     Compared(5, 3, 10, 200, [], []),

@@ -20,10 +20,11 @@ from mlxmtp.worker.messages import (
     Prefilled,
     Said,
     Stopped,
+    Warned,
 )
 from mlxmtp_tui.conversation import Answer, Conversation
 from mlxmtp_tui.files import expanded
-from mlxmtp_tui.link import Link, ending, last_words
+from mlxmtp_tui.link import Link
 from mlxmtp_tui.live import Live
 from mlxmtp_tui.roles import Engine, Options, View
 from mlxmtp_tui.sessions import Session
@@ -254,10 +255,12 @@ class Chat:
             case Stopped():
                 self._leave()
                 self._become("ready")
+            case Warned():
+                self._view.say(event.message)
             case Failed():
                 self._take_failure(event)
             case Died():
-                self._gone(f"the engine has died ({ending(event.code)}){last_words(event.last)}")
+                self._gone(f"the engine has died ({event.why})")
         self._view.state_changed()
 
     def _take_compared(self, event: Compared) -> None:

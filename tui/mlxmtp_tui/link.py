@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from mlxmtp.worker.messages import Command, Died, Event, ProtocolError
+from mlxmtp.worker.messages import Command, Died, Event, ProtocolError, Warned
 from mlxmtp_tui.roles import Engine
 
 
@@ -47,7 +47,7 @@ class Link:
 
     def asked(self, event: Event) -> bool:
         """Whether it belongs to the newest command, or to all."""
-        return event.id == self._command or isinstance(event, Died)
+        return event.id == self._command or isinstance(event, Died | Warned)
 
     def stop(self) -> None:
         """End the command; its events go on until it has ended."""
@@ -92,15 +92,3 @@ class Link:
     def _lose(self, why: str) -> None:
         self._engine = None
         self._gone(why)
-
-
-def ending(code: int) -> str:
-    """How a process ended, from its exit code."""
-    if code == -9:
-        return "killed, perhaps because memory ran out"
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
-
-
-def last_words(errors: str) -> str:
-    """The last line that it wrote to standard error, to go behind a text."""
-    return f": {errors.splitlines()[-1]}" if errors else ""

@@ -24,8 +24,10 @@ from mlxmtp_tui.widgets.markdown import GrowingMarkdown
 
 PAUSE_S = 0.06
 """The least time between two changes of the screen."""
-SHARE = min(0.02 * (os.cpu_count() or 1), 0.15)
-"""Of one processor, what drawing an answer may take: the engine needs the rest, and keys must not wait."""
+SHARE = min(0.02 * (os.cpu_count() or 1), 0.2)
+"""Of one processor, what this process may take while an answer comes: the engine needs the rest."""
+LONGEST_S = 0.5
+"""The most time between two changes of the screen, whatever they take."""
 FOLDED_LINES, SHOWN_LINES = 24, 16
 
 
@@ -160,19 +162,21 @@ class Answering:
         self._drawing.cancel()
 
     async def _draw(self) -> None:
+        used, started = time.process_time(), time.monotonic()
         while True:
             await self._wake.wait()
             self._wake.clear()
-            used, started = time.process_time(), time.monotonic()
             due, self._due = self._due, []
             for kind, text in _joined(due):
                 await self._append(kind, text)
             if self._ended.is_set() and not self._due:
                 return
             await asyncio.sleep(PAUSE_S)  # layout and drawing come after the append, and count too
-            rest = (time.process_time() - used) / SHARE - (time.monotonic() - started)
+            owed = (time.process_time() - used) / SHARE - (time.monotonic() - started)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), max(rest, 0))
+                await asyncio.wait_for(self._ended.wait(), min(max(owed, 0), LONGEST_S))
+            if not 0 < owed < LONGEST_S:  # neither is saved time spent later, nor is a debt carried on for long
+                used, started = time.process_time(), time.monotonic()
 
     async def _append(self, kind: str, text: str) -> None:
         last = self._open

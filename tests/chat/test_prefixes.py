@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlxmtp import Engine, PromptError, Sampling, load
-from mlxmtp.chat.prefix import Prefix
+from mlxmtp.chat.prefixes import PrefixCache
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Stats
 from tests.running import generated, prefilled, rounds
@@ -21,6 +21,11 @@ GREEDY, SEEDED = Sampling(), Sampling(1.0, seed=5)
 COUNT = 9
 
 Turn = tuple[list[int], Stats]
+
+
+def cache() -> PrefixCache:
+    """With room for everything."""
+    return PrefixCache(1 << 30)
 
 
 def find(kind: str, raw_checkpoint: Callable[..., Path]) -> Engine:
@@ -48,7 +53,7 @@ def words(engine: Engine, count: int, seed: int = 0) -> list[int]:
 def turn(
     engine: Engine,
     prompt: list[int],
-    prefix: Prefix | None = None,
+    prefixes: PrefixCache | None = None,
     *,
     depth: int = 3,
     sampling: Sampling = GREEDY,
@@ -57,7 +62,7 @@ def turn(
 ) -> Turn:
     """Tokens and statistics of a turn, ended by its reader after so many chunks."""
     tokens: list[int] = []
-    with closing(engine.stream(prompt, sampling, max_tokens=count, depth=depth, prefix=prefix)) as stream:
+    with closing(engine.stream(prompt, sampling, max_tokens=count, depth=depth, prefixes=prefixes)) as stream:
         for number, chunk in enumerate(stream, start=1):
             tokens += chunk.tokens
             if number == chunks:
@@ -72,7 +77,7 @@ def drafting(stats: Stats) -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
 def test_a_conversation_goes_on_as_if_read_anew(engine: Engine, sampling: Sampling) -> None:
-    with_mtp, plain = Prefix(), Prefix()
+    with_mtp, plain = cache(), cache()
     prompt, held, accepted = words(engine, 13), 0, 0
     for number in range(3):
         expected, anew = turn(engine, prompt, sampling=sampling)
@@ -92,14 +97,14 @@ def test_a_conversation_goes_on_as_if_read_anew(engine: Engine, sampling: Sampli
 @pytest.mark.parametrize("depth", [0, 3])
 def test_after_a_turn_that_was_closed(engine: Engine, depth: int) -> None:
     """Whoever reads has had enough: the caches stand at the last token that came, and all of them are kept."""
-    prefix, prompt = Prefix(), words(engine, 13)
+    prefixes, prompt = cache(), words(engine, 13)
     for chunks in (1, 3):
-        tokens, stats = turn(engine, prompt, prefix, depth=depth, count=100, chunks=chunks)
+        tokens, stats = turn(engine, prompt, prefixes, depth=depth, count=100, chunks=chunks)
         assert stats.rounds == chunks
         kept = len(prompt) + len(tokens)
         prompt = prompt + tokens + words(engine, 5)
         expected, anew = turn(engine, prompt, depth=depth, count=10)
-        tokens, stats = turn(engine, prompt, prefix, depth=depth, count=10)
+        tokens, stats = turn(engine, prompt, prefixes, depth=depth, count=10)
         assert tokens == expected
         assert (stats.reused_tokens, drafting(stats)) == (kept, drafting(anew))
         prompt = prompt + tokens + words(engine, 2)
@@ -107,23 +112,23 @@ def test_after_a_turn_that_was_closed(engine: Engine, depth: int) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_after_a_turn_cut_by_its_length(some_engine: Engine, count: int) -> None:
-    prefix, prompt = Prefix(), words(some_engine, 13)
+    prefixes, prompt = cache(), words(some_engine, 13)
     for _ in range(3):
-        tokens, _ = turn(some_engine, prompt, prefix, count=count)
+        tokens, _ = turn(some_engine, prompt, prefixes, count=count)
         assert len(tokens) == count
         kept, prompt = len(prompt) + count, prompt + tokens + words(some_engine, 1)
-    tokens, stats = turn(some_engine, prompt, prefix)
+    tokens, stats = turn(some_engine, prompt, prefixes)
     assert (tokens, stats.reused_tokens) == (turn(some_engine, prompt)[0], kept)
 
 
 def test_a_prompt_is_read_in_chunks_behind_what_is_kept(some_engine: Engine) -> None:
-    prefix, prompt = Prefix(), words(some_engine, 13)
-    tokens, _ = turn(some_engine, prompt, prefix)
+    prefixes, prompt = cache(), words(some_engine, 13)
+    tokens, _ = turn(some_engine, prompt, prefixes)
     kept, prompt = len(prompt) + len(tokens), prompt + tokens + words(some_engine, 40)
     expected, anew = turn(some_engine, prompt)
     told: list[tuple[int, int]] = []
     options: dict[str, Any] = {"max_tokens": COUNT, "prefill_rows": 16, "on_prefill": lambda *now: told.append(now)}
-    chunks = list(some_engine.stream(prompt, prefix=prefix, **options))
+    chunks = list(some_engine.stream(prompt, prefixes=prefixes, **options))
     assert [token for chunk in chunks for token in chunk.tokens] == expected
     assert drafting(chunks[-1].stats) == drafting(anew)
     new = len(prompt) - kept
@@ -131,24 +136,27 @@ def test_a_prompt_is_read_in_chunks_behind_what_is_kept(some_engine: Engine) -> 
 
 
 def test_another_depth_starts_anew_where_the_head_has_read_nothing(some_engine: Engine) -> None:
-    """A turn without drafts leaves the head behind; drafting from there would be of no use. Two depths share all."""
-    prefix, prompt = Prefix(), words(some_engine, 13)
+    """A turn without drafts leaves the head behind, and can itself go on from any. Two depths share all."""
+    prefixes, prompt = cache(), words(some_engine, 13)
     for before, depth in ((3, 0), (0, 3), (3, 1)):
-        tokens, stats = turn(some_engine, prompt, prefix, depth=before, count=8)
+        tokens, stats = turn(some_engine, prompt, prefixes, depth=before, count=8)
         held = len(prompt) + len(tokens)
         prompt = prompt + tokens + words(some_engine, 3)
         expected, anew = turn(some_engine, prompt, depth=depth, count=8)
-        tokens, stats = turn(some_engine, prompt, prefix, depth=depth, count=8)
+        tokens, stats = turn(some_engine, prompt, prefixes, depth=depth, count=8)
         assert tokens == expected
         assert drafting(stats) == drafting(anew)
-        assert stats.reused_tokens == (held if bool(before) == bool(depth) else 0)
+        assert stats.reused_tokens == (0 if depth > before == 0 else held)
         prompt = prompt + tokens + words(some_engine, 3)
 
 
-@pytest.mark.parametrize("other", ["shorter", "the same", "changed early", "changed late", "another"])
-def test_a_prompt_that_does_not_go_on_is_read_anew(some_engine: Engine, other: str) -> None:
-    prefix, prompt = Prefix(), words(some_engine, 13)
-    tokens, _ = turn(some_engine, prompt, prefix)
+@pytest.mark.parametrize(
+    ("other", "reused"), [("shorter", 0), ("the same", -1), ("changed early", 0), ("changed late", -1), ("another", 0)]
+)
+def test_a_prompt_without_marks_that_does_not_go_on(some_engine: Engine, other: str, reused: int) -> None:
+    """All rows but the last token's can be of use, or none: this model's states cannot go back."""
+    prefixes, prompt = cache(), words(some_engine, 13)
+    tokens, _ = turn(some_engine, prompt, prefixes)
     whole = prompt + tokens
     changed = {
         "shorter": whole[:-1],
@@ -158,17 +166,17 @@ def test_a_prompt_that_does_not_go_on_is_read_anew(some_engine: Engine, other: s
         "another": words(some_engine, 40, seed=9),
     }[other]
     expected, _ = turn(some_engine, changed)
-    tokens, stats = turn(some_engine, changed, prefix)
-    assert (tokens, stats.reused_tokens) == (expected, 0)
+    tokens, stats = turn(some_engine, changed, prefixes)
+    assert (tokens, stats.reused_tokens) == (expected, reused and len(whole) + reused)
     prompt = changed + tokens + [5]
-    tokens, stats = turn(some_engine, prompt, prefix)
+    tokens, stats = turn(some_engine, prompt, prefixes)
     assert (tokens, stats.reused_tokens) == (turn(some_engine, prompt)[0], len(prompt) - 1), "the new one is kept"
 
 
 def test_one_token_more_goes_on(some_engine: Engine) -> None:
-    prefix, prompt = Prefix(), words(some_engine, 13)
-    prompt += [*turn(some_engine, prompt, prefix)[0], 5]
-    tokens, stats = turn(some_engine, prompt, prefix)
+    prefixes, prompt = cache(), words(some_engine, 13)
+    prompt += [*turn(some_engine, prompt, prefixes)[0], 5]
+    tokens, stats = turn(some_engine, prompt, prefixes)
     assert (tokens, stats.reused_tokens) == (turn(some_engine, prompt)[0], len(prompt) - 1)
 
 
@@ -187,73 +195,84 @@ def halt_at(call: int) -> Callable[[int, int], None]:
     return on_prefill
 
 
-@pytest.mark.parametrize("depth", [0, 3])
-@pytest.mark.parametrize("call", [1, 2, 3])
-def test_a_turn_halted_in_its_prompt_leaves_nothing(some_engine: Engine, call: int, depth: int) -> None:
-    """The tokens say more than the caches have read: going on from there would be wrong."""
-    prefix, prompt = Prefix(), words(some_engine, 13)
-    prompt = prompt + turn(some_engine, prompt, prefix, depth=depth)[0] + words(some_engine, 20)
-    stream = some_engine.stream(prompt, depth=depth, on_prefill=halt_at(call), prefill_rows=8, prefix=prefix)
+@pytest.mark.parametrize(("depth", "call", "again"), [(0, 1, "more"), (3, 3, "the same"), (3, 2, "another end")])
+def test_a_turn_halted_in_its_prompt_leaves_what_was_read(engine: Engine, call: int, depth: int, again: str) -> None:
+    """A client that asks again, with the same prompt or another, does not wait for all of it a second time."""
+    prefixes, prompt = cache(), words(engine, 13)
+    prompt = prompt + turn(engine, prompt, prefixes, depth=depth)[0]
+    held, prompt = len(prompt) - 1, prompt + words(engine, 25)
+    stream = engine.stream(prompt, depth=depth, on_prefill=halt_at(call), prefill_rows=8, prefixes=prefixes)
     with pytest.raises(_HaltError):
         list(stream)
-    longer = prompt + words(some_engine, 3)
-    tokens, stats = turn(some_engine, longer, prefix, depth=depth, count=8)
-    assert (tokens, stats.reused_tokens) == (turn(some_engine, longer, depth=depth, count=8)[0], 0)
+    next_one = {
+        "the same": prompt,
+        "more": prompt + words(engine, 3),
+        "another end": prompt[: held + 24] + words(engine, 6),
+    }[again]
+    expected, anew = turn(engine, next_one, depth=depth, count=8)
+    tokens, stats = turn(engine, next_one, prefixes, depth=depth, count=8)
+    assert (tokens, stats.reused_tokens, drafting(stats)) == (expected, held + 8 * call, drafting(anew))
 
 
 def test_a_turn_that_nobody_began_leaves_nothing_wrong(some_engine: Engine) -> None:
-    prefix, prompt = Prefix(), words(some_engine, 13)
-    prompt = prompt + turn(some_engine, prompt, prefix)[0] + words(some_engine, 5)
-    some_engine.stream(prompt, prefix=prefix).close()  # type: ignore[attr-defined]
-    assert turn(some_engine, prompt, prefix)[0] == turn(some_engine, prompt)[0]
+    prefixes, prompt = cache(), words(some_engine, 13)
+    prompt = prompt + turn(some_engine, prompt, prefixes)[0] + words(some_engine, 5)
+    some_engine.stream(prompt, prefixes=prefixes).close()  # type: ignore[attr-defined]
+    tokens, stats = turn(some_engine, prompt, prefixes)
+    assert (tokens, stats.reused_tokens) == (turn(some_engine, prompt)[0], len(prompt) - 5)
 
 
 def test_an_accident_among_the_rounds_leaves_nothing(some_engine: Engine) -> None:
-    prefix, prompt = Prefix(), words(some_engine, 13)
-    prompt = prompt + turn(some_engine, prompt, prefix)[0] + words(some_engine, 5)
-    stream = some_engine.stream(prompt, max_tokens=COUNT, prefix=prefix)
+    prefixes, prompt = cache(), words(some_engine, 13)
+    prompt = prompt + turn(some_engine, prompt, prefixes)[0] + words(some_engine, 5)
+    stream = some_engine.stream(prompt, max_tokens=COUNT, prefixes=prefixes)
     tokens = next(stream).tokens
     with pytest.raises(_HaltError):
         stream.throw(_HaltError())  # type: ignore[attr-defined]
     prompt = [*prompt, *tokens, *words(some_engine, 5)]
-    again, stats = turn(some_engine, prompt, prefix)
+    again, stats = turn(some_engine, prompt, prefixes)
     assert (again, stats.reused_tokens) == (turn(some_engine, prompt)[0], 0)
 
 
-def test_a_turn_closed_late_does_not_vouch_for_a_newer_one(some_engine: Engine) -> None:
+def test_a_turn_closed_late_vouches_for_itself_only(some_engine: Engine) -> None:
     """A traceback can hold an abandoned turn for a while: it is closed when another one has failed meanwhile."""
-    prefix, prompt = Prefix(), words(some_engine, 13)
-    abandoned = some_engine.stream(prompt, max_tokens=COUNT, prefix=prefix)
-    next(abandoned)
+    prefixes, prompt = cache(), words(some_engine, 13)
+    abandoned = some_engine.stream(prompt, max_tokens=COUNT, prefixes=prefixes)
+    said = list(next(abandoned).tokens)
     newer = words(some_engine, 20, seed=1)
+    failing = some_engine.stream(newer, max_tokens=COUNT, prefixes=prefixes)
+    next(failing)
     with pytest.raises(_HaltError):
-        list(some_engine.stream(newer, on_prefill=halt_at(1), prefill_rows=8, prefix=prefix))
+        failing.throw(_HaltError())  # type: ignore[attr-defined]
     abandoned.close()  # type: ignore[attr-defined]
-    longer = newer + words(some_engine, 3)
-    tokens, stats = turn(some_engine, longer, prefix)
-    assert (tokens, stats.reused_tokens) == (turn(some_engine, longer)[0], 0)
+    for begun, held in ((newer, 0), (prompt + said, len(prompt + said))):
+        longer = begun + words(some_engine, 3)
+        tokens, stats = turn(some_engine, longer, prefixes)
+        assert (tokens, stats.reused_tokens) == (turn(some_engine, longer)[0], held)
 
 
 def test_a_refused_prompt_costs_nothing(some_engine: Engine) -> None:
-    prefix, prompt = Prefix(), words(some_engine, 13)
-    prompt = prompt + turn(some_engine, prompt, prefix)[0]
+    prefixes, prompt = cache(), words(some_engine, 13)
+    prompt = prompt + turn(some_engine, prompt, prefixes)[0]
     for bad in ([], [-1], [5] * some_engine.context):
         with pytest.raises(PromptError):
-            some_engine.stream(bad, prefix=prefix)
-    assert turn(some_engine, [*prompt, 5], prefix)[1].reused_tokens == len(prompt)
+            some_engine.stream(bad, prefixes=prefixes)
+    assert turn(some_engine, [*prompt, 5], prefixes)[1].reused_tokens == len(prompt)
 
 
 def test_its_bytes_are_those_of_the_caches(some_engine: Engine) -> None:
-    prefix, prompt = Prefix(), words(some_engine, 13)
-    assert prefix.nbytes == 0
-    tokens, _ = turn(some_engine, prompt, prefix)
-    short = prefix.nbytes
+    prefixes, prompt = cache(), words(some_engine, 13)
+    assert prefixes.nbytes == 0
+    tokens, _ = turn(some_engine, prompt, prefixes)
+    short = prefixes.nbytes
     assert short > 0
-    turn(some_engine, prompt + tokens + words(some_engine, 300), prefix, count=1)  # rows come in steps of 256
-    long = prefix.nbytes
+    turn(some_engine, prompt + tokens + words(some_engine, 300), prefixes, count=1)  # rows come in steps of 256
+    long = prefixes.nbytes
     assert long > short
-    turn(some_engine, prompt, prefix, count=1)
-    assert prefix.nbytes < long, "of another conversation, nothing is left"
+    turn(some_engine, words(some_engine, 14), prefixes, count=1)
+    assert long + short // 2 < prefixes.nbytes < long + 2 * short, "of both conversations"
+    prefixes.clear()
+    assert prefixes.nbytes == 0
 
 
 # -- forks ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,186 @@
+"""`mlxmtp connect`: the settings with which other programs use `mlxmtp serve`. Which ones: see clients.toml."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import sys
+import tomllib
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from mlxmtp.cli import options
+from mlxmtp.cli.settings_file import change, write
+from mlxmtp.errors import OptionError, SettingsError
+
+URL = "http://127.0.0.1:8080"
+NAME = "mlxmtp"
+"""What the model is called if nobody says otherwise, and the key where one must be given."""
+
+
+@dataclass(frozen=True)
+class SettingsFile:
+    """What belongs into one file of a client; see clients.toml for the fields."""
+
+    path: str
+    format: str
+    content: str
+    path_on_macos: str = ""
+    or_path: str = ""
+    keep: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """The file's path, beginning with ~."""
+        if self.path_on_macos and sys.platform == "darwin":
+            return self.path_on_macos
+        other = self.or_path and self.or_path != self.path and not real(self.path).exists()
+        return self.or_path if other and real(self.or_path).exists() else self.path
+
+
+@dataclass(frozen=True)
+class Client:
+    """One row of clients.toml."""
+
+    title: str
+    start: str
+    know: str
+    files: tuple[SettingsFile, ...] = ()
+    shell: str = ""
+    steps: tuple[str, ...] = ()
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "connect",
+        help="let a coding agent or a chat program use `mlxmtp serve`",
+        description="Print the settings with which another program uses `mlxmtp serve`, or write them.\n"
+        "Without CLIENT it lists the programs.",
+        epilog="Example:\n  mlxmtp connect codex --write",
+    )
+    add = command.add_argument
+    add("client", metavar="CLIENT", nargs="?", help="the program, such as claude, codex or opencode")
+    add("--url", metavar="URL", type=address, default=URL, help=f"the server's address (default: {URL})")
+    add("--model", metavar="NAME", type=given, default=NAME, help=f"what CLIENT calls the model (default: {NAME})")
+    window = "tokens that CLIENT may fill: at most what the server has (default: 32768)"
+    add("--context", metavar="N", type=options.at_least(1), default=32768, help=window)
+    add("--api-key", metavar="KEY", type=given, default=NAME, help="the server's key, if it has one")
+    add("--write", action="store_true", help="write the settings; a file that is there is kept as a copy")
+    command.set_defaults(run=run)
+
+
+def address(text: str) -> str:
+    """The server's address without a path, for each client wants another."""
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        good = None
+    if not good or parts.query or parts.fragment or re.search(r"\s", text):
+        raise ArgumentTypeError(f"expected an address such as {URL}, found {text!r}")
+    return text.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def given(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ArgumentTypeError(f"expected a word, found {text!r}")
+    return text
+
+
+def run(arguments: argparse.Namespace) -> int:
+    known = clients()
+    if arguments.client is None:
+        if arguments.write:
+            raise OptionError("--write needs a CLIENT; `mlxmtp connect` lists them")
+        print(listing(known))
+        return 0
+    if arguments.client not in known:
+        near = get_close_matches(arguments.client, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise OptionError(f"unknown client {arguments.client!r}; {hint}known are: {', '.join(known)}")
+    client, values = known[arguments.client], values_of(arguments)
+    if arguments.write:
+        write_files(arguments.client, client, values)
+    else:
+        print("\n\n".join(settings(client, values)), end="\n\n")
+    print(f"Start:  {filled(client.start, values, shlex.quote)}")
+    print(f"Note:   {filled(client.know, values, str)}")
+    if client.files and not arguments.write:
+        print("With --write, mlxmtp puts it there and keeps what else is in the file.")
+    return 0
+
+
+def clients() -> dict[str, Client]:
+    """The table, by the names that CLIENT takes."""
+    rows = tomllib.loads(files("mlxmtp.cli").joinpath("clients.toml").read_text(encoding="utf-8"))
+    return {name: client(row) for name, row in rows.items()}
+
+
+def client(row: dict[str, Any]) -> Client:
+    there = (SettingsFile(**file | {"keep": tuple(file.get("keep", ()))}) for file in row.pop("files", ()))
+    return Client(**row | {"steps": tuple(row.get("steps", ()))}, files=tuple(there))
+
+
+def listing(known: Mapping[str, Client]) -> str:
+    wide = max(map(len, known)), max(len(client.title) for client in known.values())
+    return "\n".join(
+        f"{name:{wide[0]}}  {client.title:{wide[1]}}  "
+        + (", ".join(file.place for file in client.files) or "its own settings, or the shell")
+        for name, client in known.items()
+    )
+
+
+def values_of(arguments: argparse.Namespace) -> dict[str, str]:
+    numbers = {"context": arguments.context, "output": max(1, arguments.context // 4)}
+    texts = {"url": arguments.url, "model": arguments.model, "key": arguments.api_key}
+    return texts | {name: str(number) for name, number in numbers.items()}
+
+
+def filled(text: str, values: Mapping[str, str], quoted: Callable[[str], str]) -> str:
+    """`text` with the values in it, each of them written as the place needs it."""
+    return re.sub(r"\{(url|model|key|context|output)\}", lambda found: quoted(values[found[1]]), text)
+
+
+def in_quotes(value: str) -> str:
+    """A value between double quotes; JSON's way to write one is TOML's and YAML's too."""
+    return json.dumps(value, ensure_ascii=False)[1:-1]
+
+
+def settings(client: Client, values: Mapping[str, str]) -> list[str]:
+    """What a person needs to set the client up by hand."""
+    texts = {f"{client.title}: {file.place}": filled(file.content, values, in_quotes) for file in client.files}
+    steps = [f"  {filled(step, values, str)}" for step in client.steps]
+    shell = f"  {filled(client.shell, values, shlex.quote)}" if client.shell else ""
+    texts |= {f"{client.title}, in its own settings:": "\n".join(steps), f"{client.title}, in a shell:": shell}
+    return [head + "\n\n" + text.rstrip() for head, text in texts.items() if text]
+
+
+def write_files(name: str, client: Client, values: Mapping[str, str]) -> None:
+    """All changes are known to be possible before the first is made."""
+    if not client.files:
+        raise OptionError(f"{client.title} has no settings file that mlxmtp could write; see `mlxmtp connect {name}`")
+    changes = [
+        (file.place, change(real(file.place), file.format, filled(file.content, values, in_quotes), file.keep))
+        for file in client.files
+    ]
+    for place, needed in changes:
+        if needed is None:
+            print(f"{place}: nothing to change")
+            continue
+        backup = write(needed)
+        print(f"{place}: written" + (f"; as it was: {backup.name}" if backup else ""))
+
+
+def real(place: str) -> Path:
+    try:
+        return Path(place).expanduser()
+    except RuntimeError as error:
+        raise SettingsError(f"{place}: this user has no home folder") from error

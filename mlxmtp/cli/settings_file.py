@@ -1,0 +1,227 @@
+"""Other programs' settings files: more settings are put in, and everything that is there stays.
+
+A file's text is changed in one of a few ways, and the way is taken only if the result, read again, is what was wanted:
+so comments stay, and a file that none of the ways fits is left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxmtp.errors import SettingsError
+
+Parse = Callable[[str], Any]
+COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
+LAST_COMMA = re.compile(r'("(?:\\.|[^"\\])*")|,(?=\s*[}\]])')
+NAMES = ("id", "model_id", "name")
+"""What tells the entries of a list apart, in this order."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A file and the text it shall have. `before`: None where it is not there yet."""
+
+    path: Path
+    before: str | None
+    text: str
+
+
+def change(path: Path, kind: str, content: str, keep: tuple[str, ...] = ()) -> Change | None:
+    """What puts `content` into the file; None: it is in there already.
+
+    Args:
+        kind: json (comments may be in it), toml or yaml. keep: keys of the top level that stay as they are.
+
+    Raises:
+        SettingsError: the file cannot be read, or not be changed without losing something in it.
+    """
+    before = read(path)
+    if before is None or not before.strip():
+        return Change(path, before, content)
+    parse, texts = FORMATS[kind]
+    try:
+        old = parse(before)
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"{path} is not valid {kind.upper()}: {reason}; nothing was changed") from error
+    new = parse(content)
+    if isinstance(new, dict) and isinstance(old, dict):
+        new = {key: value for key, value in new.items() if key not in keep or key not in old}
+    wanted = merged(old, new, str(path))
+    if wanted == old:
+        return None
+    for text in texts(before, old, new, wanted):
+        if readable(parse, text) == wanted:
+            return Change(path, before, text)
+    raise SettingsError(
+        f"{path}: its comments or its form would be lost, so nothing was changed; "
+        "put in by hand what this command prints without --write"
+    )
+
+
+def write(change: Change) -> Path | None:
+    """Change the file in one step; returns the copy of what it was.
+
+    Raises:
+        SettingsError: the folder or the file cannot be written.
+    """
+    from mlxmtp.conversion.staging import staged_file
+
+    path = change.path.resolve()  # a link stays a link
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        backup = None if change.before is None else copy_of(path)
+        with staged_file(path) as stage:
+            stage.touch(0o600)  # a key may be in it
+            if backup:
+                shutil.copymode(path, stage)
+            stage.write_bytes(change.text.encode())
+    except OSError as error:
+        raise SettingsError(f"{change.path} cannot be written: {error.strerror or error}; it is as it was") from error
+    return backup
+
+
+def copy_of(path: Path) -> Path:
+    """A copy beside the file, under a name that was free."""
+    stem = f"{path.name}.bak-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (stem, *(f"{stem}-{i}" for i in range(1, 1000)))
+    copy = next(free for name in names if not (free := path.with_name(name)).exists())
+    shutil.copy2(path, copy)
+    return copy
+
+
+def read(path: Path) -> str | None:
+    """The file's text; None: there is no such file."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")  # line ends stay as they are
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SettingsError(f"{path} cannot be read: {reason}; nothing was changed") from error
+
+
+def merged(old: Any, new: Any, where: str) -> Any:
+    """`old` with `new` in it: tables key by key, lists of tables entry by entry, by their names."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return old | {key: merged(old.get(key), value, f"{where}: {key}") for key, value in new.items()}
+    if isinstance(old, list) and isinstance(new, list):
+        return with_entries(old, new, where) if all(isinstance(entry, dict) for entry in new) else new
+    if old is not None and (isinstance(old, dict | list) or isinstance(new, dict | list)):
+        expected, found = kind_of(new), kind_of(old)
+        raise SettingsError(f"{where} is {found} there, and {expected} was expected; nothing was changed")
+    return new
+
+
+def kind_of(value: Any) -> str:
+    return "a table" if isinstance(value, dict) else "a list" if isinstance(value, list) else "a plain value"
+
+
+def with_entries(old: list[Any], new: list[dict[str, Any]], where: str) -> list[Any]:
+    entries = list(old)
+    for entry in new:
+        name = next(key for key in NAMES if key in entry)
+        same = [i for i, there in enumerate(entries) if isinstance(there, dict) and there.get(name) == entry[name]]
+        if same:
+            entries[same[0]] = merged(entries[same[0]], entry, where)
+        else:
+            entries.append(entry)
+    return entries
+
+
+def readable(parse: Parse, text: str) -> Any:
+    try:
+        return parse(text)
+    except ValueError:
+        return None
+
+
+def parse_json(text: str) -> Any:
+    """JSON, with comments and commas before a bracket if there are any."""
+    without = COMMENT.sub(lambda found: found[1] or " ", text)
+    return json.loads(LAST_COMMA.sub(lambda found: found[1] or "", without))
+
+
+def json_texts(before: str, old: Any, new: Any, wanted: Any) -> Iterator[str]:
+    """Whole keys are put in behind the first bracket; otherwise the file is written anew if it has no comments."""
+    blank = COMMENT.sub(lambda found: found[1] or " " * len(found[0]), before)
+    start = blank.find("{") + 1
+    inner = json.dumps(absent(old, new), indent=2, ensure_ascii=False)[1:-2]
+    yield f"{before[:start]}{inner}{',' if old else ''}{before[start:]}"
+    if readable(json.loads, before) is not None:
+        indent = re.search(r"\n([ \t]+)", before)
+        yield json.dumps(wanted, indent=indent[1] if indent else 2, ensure_ascii=False) + "\n"
+
+
+def toml_texts(before: str, _: Any, new: Any, __: Any) -> Iterator[str]:
+    """Key by key: the line of a key is replaced, or comes under its table, which may be new."""
+    text = before if before.endswith("\n") else before + "\n"
+    for table, values in tables(new):
+        header = f"[{table}]\n" if table else ""
+        if f"\n{header}" not in f"\n{text}":
+            text += f"\n{header}"
+        start = f"\n{text}".index(f"\n{header}") + len(header)
+        following = re.compile(r"^\[", re.MULTILINE).search(text, start)
+        end = following.start() if following else len(text)
+        text = text[:start] + with_lines(text[start:end], values) + text[end:]
+    yield text
+
+
+def with_lines(lines: str, values: dict[str, Any]) -> str:
+    for key, value in reversed(values.items()):
+        line = f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
+        there = re.search(rf"^{re.escape(key)}[ \t]*=.*\n", lines, re.MULTILINE)
+        lines = lines[: there.start()] + line + lines[there.end() :] if there else line + lines
+    return lines
+
+
+def tables(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """A table and those in it, with their paths and the plain values of each that has any."""
+    if plain := {key: value for key, value in values.items() if not isinstance(value, dict)}:
+        yield path, plain
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from tables(value, f"{path}.{key}" if path else key)
+
+
+def parse_yaml(text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def yaml_texts(before: str, old: Any, new: Any, wanted: Any) -> Iterator[str]:
+    """Whole keys and list entries are put in at the end; otherwise as with JSON."""
+    import yaml
+
+    for values in (absent(old, new), wanted):
+        dumped = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
+        if values is not wanted:
+            yield before.rstrip("\n") + "\n" + dumped
+        elif not re.search(r"(^|\s)#", before):
+            yield dumped
+
+
+def absent(old: Any, new: Any) -> Any:
+    """The keys or entries of `new` that `old` lacks altogether."""
+    if isinstance(new, dict):
+        return {key: value for key, value in new.items() if key not in (old or {})}
+    return [entry for entry in new if entry not in (old or [])]
+
+
+FORMATS: dict[str, tuple[Parse, Callable[[str, Any, Any, Any], Iterator[str]]]] = {
+    "json": (parse_json, json_texts),
+    "toml": (tomllib.loads, toml_texts),
+    "yaml": (parse_yaml, yaml_texts),
+}

@@ -1,0 +1,111 @@
+"""What a turn of a long conversation costs when its past need not be read again.
+
+    .venv/bin/python scripts/bench_prefix.py [--turns 12] [--history 12000] [--new 150] [--repeats 5] [--model PATH]
+
+Turns are an agent's: the answer comes back as it was, or rendered otherwise, so that the caches go back to a point. The
+time to first token is held against that of the new tokens alone, a prompt without any past, and against the bare passes
+over these tokens behind the same past, which attend to all of it. The demo's context is widened for this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO))
+
+import mlx.core as mx  # noqa: E402
+import numpy as np  # noqa: E402
+
+from mlxmtp import Engine, load  # noqa: E402
+from mlxmtp.chat.engine import DEMO  # noqa: E402
+from mlxmtp.chat.prefixes import PrefixCache  # noqa: E402
+
+CONTEXT = 32768
+OPENING = 4
+"""Tokens behind the last message that lead up to the answer, as templates have them."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=12)
+    parser.add_argument("--history", type=int, default=12_000)
+    parser.add_argument("--new", type=int, default=150)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--model", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        engine = load(arguments.model or widened_demo(Path(folder)))
+        measure(engine, arguments)
+
+
+def widened_demo(folder: Path) -> Path:
+    """The bundled model with a longer context."""
+    made = folder / "demo"
+    shutil.copytree(DEMO, made)
+    config = json.loads((made / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = CONTEXT
+    (made / "config.json").write_text(json.dumps(config))
+    return made
+
+
+def measure(engine: Engine, arguments: argparse.Namespace) -> None:
+    random, prefixes = np.random.default_rng(0), PrefixCache(8 << 30)
+
+    def words(count: int) -> list[int]:
+        return random.integers(300, len(engine.tokenizer) - 1, count).tolist()
+
+    prompt = words(arguments.history)
+    seconds, answer, _ = turn(engine, prompt, prefixes)
+    print(f"{engine.name}, MLX {mx.__version__} on {mx.default_device()}; {len(prompt)} tokens read in {seconds:.2f} s")
+    print("turn  caches     new  read   first token    new alone  ratio  bare passes  ratio")
+    ratios: list[float] = []
+    for number in range(1, arguments.turns + 1):
+        back = number % 2 == 0
+        past = prompt[:-OPENING] + words(OPENING + 6) if back else prompt + answer
+        prompt = past + words(arguments.new)
+        seconds, answer, read = turn(engine, prompt, prefixes)
+        repeats = range(arguments.repeats)
+        alone = statistics.median(turn(engine, prompt[-read:], None)[0] for _ in repeats)
+        bare = bare_passes(engine, prefixes, [words(read) for _ in repeats])
+        ratios.append(seconds / alone)
+        print(
+            f"{number:4}  {'gone back' if back else 'gone on':9}{arguments.new:5}{read:6}{1e3 * seconds:11.1f} ms"
+            f"{1e3 * alone:10.1f} ms{seconds / alone:7.2f}{1e3 * bare:10.1f} ms{seconds / bare:7.2f}"
+        )
+    print(f"first token to new tokens alone: median {statistics.median(ratios):.2f}, largest {max(ratios):.2f}")
+
+
+def turn(engine: Engine, prompt: list[int], prefixes: PrefixCache | None) -> tuple[float, list[int], int]:
+    """Seconds to a turn's first token, its tokens, and how many of the prompt's were read."""
+    tokens: list[int] = []
+    for chunk in engine.stream(prompt, max_tokens=12, prefixes=prefixes, marks=[len(prompt) - OPENING]):
+        tokens += chunk.tokens
+    return chunk.stats.ttft_s, tokens, len(prompt) - chunk.stats.reused_tokens
+
+
+def bare_passes(engine: Engine, prefixes: PrefixCache, runs: list[list[int]]) -> float:
+    """Seconds of the passes that read as many tokens behind the same past, and of the one that gives the next."""
+    sequence = prefixes._kept[-1].fork()
+    sequence.prefill([300] * 8)  # writes into buffers of its own from here on
+    seconds = []
+    for tokens in runs:
+        started = time.perf_counter()
+        sequence.prefill(tokens)
+        logits, _ = engine.target.forward(mx.array([sequence.tokens[-1:]]), sequence.cache)
+        mx.eval(logits)
+        seconds.append(time.perf_counter() - started)
+        sequence.rows += 1
+        sequence.tokens.append(300)
+    return statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Constraints with speculation on: whatever is drafted, the tokens are those of constrained plain decoding."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence as Several
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxmtp.decoding.constraint import forbid
+from mlxmtp.decoding.loop import TIMED_FROM, decode_plainly, speculate
+from mlxmtp.decoding.sampling import Sampling
+from mlxmtp.decoding.sequence import Sequence
+from mlxmtp.decoding.stats import Round
+from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier, VerifyMode
+from tests.decoding.law_tables import FALSE_ALARM, chance_of_worse
+from tests.scripted import (
+    Depths,
+    KeepUntil,
+    TableDrafter,
+    TableTarget,
+    counted_evaluations,
+    keep_all,
+    one_hot,
+    random_table,
+)
+
+V = 6
+TARGET, DRAFT = random_table(V, seed=5, spread=1.5), random_table(V, seed=6, spread=1.5)
+PROMPT = [1, 2]
+TEMPERATURE = 0.9
+
+
+def allowed(before: Several[int]) -> list[bool]:
+    """Depends on all the tokens of the turn; forbids two or three of six."""
+    return [(sum(before) + len(before) + 2 * token) % 5 < 3 for token in range(V)]
+
+
+class Sums:
+    """`allowed` as a constraint. It notes what it was told."""
+
+    def __init__(self, width: int = V) -> None:
+        self.stands: list[int] = []
+        self.asked: list[list[int]] = []
+        self._width = width
+
+    def masks(self, drafts: Several[int]) -> mx.array:
+        self.asked.append(list(drafts))
+        before = [[*self.stands, *drafts[:i]] for i in range(len(drafts) + 1)]
+        return mx.array([(allowed(tokens) + [True] * self._width)[: self._width] for tokens in before])
+
+    def advance(self, tokens: Several[int]) -> None:
+        self.stands += tokens
+
+
+class ForbiddenDrafter:
+    """Always drafts what may not come next."""
+
+    def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
+        tokens: list[int] = []
+        for _ in range(depth):
+            tokens.append(allowed([*sequence.tokens[len(PROMPT) :], *tokens]).index(False))
+        return Draft(mx.array([tokens], mx.uint32), [one_hot(token, V) for token in tokens]) if depth else NOTHING
+
+
+def turn(
+    sampling: Sampling,
+    depth: int | None,
+    count: int,
+    verify: VerifyMode | None = None,
+    constraint: Sums | None = None,
+    keep: Any = keep_all,
+    drafter: Any = None,
+) -> list[Round]:
+    target, law = TableTarget(TARGET), Verifier(sampling, verify, constraint or Sums())
+    sequence = Sequence(target, None)  # type: ignore[arg-type]
+    sequence.prefill(PROMPT)
+    if depth is None:
+        return list(decode_plainly(target, sequence, law, keep, count))  # type: ignore[arg-type]
+    drafter = drafter or TableDrafter(DRAFT)
+    return list(speculate(target, drafter, sequence, law, Depths(depth), keep, count))  # type: ignore[arg-type]
+
+
+def tokens_of(found: list[Round]) -> list[int]:
+    return [token for one in found for token in one.tokens]
+
+
+def greedy_by_hand(count: int) -> list[int]:
+    table, tokens = np.array(TARGET), []
+    for _ in range(count):
+        before = [*PROMPT, *tokens]
+        row = np.where(allowed(tokens), table[before[-2] * V + before[-1]], -np.inf)
+        tokens.append(int(row.argmax()))
+    return tokens
+
+
+@pytest.mark.parametrize("depth", [None, 0, 1, 2, 3, 5])
+def test_greedy_tokens_are_the_best_of_those_allowed(depth: int | None) -> None:
+    found = turn(Sampling(), depth, 40)
+    assert tokens_of(found) == greedy_by_hand(40)
+    assert not depth or 0 < sum(one.accepted for one in found) < sum(one.drafted for one in found)
+
+
+def test_the_constraint_changes_the_tokens() -> None:
+    target = TableTarget(TARGET)
+    sequence = Sequence(target, None)  # type: ignore[arg-type]
+    sequence.prefill(PROMPT)
+    free = list(decode_plainly(target, sequence, Verifier(Sampling()), keep_all, 40))  # type: ignore[arg-type]
+    assert tokens_of(free) != greedy_by_hand(40)
+
+
+@pytest.mark.parametrize("depth", range(6))
+def test_a_seed_gives_the_same_tokens_at_any_depth(depth: int) -> None:
+    for seed in range(5):
+        sampling = Sampling(TEMPERATURE, top_p=0.9, seed=seed, frequency_penalty=0.3)
+        assert tokens_of(turn(sampling, depth, 40)) == tokens_of(turn(sampling, None, 40))
+
+
+@pytest.mark.parametrize("verify", ["token", "block", "seeded"])
+@pytest.mark.parametrize("temperature", [0.0, TEMPERATURE])
+def test_forbidden_drafts_never_stand(verify: VerifyMode, temperature: float) -> None:
+    found = turn(Sampling(temperature, seed=2), 3, 30, verify, drafter=ForbiddenDrafter())
+    assert sum(one.drafted for one in found) > 60
+    assert sum(one.accepted for one in found) == 0
+    tokens = tokens_of(found)
+    assert all(allowed(tokens[:i])[token] for i, token in enumerate(tokens))
+    if not temperature:
+        assert tokens == greedy_by_hand(30)
+
+
+# -- the law of sampled tokens --------------------------------------------------------------------------------
+
+FIRST, TURNS = 3, 1000
+
+
+def enumerated_law() -> np.ndarray:
+    table = np.array(TARGET, np.float64)
+    law = np.zeros((V,) * FIRST)
+    for tokens in itertools.product(range(V), repeat=FIRST):
+        chance = 1.0
+        for i, token in enumerate(tokens):
+            before = [*PROMPT, *tokens[:i]]
+            weights = np.exp(table[before[-2] * V + before[-1]] / TEMPERATURE) * allowed(tokens[:i])
+            chance *= weights[token] / weights.sum()
+        law[tokens] = chance
+    return law
+
+
+@pytest.mark.parametrize(("verify", "depth"), [("token", None), ("token", 2), ("block", 2), ("block", 3)])
+def test_sampled_tokens_follow_the_constrained_law(verify: VerifyMode, depth: int | None) -> None:
+    counts, accepted = np.zeros((V,) * FIRST, int), 0
+    for seed in range(TURNS):
+        found = turn(Sampling(TEMPERATURE, seed=seed), depth, FIRST, verify)
+        counts[tuple(tokens_of(found))] += 1
+        accepted += sum(one.accepted for one in found)
+    assert depth is None or accepted > TURNS / 5
+    assert chance_of_worse(counts.reshape(-1), enumerated_law().reshape(-1)) > FALSE_ALARM
+
+
+# -- what the constraint is told ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [None, 1, 4])
+@pytest.mark.parametrize("last", [1, 7, 8, 9, 10])
+def test_it_is_told_the_kept_tokens_and_no_others(depth: int | None, last: int) -> None:
+    """A stop may cut a round short."""
+    constraint = Sums()
+    found = turn(Sampling(), depth, 40, constraint=constraint, keep=KeepUntil(last))
+    assert constraint.stands == tokens_of(found) == greedy_by_hand(last)
+    assert [drafts for drafts in constraint.asked if drafts] == [] or depth is not None
+    assert max(map(len, constraint.asked)) == (depth or 0)
+
+
+@pytest.mark.parametrize("width", [V - 2, V + 7])
+def test_another_vocabulary_than_the_models(width: int) -> None:
+    """What a narrower one does not know may not come; what a wider one knows more is nothing to the model."""
+    masks = Sums(width).masks([3])
+    found = forbid(mx.zeros((1, 2, V)), masks)
+    for row, before in zip(found[0].tolist(), ([], [3]), strict=True):  # type: ignore[arg-type]
+        assert [value == 0 for value in row] == [may and i < width for i, may in enumerate(allowed(before))]
+    assert max(tokens_of(turn(Sampling(), 3, 30, constraint=Sums(width)))) < min(width, V)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, seed=3)], ids=["greedy", "seed"])
+def test_a_round_waits_once_more_for_its_drafts(sampling: Sampling) -> None:
+    target, policy = TableTarget(TARGET), Depths(2, 0, 3, 1, 2)
+    sequence = Sequence(target, None)  # type: ignore[arg-type]
+    sequence.prefill(PROMPT)
+    law = Verifier(sampling, None, Sums())
+    found = speculate(target, TableDrafter(DRAFT), sequence, law, policy, keep_all, 100)  # type: ignore[arg-type]
+    for number in range(TIMED_FROM + 3):
+        with counted_evaluations() as calls:
+            one = next(found)
+        assert len(calls) == one.evaluations == (3 if number == TIMED_FROM else 1) + (one.drafted > 0), calls
+
+
+def test_plain_decoding_still_waits_once_a_round() -> None:
+    target = TableTarget(TARGET)
+    sequence = Sequence(target, None)  # type: ignore[arg-type]
+    sequence.prefill(PROMPT)
+    found = decode_plainly(target, sequence, Verifier(Sampling(), None, Sums()), keep_all, 100)  # type: ignore[arg-type]
+    for _ in range(5):
+        with counted_evaluations() as calls:
+            one = next(found)
+        assert len(calls) == one.evaluations == 1, calls

@@ -1,0 +1,270 @@
+"""Penalties and biases with speculation on: tokens against mlx-lm's, laws against formulas written out by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm.generate import generate_step
+from mlx_lm.sample_utils import make_logits_processors
+
+from mlxmtp import Engine, OptionError, Sampling, load
+from mlxmtp.decoding import penalties as penalties_module
+from mlxmtp.decoding import verifier as verifier_module
+from mlxmtp.decoding.loop import TIMED_FROM, decode_plainly, speculate
+from mlxmtp.decoding.penalties import Penalties
+from mlxmtp.decoding.sequence import Sequence
+from mlxmtp.decoding.stats import Round
+from mlxmtp.decoding.verifier import Verifier, VerifyMode
+from tests.decoding.law_tables import FALSE_ALARM, chance_of_worse
+from tests.running import prefilled, rounds
+from tests.scripted import Depths, TableDrafter, TableTarget, counted_evaluations, keep_all, random_table
+
+# -- greedy tokens are mlx-lm's -------------------------------------------------------------------------------
+
+TEXT = "def add(a, b):\n"  # whose plain answer falls into a loop, so that each penalty changes it
+COUNT = 40
+CASES: dict[str, dict[str, Any]] = {
+    "frequency": {"frequency_penalty": 0.6},
+    "presence": {"presence_penalty": 1.9},
+    "negative": {"frequency_penalty": -0.7, "presence_penalty": -1.5},
+    "repetition": {"repetition_penalty": 1.2},
+    "bias": {"logit_bias": {25: 3.5, 396: -100.0, 4: 0.25, 314: 6.0}},
+    "all": {"frequency_penalty": 0.3, "presence_penalty": 0.5, "repetition_penalty": 1.1, "logit_bias": {314: 4.0}},
+}
+
+
+@pytest.fixture(scope="module")
+def demo() -> Engine:
+    return load()
+
+
+@pytest.fixture(scope="module")
+def unpenalised(demo: Engine) -> list[int]:
+    return mlx_lms(demo, demo.tokenizer.encode(TEXT), {})
+
+
+def mlx_lms(engine: Engine, prompt: list[int], case: dict[str, Any]) -> list[int]:
+    """mlx-lm's own bias and repetition; frequency and presence by OpenAI's formula over what follows the prompt."""
+    f, p = case.get("frequency_penalty", 0.0), case.get("presence_penalty", 0.0)
+
+    def openai(tokens: mx.array, logits: mx.array) -> mx.array:
+        counts = np.bincount(np.array(tokens)[len(prompt) :], minlength=logits.shape[-1])
+        return logits - mx.array((counts * f + (counts > 0) * p).astype(np.float32)).astype(logits.dtype)
+
+    theirs = make_logits_processors(case.get("logit_bias"), case.get("repetition_penalty"), 10**6)
+    steps = generate_step(mx.array(prompt), engine.target.model, max_tokens=COUNT, logits_processors=[*theirs, openai])
+    return [token for token, _ in steps]
+
+
+def greedy(engine: Engine, prompt: list[int], depth: int, case: dict[str, Any]) -> list[Round]:
+    return list(rounds(engine, prefilled(engine, prompt, depth), COUNT, depth, Sampling(**case)))
+
+
+def tokens_of(found: list[Round]) -> list[int]:
+    return [token for one in found for token in one.tokens]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_greedy_tokens_are_mlx_lms_at_any_depth(demo: Engine, unpenalised: list[int], case: dict[str, Any]) -> None:
+    prompt = demo.tokenizer.encode(TEXT)
+    theirs = mlx_lms(demo, prompt, case)
+    assert theirs != unpenalised, "the case changes nothing: the test shows nothing"
+    for depth in (0, 1, 3):
+        found = greedy(demo, prompt, depth, case)
+        assert tokens_of(found) == theirs, f"depth {depth}"
+        assert not depth or sum(one.accepted for one in found) > COUNT / 6
+
+
+def test_counts_start_anew_with_every_turn(demo: Engine) -> None:
+    """Generated before, in the prompt now: frequency does not see it, repetition does."""
+    prompt = demo.tokenizer.encode(TEXT)
+    longer = prompt + tokens_of(greedy(demo, prompt, 3, {}))
+    for case in (CASES["frequency"], CASES["repetition"]):
+        assert tokens_of(greedy(demo, longer, 3, case)) == mlx_lms(demo, longer, case)
+
+
+def test_a_bias_outside_the_vocabulary_is_refused_at_once(demo: Engine) -> None:
+    with pytest.raises(OptionError, match="logit_bias names token 4096; expected tokens from 0 to 4095"):
+        demo.stream(TEXT, Sampling(logit_bias={5: 1.0, 4096: 1.0}))
+
+
+# -- rows, by hand --------------------------------------------------------------------------------------------
+
+V = 5
+TARGET, DRAFT = random_table(V, seed=3, spread=1.5), random_table(V, seed=4, spread=1.5)
+PROMPT = [1, 2, 2]
+PENALISED = {
+    "frequency_penalty": 0.9,
+    "presence_penalty": 0.7,
+    "repetition_penalty": 1.7,
+    "logit_bias": {0: 0.8, 3: -1.1},
+}
+TEMPERATURE = 0.8
+
+
+def by_hand(row: np.ndarray, prompt: list[int], generated: list[int], sampling: Sampling) -> np.ndarray:
+    """The formulas, token by token, in float64."""
+    found = np.array(row, np.float64)
+    for token in range(len(found)):
+        found[token] += dict(sampling.logit_bias).get(token, 0.0)
+        if token in prompt or token in generated:
+            found[token] *= sampling.repetition_penalty ** (-1 if found[token] > 0 else 1)
+        found[token] -= generated.count(token) * sampling.frequency_penalty
+        found[token] -= (token in generated) * sampling.presence_penalty
+    return found
+
+
+@pytest.mark.parametrize("stands", [[], [4], [4, 0, 4, 3]], ids=str)
+def test_each_row_has_the_prefix_of_plain_decoding(stands: list[int]) -> None:
+    sampling, since = Sampling(**PENALISED), [3, 3, 1, 4]
+    state = Penalties(sampling, PROMPT, V)
+    for token in stands:
+        state.advance([token])
+    for count in range(1, 6):
+        logits = TARGET[10 : 10 + count][None]
+        found = np.array(state.apply(logits, mx.array([since], mx.uint32)))[0]
+        for i, row in enumerate(found):
+            before = stands + since[: len(since) - (count - 1 - i)]
+            assert np.allclose(row, by_hand(np.array(logits[0, i]), PROMPT, before, sampling), atol=1e-6)
+
+
+# -- the law of sampled tokens --------------------------------------------------------------------------------
+
+FIRST, TURNS = 3, 1500  # tokens that the joint law is over; seeds
+
+
+def turn(law: Verifier, depth: int | None, count: int, drafted_from: mx.array = DRAFT) -> list[Round]:
+    """Rounds of the real loop over tables; depth None decodes plainly."""
+    target = TableTarget(TARGET)
+    sequence = Sequence(target, None)  # type: ignore[arg-type]
+    sequence.prefill(PROMPT)
+    if depth is None:
+        return list(decode_plainly(target, sequence, law, keep_all, count))  # type: ignore[arg-type]
+    return list(speculate(target, TableDrafter(drafted_from), sequence, law, Depths(depth), keep_all, count))  # type: ignore[arg-type]
+
+
+def enumerated_law() -> np.ndarray:
+    """The probabilities [V] * FIRST of a turn's first tokens, in float64."""
+    sampling, table = Sampling(TEMPERATURE, **PENALISED), np.array(TARGET)
+    law = np.zeros((V,) * FIRST)
+    for tokens in itertools.product(range(V), repeat=FIRST):
+        chance = 1.0
+        for i, token in enumerate(tokens):
+            before = [*PROMPT, *tokens[:i]]
+            row = by_hand(table[before[-2] * V + before[-1]], PROMPT, list(tokens[:i]), sampling) / TEMPERATURE
+            chance *= math.exp(row[token]) / np.exp(row).sum()
+        law[tokens] = chance
+    return law
+
+
+def chance(verify: VerifyMode, depth: int | None) -> float:
+    """The p-value of what came out."""
+    counts, accepted = np.zeros((V,) * FIRST, int), 0
+    for seed in range(TURNS):
+        found = turn(Verifier(Sampling(TEMPERATURE, seed=seed, **PENALISED), verify), depth, FIRST)
+        counts[tuple(tokens_of(found))] += 1
+        accepted += sum(one.accepted for one in found)
+    assert depth is None or accepted > TURNS / 5
+    return chance_of_worse(counts.reshape(-1), enumerated_law().reshape(-1))
+
+
+@pytest.mark.parametrize(("verify", "depth"), [("token", None), ("token", 2), ("block", 2), ("seeded", 2)])
+def test_sampled_tokens_follow_the_penalised_law(verify: VerifyMode, depth: int | None) -> None:
+    assert chance(verify, depth) > FALSE_ALARM
+
+
+def rows_without_their_drafts(since: mx.array, rows: int, vocabulary: int) -> mx.array:
+    return mx.zeros((since.shape[0], rows, vocabulary), mx.int32)
+
+
+def rows_with_their_own_draft(since: mx.array, rows: int, vocabulary: int) -> mx.array:
+    honest = SEEN_BY(mx.concatenate([since, since[:, -1:]], axis=1), rows + 1, vocabulary)
+    return honest[:, -rows:]
+
+
+SEEN_BY = penalties_module._seen_by
+
+
+@pytest.mark.parametrize("broken", [rows_without_their_drafts, rows_with_their_own_draft])
+def test_rows_with_another_prefix_are_rejected(
+    monkeypatch: pytest.MonkeyPatch, broken: Callable[..., mx.array]
+) -> None:
+    monkeypatch.setattr(penalties_module, "_seen_by", broken)
+    assert chance("token", 2) < FALSE_ALARM
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.8}, {"top_k": 3, "min_p": 0.1}], ids=str)
+def test_a_seed_gives_the_same_tokens_at_any_depth(filters: dict[str, Any]) -> None:
+    for seed in range(5):
+        law = Verifier(Sampling(TEMPERATURE, seed=seed, **PENALISED, **filters))
+        plain = tokens_of(turn(law, None, 40))
+        assert plain != tokens_of(turn(Verifier(Sampling(TEMPERATURE, seed=seed, **filters)), None, 40))
+        for depth in range(6):
+            assert tokens_of(turn(law, depth, 40)) == plain
+
+
+@pytest.mark.parametrize("verify", ["token", "block", "seeded"])
+@pytest.mark.parametrize("temperature", [0.0, TEMPERATURE])
+def test_drafts_are_penalised_as_the_target_is(verify: VerifyMode, temperature: float) -> None:
+    """A head that knows the target stands always, although every token that it drafts changes the next law."""
+    found = turn(Verifier(Sampling(temperature, seed=1, **PENALISED), verify), 3, 40, drafted_from=TARGET)
+    assert sum(one.accepted for one in found) == sum(one.drafted for one in found) == 30
+
+
+# -- cost, and options ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(**PENALISED), Sampling(1.0, seed=1, **PENALISED)], ids=["greedy", "seed"]
+)
+@pytest.mark.parametrize("depth", [0, 3])
+def test_a_round_still_waits_for_the_device_once(demo: Engine, sampling: Sampling, depth: int) -> None:
+    found = rounds(demo, prefilled(demo, PROMPT, depth), 1000, depth, sampling)
+    for number in range(TIMED_FROM + 2):
+        with counted_evaluations() as calls:
+            one = next(found)
+        assert len(calls) == one.evaluations == (3 if depth and number == TIMED_FROM else 1), calls
+    found.close()  # type: ignore[attr-defined]
+
+
+def test_a_turn_without_penalties_has_no_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifier_module, "Penalties", None)
+    off = Sampling(frequency_penalty=0.0, presence_penalty=0, repetition_penalty=1, logit_bias={})
+    assert off == Sampling()
+    assert len(tokens_of(turn(Verifier(off), 2, 20))) == 20
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"frequency_penalty": math.nan},
+        {"presence_penalty": math.inf},
+        {"presence_penalty": "1"},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": -1.0},
+        {"repetition_penalty": math.inf},
+        {"logit_bias": 3},
+        {"logit_bias": {"1": 2.0}},
+        {"logit_bias": {-1: 2.0}},
+        {"logit_bias": {1: math.inf}},
+        {"logit_bias": {1: "2"}},
+    ],
+    ids=str,
+)
+def test_a_value_out_of_range_is_named(wrong: dict[str, Any]) -> None:
+    ((name, _),) = wrong.items()
+    with pytest.raises(ValueError, match=f"^{name} is .*; expected "):
+        Sampling(**wrong)
+
+
+def test_a_bias_is_a_value_like_the_others() -> None:
+    one, other = Sampling(logit_bias={7: 1.0, 3: -2}), Sampling(logit_bias=((3, -2), (7, 1.0)))
+    assert one == other
+    assert hash(one) == hash(other)
+    assert dict(one.logit_bias) == {3: -2, 7: 1.0}

@@ -1,0 +1,52 @@
+"""Real clients, the real server and a scripted engine, all on this machine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server.clients import scripted as script
+from tests.server.clients.scripted import Scripted
+from tests.server.serving import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where programs are installed, for the sessions to come too."""
+    cache = request.config.cache
+    return Path(cache.mkdir("clients")) if cache else tmp_path_factory.getbasetemp()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """The home of a client."""
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The folder that a client works in."""
+    (tmp_path / "project").mkdir()
+    return tmp_path / "project"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Scripted:
+    model = Scripted(tmp_path_factory.mktemp("model"))
+    model.make()
+    return model
+
+
+@pytest.fixture(scope="module")
+def server(program: str, model: Scripted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The server for a module's `program`, which may be missing; nobody may wait in its queue."""
+    arguments = [script.__file__, "serve", str(model.folder)]
+    with ServerProcess(tmp_path_factory.mktemp("server"), arguments) as started:
+        yield started
+
+
+@pytest.fixture
+def scripted(server: ServerProcess, model: Scripted) -> Scripted:
+    """What the engine of `server` says."""
+    return model

@@ -1,0 +1,23 @@
+"""Several processes at once, many of which leave early: every answer is the engine's own, and nothing is left over."""
+
+from pathlib import Path
+
+import pytest
+
+import mlxmtp
+from tests.server.load.load import crowd, requests, unrest
+from tests.server.serving import DEMO, ServerProcess
+
+CLIENTS, VISITS, SECONDS = 4, 6, 60.0
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_answers_under_load_are_the_engines_own(seed: int, tmp_path: Path) -> None:
+    asked, engine = requests(), mlxmtp.load()
+    answers = [one.of_engine(engine) for one in asked]
+    with ServerProcess(tmp_path, (*DEMO, "--queue", "2", "--cache-bytes", "20M")) as server:
+        report = crowd(server, asked, answers, clients=CLIENTS, seed=seed, visits=VISITS, seconds=SECONDS)
+        assert report.failures == [], server.log
+        assert report.compared > CLIENTS
+        assert report.left > CLIENTS
+        assert unrest(server) == []
