@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 from mlxmtp.server.chat_completions import LEAST
@@ -55,6 +56,7 @@ class CompletionWriter:
         self._context = context
         self._frame = _frame(context)
         self._logprobs: list[Any] = []
+        self._offset = 0
 
     def begin(self) -> Iterator[bytes]:
         yield from ()
@@ -68,8 +70,7 @@ class CompletionWriter:
             case Called():
                 raise AssertionError("a completion has no tools")
             case _:
-                weights, self._logprobs = _weights(self._context, self._logprobs), []
-                yield sse(self._frame | {"choices": [_choice(event.text, weights, None)]})
+                yield sse(self._frame | {"choices": [_choice(event.text, self._weigh(), None)]})
 
     def fail(self, problem: ApiError) -> Iterator[bytes]:
         yield sse(openai_error(problem))
@@ -77,11 +78,17 @@ class CompletionWriter:
 
     def _end(self, done: Done) -> Iterator[bytes]:
         last = {"timings": timings(done.stats)} if done.stats else {}
-        choice = _choice("", _weights(self._context, self._logprobs), done.reason)
+        choice = _choice("", self._weigh(), done.reason)
         yield sse(self._frame | {"choices": [choice]} | ({} if self._context.request.usage else last))
         if self._context.request.usage:
             yield sse(self._frame | {"choices": [], "usage": usage(self._context, done.stats)} | last)
         yield sse("[DONE]")
+
+    def _weigh(self) -> dict[str, Any] | None:
+        """The logprobs of the tokens since the last chunk."""
+        weights, self._logprobs = _weights(self._context, self._logprobs, self._offset), []
+        self._offset += sum(map(len, weights["tokens"])) if weights else 0
+        return weights
 
 
 writer = CompletionWriter
@@ -105,7 +112,7 @@ def _choice(text: str, weights: dict[str, Any] | None, finish: str | None) -> di
     return {"index": 0, "text": text, "logprobs": weights, "finish_reason": finish}
 
 
-def _weights(context: Answering, tokens: list[Any]) -> dict[str, Any] | None:
+def _weights(context: Answering, tokens: list[Any], start: int = 0) -> dict[str, Any] | None:
     if context.request.settings.logprobs is None:
         return None
     texts = [context.token(id) for id, _, _ in tokens]
@@ -113,5 +120,5 @@ def _weights(context: Answering, tokens: list[Any]) -> dict[str, Any] | None:
         "tokens": texts,
         "token_logprobs": [max(logprob, LEAST) for _, logprob, _ in tokens],
         "top_logprobs": [{context.token(id): max(logprob, LEAST) for id, logprob in top} for _, _, top in tokens],
-        "text_offset": [sum(map(len, texts[:i])) for i in range(len(texts))],
+        "text_offset": list(accumulate(map(len, texts[:-1]), initial=start)) if texts else [],
     }

@@ -16,6 +16,8 @@ STOP_S = 120.0
 """How long a stopped turn may take to end, in a long prompt's chunk for instance, before the engine is replaced."""
 CLOSING_S = 32.0
 """How long the engine may take to write its caches to disk at the end."""
+ANSWERS_S = 1.0
+"""How long turns may take to be told then."""
 ENDINGS = (Finished, Failed, Stopped, Died)
 
 
@@ -49,6 +51,7 @@ class Host:
         self.loaded: Loaded | None = None
         self.restarts = 0
         self.warn: Callable[[str], None] = lambda _: None
+        self._closed = False
         self._start = start
         self._load = load
         self._engine: Engine | None = None
@@ -90,7 +93,7 @@ class Host:
             while True:
                 event = await heard.get()
                 if isinstance(event, Failed | Died):
-                    raise _failure(event)
+                    raise _ending() if self._closed else _failure(event)
                 yield event
                 if isinstance(event, ENDINGS):
                     return
@@ -98,12 +101,16 @@ class Host:
             left.set()
 
     async def close(self) -> None:
-        """End the engine."""
+        """End the engine; turns that run or wait are told so."""
+        self._closed = True
         if self._opening and not self._opening.done():
             self._opening.cancel()
         engine, self._engine = self._engine, None
+        self._events.put_nowait(Died(0, 0))
         if engine:
             await engine.close(CLOSING_S)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=ANSWERS_S)
         for task in self._tasks:
             task.cancel()
 
@@ -128,8 +135,14 @@ class Host:
                 )
 
     async def _reopen(self) -> None:
+        if self._closed:
+            raise _ending()
         try:
             await self.open()
+        except asyncio.CancelledError:
+            if self._closed:
+                raise _ending() from None
+            raise
         except LoadError as error:
             message = f"the engine cannot be started again: {error}"
             raise ApiError(message, status=503, code="engine_down", retry_after=10) from error
@@ -198,6 +211,10 @@ class Host:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _ending() -> ApiError:
+    return ApiError("the server is shutting down", status=503, code="shutting_down", retry_after=10)
 
 
 def _failure(event: Failed | Died) -> ApiError:

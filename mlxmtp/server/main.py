@@ -70,7 +70,7 @@ def serve(options: Options, start: Start = WorkerProcess.start) -> None:
 
 @contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens.
+    """A socket that listens; whoever connects early waits until the model is loaded.
 
     Raises:
         OptionError: there is no such address, or the port is taken.
@@ -80,6 +80,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         door = socket.socket(family, socket.SOCK_STREAM)
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         door.bind(address)
+        door.listen()
     except OSError as error:
         raise OptionError(f"cannot listen on {host}:{port}: {error}; choose another with --host, --port") from error
     with door:
@@ -110,10 +111,11 @@ async def _run(options: Options, host: Host, loaded: Loaded, door: socket.socket
     service = Service(host, prompter, name, defaults(folder, options), options.max_body)
     host.warn = lambda text: service.log.line(f"warning: {text}")
     server = http_server(create_app(service, options.api_key, options.origins))
-    serving = asyncio.create_task(server.serve([door]))
     _greet(options, loaded, name, door)
+    serving = asyncio.create_task(server.serve([door]))
     await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
+    await host.close()
     await serving
     prompter.close()
 

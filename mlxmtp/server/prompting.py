@@ -45,7 +45,7 @@ class Prompter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
     async def prepare(self, request: Request) -> Prepared:
-        """Raises ApiError: the template refuses, or the prompt does not fit."""
+        """Raises ApiError: the template refuses, a token id does not exist, or the prompt does not fit."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._prepare, request)
 
     async def count(self, request: Request) -> int:
@@ -61,6 +61,9 @@ class Prompter:
         left = self.context - len(rendered.tokens)
         if left < 1:
             raise too_long(len(rendered.tokens), self.context)
+        if bad := [token for token, _ in request.settings.logit_bias if token >= len(self.tokenizer)]:
+            what = f"token id {bad[0]:.0f} is outside the vocabulary; expected 0 to {len(self.tokenizer) - 1}"
+            raise ApiError(f"logit_bias: {what}", code="invalid_value", param="logit_bias")
         wanted = request.settings.max_tokens
         settings = replace(request.settings, max_tokens=min(wanted, left) if wanted else left)
         return Prepared(rendered.tokens, list(rendered.marks), opening, settings, request.raw)

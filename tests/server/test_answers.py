@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from mlxmtp.worker.messages import Generate
 from tests.scripted_engine import asynchronous, stats
 from tests.server.protocols import PROTOCOLS, Heard, Protocol, protocol_id
-from tests.server.scripted import Served, sent, serving, turn
+from tests.server.scripted import CHAT, Served, sent, serving, tokenizer, turn
 
 WEATHER = (
     "get_weather",
@@ -226,6 +228,28 @@ async def test_speculation_is_told_as_llama_cpp_does(stream: bool) -> None:
             [timings] = [one["timings"] for one in answers if "timings" in one]
             assert (timings["prompt_n"], timings["cache_n"], timings["prompt_ms"]) == (60, 40, 500.0)
             assert (timings["predicted_n"], timings["draft_n"], timings["draft_n_accepted"]) == (12, 15, 7)
+
+
+@both
+@asynchronous
+async def test_logprobs_of_chat_stand_by_their_tokens(stream: bool) -> None:
+    """One that cannot be has the API's own number for it: JSON has no infinity."""
+    a, b = (tokenizer().encode(letter, add_special_tokens=False)[0] for letter in "ab")
+    weighed = [[a, -0.5, [[a, -0.5], [b, float("-inf")]]], [b, -0.25, []]]
+
+    def answers(command: Generate) -> list[Any]:
+        events = turn("ab", piece=1)(command)
+        return [replace(event, logprobs=[one]) for event, one in zip(events, weighed, strict=False)] + events[2:]
+
+    async with serving(answers) as served:
+        body = PROTOCOLS[0].ask("hi", logprobs=True, top_logprobs=2)
+        if stream:
+            choices = [one.data["choices"][0] for one in (await served.stream(CHAT, body))[:-1]]
+        else:
+            choices = (await served.post(CHAT, body)).json()["choices"]
+    found = [one for choice in choices if choice["logprobs"] for one in choice["logprobs"]["content"]]
+    assert [(one["token"], one["logprob"], one["bytes"]) for one in found] == [("a", -0.5, [97]), ("b", -0.25, [98])]
+    assert [(one["token"], one["logprob"]) for one in found[0]["top_logprobs"]] == [("a", -0.5), ("b", -9999.0)]
 
 
 @asynchronous

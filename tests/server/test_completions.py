@@ -80,6 +80,7 @@ async def test_logprobs_stand_by_their_tokens(stream: bool) -> None:
             choices = (await served.post(COMPLETIONS, body)).json()["choices"]
         found = [choice["logprobs"] for choice in choices if choice["logprobs"]]
         assert [token for one in found for token in one["tokens"]] == ["a", "b"]
+        assert [offset for one in found for offset in one["text_offset"]] == [0, 1]
         assert [value for one in found for value in one["token_logprobs"]] == [-0.5, -0.25]
         assert [top for one in found for top in one["top_logprobs"]] == [
             {"a": -0.5, "b": -9999.0},

@@ -228,3 +228,28 @@ async def test_completions_have_no_part_of_a_dead_turn() -> None:
     async with serving([said("So far"), FAILURES["failed"][0]]) as served:
         response = await served.post(COMPLETIONS)
         assert "So far" not in response.text
+
+
+@asynchronous
+async def test_when_the_server_ends_everyone_is_told() -> None:
+    async with serving() as served, served.online() as online:
+        asking = [asyncio.create_task(ask(online, path, stream)) for path in ALL for stream in (False, True)]
+        await until(lambda: served.host.queue.waiting == len(asking) - 1, "all of them")
+        served.engine.say(said("So "))
+        await served.host.close()
+        for status, about in await asyncio.gather(*asking):
+            assert status in (200, 503)
+            assert about["message"] == "the server is shutting down"
+        assert served.engine.closed
+        assert len(served.engines.all) == 1
+
+
+@asynchronous
+async def test_when_the_server_ends_while_another_engine_loads() -> None:
+    async with serving(turn("fine")) as served:
+        served.engines.script[Load] = []
+        served.engine.die()
+        asking = asyncio.create_task(served.post(CHAT))
+        await until(lambda: served.host.queue.running == 1 and len(served.engines.all) == 2, "a load")
+        await served.host.close()
+        assert (await asking).status_code == 503

@@ -157,6 +157,10 @@ async def test_tokens_outside_the_vocabulary() -> None:
         assert response.status_code == 400
         assert "1000000000" in error(COMPLETIONS, response.json())["message"]
         assert error(COMPLETIONS, response.json())["param"] == "prompt"
+        response = await served.post(CHAT, HELLO[CHAT] | {"logit_bias": {"5": 1, "999999": 1}})
+        assert response.status_code == 400
+        assert "999999" in error(CHAT, response.json())["message"]
+        assert error(CHAT, response.json())["param"] == "logit_bias"
 
 
 def nested(depth: int, inner: str = '{"type": "object"}') -> str:
