@@ -27,11 +27,11 @@ from mlxmtp.decoding.stats import Stats
 from mlxmtp.decoding.verifier import Verifier, VerifyMode
 from mlxmtp.errors import HeadError, OptionError, PromptError
 from mlxmtp.heads import Head, HeadSource, NoHeadError, judge, load_head
+from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.targets import Target, load_target
 
 DEMO = Path(__file__).parent.parent / "demo"
 DEFAULT_DEPTH = 3
-MAX_DEPTH = 16
 MAX_LOGPROBS = 20
 
 GREEDY = Sampling()

@@ -3,6 +3,8 @@
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
+from mlxmtp.limits import MAX_DEPTH
+
 
 def number(text: str) -> float:
     try:
@@ -26,6 +28,13 @@ def at_least(minimum: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def depth(text: str) -> int:
+    value = whole(text)
+    if not 0 <= value <= MAX_DEPTH:
+        raise ArgumentTypeError(f"expected a whole number from 0 (plain) to {MAX_DEPTH}, found {value}")
+    return value
 
 
 def port(text: str) -> int:

@@ -19,7 +19,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--model", metavar="PATH|REPO", help="a model folder or a Hugging Face repo (default: the bundled demo)")
     add("--head", metavar="PATH|REPO", help="take the MTP head from here")
     how = command.add_mutually_exclusive_group()
-    how.add_argument("--depth", metavar="K", type=options.whole, help="drafts a round; 0 decodes plainly (default: 3)")
+    how.add_argument("--depth", metavar="K", type=options.depth, help="drafts a round; 0 decodes plainly (default: 3)")
     how.add_argument("--no-mtp", action="store_true", help="do not load the head")
     add("--host", metavar="ADDRESS", default="127.0.0.1", help="where to listen (default: 127.0.0.1)")
     add("--port", metavar="N", type=options.port, default=8080, help="(default: 8080; 0: any that is free)")
@@ -32,7 +32,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     samples = command.add_argument_group("for what requests leave out (default: as the model recommends)")
     samples.add_argument("--temp", metavar="T", type=options.number, help="temperature; 0 is greedy")
     samples.add_argument("--top-p", metavar="P", type=options.number)
-    samples.add_argument("--top-k", metavar="K", type=options.whole)
+    samples.add_argument("--top-k", metavar="K", type=options.depth)
     samples.add_argument("--min-p", metavar="P", type=options.number)
     command.set_defaults(run=run)
 

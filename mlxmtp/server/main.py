@@ -62,7 +62,7 @@ def serve(options: Options, start: Start = WorkerProcess.start) -> None:
     """Serve until a signal ends it.
 
     Raises:
-        OptionError: the address or port cannot be had. LoadError: the model cannot.
+        OptionError: the address or port cannot be had, or the model cannot draft as asked. LoadError: the model cannot.
     """
     with listening(options.host, options.port) as door:
         asyncio.run(_serve(options, start, door))
@@ -105,6 +105,8 @@ async def _serve(options: Options, start: Start, door: socket.socket) -> None:
 
 
 async def _run(options: Options, host: Host, loaded: Loaded, door: socket.socket, stopped: asyncio.Task[Any]) -> None:
+    if options.depth and not loaded.head:
+        raise OptionError(f"--depth {options.depth} needs a head: {loaded.plain_because}")
     folder = Path(loaded.folder)
     prompter = Prompter(load_tokenizer(folder), loaded.context)
     name = loaded.name.rstrip("/").rsplit("/", 1)[-1] if Path(loaded.name).exists() else loaded.name

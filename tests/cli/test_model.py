@@ -136,10 +136,9 @@ def test_a_broken_head_does_not_stop_plain_decoding(cli, copy):
     [
         (["--prompt", ""], ["the prompt is empty"]),
         (["--prompt", "hello " * 2000], ["context"]),
-        (["--depth", "1000"], ["depth is 1000", "expected"]),
         (["--stop", ""], ["stop string is empty"]),
     ],
-    ids=["empty", "too long", "depth", "stop"],
+    ids=["empty", "too long", "stop"],
 )
 def test_bad_input_that_only_the_model_can_judge(cli, model, options, said):
     assert_refused(cli(model, *options), *said)

@@ -21,7 +21,7 @@ from tests.cli.fake import Engine
         (["--min-p", "1.1"], "1.1", "[0, 1]"),
         (["--seed", "-1"], "-1", "[0, 2**64)"),
         (["--seed", "x"], "'x'", "a whole number"),
-        (["--depth", "-1"], "found -1", "at least 0"),
+        (["--depth", "-1"], "found -1", "from 0 (plain) to 16"),
         (["--depth", "2", "--no-mtp"], "--no-mtp", "not allowed with argument --depth"),
         (["--verify", "hope"], "'hope'", "seeded"),
         (["--max", "3"], "--max", "unrecognized"),

@@ -11,7 +11,7 @@ from mlxmtp.server import app
 from mlxmtp.worker.messages import Failed, Generate, Load, Loaded
 from mlxmtp.worker.messages import ProtocolError as NoMessage
 from tests.scripted_engine import asynchronous, finished, loaded, said, until
-from tests.server.scripted import ALL, CHAT, COMPLETIONS, HELLO, MESSAGES, RESPONSES, Sent, Served, error, serving, turn
+from tests.server.scripted import ALL, CHAT, COMPLETIONS, HELLO, MESSAGES, RESPONSES, Sent, Served, error, sent, serving, turn
 
 each = pytest.mark.parametrize("path", ALL)
 both = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -41,9 +41,9 @@ def broken_off(path: str, events: list[Sent]) -> dict[str, Any]:
 
 async def ask(served: Served, path: str, stream: bool) -> tuple[int, dict[str, Any]]:
     """The status and the error of a request that fails."""
-    if stream:
-        return 200, broken_off(path, await served.stream(path))
-    response = await served.post(path)
+    response = await served.post(path, HELLO[path] | {"stream": stream})
+    if stream and response.status_code == 200:
+        return 200, broken_off(path, sent(response.text))
     return response.status_code, error(path, response.json())
 
 

@@ -32,7 +32,7 @@ def client(address: str) -> OpenAI:
 @pytest.fixture(scope="module")
 def expected(engine: Engine) -> str:
     """What the engine says itself, greedily."""
-    return engine.generate(STORY, max_tokens=24).text
+    return engine.generate(STORY, max_tokens=64).text
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def called(engine: Engine) -> dict[str, Any]:
 
 
 def test_chat(client: OpenAI, expected: str) -> None:
-    answer = client.chat.completions.create(model="any", messages=STORY, max_tokens=24)
+    answer = client.chat.completions.create(model="any", messages=STORY, max_tokens=64)
     assert answer.choices[0].message.content == expected
     assert answer.usage
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
@@ -55,7 +55,7 @@ def test_chat(client: OpenAI, expected: str) -> None:
 
 
 def test_chat_streamed(client: OpenAI, expected: str) -> None:
-    options: Any = {"model": "any", "messages": STORY, "max_tokens": 24, "stream_options": {"include_usage": True}}
+    options: Any = {"model": "any", "messages": STORY, "max_tokens": 64, "stream_options": {"include_usage": True}}
     chunks = list(client.chat.completions.create(stream=True, **options))
     assert "".join(one.choices[0].delta.content or "" for one in chunks if one.choices) == expected
     assert chunks[-1].usage
@@ -103,7 +103,7 @@ def test_completions(client: OpenAI, engine: Engine) -> None:
 
 
 def test_responses(client: OpenAI, expected: str) -> None:
-    options: Any = {"model": "any", "input": STORY, "max_output_tokens": 24}
+    options: Any = {"model": "any", "input": STORY, "max_output_tokens": 64}
     whole = client.responses.create(**options)
     with client.responses.stream(**options) as stream:
         text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
@@ -138,12 +138,12 @@ def test_asynchronously(address: str, expected: str, called: dict[str, Any]) -> 
         async with AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60) as client:
 
             async def streamed() -> str:
-                options: Any = {"model": "any", "messages": STORY, "max_tokens": 24}
+                options: Any = {"model": "any", "messages": STORY, "max_tokens": 64}
                 async with client.chat.completions.stream(**options) as stream:
                     return (await stream.get_final_completion()).choices[0].message.content or ""
 
             async def responded() -> str:
-                async with client.responses.stream(model="any", input=STORY, max_output_tokens=24) as stream:
+                async with client.responses.stream(model="any", input=STORY, max_output_tokens=64) as stream:
                     return (await stream.get_final_response()).output_text
 
             async def tooled() -> Any:

@@ -12,8 +12,12 @@ from typing import Any
 import httpx2
 import pytest
 
+from mlxmtp.errors import OptionError
+from mlxmtp.server.main import Options, serve
+from mlxmtp.worker.messages import Load
+from tests.scripted_engine import headless
 from tests.server.process import PATIENCE_S, ServeProcess
-from tests.server.scripted import ALL, CHAT, COMPLETIONS, HELLO, sent
+from tests.server.scripted import ALL, CHAT, COMPLETIONS, HELLO, Engines, sent
 from tests.server.test_faults import broken_off
 from tests.worker.driving import is_gone, wait_until
 
@@ -53,7 +57,7 @@ def test_an_engine_that_is_killed_while_it_works(path: str, server: ServeProcess
         text = next(pieces)
         os.kill(worker, signal.SIGKILL)
         text += "".join(pieces)
-    assert "the engine died (exit code -9)" in broken_off(path, sent(text))["message"]
+    assert "the engine died (killed" in broken_off(path, sent(text))["message"]
     works(served)
     assert server.worker != worker
 
@@ -65,7 +69,7 @@ def test_an_engine_that_is_killed_in_the_middle_of_its_text(server: ServeProcess
         os.kill(server.worker, signal.SIGKILL)
         text += "".join(pieces)
     events = sent(text)
-    assert "the engine died (exit code -9)" in broken_off(COMPLETIONS, events)["message"]
+    assert "the engine died (killed" in broken_off(COMPLETIONS, events)["message"]
     assert events[0].data["choices"][0]["text"]
     works(served)
 
@@ -148,9 +152,9 @@ def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
         refused(process, "config.json")
 
 
-def test_a_depth_that_cannot_be(tmp_path: Path) -> None:
-    with ServeProcess(tmp_path, "--depth", "99") as process:
-        refused(process, "99", "16")
+def test_a_depth_without_a_head() -> None:
+    with pytest.raises(OptionError, match="--depth 2 needs a head: the checkpoint has no head"):
+        serve(Options(depth=2, port=0), Engines({Load: [headless()]}))
 
 
 def test_who_can_reach_it_is_said(tmp_path: Path) -> None:

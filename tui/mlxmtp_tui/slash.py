@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxmtp.errors import MlxmtpError, OptionError
+from mlxmtp.limits import MAX_DEPTH
 from mlxmtp_tui import commands, sessions
 from mlxmtp_tui.conversation import as_markdown
 from mlxmtp_tui.widgets.prompt import Prompt
 
 if TYPE_CHECKING:
     from mlxmtp_tui.app import ChatApp
-
-MAX_DEPTH = 16
 
 
 class SlashCommands:
