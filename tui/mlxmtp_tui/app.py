@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 NARROW = 100
 """Columns below which the panel is folded to a line."""
 TICK_S = 0.3
+ALONE_S = 1.2
+"""The statistics are drawn with the answer; so long after that, alone."""
 TWICE_S = 2.0
 IDLE_S = 1.5
 AGAIN_S = 10.0
@@ -95,6 +97,7 @@ class ChatApp(App[None]):
         self.transcript: Transcript | None = None
         self._interrupted_at = float("-inf")
         self._dirty = True
+        self._grew_at = float("-inf")
         self._key_at = time.monotonic()
         self._errors: dict[str, float] = {}
         self._changes = Changes(self)
@@ -253,11 +256,15 @@ class ChatApp(App[None]):
     def _tick(self) -> None:
         live = self.chat.live
         self.chat.keep()
-        if self._dirty or live.busy:
+        if (self._dirty or live.busy) and time.monotonic() - self._grew_at > ALONE_S:
             self._draw()
         idle = time.monotonic() - max(self._key_at, live.heard)
         if not live.busy and IDLE_S <= idle < IDLE_S + TICK_S:
             gc.collect()
+
+    def on_answering_grew(self) -> None:
+        self._grew_at = time.monotonic()
+        self._draw()
 
     def _draw(self) -> None:
         if not self.is_running:

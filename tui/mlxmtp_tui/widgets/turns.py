@@ -15,6 +15,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
 from textual.events import Click
+from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
@@ -26,7 +27,7 @@ PAUSE_S = 0.06
 """The least time between two changes of the screen."""
 SHARE = min(0.02 * (os.cpu_count() or 1), 0.2)
 """Of one processor, what this process may take while an answer comes: the engine needs the rest."""
-LONGEST_S = 0.5
+LONGEST_S = 0.8
 """The most time between two changes of the screen, whatever they take."""
 FOLDED_LINES, SHOWN_LINES = 24, 16
 
@@ -127,6 +128,9 @@ class Answering:
         transcript: where the parts are mounted. unfolded: thinking is shown.
     """
 
+    class Grew(Message):
+        """There is more of it; what is drawn now takes no layout of its own."""
+
     def __init__(self, transcript: Widget, *, unfolded: bool) -> None:
         self._transcript = transcript
         self._unfolded = unfolded
@@ -169,6 +173,7 @@ class Answering:
             due, self._due = self._due, []
             for kind, text in _joined(due):
                 await self._append(kind, text)
+            self._transcript.post_message(self.Grew())
             if self._ended.is_set() and not self._due:
                 return
             await asyncio.sleep(PAUSE_S)  # layout and drawing come after the append, and count too
