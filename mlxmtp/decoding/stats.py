@@ -39,6 +39,7 @@ class Round:
         finish: why the turn ends with this round, or None.
         parts: where the time went, in the rounds that were timed.
         logprobs: one for each of `tokens`, where they were asked for.
+        seconds: that the round took; of a plain step, that it was waited for.
     """
 
     tokens: tuple[int, ...]
@@ -48,6 +49,7 @@ class Round:
     finish: str | None = None
     parts: Parts | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,20 @@ from mlxmtp.server import app
 from mlxmtp.worker.messages import Failed, Generate, Load, Loaded
 from mlxmtp.worker.messages import ProtocolError as NoMessage
 from tests.scripted_engine import asynchronous, finished, loaded, said, until
-from tests.server.scripted import ALL, CHAT, COMPLETIONS, HELLO, MESSAGES, RESPONSES, Sent, Served, error, sent, serving, turn
+from tests.server.scripted import (
+    ALL,
+    CHAT,
+    COMPLETIONS,
+    HELLO,
+    MESSAGES,
+    RESPONSES,
+    Sent,
+    Served,
+    error,
+    sent,
+    serving,
+    turn,
+)
 
 each = pytest.mark.parametrize("path", ALL)
 both = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])

@@ -1,0 +1,127 @@
+"""What each client sends reaches the model as it was meant, and is answered in its protocol's shape."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mlxmtp.server.app import WIRES
+from mlxmtp.server.fields import Fields
+from mlxmtp.server.request import Request
+from mlxmtp.worker.messages import Settings
+from tests.scripted_engine import asynchronous
+from tests.server.bodies import Body, all_bodies
+from tests.server.protocols import PROTOCOLS
+from tests.server.scripted import COMPLETIONS, Served, sent, serving, turn
+
+BY_PATH = {one.path: one for one in PROTOCOLS}
+TURNS = all_bodies("chat", "responses", "messages")
+DOG = '{"name": "Rex", "age": 3, "bio": "A good dog."}'
+each = pytest.mark.parametrize("one", TURNS, ids=str)
+
+
+def path_of(one: Body) -> str:
+    return one.path.split("?")[0]
+
+
+def understood(one: Body, without: tuple[str, ...] = ()) -> Request:
+    body = {name: value for name, value in copy.deepcopy(one.body or {}).items() if name not in without}
+    return WIRES[path_of(one)].read(Fields(body), Settings(max_tokens=0))
+
+
+async def ask(served: Served, one: Body) -> Any:
+    headers = {name: value for name, value in one.headers.items() if name != "content-length"}
+    return await served.http.request(one.method, one.path, json=one.body, headers=headers)
+
+
+@each
+def test_what_is_understood(one: Body) -> None:
+    request, expects = understood(one), one.expects
+    messages: Any = request.messages
+    assert [message["role"] for message in messages] == expects["roles"]
+    assert [tool["function"]["name"] for tool in request.tools] == expects.get("tools", [])
+    calls = [call["function"]["name"] for message in messages for call in message.get("tool_calls", ())]
+    assert calls == expects.get("calls", [])
+    assert [message["content"] for message in messages if message["role"] == "tool"] == expects.get("tool_results", [])
+    thoughts = [message["reasoning_content"] for message in messages if message.get("reasoning_content")]
+    assert thoughts == expects.get("reasoning", [])
+    assert {name: space for name, (space, _) in request.namespaces.items()} == expects.get("namespaces", {})
+    assert request.settings.max_tokens == expects.get("max_tokens", 0)
+    assert bool(request.settings.json_schema) == expects.get("json_schema", False)
+    assert (request.stream, request.stream and request.usage) == (expects["stream"], expects.get("usage", False))
+
+
+@pytest.mark.parametrize("one", [one for one in TURNS if "ignored" in one.expects], ids=str)
+def test_what_is_ignored_changes_nothing(one: Body) -> None:
+    assert understood(one, without=tuple(one.expects["ignored"])) == understood(one)
+
+
+@each
+@asynchronous
+async def test_the_answer(one: Body) -> None:
+    said = DOG if one.expects.get("json_schema") else "Certainly."
+    async with serving(turn(said), context=200_000) as served:
+        response = await ask(served, one)
+        assert response.status_code == 200, response.text
+        protocol = BY_PATH[path_of(one)]
+        heard = protocol.streamed(sent(response.text)) if one.expects["stream"] else protocol.whole(response.json())
+        assert (heard.text, heard.end) == (said, "stop")
+        if one.expects["stream"] and one.expects["api"] == "chat":
+            assert bool(heard.usage) == one.expects.get("usage", False)
+        for text in one.expects.get("present", ()):
+            assert text in served.prompt
+        for text in one.expects.get("absent", ()):
+            assert text not in served.prompt
+        for name in one.expects.get("tools", ()):
+            assert name in served.prompt
+
+
+@pytest.mark.parametrize("one", [one for one in TURNS if one.expects.get("tools")], ids=str)
+@asynchronous
+async def test_a_call(one: Body) -> None:
+    """Of the first tool that the client offers, by its name there."""
+    name = one.expects["tools"][0]
+    said = f'<tool_call>\n{{"name": "{name}", "arguments": {{}}}}\n</tool_call>'
+    async with serving(turn(said), context=200_000) as served:
+        response = await ask(served, one)
+        assert response.status_code == 200, response.text
+        protocol = BY_PATH[path_of(one)]
+        heard = protocol.streamed(sent(response.text)) if one.expects["stream"] else protocol.whole(response.json())
+        assert (heard.calls, heard.end) == ([(name, {})], "tool_calls")
+
+
+@pytest.mark.parametrize("one", all_bodies("completions"), ids=str)
+@asynchronous
+async def test_completions(one: Body) -> None:
+    async with serving(turn(" four")) as served:
+        response = await ask(served, one)
+        assert response.status_code == 200, response.text
+        events = [event.data for event in sent(response.text)[:-1]] if one.expects["stream"] else [response.json()]
+        assert "".join(choice["text"] for event in events for choice in event["choices"]) == " four"
+        assert bool([event for event in events if event.get("usage")]) == (
+            one.expects.get("usage", False) or not one.expects["stream"]
+        )
+        assert served.command.settings.max_tokens == one.expects["max_tokens"]
+        assert served.command.raw
+        for text in one.expects["present"]:
+            assert text in served.prompt
+    plain = {name: value for name, value in (one.body or {}).items() if name not in one.expects.get("ignored", ())}
+    wire, settings = WIRES[COMPLETIONS], Settings(max_tokens=0)
+    assert wire.read(Fields(plain), settings) == understood(one)
+
+
+@pytest.mark.parametrize("one", all_bodies("models", "probe", "count_tokens"), ids=str)
+@asynchronous
+async def test_other_questions(one: Body) -> None:
+    async with serving(turn("fine"), context=200_000) as served:
+        response = await ask(served, one)
+        assert response.status_code == 200, response.text
+        if one.expects["api"] == "models":
+            assert response.json()["data"]
+        if one.expects["api"] == "count_tokens":
+            turned = replace(one, path="/v1/messages", body={"max_tokens": 8} | (one.body or {}))
+            assert (await ask(served, turned)).status_code == 200
+            assert response.json() == {"input_tokens": len(served.command.messages)}
