@@ -98,7 +98,6 @@ def loaded(name: str = "demo", **changes: Any) -> Loaded:
         plain_because=None,
         head_source=None,
         by_name=False,
-        default_depth=3,
         context=32_768,
         memory_limit=48_000_000_000,
         thinks=True,
@@ -110,7 +109,7 @@ def loaded(name: str = "demo", **changes: Any) -> Loaded:
 
 def headless(name: str = "plain") -> Loaded:
     """A model that can only decode plainly."""
-    return loaded(name, head=None, plain_because="the checkpoint has no head", default_depth=0, thinks=False)
+    return loaded(name, head=None, plain_because="the checkpoint has no head", thinks=False)
 
 
 def said(text: str, kind: str = "text", tokens: int = 40) -> Said:

@@ -20,7 +20,9 @@ from mlxmtp.chat.text import TextStream
 from mlxmtp.chat.tokenizer import load_tokenizer
 from mlxmtp.chat.turn import Chunk, Turn
 from mlxmtp.checkpoints import open_checkpoint
+from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.constraint import Constraint
+from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import PREFILL_ROWS
 from mlxmtp.decoding.stats import Stats
@@ -31,7 +33,8 @@ from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.targets import Target, load_target
 
 DEMO = Path(__file__).parent.parent / "demo"
-DEFAULT_DEPTH = 3
+AUTO_DEPTH = 8
+"""The most drafts a round where their number is not given."""
 MAX_LOGPROBS = 20
 
 GREEDY = Sampling()
@@ -94,16 +97,12 @@ class Engine:
         self.head = mtp.family if mtp else None
         self.plain_because = plain_because
         self.head_source = head_source
+        self._auto = AutoDepth(AUTO_DEPTH)
 
     @property
     def context(self) -> int:
         """The most tokens, prompt and answer together, that the model was made for."""
         return int(self.target.text_config.get("max_position_embeddings") or 2**31 - 1)
-
-    @property
-    def default_depth(self) -> int:
-        """Drafts a round where none is asked for."""
-        return DEFAULT_DEPTH if self.mtp else 0
 
     @property
     def token_identical(self) -> bool:
@@ -136,7 +135,7 @@ class Engine:
 
         Args:
             prompt: a text (one user message, unless `raw` or without a chat template), messages, or token ids.
-            depth: drafts a round; 0 decodes plainly. None: 3 where there is a head, else 0.
+            depth: drafts a round; 0 decodes plainly. None: as many as give most tokens a second (decoding/auto.py).
             verify: "token", "block" or "seeded" (decoding/verifier.py); None: seeded where a seed is given.
             stop: strings that end the turn and are not given out.
             on_prefill: told (done, total) after each chunk of the prompt.
@@ -156,7 +155,7 @@ class Engine:
             NumericsError: the model's logits are not finite.
         """
         started = time.perf_counter()
-        depth = self.checked_depth(depth)
+        policy = self.policy(depth)
         stop = _stop_strings(stop)
         for name, value in (("max_tokens", max_tokens), ("prefill_rows", prefill_rows)):
             if not isinstance(value, int) or value < 1:
@@ -171,11 +170,11 @@ class Engine:
                 "shorten the prompt so that at least one token fits behind it"
             )
         verifier = self._verifier(sampling, verify, json_schema, tokens)
-        head = self.mtp if depth else None
+        head = None if depth == 0 else self.mtp
         text = TextStream(self.tokenizer, stop)
         kept = prefixes or PrefixCache(0)
         splitter = Splitter(self.tokenizer, tokens, opening)
-        turn = Turn(self.target, head, text, splitter, verifier, depth, kept, logprobs)
+        turn = Turn(self.target, head, text, splitter, verifier, policy, kept, logprobs)
         limit = min(max_tokens, self.context - len(tokens))
         marks = (*rendered.marks, *marks) if prefixes else ()
         return turn.run(tokens, marks, limit, prefill_rows, on_prefill, started)
@@ -193,19 +192,19 @@ class Engine:
         """A turn's parts as a chat message for the next prompt, its tool calls parsed."""
         return message(self.tokenizer, parts)
 
-    def checked_depth(self, depth: int | None) -> int:
-        """The depth that is meant; None: the default.
+    def policy(self, depth: int | None) -> DepthPolicy:
+        """What chooses the drafts of each round; None: the engine's own choice, which learns from turn to turn.
 
         Raises:
             OptionError: out of range, or drafts without a head.
         """
         if depth is None:
-            return self.default_depth
+            return self._auto if self.mtp else FixedDepth(0)
         if not isinstance(depth, int) or not 0 <= depth <= MAX_DEPTH:
             raise OptionError(f"depth is {depth!r}; expected a whole number from 0 (plain) to {MAX_DEPTH}")
         if depth and not self.mtp:
             raise OptionError(f"depth is {depth}, but there is no MTP head: {self.plain_because}")
-        return depth
+        return FixedDepth(depth)
 
     def _verifier(
         self, sampling: Sampling, verify: VerifyMode | None, json_schema: Mapping[str, Any] | None, prompt: list[int]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mlxmtp.chat.engine import DEFAULT_DEPTH, Engine
+from mlxmtp.chat.engine import Engine
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.loop import Kept, speculate
@@ -17,6 +17,7 @@ from mlxmtp.decoding.verifier import Verifier
 from mlxmtp.errors import HeadError, PromptError
 from mlxmtp.heads.families import family_of
 
+DEPTH = 3
 STARTS = 16
 """Places in the text from which it is continued."""
 TOKENS = 32
@@ -88,16 +89,16 @@ def _continued(engine: Engine, prompt: list[int]) -> Iterator[Round]:
     assert engine.mtp is not None
     sequence = Sequence(engine.target, engine.mtp)
     sequence.prefill(prompt)
-    policy, everything = FixedDepth(DEFAULT_DEPTH), lambda tokens: Kept(len(tokens), None)
+    policy, everything = FixedDepth(DEPTH), lambda tokens: Kept(len(tokens), None)
     for one in speculate(
         engine.target, MTPChain(engine.mtp), sequence, Verifier(Sampling()), policy, everything, TOKENS
     ):
-        if one.drafted == DEFAULT_DEPTH:
+        if one.drafted == DEPTH:
             yield one
 
 
 def _summed(reading: Any, rounds: list[Round], *, default: bool) -> Tried:
     count = len(rounds)
-    stood = tuple(sum(one.accepted > depth for one in rounds) / count for depth in range(DEFAULT_DEPTH))
+    stood = tuple(sum(one.accepted > depth for one in rounds) / count for depth in range(DEPTH))
     variance = statistics.pvariance(one.accepted for one in rounds)
     return Tried(asdict(reading), default, count, stood, 1 + sum(stood), math.sqrt(variance / count))

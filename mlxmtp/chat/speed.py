@@ -10,7 +10,7 @@ from mlx_lm.sample_utils import make_sampler
 
 from mlxmtp.chat.engine import Engine
 from mlxmtp.chat.prompt import Prompt, encode
-from mlxmtp.decoding.depth import FixedDepth
+from mlxmtp.decoding.depth import DepthPolicy
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.loop import Kept, decode_plainly, speculate
 from mlxmtp.decoding.sampling import Sampling
@@ -26,10 +26,12 @@ WARM_UP = 8
 class Speed:
     """Decode rates in tokens a second, a pair for each repeat: plain decoding by mlx-lm, and ours at `depth`.
 
+    A depth of None is the engine's own choice.
+
     `done` of `total` tokens are generated; the last of them complete the measurement.
     """
 
-    depth: int
+    depth: int | None
     done: int
     total: int
     plain: tuple[float, ...] = ()
@@ -64,15 +66,15 @@ def compare(
     if len(ids) + tokens > engine.context:
         found = f"the conversation has {len(ids)} of {engine.context} tokens"
         raise PromptError(f"{found}; no room to measure {tokens} more")
-    depth = engine.checked_depth(depth)
+    policy = engine.policy(depth)
     speed = Speed(depth, 0, 2 * (WARM_UP + repeats * tokens))
     with wired_limit(engine.target.model):
-        read = Sequence(engine.target, engine.mtp if depth else None)
+        read = Sequence(engine.target, None if depth == 0 else engine.mtp)
         read.prefill(ids, PREFILL_ROWS, on_prefill)
         for run in range(repeats + 1):
             count = tokens if run else WARM_UP
             rates = []
-            for rounds in (_plain(engine, read, sampling, count), _ours(read, sampling, depth, count)):
+            for rounds in (_plain(engine, read, sampling, count), _ours(read, sampling, policy, count)):
                 rate = 0.0
                 for generated, so_far in _timed(rounds):
                     rate = so_far
@@ -102,10 +104,10 @@ def _plain(engine: Engine, read: Sequence, sampling: Sampling, tokens: int) -> I
         yield 1
 
 
-def _ours(read: Sequence, sampling: Sampling, depth: int, tokens: int) -> Iterator[int]:
+def _ours(read: Sequence, sampling: Sampling, policy: DepthPolicy, tokens: int) -> Iterator[int]:
     sequence, law = read.fork(), Verifier(sampling)
-    if depth and read.head:
-        drafter, policy = MTPChain(read.head), FixedDepth(depth)
+    if read.head:
+        drafter = MTPChain(read.head)
         rounds = speculate(read.target, drafter, sequence, law, policy, _everything, tokens)
     else:
         rounds = decode_plainly(read.target, sequence, law, _everything, tokens)

@@ -16,7 +16,7 @@ from mlx_lm.generate import wired_limit
 from mlxmtp.chat.parts import Part, Splitter
 from mlxmtp.chat.prefixes import PrefixCache
 from mlxmtp.chat.text import TextStream
-from mlxmtp.decoding.depth import FixedDepth
+from mlxmtp.decoding.depth import DepthPolicy
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.loop import decode_plainly, speculate
 from mlxmtp.decoding.sequence import Sequence
@@ -50,7 +50,7 @@ class Turn:
     """What a turn is made of; `run` generates it.
 
     Args:
-        head: None decodes plainly. logprobs: as `Engine.stream`.
+        head, policy: of the drafts; without a head decoding is plain. logprobs: as `Engine.stream`.
     """
 
     target: Target
@@ -58,7 +58,7 @@ class Turn:
     text: TextStream
     splitter: Splitter
     verifier: Verifier
-    depth: int
+    policy: DepthPolicy
     prefixes: PrefixCache
     logprobs: int | None
 
@@ -112,12 +112,12 @@ class Turn:
             self.text.finish()
         text = self.text.take()
         parts = self.splitter.feed(text) + (self.splitter.finish() if one.finish else ())
-        stats = tally.stats(mx.get_peak_memory())
+        stats = tally.stats(mx.get_peak_memory(), self.policy.why if self.head else "")
         return Chunk(text, one.tokens, stats, one.finish, parts, one.logprobs, self.text.stopped_by)
 
     def _rounds(self, sequence: Sequence, max_tokens: int) -> Any:
         turn = sequence, self.verifier
         if not self.head:
             return decode_plainly(self.target, *turn, self.text.feed, max_tokens, self.logprobs)
-        policy, drafter = FixedDepth(self.depth), MTPChain(self.head)
-        return speculate(self.target, drafter, *turn, policy, self.text.feed, max_tokens, self.logprobs)
+        drafter = MTPChain(self.head)
+        return speculate(self.target, drafter, *turn, self.policy, self.text.feed, max_tokens, self.logprobs)

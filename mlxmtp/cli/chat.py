@@ -28,7 +28,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--min-p", metavar="M", type=options.number, default=0.0, help="drop tokens below this share of the likeliest")
     add("--seed", metavar="S", type=options.whole, help="the same seed gives the same tokens")
     depth = command.add_mutually_exclusive_group()
-    depth.add_argument("--depth", metavar="N", type=options.depth, help="drafts a round (default: 3)")
+    depth.add_argument("--depth", metavar="N", type=options.depth, help="drafts a round; 0: plain (default: auto)")
     depth.add_argument("--no-mtp", action="store_true", help="do not load the head")
     resumed = command.add_mutually_exclusive_group()
     resumed.add_argument("--continue", dest="newest", action="store_true", help="go on with the newest chat")

@@ -80,7 +80,7 @@ def add_arguments(command: argparse.ArgumentParser, prompt: str | None = None) -
 
     speculation = command.add_argument_group("speculation")
     depth = speculation.add_mutually_exclusive_group()
-    depth.add_argument("--depth", metavar="N", type=options.depth, help="drafts a round (default: 3)")
+    depth.add_argument("--depth", metavar="N", type=options.depth, help="drafts a round; 0: plain (default: auto)")
     depth.add_argument("--no-mtp", action="store_true", help="decode plainly, one token a pass")
     speculation.add_argument(
         "--verify",

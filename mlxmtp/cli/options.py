@@ -30,10 +30,13 @@ def at_least(minimum: int) -> Callable[[str], int]:
     return parse
 
 
-def depth(text: str) -> int:
+def depth(text: str) -> int | None:
+    """Drafts a round; None: auto."""
+    if text == "auto":
+        return None
     value = whole(text)
     if not 0 <= value <= MAX_DEPTH:
-        raise ArgumentTypeError(f"expected a whole number from 0 (plain) to {MAX_DEPTH}, found {value}")
+        raise ArgumentTypeError(f"expected a whole number from 0 (plain) to {MAX_DEPTH}, or auto, found {value}")
     return value
 
 

@@ -46,6 +46,7 @@ def as_text(engine: Engine, last: Chunk, plain: str | None) -> str:
         f"first token after {stats.ttft_s:.2f} s",
         "output": f"{stats.tokens} tokens{rate} ({ending})",
         "MTP": f"off: {plain}" if plain else speculation(stats),
+        "depth": stats.policy,
         "time": shares(stats),
         "memory": f"{stats.peak_memory_bytes / 1e6:,.0f} MB at the peak",
     }

@@ -19,7 +19,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--model", metavar="PATH|REPO", help="a model folder or a Hugging Face repo (default: the bundled demo)")
     add("--head", metavar="PATH|REPO", help="take the MTP head from here")
     how = command.add_mutually_exclusive_group()
-    how.add_argument("--depth", metavar="K", type=options.depth, help="drafts a round; 0 decodes plainly (default: 3)")
+    how.add_argument("--depth", metavar="K", type=options.depth, help="drafts a round; 0: plain (default: auto)")
     how.add_argument("--no-mtp", action="store_true", help="do not load the head")
     add("--host", metavar="ADDRESS", default="127.0.0.1", help="where to listen (default: 127.0.0.1)")
     add("--port", metavar="N", type=options.port, default=8080, help="(default: 8080; 0: any that is free)")

@@ -7,10 +7,16 @@ from mlxmtp.decoding.stats import Round
 
 
 class DepthPolicy(Protocol):
-    """Chooses a depth for each round. Whatever it chooses, the law of the output stays."""
+    """Chooses a depth for each round. Whatever it chooses, the law of the output stays.
+
+    `why` is the present choice in one line; "" where there was none to make.
+    """
+
+    @property
+    def why(self) -> str: ...
 
     def next(self) -> int:
-        """The depth of the next round."""
+        """The depth of the next round; asked once for each, of plain ones before the last has been told."""
 
     def observe(self, one: Round) -> None:
         """Learn from a round."""
@@ -21,6 +27,7 @@ class FixedDepth:
     """The same depth each round."""
 
     depth: int
+    why: str = ""
 
     def next(self) -> int:
         return self.depth

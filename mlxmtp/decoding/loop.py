@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import mlx.core as mx
 
+from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.logprobs import Report
 from mlxmtp.decoding.stats import Parts, Round, TokenLogprob
 from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier, emitted
@@ -62,9 +63,13 @@ def speculate(
     """
     left, number, finish = max_tokens, 0, None
     verifier.begin(sequence.tokens)
+    depth = policy.next()
     while finish is None:
+        if min(depth, left - 1) == 0:
+            left, finish, depth = yield from _plainly(target, sequence, verifier, policy, keep, left, logprobs)
+            continue
         clock = _Clock(timed=number % TIMED_EVERY == TIMED_FROM, drafts_read=verifier.constrained)
-        draft = drafter.propose(sequence, min(policy.next(), left - 1), verifier)
+        draft = drafter.propose(sequence, min(depth, left - 1), verifier)
         clock.drafted(draft)
         rows = target.open(mx.concatenate([mx.array([sequence.tokens[-1:]]), draft.tokens], axis=1), sequence.cache)
         clock.verified(rows)
@@ -79,10 +84,11 @@ def speculate(
         left -= kept.count
         finish = kept.finish or (None if left else "length")
         told = outcome.report(tokens)
-        one = Round(tuple(tokens), draft.depth, accepted, clock.evaluations, finish, clock.parts(), told)
+        parts, seconds = clock.parts(), clock.seconds()
+        one = Round(tuple(tokens), draft.depth, accepted, clock.evaluations, finish, parts, told, seconds)
         policy.observe(one)
         yield one
-        number = _next(number)
+        number, depth = _next(number), policy.next()
 
 
 def decode_plainly(
@@ -99,25 +105,46 @@ def decode_plainly(
 
     Arguments, errors and the caches afterwards as for `speculate`; while it is suspended they are one row ahead.
     """
-    number, finish = 0, None
-    ahead: _Queued | None = None
     verifier.begin(sequence.tokens)
+    yield from _plainly(target, sequence, verifier, FixedDepth(0), keep, max_tokens, logprobs)
+
+
+def _plainly(
+    target: Target,
+    sequence: Sequence,
+    verifier: Verifier,
+    policy: DepthPolicy,
+    keep: Keep,
+    left: int,
+    logprobs: int | None,
+) -> Generator[Round, None, tuple[int, str | None, int]]:
+    """Rounds without drafts until the turn ends, or until drafts are wanted again; no pass is queued beyond that.
+
+    Returns what is left of the tokens then, why the turn ended, if it did, and the depth that is wanted.
+    """
+    number, depth, finish = 0, 0, None
+    ahead: _Queued | None = None
     try:
-        while finish is None:
+        while finish is None and depth == 0:
+            clock = _Clock(timed=False, drafts_read=False)
             now = ahead or _queue(target, sequence, verifier, logprobs)
-            left = max_tokens - number - 1
+            left, depth = left - 1, policy.next()
             ahead = None
-            if left and target.reversible and not verifier.constrained:
+            if left and depth == 0 and target.reversible and not verifier.constrained:
                 ahead = _queue(target, sequence, verifier, logprobs, behind=now)
             _, tokens = now.outcome.fetch()
             finish = keep(tokens).finish or (None if left else "length")
             sequence.advance(tokens, now.rows.hidden)
             verifier.advance(tokens)
-            yield Round(tuple(tokens), 0, 0, 1, finish, logprobs=now.outcome.report(tokens))
+            told = now.outcome.report(tokens)
+            one = Round(tuple(tokens), 0, 0, 1, finish, logprobs=told, seconds=clock.seconds())
+            policy.observe(one)
+            yield one
             number = _next(number)
     finally:
         if ahead:
             ahead.rows.commit(0)
+    return left, finish, depth
 
 
 class _Queued(NamedTuple):
@@ -183,9 +210,10 @@ def _next(number: int) -> int:
 
 
 class _Clock:
-    """Times the parts of a round by evaluating them one after the other; does nothing in other rounds."""
+    """Times a round; where asked for, its parts too, by evaluating them one after the other."""
 
     def __init__(self, *, timed: bool, drafts_read: bool) -> None:
+        self._started = time.perf_counter()
         self._marks = [time.perf_counter()] if timed else []
         self._drafts_read = drafts_read
         self.evaluations = 3 if timed else 1
@@ -196,6 +224,9 @@ class _Clock:
 
     def verified(self, rows: Pass) -> None:
         self._mark(rows.logits)
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started
 
     def parts(self) -> Parts | None:
         if not self._marks:

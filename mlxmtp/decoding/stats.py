@@ -70,6 +70,7 @@ class Stats:
         peak_memory_bytes: MLX's peak during the turn, weights included.
         evaluations: graph evaluations that decoding waited for: one a round, three in each of the timed_rounds, and
             one more where a constraint has to see the drafts.
+        policy: the depth that was chosen last, and why; "" where it was given.
     """
 
     prompt_tokens: int
@@ -90,6 +91,7 @@ class Stats:
     evaluations: int
     timed_rounds: int
     drafted_by_depth: tuple[int, ...] = ()
+    policy: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""
@@ -139,7 +141,7 @@ class Tally:
         if one.parts:
             self._parts.append(one.parts)
 
-    def stats(self, peak_memory_bytes: int) -> Stats:
+    def stats(self, peak_memory_bytes: int, policy: str = "") -> Stats:
         """The turn so far."""
         decode_s = self._last - self._first
         accepted = self._accepted + [0] * (len(self._drafted) - len(self._accepted))
@@ -163,6 +165,7 @@ class Tally:
             evaluations=self._evaluations,
             timed_rounds=len(self._parts),
             drafted_by_depth=tuple(self._drafted),
+            policy=policy,
         )
 
     def _split(self, decode_s: float) -> tuple[float, float, float]:

@@ -115,7 +115,7 @@ class Loaded(Event):
     Args:
         name: what it was called. head: the family of its head, or None; then `plain_because` says why.
         head_source: the repo of a head that stands apart; `by_name`: nobody asked for it.
-        folder: where its files are. default_depth: drafts a round where none is asked for. context: its most tokens.
+        folder: where its files are. context: its most tokens.
         memory_limit: bytes that the weights and caches can take here. thinks: its template has a thinking mode.
         token_identical: a draft's row has the bits that it would have alone on this backend.
     """
@@ -125,7 +125,6 @@ class Loaded(Event):
     plain_because: str | None
     head_source: str | None
     by_name: bool
-    default_depth: int
     context: int
     memory_limit: int
     thinks: bool
@@ -182,7 +181,7 @@ class Finished(Event):
 class Compared(Event):
     """A measurement so far (chat/speed.py), complete where `done` is `total`."""
 
-    depth: int
+    depth: int | None
     done: int
     total: int
     plain: list[float]

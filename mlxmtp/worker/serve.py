@@ -121,7 +121,6 @@ class Worker:
                 plain_because=engine.plain_because,
                 head_source=source.repo if source else None,
                 by_name=bool(source and source.by_name),
-                default_depth=engine.default_depth,
                 context=engine.context,
                 memory_limit=usable_memory(),
                 thinks=engine.tokenizer.has_thinking,

@@ -318,7 +318,7 @@ def test_a_process_goes_on_after_every_failure(started: Driven, plain_model: Pat
     assert worker.answer(ListModels)[0].found == []
     (loaded,) = worker.answer(Load, str(plain_model))
     assert isinstance(loaded, Loaded)
-    assert (loaded.name, loaded.head, loaded.default_depth) == (str(plain_model), None, 0)
+    assert (loaded.name, loaded.head) == (str(plain_model), None)
     assert loaded.plain_because == "no MTP head family for model type 'llama' yet"
     assert (loaded.context, loaded.thinks) == (100_000, False)
     assert kinds(worker.answer(Generate, HELLO, Settings(depth=1))) == [Failed]

@@ -119,8 +119,9 @@ def measurement(outcome: Compared, head: str | None) -> str:
         return f"{middle:.1f} tok/s ({min(values):.1f} to {max(values):.1f})"
 
     plain = f"Measured on this chat, {len(outcome.plain)} runs each, in turn. Plain, by mlx-lm: {rates(outcome.plain)}."
-    if head is None or not outcome.depth:
+    if head is None or outcome.depth == 0:
         return f"{plain} mlxmtp, plain too: {rates(outcome.mtp)}."
     ratios = sorted(ours / theirs for ours, theirs in zip(outcome.mtp, outcome.plain, strict=True))
     spread = f"{ratios[len(ratios) // 2]:.2f}× ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-    return f"{plain} With MTP, depth {outcome.depth}: {rates(outcome.mtp)}. That is {spread}."
+    depth = "auto" if outcome.depth is None else outcome.depth
+    return f"{plain} With MTP, depth {depth}: {rates(outcome.mtp)}. That is {spread}."

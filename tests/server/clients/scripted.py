@@ -150,7 +150,7 @@ def engine(folder: str) -> None:
         events: Iterator[Any] = iter(())
         if isinstance(command, Load):
             about = {"head": None, "plain_because": "it is scripted", "head_source": None, "by_name": False}
-            numbers = {"default_depth": 0, "context": CONTEXT, "memory_limit": 1, "seconds": 0.0}
+            numbers = {"context": CONTEXT, "memory_limit": 1, "seconds": 0.0}
             kinds = {"thinks": True, "token_identical": True, "folder": folder}
             events = iter([Loaded(command.id, "scripted", **about, **numbers, **kinds)])
         elif isinstance(command, Generate):

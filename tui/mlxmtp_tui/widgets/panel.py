@@ -9,6 +9,7 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
+from mlxmtp.decoding.stats import Stats
 from mlxmtp.units import size
 from mlxmtp.worker.messages import Loaded, Settings
 from mlxmtp_tui.figures import MUTED, SHADES, bar, context, plot, promise, sparkline, stacked
@@ -42,12 +43,12 @@ class Panel(VerticalScroll):
 def now(live: Live, loaded: Loaded | None, settings: Settings, name: str) -> list[Line]:
     """The panel while a turn runs, and frozen after it."""
     lines: list[Line] = [Content.styled(shortened(name, WIDTH), "bold")]
-    lines += [Content.styled(line, MUTED) for line in head_lines(loaded, settings)]
+    lines += [Content.styled(line, MUTED) for line in head_lines(loaded, settings, live.stats)]
     lines += ["", *rate_lines(live), "", *draft_lines(live), *round_lines(live), "", *prompt_lines(live)]
     return [*lines, "", *room_lines(live, loaded), *promise_lines(loaded, settings)]
 
 
-def head_lines(loaded: Loaded | None, settings: Settings) -> list[str]:
+def head_lines(loaded: Loaded | None, settings: Settings, stats: Stats | None = None) -> list[str]:
     """Which head, at which depth and why."""
     if loaded is None:
         return ["no model is loaded"]
@@ -56,7 +57,7 @@ def head_lines(loaded: Loaded | None, settings: Settings) -> list[str]:
     head = loaded.head_source or f"{loaded.head} head"
     lines = wrapped(head + (", found by name" if loaded.by_name else ""))
     if settings.depth is None:
-        return [*lines, f"depth {loaded.default_depth}, the default"]
+        return [*lines, *wrapped((stats.policy if stats else "") or "depth auto")]
     return [*lines, "depth 0, plain: you set it" if settings.depth == 0 else f"depth {settings.depth}, you set it"]
 
 
