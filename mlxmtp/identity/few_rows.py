@@ -2,8 +2,9 @@
 
 On Apple GPUs from M3 on, `mx.quantized_matmul` takes another kernel for two rows than for one, with another order of
 addition. The kernel here (few_rows.metal) keeps the order that MLX 0.32.4 has for one row and reads the weights once
-for all rows. It was written without a Mac: its arithmetic is tested on the host, its speed is not known, and whether
-Metal compiles it to the same bits as MLX's own is for `check` to find, on the machine and the weights at hand.
+for all rows. It was written without a Mac: its arithmetic is tested on the host, but its speed is not known, nor
+whether Metal's compiler, which may fuse products with sums, does so here where it does in MLX's own kernel. `check`
+finds out, on the machine and with the weights at hand; it can also differ by number of rows, so check each.
 
 Where rounding comes from: a lane takes 4, 8 or 16 inputs of each block (`lane_values`), and 32 lanes are added last.
 Shapes: x [..., K] with m rows in all, w [N, K * bits / 32] as uint32, scales and biases [N, K / group_size].
@@ -191,9 +192,13 @@ def check(
     known = _known_ways(w, scales, biases, group_size, bits)
     expected = [known["row by row"](x) for x in trials]
     try:
-        differing = _differing([few_row_matmul(x, w, scales, biases, group_size, bits, launch) for x in trials], expected)
+        differing = _differing(
+            [few_row_matmul(x, w, scales, biases, group_size, bits, launch) for x in trials], expected
+        )
     except Exception as error:  # whatever the compiler or the driver has to say
-        return not_used(f"the kernel failed: {str(error).strip().splitlines()[0] if str(error).strip() else repr(error)}")
+        return not_used(
+            f"the kernel failed: {str(error).strip().splitlines()[0] if str(error).strip() else repr(error)}"
+        )
     if differing:
         return not_used(f"{differing} of {sum(y.size for y in expected)} values differ from one-row products")
     exact = {name: _differing([way(x) for x in trials], expected) == 0 for name, way in known.items()}
@@ -245,13 +250,14 @@ def _known_ways(
 def _differing(found: list[mx.array], expected: list[mx.array]) -> int:
     """How many values differ in any bit."""
     whole = mx.uint32 if expected[0].dtype == mx.float32 else mx.uint16
-    return sum(int((a.view(whole) != b.view(whole)).sum().item()) for a, b in zip(found, expected, strict=True))
+    differs = [mx.sum(a.view(whole) != b.view(whole)) for a, b in zip(found, expected, strict=True)]
+    return int(cast(int, sum(differs, mx.array(0)).item()))
 
 
 def _seconds(
     ways: Mapping[str, Callable[[mx.array], mx.array]], x: mx.array, clock: Callable[[], float]
 ) -> dict[str, float]:
-    """The median over rounds in which the ways take turns; each turn several products, so that a launch counts little."""
+    """The median over rounds in which the ways take turns; several products a turn, so that a launch counts little."""
     rounds, products = 7, 8
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):

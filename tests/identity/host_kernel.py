@@ -1,4 +1,4 @@
-"""The body of the Metal kernel, compiled for this machine (host_kernel.cpp), in the place of `mx.fast.metal_kernel`'s."""
+"""The body of the Metal kernel, compiled for this machine (host_kernel.cpp), in place of `mx.fast.metal_kernel`'s."""
 
 from __future__ import annotations
 

@@ -92,9 +92,7 @@ def same(a: mx.array, b: mx.array) -> bool:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("group_size", SHAPES)
 @pytest.mark.parametrize("bits", [4, 8])
-def test_every_row_has_the_bits_of_the_one_row_order(
-    host: HostKernel, bits: int, group_size: int, dtype: str
-) -> None:
+def test_every_row_has_the_bits_of_the_one_row_order(host: HostKernel, bits: int, group_size: int, dtype: str) -> None:
     for inputs, outputs in SHAPES[group_size]:
         given = product(inputs, outputs, group_size, bits, DTYPES[dtype])
         filled = inputs % (512 if bits == 4 else 256) == 0
@@ -145,7 +143,9 @@ def test_it_is_the_product_with_the_weights_that_mlx_packed(
     found = few_row_matmul(x[None], w, scales, biases, group_size, bits, launch=host)
     assert found.shape == (1, 5, 24)
     # each of K products and additions is off by half an ulp at most, of what the terms add up to without their signs
-    bound = 2.0**-23 * inputs * (np.abs(np.array(x)) @ np.abs(dense).T + np.abs(np.array(x)).sum() * np.abs(dense).max())
+    bound = (
+        2.0**-23 * inputs * (np.abs(np.array(x)) @ np.abs(dense).T + np.abs(np.array(x)).sum() * np.abs(dense).max())
+    )
     assert (np.abs(np.array(found)[0] - expected) < bound).all()
     assert np.abs(np.array(found)[0] - expected).max() < 1e-3
 
@@ -235,7 +235,9 @@ def test_mlx_is_given_the_text_that_is_tested_here(monkeypatch: pytest.MonkeyPat
 def test_the_body_asks_for_what_the_harness_gives() -> None:
     """MLX adds an argument for each of these names that it finds in the text, comments included."""
     places = "grid", "threadgroup", "simdgroup", "quadgroup"
-    names = [f"{what}_{how}_in_{place}" for what in ("thread", *places) for how in ("position", "index") for place in places]
+    names = [
+        f"{what}_{how}_in_{place}" for what in ("thread", *places) for how in ("position", "index") for place in places
+    ]
     names += ["grid_origin", "grid_size", "per_grid", "per_threadgroup", "per_simdgroup", "execution_width"]
     names += [f"{array}_{what}" for array in ("x", "w", "scales", "biases") for what in ("shape", "strides", "ndim")]
     body = BODY.read_text("utf-8")
@@ -333,9 +335,7 @@ def test_where_all_rows_at_once_are_exact_it_must_beat_them(machine: Callable[..
 
 
 @pytest.mark.parametrize("trial", range(3))
-def test_one_bit_off_in_one_value_is_not_used(
-    machine: Callable[..., Machine], given: Product, trial: int
-) -> None:
+def test_one_bit_off_in_one_value_is_not_used(machine: Callable[..., Machine], given: Product, trial: int) -> None:
     mac = machine(kernel=0.1)
 
     def nearly(**call: Any) -> list[mx.array]:
@@ -355,9 +355,7 @@ def test_a_kernel_that_does_not_compile_is_not_used_and_told(given: Product) -> 
 
     found = given.check(2, launch=broken)
     assert not found.usable
-    assert found.reason == (
-        "not used: the kernel failed: [metal::Device] Unable to build metal library from source"
-    )
+    assert found.reason == ("not used: the kernel failed: [metal::Device] Unable to build metal library from source")
 
 
 def test_what_the_kernel_does_not_take_is_a_finding_too(given: Product) -> None:
