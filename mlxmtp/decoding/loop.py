@@ -105,6 +105,7 @@ def decode_plainly(
     try:
         while finish is None:
             now = ahead or _queue(target, sequence, verifier, logprobs)
+            now.rows.commit(1)
             left = max_tokens - number - 1
             ahead = None
             if left and target.reversible and not verifier.constrained:
