@@ -3,6 +3,9 @@
 On Apple GPUs a matrix product of several rows runs through other kernels than that of one, which add in another
 order (decoding.md 5). A decode step's kernel takes many rows in one launch where each is an expert's only row:
 `gather_qmm`, `gather_mm` with all-zero indices. What that does not reach goes through row by row.
+
+The stock product of several rows is never taken, though it may look equal: in half precision most differences in the
+order are rounded away, and a small matrix has too few outputs to show the others.
 """
 
 from __future__ import annotations
@@ -22,27 +25,29 @@ if TYPE_CHECKING:
     from mlxmtp.targets import Target
 
 Way = Callable[..., Any]
-"""One of several ways to call a module: (module, x [..., m, D], *others [..., m, _])."""
+"""One of several ways to call a module: (module, x [..., m, D], *others [..., m, _]), and of a matrix: (matrix, x)."""
 Kernel = Callable[[mx.array, mx.array, mx.array, mx.array, int, int], mx.array]
 """x [m, K] by an affine matrix: (x, w, scales, biases, group_size, bits); ValueError where it has no such kernel."""
 
 ATTENTION = "scaled_dot_product_attention"
-TRIES = 3
+TRIALS = 4
 
 
 class OneRow:
     """A target's modules taught one-row arithmetic; `on` switches it, for passes over several rows only.
 
-    Of the ways to call a module, the fastest is taken that gives the bits of its rows alone: found out on the first
-    pass of so many rows, with the weights and the input that are there. Attention always goes row by row: what is
+    Of the ways to multiply by a matrix, the fastest is taken that gives the bits of its rows alone: found out on the
+    first pass of so many rows, with the weights that are there. All else goes row by row; attention too, for what is
     equal over a short context need not be so over a long one.
 
     Args:
         kernels: further ways for affine matrices.
+
+    `alone`: matrices go row by row as well.
     """
 
     def __init__(self, target: Target, kernels: Sequence[Kernel] = ()) -> None:
-        self.on = False
+        self.on = self.alone = False
         self._rows = 0
         self._latent = target.latent
         self._decided: dict[Any, Way] = {}
@@ -71,19 +76,21 @@ class OneRow:
             rebind(module, **{ATTENTION: self._attention(kind.__call__.__globals__[ATTENTION])})
 
     def _offer(self, module: nn.Module, ways: Sequence[Way], method: str = "__call__") -> None:
-        """Have a method choose among its own way, that of rows alone, and `ways`."""
+        """Have a method choose among `ways` and its own row by row."""
         together: Way = getattr(type(module), method)
-        every = (together, *ways, _alone(together))
+        alone = _alone(together)
         weights: Any = tree_flatten(module.parameters())
         kind = type(module).__name__, method, tuple((name, w.shape, w.dtype) for name, w in weights)
 
         def call(module: nn.Module, x: mx.array, *others: mx.array) -> Any:
             if not self._rows or x.ndim < 2 or x.shape[-2] != self._rows:
                 return together(module, x, *others)
+            if self.alone or not ways:
+                return alone(module, x, *others)
             met = kind, x.shape, x.dtype
             if met not in self._decided:
-                self._decided[met] = _fastest_equal(every, module, x, *others)
-            return self._decided[met](module, x, *others)
+                self._decided[met] = _fastest_equal(ways, alone, module, x)
+            return self._decided[met](module, x)
 
         replace_call(module, call, method)
 
@@ -124,11 +131,11 @@ def _alone(together: Way) -> Way:
     """Row by row: equal by definition, with a launch for each row."""
 
     def by_rows(module: nn.Module, *inputs: mx.array) -> Any:
-        rows = range(inputs[0].shape[-2])
+        axis, rows = inputs[0].ndim - 2, range(inputs[0].shape[-2])
         outputs = [together(module, *(x[..., i : i + 1, :] for x in inputs)) for i in rows]
         if isinstance(outputs[0], tuple):
-            return tuple(mx.concatenate(list(parts), axis=-2) for parts in zip(*outputs, strict=True))
-        return mx.concatenate(outputs, axis=-2)
+            return tuple(mx.concatenate(list(parts), axis) for parts in zip(*outputs, strict=True))
+        return mx.concatenate(outputs, axis)
 
     return by_rows
 
@@ -187,33 +194,27 @@ def _any(matrix: nn.Module) -> Any:
 # -- which ----------------------------------------------------------------------------------------------------
 
 
-def _fastest_equal(ways: Sequence[Way], module: nn.Module, *inputs: mx.array) -> Way:
-    """The fastest of the ways whose outputs are, bit for bit, those of the last."""
+def _fastest_equal(ways: Sequence[Way], alone: Way, matrix: nn.Module, x: mx.array) -> Way:
+    """The fastest of the ways that give, bit for bit, what `alone` gives: of x, and of random rows like it."""
+    inputs = [x, *(mx.random.normal(x.shape, x.dtype, key=mx.random.key(i)) for i in range(TRIALS))]
     mx.eval(inputs)
-    expected = _computed(ways[-1], module, *inputs)
-    equal = [way for way in ways[:-1] if _gives(expected, way, module, *inputs)]
-    return min((*equal, ways[-1]), key=lambda way: _seconds(way, module, *inputs))
+    equal = [way for way in ways if all(_same(way, alone, matrix, one) for one in inputs)]
+    return min((*equal, alone), key=lambda way: _seconds(way, matrix, x))
 
 
-def _gives(expected: tuple[mx.array, ...], way: Way, module: nn.Module, *inputs: mx.array) -> bool:
+def _same(way: Way, alone: Way, matrix: nn.Module, x: mx.array) -> bool:
     try:
-        found = _computed(way, module, *inputs)
+        found, expected = way(matrix, x), alone(matrix, x)
+        mx.eval(found, expected)
     except (ValueError, RuntimeError):
         return False  # this backend has no such kernel for it
-    return all(a.dtype == b.dtype and bool(mx.array_equal(a, b)) for a, b in zip(found, expected, strict=True))
+    return found.dtype == expected.dtype and bool(mx.array_equal(found, expected))
 
 
-def _seconds(way: Way, module: nn.Module, *inputs: mx.array) -> float:
+def _seconds(way: Way, matrix: nn.Module, x: mx.array) -> float:
     times = []
-    for _ in range(TRIES):
+    for _ in range(TRIALS):
         start = time.perf_counter()
-        _computed(way, module, *inputs)
+        mx.eval(way(matrix, x))
         times.append(time.perf_counter() - start)
     return min(times)
-
-
-def _computed(way: Way, module: nn.Module, *inputs: mx.array) -> tuple[mx.array, ...]:
-    found = way(module, *inputs)
-    outputs = found if isinstance(found, tuple) else (found,)
-    mx.eval(outputs)
-    return outputs

@@ -45,6 +45,7 @@ class Rung:
 
     promise: Promise
     width: int = 1
+    alone: bool = False
 
     def apply(self, target: Target, kernels: Sequence[Kernel] = ()) -> None:
         """Have the target compute this way from now on."""
@@ -54,13 +55,13 @@ class Rung:
             found = [OneRow(target, kernels)]
             target.watchers += found
         for one_row in found:
-            one_row.on = self.promise == "identical-one-row"
+            one_row.on, one_row.alone = self.promise == "identical-one-row", self.alone
 
 
 AS_IS = Rung("identical")
 LADDERS: dict[Identity, tuple[Rung, ...]] = {
     "fast": (AS_IS,),
-    "strict": (AS_IS, Rung("identical-one-row")),
+    "strict": (AS_IS, Rung("identical-one-row"), Rung("identical-one-row", alone=True)),
     "canonical": (AS_IS, Rung("identical-canonical", 2), Rung("identical-canonical", ROWS)),
 }
 """What is tried for each choice of the user's, the cheapest first."""
@@ -117,7 +118,7 @@ def probe(
             if not finding.equal:
                 break
         if all(finding.equal for finding in findings):
-            return Verdict(rung.promise, ROWS, max(finding.context for finding in findings), rung.width)
+            return Verdict(rung.promise, ROWS, findings[-1].context, rung.width, rung.alone)
         because = finding.told
     AS_IS.apply(target)
     return Verdict("distribution", ROWS, finding.context, because=because, complete=not finding.error)
@@ -125,7 +126,7 @@ def probe(
 
 def use(target: Target, verdict: Verdict, kernels: Sequence[Kernel] = ()) -> None:
     """Have a target compute as a verdict of it says."""
-    rung = Rung(verdict.promise, verdict.width) if verdict.identical else AS_IS
+    rung = Rung(verdict.promise, verdict.width, verdict.alone) if verdict.identical else AS_IS
     rung.apply(target, kernels)
 
 
@@ -154,10 +155,10 @@ def _compare(target: Target, tokens: Sequence[int], context: int, rows: Sequence
     for m in rows:
         several, expected = _logits(target, deepcopy(cache), [text[:m], [text[m]]]), alone[: m + 1]
         if not bool(mx.array_equal(several, expected)):
-            equal = False
-            difference = max(difference, float(mx.abs(several - expected).max()))
-    if not math.isfinite(difference):
-        raise ValueError("the model's logits are not finite")
+            most = float(mx.where(several == expected, 0, mx.abs(several - expected)).max())
+            if not math.isfinite(most):
+                raise ValueError("the model's logits are not finite")
+            equal, difference = False, max(difference, most)
     return Finding(context, max(rows), equal, difference)
 
 

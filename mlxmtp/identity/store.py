@@ -68,7 +68,7 @@ def store(file: Path, verdict: Verdict) -> None:
 
 def _verdict(content: Mapping[str, Any]) -> Verdict:
     verdict = Verdict(**content)
-    kinds = {"promise": str, "because": str, "rows": int, "context": int, "width": int, "complete": bool}
+    kinds = {"promise": str, "because": str, "rows": int, "context": int, "width": int, "alone": bool, "complete": bool}
     if any(type(getattr(verdict, item.name)) is not kinds[item.name] for item in fields(verdict)):
         raise TypeError("a field of another type")
     if verdict.promise not in PROMISES or verdict.width < 1 or not verdict.complete:

@@ -23,7 +23,8 @@ class Verdict:
 
     Args:
         promise: what holds while the target computes as `width` and the promise say.
-        width: rows that every pass has at least; 1: as many as are asked for.
+        width: rows that every pass has at least; 1: as many as are asked for. alone: one-row arithmetic multiplies row
+            by row, for gathered products did not hold.
         rows: passes of 2 to so many rows were held against one row, bit for bit.
         context: with up to so many tokens before them.
         because: what was found where no identity holds, else empty.
@@ -34,6 +35,7 @@ class Verdict:
     rows: int
     context: int
     width: int = 1
+    alone: bool = False
     because: str = ""
     complete: bool = True
 
