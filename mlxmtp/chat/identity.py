@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mlxmtp.chat.prompt import encode
 from mlxmtp.heads.check import TEXT
 from mlxmtp.identity.greedy import GreedyRun, greedy_run
-from mlxmtp.identity.probe import FULL, Finding, Plan, Rung, probe, use
+from mlxmtp.identity.probe import Finding, Plan, Rung, probe, use
 from mlxmtp.identity.store import file_of, store, stored
 from mlxmtp.identity.verdict import IDENTITIES, Identity, Verdict
 
@@ -25,7 +25,7 @@ TOKENS = 128
 def settle(engine: Engine, identity: Identity) -> Verdict:
     """The verdict on an identity, whose arithmetic the engine's target has from now on.
 
-    Where none is kept from an earlier run, it is measured: about as long as 50 tokens of plain decoding take.
+    Where none is kept from an earlier run, it is measured: about as long as a hundred tokens take.
     """
     file = _file(engine, identity)
     found = stored(file)
@@ -54,9 +54,7 @@ class Examined:
     broken: bool
 
 
-def examine(
-    engine: Engine, plan: Plan = FULL, tell: Callable[[str, int, int], None] = lambda *_: None
-) -> Iterator[Examined]:
+def examine(engine: Engine, plan: Plan, tell: Callable[[str, int, int], None] = lambda *_: None) -> Iterator[Examined]:
     """Measure an identity after the other in full; where the model keeps plain decoding's tokens as it is, only that.
 
     What is found is kept, and takes the place of what was found at load.

@@ -67,6 +67,7 @@ def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
     report["machine"] = machine()
     say(arguments, machine_rows(report["machine"]))
     from mlxmtp.chat import identity
+    from mlxmtp.identity.probe import FULL
 
     engine = load(arguments.model, head=arguments.head)
     report["model"] = {"name": engine.name, "head": engine.head, "plain_because": engine.plain_because}
@@ -74,7 +75,7 @@ def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
     report["identities"], fault = {}, False
     with Progress(sys.stderr, "Examining", lambda done, total: f"{done} of {total}") as progress:
         found = []
-        for one in identity.examine(engine, tell=lambda _, done, total: progress.update(done, total)):
+        for one in identity.examine(engine, FULL, lambda _, done, total: progress.update(done, total)):
             found.append(one)
             report["identities"][one.identity] = as_json(one)
             fault = fault or one.broken
