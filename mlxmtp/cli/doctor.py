@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlxmtp
 from mlxmtp.cli.progress import Progress
-from mlxmtp.errors import BackendError, MlxmtpError
+from mlxmtp.errors import CheckpointError, MlxmtpError, OptionError
 from mlxmtp.identity.verdict import PROMISES
 from mlxmtp.units import size
 
@@ -50,10 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
     report: dict[str, Any] = {}
     try:
         return examine(arguments, report)
-    except BackendError as error:
+    except (CheckpointError, OptionError) as error:  # no such model: the command line says so
+        report["error"] = str(error)
+        raise
+    except MlxmtpError as error:
         return broken(arguments, report, str(error))
-    except MlxmtpError:
-        raise  # no such model: the command line says so
     except Exception as error:  # it is for faults that it is called
         return broken(arguments, report, f"{type(error).__name__}: {error}")
     finally:
@@ -72,19 +73,17 @@ def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
     engine = load(arguments.model, head=arguments.head)
     report["model"] = {"name": engine.name, "head": engine.head, "plain_because": engine.plain_because}
     say(arguments, {"model": engine.name, "head": engine.head or f"none: {engine.plain_because}"})
-    report["identities"], fault = {}, False
-    with Progress(sys.stderr, "Examining", lambda done, total: f"{done} of {total}") as progress:
-        found = []
-        for one in identity.examine(engine, FULL, lambda _, done, total: progress.update(done, total)):
-            found.append(one)
-            report["identities"][one.identity] = as_json(one)
-            fault = fault or one.broken
-    for one in found:
-        say(arguments, {one.identity: told(one)})
+    found: list[Examined] = []
+    try:
+        with Progress(sys.stderr, "Examining", lambda done, total: f"{done} of {total}") as progress:
+            found.extend(identity.examine(engine, FULL, lambda _, done, total: progress.update(done, total)))
+    finally:
+        report["identities"] = {one.identity: as_json(one) for one in found}
+        say(arguments, {one.identity: told(one) for one in found})
     best = next((one for one in found if one.verdict.identical), found[0])
     report["promise"] = best.verdict.promise
     say(arguments, {"promise": PROMISES[best.verdict.promise], "": ADVICE[best.verdict.promise]})
-    if fault:
+    if any(one.broken for one in found):
         return broken(arguments, report, "texts part where rounding does not explain it; please report this output")
     return 0
 

@@ -6,7 +6,7 @@ import pytest
 
 import mlxmtp
 from mlxmtp.cli import doctor
-from mlxmtp.errors import BackendError
+from mlxmtp.errors import BackendError, NumericsError
 from mlxmtp.identity import probe
 from mlxmtp.identity.greedy import GreedyRun
 from tests.identity.stand_in import backend, narrow, own
@@ -84,7 +84,11 @@ def test_no_such_model(main_):
     assert "machine" in ran.out, "what was found is said"
 
 
-@pytest.mark.parametrize("error", [RuntimeError("the device is lost"), ValueError(), MemoryError("all gone")], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("the device is lost"), ValueError(), MemoryError("all gone"), NumericsError("not finite")],
+    ids=repr,
+)
 @pytest.mark.parametrize("place", ["machine", "load", "examine"])
 def test_whatever_happens_is_told(main_, monkeypatch, place, error):
     def fails(*_, **__):
@@ -97,9 +101,10 @@ def test_whatever_happens_is_told(main_, monkeypatch, place, error):
         monkeypatch.setitem(vars(owner), place, fails)
     ran = main_("doctor")
     assert ran.code == 1
-    assert type(error).__name__ in rows(ran)["broken"]
+    said = str(error) if isinstance(error, NumericsError) else f"{type(error).__name__}: {error}"
+    assert rows(ran)["broken"] == said
     assert "Traceback" not in ran.out + ran.err
-    assert json.loads(main_("doctor", "--json").out)["error"].startswith(type(error).__name__)
+    assert json.loads(main_("doctor", "--json").out)["error"] == said
 
 
 def test_without_mlx(main_, monkeypatch):

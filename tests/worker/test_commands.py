@@ -372,8 +372,11 @@ def test_load_takes_its_options(plain_model: Path, raw_checkpoint: Callable[...,
     assert facts[3][1]
 
 
-def test_the_promise_is_that_of_the_identity_asked_for(raw_checkpoint: Callable[..., Path]) -> None:
+def test_the_promise_is_that_of_the_identity_asked_for(
+    raw_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a backend whose norms depend on the number of rows, for which there is no one-row arithmetic."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # what was found on another backend is kept elsewhere
     raw = str(raw_checkpoint("qwen3_5"))
     with backend(narrow, norms=wide):
         asked = Load(1, raw), Load(2, raw, identity="strict"), Load(3, raw, identity="canonical")
