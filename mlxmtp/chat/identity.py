@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mlxmtp.chat.prompt import encode
 from mlxmtp.heads.check import TEXT
 from mlxmtp.identity.greedy import GreedyRun, greedy_run
+from mlxmtp.identity.one_row import Kernel
 from mlxmtp.identity.probe import Finding, Plan, Rung, probe, use
 from mlxmtp.identity.store import file_of, store, stored
 from mlxmtp.identity.verdict import IDENTITIES, Identity, Verdict
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 TOKENS = 128
 """The length of a greedy run."""
+KERNELS: tuple[Kernel, ...] = ()
+"""Kernels of our own, for strict identity to use where they are found equal and faster."""
 
 
 def settle(engine: Engine, identity: Identity) -> Verdict:
@@ -30,9 +33,9 @@ def settle(engine: Engine, identity: Identity) -> Verdict:
     file = _file(engine, identity)
     found = stored(file)
     if found:
-        use(engine.target, found)
+        use(engine.target, found, KERNELS)
     else:
-        found = probe(engine.target, _text(engine), identity)
+        found = probe(engine.target, _text(engine), identity, kernels=KERNELS)
         store(file, found)
     return found
 
@@ -82,7 +85,7 @@ def _examined(engine: Engine, identity: Identity, plan: Plan, tell: Callable[[st
         tell(f"{identity}: one row held against several", len(findings), len(plan))
 
     text = _text(engine)
-    verdict = probe(engine.target, text, identity, plan, tell=heard)
+    verdict = probe(engine.target, text, identity, plan, KERNELS, heard)
     if engine.mtp is None:
         return Examined(identity, verdict, tuple(findings), None, broken=False)
     depth = min(engine.default_depth, verdict.rows - 1)
