@@ -72,7 +72,7 @@ class OneRow:
             self._offer(module, [_gathered], method="as_linear")
         elif isinstance(module, SwitchGLU | SwitchMLP) or kind.__name__ == "MoEGate":
             self._offer(module, [])
-        elif ATTENTION in kind.__call__.__code__.co_names:
+        elif ATTENTION in getattr(getattr(kind.__call__, "__code__", None), "co_names", ()):
             rebind(module, **{ATTENTION: self._attention(kind.__call__.__globals__[ATTENTION])})
 
     def _offer(self, module: nn.Module, ways: Sequence[Way], method: str = "__call__") -> None:

@@ -33,8 +33,8 @@ Plan = tuple[tuple[int, tuple[int, ...]], ...]
 """Lengths of context, and the numbers of rows to look at there."""
 
 EVERY = tuple(range(2, ROWS + 1))
-QUICK: Plan = ((READ, EVERY), (1100, (2, 5, 8)), (4200, (2, 8)))
-"""Every number of rows, and Metal's bounds of attention over many keys (1024, 4096): some 50 passes in all."""
+QUICK: Plan = ((READ, EVERY), (1100, (2, 5, 8)), (4200, (2, 8)), (16_800, (2, 8)))
+"""Every number of rows, and Metal's bounds of attention over many keys (1024, 4096): some 60 passes in all."""
 FULL: Plan = tuple((context, EVERY) for context in (READ, 300, 1100, 4200, 8400, 16_800, 33_600))
 """What `mlxmtp doctor` takes the time for."""
 
@@ -107,21 +107,16 @@ def probe(
         kernels: of our own, which strict identity may use where they are equal and faster (identity/one_row.py).
         tell: told each finding.
     """
-    because = ""
     for rung in LADDERS[identity]:
-        rung.apply(target, kernels)
-        findings = []
-        for finding in findings_of(target, tokens, plan):
-            findings.append(finding)
+        for finding in findings_of(target, tokens, rung, plan, kernels):
             if tell:
                 tell(rung, finding)
             if not finding.equal:
                 break
-        if all(finding.equal for finding in findings):
-            return Verdict(rung.promise, ROWS, findings[-1].context, rung.width, rung.alone)
-        because = finding.told
+        else:
+            return Verdict(rung.promise, ROWS, finding.context, rung.width, rung.alone)
     AS_IS.apply(target)
-    return Verdict("distribution", ROWS, finding.context, because=because, complete=not finding.error)
+    return Verdict("distribution", ROWS, finding.context, because=finding.told, complete=not finding.error)
 
 
 def use(target: Target, verdict: Verdict, kernels: Sequence[Kernel] = ()) -> None:
@@ -130,13 +125,16 @@ def use(target: Target, verdict: Verdict, kernels: Sequence[Kernel] = ()) -> Non
     rung.apply(target, kernels)
 
 
-def findings_of(target: Target, tokens: Sequence[int], plan: Plan) -> Iterator[Finding]:
+def findings_of(
+    target: Target, tokens: Sequence[int], rung: Rung, plan: Plan, kernels: Sequence[Kernel]
+) -> Iterator[Finding]:
     """Compare at each context of the plan that the model and the machine have room for; the shortest always."""
     most = target.text_config.get("max_position_embeddings") or plan[-1][0] + 2 * ROWS
     for number, (context, rows) in enumerate(plan):
         if number and context + 2 * ROWS > most:
             return
         try:
+            rung.apply(target, kernels)
             finding = _compare(target, tokens, context, rows)
         except Exception as error:  # whatever it is, nothing has been shown
             finding = Finding(context, max(rows), equal=False, error=f"{type(error).__name__}: {error}")
@@ -179,7 +177,7 @@ def _behind(target: Target, tokens: Sequence[int], context: int) -> Cache | None
     target.forward(mx.array([_endless(tokens, 0, READ)]), cache)
     mx.eval([layer.state for layer in cache])
     grows = sum(state_of(part).nbytes for part in parts(cache) if appends(part))
-    if grows // READ * context > BYTES:
+    if context > READ and grows // READ * context > BYTES:
         return None
     for part in parts(cache) if context > READ else ():
         state = state_of(part)

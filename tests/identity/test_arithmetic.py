@@ -1,6 +1,7 @@
 """Strict and canonical identity keep plain decoding's tokens on a backend that does not; and promise nothing more."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from mlxmtp import Engine, OptionError, load
 from mlxmtp.identity import one_row
 from mlxmtp.identity.probe import EVERY, ROWS, probe
+from mlxmtp.targets import Target
 from tests.identity.conftest import KINDS, text
 from tests.identity.stand_in import backend, narrow, own, wide
 from tests.running import generated, reference
@@ -73,32 +75,38 @@ def test_rows_go_through_one_by_one_where_gathering_changes_them_too(engine: Eng
         assert generated(model, text(model), TOKENS, 3) == expected
 
 
-@pytest.mark.parametrize("identity", ["strict", "canonical"])
-def test_what_cannot_be_kept_is_not_claimed(identity: str) -> None:
-    """Norms that depend on rows are beyond one-row arithmetic; in each width others, beyond a width but the widest."""
-    with backend(narrow, norms=wide if identity == "strict" else own):
-        if identity == "strict":
-            model = load(identity="strict")
-            assert model.verdict.promise == "distribution"
-            assert (model.head, model.default_depth) == (None, 0)
-            assert "strict identity cannot be kept here: logits differ" in (model.plain_because or "")
-            with pytest.raises(OptionError, match="strict identity cannot be kept here"):
-                model.stream(LATTE, depth=1)
-        else:
-            model = load(identity="canonical")
-            assert model.verdict.width == ROWS
+@pytest.fixture
+def small(raw_checkpoint: Callable[..., Path]) -> Path:
+    return raw_checkpoint("qwen3_5")
+
+
+def test_strict_gives_up_the_head_where_it_cannot_be_kept(small: Path) -> None:
+    """Norms that depend on rows are beyond one-row arithmetic."""
+    with backend(narrow, norms=wide):
+        model = load(small, identity="strict")
+        assert (model.verdict.promise, model.head, model.default_depth) == ("distribution", None, 0)
+        assert "strict identity cannot be kept here: logits differ" in (model.plain_because or "")
+        with pytest.raises(OptionError, match="strict identity cannot be kept here"):
+            model.stream(LATTE, depth=1)
         written = model.generate(LATTE, max_tokens=12).tokens
-        assert written == load(mtp=False, identity=identity).generate(LATTE, max_tokens=12).tokens
+        assert written == load(small, mtp=False).generate(LATTE, max_tokens=12).tokens
 
 
-def test_nothing_at_all_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_canonical_has_the_width_that_it_needs(small: Path) -> None:
+    for norms, width in ((narrow, 1), (wide, 2), (own, ROWS)):
+        with backend(narrow, norms=norms):
+            target = load(small).target
+            verdict = probe(target, [5, 6, 7], "canonical", SHORT)
+            assert (verdict.identical, verdict.width, target.width) == (True, width, width)
+
+
+def test_nothing_at_all_can_be_kept(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend whose every pass comes out otherwise: both fall back to plain decoding."""
-    model = load()
-    noisy, kind = iter(range(1, 1 << 20)), type(model.target)
-    forward = kind.forward
-    monkeypatch.setattr(kind, "forward", lambda *args: _shifted(forward(*args), next(noisy)))
+    noisy = iter(range(1, 1 << 20))
+    forward = Target.forward
+    monkeypatch.setattr(Target, "forward", lambda *args: _shifted(forward(*args), next(noisy)))
     for identity in ("strict", "canonical"):
-        model = load(identity=identity)
+        model = load(small, identity=identity)
         assert (model.head, model.verdict.promise, model.target.width) == (None, "distribution", 1)
 
 
@@ -106,12 +114,12 @@ def _shifted(passed: tuple[mx.array, mx.array], by: int) -> tuple[mx.array, mx.a
     return passed[0] + by, passed[1]
 
 
-def test_depths_that_were_not_shown_are_refused() -> None:
-    model = load(identity="strict")
+def test_depths_that_were_not_shown_are_refused(small: Path) -> None:
+    model = load(small, identity="strict")
     assert model.generate(LATTE, max_tokens=4, depth=ROWS - 1).tokens
     with pytest.raises(OptionError, match=rf"depth is {ROWS}, but strict identity .* up to {ROWS - 1}"):
         model.stream(LATTE, depth=ROWS)
-    assert load().generate(LATTE, max_tokens=4, depth=ROWS).tokens, "fast promises nothing for them"
+    assert load(small).generate(LATTE, max_tokens=4, depth=ROWS).tokens, "fast promises nothing for them"
 
 
 def test_the_demo_with_strict_and_canonical() -> None:

@@ -59,19 +59,14 @@ def test_what_is_identical_as_it_is_needs_no_more() -> None:
     assert every["fast"].run.same
 
 
-def test_every_identity_is_examined_where_it_is_not() -> None:
+def test_every_identity_is_examined_where_it_is_not_and_kept() -> None:
     with backend():
         every = found(load())
+        assert load(identity="strict").verdict == every["strict"].verdict
     promises = {identity: one.verdict.promise for identity, one in every.items()}
     assert promises == {"fast": "distribution", "strict": "identical-one-row", "canonical": "identical-canonical"}
     assert not any(one.broken for one in every.values())
     assert all(every[identity].run.same for identity in ("strict", "canonical"))  # type: ignore[union-attr]
-
-
-def test_what_is_examined_is_kept() -> None:
-    with backend():
-        every = found(load())
-        assert load(identity="strict").verdict == every["strict"].verdict
 
 
 def test_a_promise_that_the_text_breaks_is_withdrawn(monkeypatch: pytest.MonkeyPatch) -> None:
