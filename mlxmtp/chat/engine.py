@@ -10,9 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-import mlx.core as mx
-
 from mlxmtp.chat.grammar import json_grammar, token_trie
+from mlxmtp.chat.identity import settle
 from mlxmtp.chat.parts import Part, Splitter, message
 from mlxmtp.chat.prefixes import PrefixCache
 from mlxmtp.chat.prompt import Prompt, read
@@ -29,6 +28,7 @@ from mlxmtp.decoding.stats import Stats
 from mlxmtp.decoding.verifier import Verifier, VerifyMode
 from mlxmtp.errors import HeadError, OptionError, PromptError
 from mlxmtp.heads import Head, HeadSource, NoHeadError, judge, load_head
+from mlxmtp.identity.verdict import IDENTITIES, Identity, Verdict
 from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.targets import Target, load_target
 
@@ -75,6 +75,7 @@ class Engine:
     Args:
         path: the folder it came from. name: what the user called it.
         target: the model proper. mtp: its MTP head, or None; then `plain_because` says why decoding is plain.
+        identity: what is asked of the text, as `load`.
 
     `head` is the name of the head's family, or None; `head_source` tells where it comes from.
     """
@@ -88,6 +89,7 @@ class Engine:
         mtp: Head | None,
         plain_because: str | None,
         head_source: HeadSource | None = None,
+        identity: Identity = "fast",
     ) -> None:
         self.path = path
         self.name = name
@@ -97,20 +99,31 @@ class Engine:
         self.head = mtp.family if mtp else None
         self.plain_because = plain_because
         self.head_source = head_source
-        self._auto = AutoDepth(AUTO_DEPTH)
+        self.identity = identity
 
     @property
     def context(self) -> int:
         """The most tokens, prompt and answer together, that the model was made for."""
         return int(self.target.text_config.get("max_position_embeddings") or 2**31 - 1)
 
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Which identity with plain decoding holds here, as `identity` asks (identity/probe.py).
+
+        Looked up, or else measured and kept: about as long as a hundred tokens take, once for a model on a machine.
+        """
+        return settle(self, self.identity)
+
     @property
     def token_identical(self) -> bool:
-        """Whether this backend is known to compute the same bits for a row alone as for one of several.
+        """Whether tokens that follow from the logits, at temperature 0 or with a seed, are those of plain decoding."""
+        return self.verdict.identical
 
-        MLX's CPU backend does. Others are not known to: there near-ties between tokens can fall differently.
-        """
-        return bool(mx.default_device() == mx.Device(mx.cpu))
+    def keep_identity(self) -> None:
+        """Compute as `identity` asks; where it cannot be kept, give up the head: exact or off."""
+        if self.identity != "fast" and not self.verdict.identical and self.mtp:
+            self.mtp = self.head = self.head_source = None
+            self.plain_because = f"{self.identity} identity cannot be kept here: {self.verdict.because}"
 
     def stream(
         self,
@@ -204,7 +217,15 @@ class Engine:
             raise OptionError(f"depth is {depth!r}; expected a whole number from 0 (plain) to {MAX_DEPTH}")
         if depth and not self.mtp:
             raise OptionError(f"depth is {depth}, but there is no MTP head: {self.plain_because}")
+        if self.identity != "fast" and depth >= self.verdict.rows:
+            shown = f"{self.identity} identity has been shown for depths up to {self.verdict.rows - 1}"
+            raise OptionError(f"depth is {depth}, but {shown}; choose one of them, or --identity fast")
         return FixedDepth(depth)
+
+    @cached_property
+    def _auto(self) -> AutoDepth:
+        most = min(AUTO_DEPTH, self.target.fast_rows - 1)
+        return AutoDepth(most if self.identity == "fast" else min(most, self.verdict.rows - 1))
 
     def _verifier(
         self, sampling: Sampling, verify: VerifyMode | None, json_schema: Mapping[str, Any] | None, prompt: list[int]
@@ -225,18 +246,30 @@ class Engine:
         return token_trie(self.tokenizer)
 
 
-def load(path_or_repo: str | Path | None = None, *, mtp: bool = True, head: str | Path | None = None) -> Engine:
+def load(
+    path_or_repo: str | Path | None = None,
+    *,
+    mtp: bool = True,
+    head: str | Path | None = None,
+    identity: Identity = "fast",
+) -> Engine:
     """Load a model and, unless `mtp` is False, its MTP head.
 
     Args:
         path_or_repo: a model's folder or a Hub repo (owner/name); None is the bundled demo model.
         head: a folder or repo to take the head from. None: the model's own, or for models whose heads are models of
             their own, the one that goes with the model's name.
+        identity: "fast" computes as MLX does, and `Engine.verdict` says what holds of the text. "strict": tokens are
+            those of plain decoding, if need be by one-row arithmetic. "canonical": those of plain decoding that has
+            the same arithmetic forced on it. Where neither can be kept, decoding is plain, and `plain_because` says so.
 
     Raises:
+        OptionError: there is no such identity.
         CheckpointError: no such model, incomplete or damaged files, an unsupported architecture.
         HeadError: there is a head, but not one that can be run.
     """
+    if identity not in IDENTITIES:
+        raise OptionError(f"identity is {identity!r}; expected one of {', '.join(IDENTITIES)}")
     checkpoint = open_checkpoint(DEMO if path_or_repo is None else path_or_repo)
     target = load_target(checkpoint)
     tokenizer = load_tokenizer(checkpoint.folder, target.config.get("eos_token_id"))
@@ -254,7 +287,10 @@ def load(path_or_repo: str | Path | None = None, *, mtp: bool = True, head: str 
         except HeadError as error:
             raise HeadError(f"{error}; to run the model without its head: --no-mtp, load(..., mtp=False)") from error
     name = "demo" if path_or_repo is None else str(path_or_repo)
-    return Engine(checkpoint.folder, name, target, tokenizer, loaded, plain_because, found if loaded else None)
+    source = found if loaded else None
+    engine = Engine(checkpoint.folder, name, target, tokenizer, loaded, plain_because, source, identity)
+    engine.keep_identity()
+    return engine
 
 
 def _stop_strings(stop: Several[str]) -> tuple[str, ...]:

@@ -50,8 +50,10 @@ _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{64})\.safetensors")
 _DAMAGED = (CheckpointError, ValueError, KeyError, TypeError, IndexError, AttributeError)
 
 
-def model_key(engine: Engine) -> str:
+def model_key(engine: Engine, **more: str) -> str:
     """What a stored sequence depends on besides its tokens: the models' files, how they are read, what computes them.
+
+    `more`: further facts.
 
     Files are known by name, size and time of change: to read gigabytes of weights would cost more than it saves.
     """
@@ -64,6 +66,7 @@ def model_key(engine: Engine) -> str:
         "config": engine.target.config,
         "files": stats,
         "head": head and (head.family, repr(head.reading)),
+        **more,
         "versions": (version("mlx"), version("mlx-lm"), mlxmtp.__version__),
         "device": str(mx.default_device()),
         "dtype": str(engine.target.embed(mx.array([[0]])).dtype),

@@ -87,6 +87,7 @@ def add_arguments(command: argparse.ArgumentParser, prompt: str | None = None) -
         choices=("token", "block", "seeded"),
         help="how drafts are verified when sampling (default: seeded with --seed, else token)",
     )
+    options.add_identity(speculation.add_argument)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -96,7 +97,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise PromptError("the prompt is empty; give a text, or - to read one from standard input")
     if arguments.head is not None and arguments.no_mtp:
         raise OptionError("--head names a head and --no-mtp wants none; leave one out")
-    engine = mlxmtp.load(arguments.model, mtp=not arguments.no_mtp, head=arguments.head)
+    mtp, head, identity = not arguments.no_mtp, arguments.head, arguments.identity
+    engine = mlxmtp.load(arguments.model, mtp=mtp, head=head, identity=identity)
     return answer(engine, prompt, sampling, arguments)
 
 
@@ -168,7 +170,8 @@ def show(engine: Engine, chunks: list[Chunk], arguments: argparse.Namespace) -> 
     if arguments.json:
         print(json.dumps(report.as_json(engine, chunks, plain), ensure_ascii=False))
         return
+    chosen = arguments.temp == 0 or (arguments.seed is not None and arguments.verify in (None, "seeded"))
     text = "".join(chunk.text for chunk in chunks)
     if text and not text.endswith("\n"):
         print(flush=True)
-    print(report.as_text(engine, chunks[-1], plain), file=sys.stderr)
+    print(report.as_text(engine, chunks[-1], plain, chosen=chosen), file=sys.stderr)

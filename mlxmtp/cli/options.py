@@ -2,7 +2,9 @@
 
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from typing import Any
 
+from mlxmtp.identity.verdict import IDENTITIES
 from mlxmtp.limits import MAX_DEPTH
 
 
@@ -38,6 +40,17 @@ def depth(text: str) -> int | None:
     if not 0 <= value <= MAX_DEPTH:
         raise ArgumentTypeError(f"expected a whole number from 0 (plain) to {MAX_DEPTH}, or auto, found {value}")
     return value
+
+
+def add_identity(add: Callable[..., Any]) -> None:
+    """`--identity`, by the `add_argument` of a parser or group."""
+    add(
+        "--identity",
+        choices=IDENTITIES,
+        default="fast",
+        help="strict: the tokens of plain decoding, by slower arithmetic where that is needed; canonical: those of "
+        "plain decoding that computes as MTP does; fast: what this machine gives, said with the answer (default: fast)",
+    )
 
 
 def port(text: str) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from mlxmtp.identity.verdict import in_words
+
 if TYPE_CHECKING:
     from mlxmtp import Chunk, Engine, Stats
 
@@ -31,13 +33,18 @@ def as_json(engine: Engine, chunks: list[Chunk], plain: str | None) -> dict[str,
     }
     if engine.head_source and engine.head_source.repo:
         answer |= {"head_source": engine.head_source.repo, "head_found_by_name": engine.head_source.by_name}
-    if plain is not None:
+    if plain is None:
+        answer["promise"] = engine.verdict.promise
+    else:
         answer["plain_because"] = plain
     return answer
 
 
-def as_text(engine: Engine, last: Chunk, plain: str | None) -> str:
-    """The statistics of a turn that ended with `last`, set off from the text above them."""
+def as_text(engine: Engine, last: Chunk, plain: str | None, *, chosen: bool) -> str:
+    """The statistics of a turn that ended with `last`, set off from the text above them.
+
+    chosen: its tokens follow from the logits, by argmax or a given seed.
+    """
     stats, ending = last.stats, last.finish_reason or INTERRUPTED
     rate = f" at {stats.decode_tps:,.1f} tok/s" if stats.decode_tps else ""  # one round has no rate
     rows = {
@@ -47,6 +54,7 @@ def as_text(engine: Engine, last: Chunk, plain: str | None) -> str:
         "output": f"{stats.tokens} tokens{rate} ({ending})",
         "MTP": f"off: {plain}" if plain else speculation(stats),
         "depth": stats.policy,
+        "exact": "" if plain else in_words(engine.verdict.promise, chosen=chosen),
         "time": shares(stats),
         "memory": f"{stats.peak_memory_bytes / 1e6:,.0f} MB at the peak",
     }

@@ -128,6 +128,7 @@ def _plainly(
         while finish is None and depth == 0:
             clock = _Clock(timed=False, drafts_read=False)
             now = ahead or _queue(target, sequence, verifier, logprobs)
+            now.rows.commit(1)
             left, depth = left - 1, policy.next()
             ahead = None
             if left and depth == 0 and target.reversible and not verifier.constrained:

@@ -1,1 +1,1 @@
-"""Whether MTP's tokens are those of plain decoding on this machine: probes, and arithmetic that makes it so."""
+"""Which identity with plain decoding holds on this machine: measured, and where it can be had, brought about."""

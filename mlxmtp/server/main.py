@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 
 from mlxmtp.chat.tokenizer import load_tokenizer
 from mlxmtp.errors import OptionError
+from mlxmtp.identity.verdict import PROMISES, Identity
 from mlxmtp.server.app import Service, create_app
 from mlxmtp.server.host import Engine, Host
 from mlxmtp.server.prompting import Prompter
@@ -52,10 +53,11 @@ class Options:
     max_body: int = 32_000_000
     cache_bytes: int | None = None
     cache_dir: str | None = None
+    identity: Identity = "fast"
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self, number: int) -> Load:
-        return Load(number, self.model, self.head, self.mtp, self.cache_bytes, self.cache_dir)
+        return Load(number, self.model, self.head, self.mtp, self.cache_bytes, self.cache_dir, self.identity)
 
 
 def serve(options: Options, start: Start = WorkerProcess.start) -> None:
@@ -158,8 +160,11 @@ def defaults(folder: Path, options: Options) -> Settings:
 def _greet(options: Options, loaded: Loaded, name: str, door: socket.socket) -> None:
     address, port = door.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
-    how = f"MTP, {loaded.head}" if loaded.head and options.depth != 0 else f"plain: {loaded.plain_because or 'depth 0'}"
+    drafts = loaded.head and options.depth != 0
+    how = f"MTP, {loaded.head}" if drafts else f"plain: {loaded.plain_because or 'depth 0'}"
     _tell(f"{name} at http://{shown}:{port}/v1 · {how} · context {loaded.context:,} tokens")
+    if drafts:
+        _tell(f"at temperature 0 or with a seed: {PROMISES[loaded.promise]}")
     _tell("`mlxmtp connect` shows the settings of clients; ctrl+c ends the server")
     if not ipaddress.ip_address(address.split("%")[0]).is_loopback and not options.api_key:
         _tell(f"warning: {shown} can be reached from other machines, and anyone may ask; set --api-key")

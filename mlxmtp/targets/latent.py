@@ -23,13 +23,13 @@ class LatentAttention:
     Its weights must be in place: quantising a module later would undo this.
 
     Args:
-        rows_alone: where attention is sparse (DSA) and has more keys than it may choose, rows go through one at a time.
-            For one row mlx-lm gathers the chosen latents, for several it masks the others, and in half precision it
-            chooses by other sums.
+        rows_alone: rows go through one at a time where `alone` is set, and where attention is sparse (DSA) and has more
+            keys than it may choose: for one row mlx-lm gathers the chosen latents, for several it masks the others,
+            and in half precision it chooses by other sums.
     """
 
     def __init__(self, attention: nn.Module, *, rows_alone: bool = False) -> None:
-        self.on = False
+        self.on = self.alone = False
         self._attention: Any = attention  # and not its projections: quantising puts others in their place
         self._embed_q: Any = type(attention.embed_q).__call__
         self._unembed_out: Any = type(attention.unembed_out).__call__
@@ -44,7 +44,7 @@ class LatentAttention:
         replace_call(attention.embed_q, keys)
         replace_call(attention.unembed_out, values)
         rebind(attention, scaled_dot_product_attention=self._attend)
-        if rows_alone and hasattr(attention, "indexer"):
+        if rows_alone:
             self._one_at_a_time(attention)
 
     def watch(self, rows: int) -> None:
@@ -53,11 +53,11 @@ class LatentAttention:
 
     def _one_at_a_time(self, attention: nn.Module) -> None:
         together: Any = type(attention).__call__
-        chosen = attention.indexer.index_topk
 
         def call(module: nn.Module, x: mx.array, mask: mx.array | None = None, cache: Any = None) -> Any:
             rows = x.shape[1]
-            if not self.on or cache[0].offset + rows <= chosen:
+            chooses = hasattr(module, "indexer") and self.on and cache[0].offset + rows > module.indexer.index_topk
+            if not (self.on and (self.alone or chooses)):
                 return together(module, x, mask, cache)
             self.on = False
             try:

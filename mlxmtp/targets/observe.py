@@ -48,7 +48,7 @@ def rebind(module: nn.Module, **names: Callable[..., Any]) -> None:
     replace_call(module, own)
 
 
-def replace_call(module: nn.Module, call: Callable[..., Any]) -> None:
-    """Give one instance another `__call__`, a function whose first argument is the module."""
+def replace_call(module: nn.Module, call: Callable[..., Any], method: str = "__call__") -> None:
+    """Give one instance another `__call__`, or other method, a function whose first argument is the module."""
     kind = type(module)
-    module.__class__ = type(kind.__name__, (kind,), {"__call__": call})
+    module.__class__ = type(kind.__name__, (kind,), {method: call})

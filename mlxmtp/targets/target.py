@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,6 +20,13 @@ Where = Literal["post", "pre"]
 """Hidden states after the final norm, as the output matrix sees them, or before it."""
 
 
+class Watcher(Protocol):
+    """What has to know of the passes that `Target.open` makes."""
+
+    def watch(self, rows: int) -> None:
+        """A pass over so many rows comes; 0: it is over."""
+
+
 class Target:
     """A model of mlx-lm, its hidden states tapped at the final norm.
 
@@ -29,12 +36,16 @@ class Target:
 
     `reversible`: every layer's cache can take rows back. One that cannot must never be asked to.
     `hidden_at`: which hidden states are given out.
+    `watchers`: are told of each pass besides the target's own layers.
+    `width`: a pass that `open` makes has at least so many rows; those put behind the ones asked for are taken back.
     """
 
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
         self.model = model
         self.config = config
         self.hidden_at: Where = "post"
+        self.watchers: list[Watcher] = []
+        self.width = 1
         self._trunk: Any = getattr(self.text_model, "model", None)
         norm = getattr(self._trunk, "norm", None)
         self._final_norm = None if norm is None else observe(norm, open=True)  # None: no family of heads stands on it
@@ -44,7 +55,7 @@ class Target:
             if hasattr(layer, "linear_attn")
         }
         attentions = [layer.self_attn for layer in model.layers if hasattr(layer, "self_attn")]
-        self._latent = [
+        self.latent = [
             LatentAttention(attention, rows_alone=True) for attention in attentions if has_latents(attention)
         ]
         kept = make_prompt_cache(model)
@@ -66,6 +77,19 @@ class Target:
     def text_config(self) -> dict[str, Any]:
         """The language model's part of the configuration."""
         return text_config(self.config)
+
+    @property
+    def fast_rows(self) -> int:
+        """Rows of a pass up to which Metal's attention stays in its fast kernel; elsewhere there is no such bound.
+
+        m rows of gqa queries a key's head: m at most 8, m · gqa at most 32 (MLX 0.32.1, backend/metal,
+        scaled_dot_product_attention.cpp); beyond, it is 2 to 7 times slower.
+        """
+        if mx.default_device() != mx.Device(mx.gpu) or not mx.metal.is_available():
+            return 2**31 - 1
+        heads = self.text_config.get("num_attention_heads") or 1
+        gqa = heads // (self.text_config.get("num_key_value_heads") or heads)
+        return max(min(8, 32 // gqa), 2)
 
     @property
     def text_model(self) -> Any:
@@ -91,15 +115,20 @@ class Target:
 
     def open(self, tokens: mx.array, cache: Cache) -> "Pass":
         """Feed tokens [1, m] in a pass whose last rows can be taken back, each row computed as it would be alone."""
+        rows, fed = tokens.shape[1], max(tokens.shape[1], self.width)
+        if fed > rows:
+            tokens = mx.concatenate([tokens, mx.repeat(tokens[:, -1:], fed - rows, axis=1)], axis=1)
         before = {i: (cache[i][0], cache[i][1]) for i in self._recurrent}
-        with self._watching(cache, rows=tokens.shape[1]):
+        with self._watching(cache, rows=fed):
             logits, hidden = self.forward(tokens, cache)
-        return Pass(logits, hidden, cache, {i: layer.take(before[i]) for i, layer in self._recurrent.items()})
+        if fed > rows:
+            logits, hidden = logits[:, :rows], hidden[:, :rows]
+        return Pass(logits, hidden, cache, {i: layer.take(before[i]) for i, layer in self._recurrent.items()}, fed)
 
     @contextmanager
     def _watching(self, cache: Cache, rows: int) -> Iterator[None]:
         windows = [layer for layer in cache if isinstance(layer, WindowCache)]
-        watchers: list[Any] = [*self._recurrent.values(), *self._latent, *windows]
+        watchers: list[Watcher] = [*self._recurrent.values(), *self.latent, *windows, *self.watchers]
         try:
             for watcher in watchers:
                 watcher.watch(rows)
@@ -145,17 +174,23 @@ class Pass:
 
     Args:
         logits: [B, m, V]. hidden: [B, m, H], as the target's `hidden_at` says.
+        fed: the rows that the caches have taken, m or more.
+
+    Committed once, before the next pass over the same caches.
     """
 
-    def __init__(self, logits: mx.array, hidden: mx.array, cache: Cache, recurrent: dict[int, RecurrentRows]) -> None:
+    def __init__(
+        self, logits: mx.array, hidden: mx.array, cache: Cache, recurrent: dict[int, RecurrentRows], fed: int
+    ) -> None:
         self.logits = logits
         self.hidden = hidden
         self._cache = cache
         self._recurrent = recurrent
+        self._fed = fed
 
     def commit(self, rows: int) -> None:
         """Leave every layer's cache as if only the first `rows` rows had been fed."""
-        fed = self.logits.shape[1]
+        fed = self._fed
         for i, layer in enumerate(self._cache):
             if i in self._recurrent:
                 self._recurrent[i].commit(layer, rows, of=fed)

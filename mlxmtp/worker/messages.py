@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from mlxmtp.decoding.stats import Stats
 from mlxmtp.errors import MlxmtpError
+from mlxmtp.identity.verdict import Identity, Promise
 
 
 class ProtocolError(MlxmtpError):
@@ -51,6 +52,7 @@ class Load(Command):
     Args:
         cache_bytes: memory for the caches of past turns; None: half of what the model leaves. cache_dir: where they are
             kept across restarts, in as many bytes again (None: 10 GB).
+        identity: what is asked of the text, as `mlxmtp.load`.
     """
 
     model: str | None = None
@@ -58,6 +60,7 @@ class Load(Command):
     mtp: bool = True
     cache_bytes: int | None = None
     cache_dir: str | None = None
+    identity: Identity = "fast"
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,8 @@ class Loaded(Event):
         head_source: the repo of a head that stands apart; `by_name`: nobody asked for it.
         folder: where its files are. context: its most tokens.
         memory_limit: bytes that the weights and caches can take here. thinks: its template has a thinking mode.
-        token_identical: a draft's row has the bits that it would have alone on this backend.
+        token_identical: tokens that follow from the logits are those of plain decoding, as was measured here.
+        promise: what was shown of the text.
     """
 
     name: str
@@ -131,6 +135,7 @@ class Loaded(Event):
     token_identical: bool
     seconds: float
     folder: str = ""
+    promise: Promise = "distribution"
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,8 @@ class Worker:
         import mlxmtp
         from mlxmtp.conversion.pull import usable_memory
 
-        self._engine = engine = mlxmtp.load(command.model, mtp=command.mtp, head=command.head)
+        mtp, head, identity = command.mtp, command.head, command.identity
+        self._engine = engine = mlxmtp.load(command.model, mtp=mtp, head=head, identity=identity)
         self._prefixes = self._make_cache(command)
         source = engine.head_source
         self._say(
@@ -127,6 +128,7 @@ class Worker:
                 token_identical=engine.token_identical,
                 seconds=time.perf_counter() - started,
                 folder=str(engine.path),
+                promise=engine.verdict.promise,
             )
         )
 
@@ -251,7 +253,8 @@ class Worker:
         store = None
         if command.cache_dir:
             folder, bound = Path(command.cache_dir).expanduser(), command.cache_bytes or DISK_BYTES
-            store = PrefixStore(folder, bound, model_key(self._engine), lambda text: self._say(Warned(0, text)))
+            key = model_key(self._engine, identity=command.identity)  # whose arithmetic the caches are made by
+            store = PrefixStore(folder, bound, key, lambda text: self._say(Warned(0, text)))
             self._inbox.grace_s = SAVING_S
         return PrefixCache(_cache_bytes() if command.cache_bytes is None else command.cache_bytes, store)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import mlxmtp
 from mlxmtp.decoding.stats import Stats
+from mlxmtp.identity.verdict import Verdict
 
 STATS = Stats(
     prompt_tokens=12,
@@ -57,8 +58,14 @@ class Engine:
     loaded: list[Any] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
 
-    def load(self, path_or_repo: str | None = None, *, mtp: bool = True, head: str | None = None) -> "Engine":
+    verdict: Verdict = Verdict("identical", 8, 1100)  # noqa: RUF009 - it is frozen
+    identity: str = "fast"
+
+    def load(
+        self, path_or_repo: str | None = None, *, mtp: bool = True, head: str | None = None, identity: str = "fast"
+    ) -> "Engine":
         self.loaded.append((path_or_repo, mtp))
+        self.identity = identity
         return self
 
     def stream(self, prompt: str, sampling: mlxmtp.Sampling, **options: Any) -> Iterator[Chunk]:

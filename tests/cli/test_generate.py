@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mlxmtp.errors import CheckpointError, HeadError, NumericsError, OptionError, PromptError
+from mlxmtp.identity.verdict import Verdict
 from tests.cli.fake import STATS, Engine
 
 STATS_KEYS = {
@@ -16,7 +17,7 @@ STATS_KEYS = {
     "decode_tps", "draft_s", "verify_s", "other_s", "peak_memory_bytes", "evaluations", "timed_rounds",
     "drafted_by_depth", "policy",
 }  # fmt: skip
-JSON_KEYS = {"text", "tokens", "prompt_tokens", "finish_reason", "model", "head", "stats"}
+JSON_KEYS = {"text", "tokens", "prompt_tokens", "finish_reason", "model", "head", "stats", "promise"}
 
 
 def test_text_on_standard_output_statistics_on_standard_error(generate):
@@ -28,6 +29,7 @@ def test_text_on_standard_output_statistics_on_standard_error(generate):
         "prompt  12 tokens at 412 tok/s, first token after 0.03 s",
         "output  2 tokens at 98.7 tok/s (stop)",
         "MTP     2.50 tokens a round; drafts accepted at depth 1, 2, ...: 90%, 75%, 60%",
+        "exact   token-identical to plain decoding",
         "time    verify 70%, draft 20%, other 10% (estimated from 2 of 4 rounds)",
         "memory  68 MB at the peak",
     ]
@@ -82,11 +84,34 @@ def test_plain_decoding_says_why(generate, options, head, plain_because):
     engine = Engine(head=head, plain_because=None if head else plain_because, stats=plain)
     lines = generate(*options, engine=engine).err.splitlines()
     assert f"MTP     off: {plain_because}" in lines
-    assert not any(line.startswith("time") for line in lines)
+    assert not any(line.startswith(("time", "exact")) for line in lines)
 
     answer = json.loads(generate(*options, "--json", engine=engine).out)
-    assert set(answer) == JSON_KEYS | {"plain_because"}
+    assert set(answer) == JSON_KEYS - {"promise"} | {"plain_because"}
     assert (answer["head"], answer["plain_because"]) == (head, plain_because)
+
+
+@pytest.mark.parametrize(
+    ("options", "promise", "said"),
+    [
+        ([], "distribution", "same distribution as plain decoding; near-ties may differ"),
+        (["--temp", "1"], "identical", "same distribution as plain decoding"),
+        (["--temp", "1"], "distribution", "same distribution as plain decoding"),
+        (["--temp", "1", "--seed", "3"], "identical", "token-identical to plain decoding"),
+        (["--temp", "1", "--seed", "3", "--verify", "token"], "identical", "same distribution as plain decoding"),
+        (["--identity", "strict"], "identical-one-row", "token-identical to plain decoding, by one-row arithmetic"),
+        (
+            ["--identity", "canonical"],
+            "identical-canonical",
+            "token-identical to plain decoding at canonical width",
+        ),
+    ],
+)
+def test_the_promise_is_told_as_far_as_it_holds(generate, options, promise, said):
+    engine = Engine(verdict=Verdict(promise, 8, 1100))
+    assert f"exact   {said}" in generate(*options, engine=engine).err.splitlines()
+    assert engine.identity == (options[1] if "--identity" in options else "fast")
+    assert json.loads(generate(*options, "--json", engine=engine).out)["promise"] == promise
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])

@@ -116,6 +116,7 @@ def test_a_signal_while_the_model_loads(tmp_path: Path) -> None:
 def test_a_killed_server_leaves_no_engine_behind(tmp_path: Path) -> None:
     with ServeProcess(tmp_path) as process:
         process.says(" at http://")
+        process.says("at temperature 0 or with a seed: token-identical to plain decoding")
         worker = process.worker
         process.process.kill()
         assert wait_until(lambda: is_gone(worker), PATIENCE_S)

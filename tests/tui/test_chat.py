@@ -109,9 +109,10 @@ def earlier(turns: int = 1) -> list[str]:
 @asynchronous
 async def test_a_turn_from_the_question_to_the_file() -> None:
     settings = Settings(temperature=0.5, depth=2, max_tokens=99)
-    async with talking(options=Options("./model", "./head", system="Be short.", settings=settings)) as talk:
+    options = Options("./model", "./head", system="Be short.", settings=settings, identity="strict")
+    async with talking(options=options) as talk:
         load = talk.engine.sent(Load)[0]
-        assert (load.model, load.head, load.mtp) == ("./model", "./head", True)
+        assert (load.model, load.head, load.mtp, load.identity) == ("./model", "./head", True, "strict")
         assert talk.chat.submit("Hello 🙂")
         (asked,) = talk.engine.sent(Generate)
         assert asked.settings == settings

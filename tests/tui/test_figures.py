@@ -84,14 +84,21 @@ def test_context_without_a_limit_shows_none() -> None:
         (True, False, False, False, "same distribution as plain"),
         (True, True, True, False, "token-identical to plain"),
         (True, True, False, True, "token-identical to plain"),
-        (True, False, True, False, "same distribution; near-ties may differ (not measured here)"),
-        (True, False, False, True, "same distribution; near-ties may differ (not measured here)"),
+        (True, False, True, False, "same distribution; near-ties may differ"),
+        (True, False, False, True, "same distribution; near-ties may differ"),
     ],
 )
 def test_no_more_is_promised_than_holds(
     speculates: bool, identical: bool, greedy: bool, seeded: bool, said: str
 ) -> None:
     assert figures.promise(speculates=speculates, identical=identical, greedy=greedy, seeded=seeded) == said
+
+
+def test_plain_decoding_at_another_width_is_named() -> None:
+    said = figures.promise(speculates=True, identical=True, greedy=True, seeded=False, canonical=True)
+    assert said == "token-identical to plain at canonical width"
+    lines = panel.promise_lines(loaded(promise="identical-canonical"), Settings())
+    assert " ".join(text_of(lines).split()) == "exact token-identical to plain at canonical width"
 
 
 def test_a_noun_has_its_plural() -> None:

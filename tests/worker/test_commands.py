@@ -37,6 +37,7 @@ from mlxmtp.worker.messages import (
     encode,
 )
 from tests import tiny
+from tests.identity.stand_in import backend, narrow, wide
 from tests.worker.driving import Driven, serve, text_of, wait_until
 from tests.worker.test_messages import STATS
 
@@ -369,6 +370,21 @@ def test_load_takes_its_options(plain_model: Path, raw_checkpoint: Callable[...,
     assert facts[:3] == [("qwen-mtp", None), (None, "MTP was switched off"), ("qwen-mtp", None)]
     assert facts[3][0] is None
     assert facts[3][1]
+
+
+def test_the_promise_is_that_of_the_identity_asked_for(
+    raw_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a backend whose norms depend on the number of rows, for which there is no one-row arithmetic."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))  # what was found on another backend is kept elsewhere
+    raw = str(raw_checkpoint("qwen3_5"))
+    with backend(narrow, norms=wide):
+        asked = Load(1, raw), Load(2, raw, identity="strict"), Load(3, raw, identity="canonical")
+        fast, strict, canonical = (event for event in serve(*asked) if isinstance(event, Loaded))
+    assert (fast.head, fast.token_identical, fast.promise) == ("qwen-mtp", False, "distribution")
+    assert (strict.head, strict.token_identical) == (None, False)
+    assert (strict.plain_because or "").startswith("strict identity cannot be kept here: logits differ")
+    assert (canonical.head, canonical.token_identical, canonical.promise) == ("qwen-mtp", True, "identical-canonical")
 
 
 def test_a_new_model_starts_a_new_conversation() -> None:

@@ -50,7 +50,7 @@ SAID = Said(3, [["text", "a\nb"], ["thinking", ""], ["tool", "{}"]], STATS, MEMO
 EXAMPLES: list[Command | Event] = [
     Load(1),
     Load(2, "owner/name", "other/head", False),
-    Load(2, cache_bytes=10**9, cache_dir="/somewhere"),
+    Load(2, cache_bytes=10**9, cache_dir="/somewhere", identity="strict"),
     Generate(3, [], Settings()),
     Generate(4, MESSAGES, ALL_SET),
     Generate(4, [5, 6, 7], ALL_SET, [2], "<tool_call>", True),

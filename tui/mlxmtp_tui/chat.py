@@ -106,7 +106,8 @@ class Chat:
             self._view.say(f"ctrl+r starts the engine, with {self.model_name}")
             return
         self._become("loading")
-        self._link.send(lambda id: Load(id, model, head, self._options.mtp))
+        mtp, identity = self._options.mtp, self._options.identity
+        self._link.send(lambda id: Load(id, model, head, mtp, identity=identity))
 
     def submit(self, text: str) -> bool:
         """Ask; whether the text was taken.

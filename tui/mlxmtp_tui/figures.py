@@ -96,15 +96,15 @@ def context(used: int, limit: int) -> str:
     return f"{used:,} of {limit:,} tokens" if limit < 2**31 - 1 else f"{used:,} tokens"
 
 
-def promise(*, speculates: bool, identical: bool, greedy: bool, seeded: bool) -> str:
-    """Which identity with plain decoding holds."""
+def promise(*, speculates: bool, identical: bool, greedy: bool, seeded: bool, canonical: bool = False) -> str:
+    """Which identity with plain decoding holds; `canonical`: with plain decoding at that width."""
     if not speculates:
         return "plain decoding"
     if not (greedy or seeded):
         return "same distribution as plain"
     if identical:
-        return "token-identical to plain"
-    return "same distribution; near-ties may differ (not measured here)"
+        return "token-identical to plain" + (" at canonical width" if canonical else "")
+    return "same distribution; near-ties may differ"
 
 
 def plural(count: int, noun: str) -> str:

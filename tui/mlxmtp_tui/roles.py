@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mlxmtp.identity.verdict import Identity
 from mlxmtp.worker.messages import Command, Compared, Settings
 
 
@@ -46,7 +47,7 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Options:
-    """What `mlxmtp chat` was started with. choose: ask for a model first. head, mtp: as in `mlxmtp.load`."""
+    """What `mlxmtp chat` was started with. choose: ask for a model first. head, mtp, identity: as in `mlxmtp.load`."""
 
     model: str | None = None
     head: str | None = None
@@ -54,3 +55,4 @@ class Options:
     choose: bool = False
     system: str = ""
     settings: Settings = field(default_factory=Settings)
+    identity: Identity = "fast"

@@ -135,6 +135,7 @@ def promise_lines(loaded: Loaded | None, settings: Settings) -> list[Line]:
         identical=loaded.token_identical,
         greedy=settings.temperature == 0,
         seeded=settings.seed is not None,
+        canonical=loaded.promise == "identical-canonical",
     )
     first, *rest = textwrap.wrap(said, WIDTH - LABEL)
     return [row("exact", first), *(row("", line) for line in rest)]

@@ -1,0 +1,111 @@
+"""Verdicts on the text of an engine: looked up, measured, and for `mlxmtp doctor` examined in full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mlxmtp.chat.prompt import encode
+from mlxmtp.heads.check import TEXT
+from mlxmtp.identity.few_rows import available, few_row_matmul
+from mlxmtp.identity.greedy import GreedyRun, greedy_run
+from mlxmtp.identity.one_row import Kernel
+from mlxmtp.identity.probe import Finding, Plan, Rung, probe, use
+from mlxmtp.identity.store import file_of, store, stored
+from mlxmtp.identity.verdict import IDENTITIES, Identity, Verdict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mlxmtp.chat.engine import Engine
+
+DEPTH, TOKENS = 3, 128
+"""Of a greedy run."""
+KERNELS: tuple[Kernel, ...] = (few_row_matmul,) if available() else ()
+"""Kernels of our own, for strict identity to use where they are found equal and faster."""
+
+
+def settle(engine: Engine, identity: Identity) -> Verdict:
+    """The verdict on an identity, whose arithmetic the engine's target has from now on.
+
+    Where none is kept from an earlier run, it is measured: about as long as a hundred tokens take.
+    """
+    file = _file(engine, identity)
+    found = stored(file)
+    if found:
+        use(engine.target, found, KERNELS)
+    else:
+        found = probe(engine.target, _text(engine), identity, kernels=KERNELS)
+        store(file, found)
+    return found
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What was found of one identity.
+
+    Args:
+        verdict: what holds. findings: what it rests on, the last arithmetic's that was tried.
+        run: a greedy text with and without MTP; None: there is no head.
+        broken: the texts part where rounding does not explain it.
+    """
+
+    identity: Identity
+    verdict: Verdict
+    findings: tuple[Finding, ...]
+    run: GreedyRun | None
+    broken: bool
+
+
+def examine(engine: Engine, plan: Plan, tell: Callable[[str, int, int], None] = lambda *_: None) -> Iterator[Examined]:
+    """Measure an identity after the other in full; where the model keeps plain decoding's tokens as it is, only that.
+
+    What is found is kept, and takes the place of what was found at load.
+
+    Args:
+        tell: told (doing, done, total).
+    """
+    for identity in IDENTITIES:
+        found = _examined(engine, identity, plan, tell)
+        store(_file(engine, identity), found.verdict)
+        yield found
+        if found.verdict.promise == "identical":
+            return
+
+
+def _examined(engine: Engine, identity: Identity, plan: Plan, tell: Callable[[str, int, int], None]) -> Examined:
+    findings: list[Finding] = []
+    rungs: list[Rung] = []
+
+    def heard(rung: Rung, finding: Finding) -> None:
+        if rung not in rungs:
+            rungs.append(rung)
+            findings.clear()
+        findings.append(finding)
+        tell(f"{identity}: one row held against several", len(findings), len(plan))
+
+    text = _text(engine)
+    verdict = probe(engine.target, text, identity, plan, KERNELS, heard)
+    if engine.mtp is None:
+        return Examined(identity, verdict, tuple(findings), None, broken=False)
+    depth = min(DEPTH, verdict.rows - 1)
+    head, doing = engine.mtp, f"{identity}: greedy text"
+    run = greedy_run(engine.target, head, text, depth, TOKENS, lambda done, total: tell(doing, done, total))
+    difference = max(finding.difference for finding in findings)
+    broken = not run.same and (verdict.identical or not run.near_tie(difference))
+    if not run.same and verdict.identical:
+        because = f"a greedy text with MTP parts from plain decoding after {run.tokens} tokens, though all bits agreed"
+        verdict = replace(verdict, promise="distribution", width=1, because=because)
+        use(engine.target, verdict)
+    return Examined(identity, verdict, tuple(findings), run, broken)
+
+
+def _text(engine: Engine) -> list[int]:
+    return encode(engine.tokenizer, TEXT, raw=True)
+
+
+def _file(engine: Engine, identity: Identity) -> Path:
+    from mlxmtp.chat.prefix_store import model_key  # which knows engines
+
+    return file_of(model=model_key(engine), identity=identity)

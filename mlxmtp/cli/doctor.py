@@ -1,0 +1,163 @@
+"""`mlxmtp doctor`: the machine, a model on it, and which promise about the text holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import mlxmtp
+from mlxmtp.cli.progress import Progress
+from mlxmtp.errors import CheckpointError, MlxmtpError, OptionError
+from mlxmtp.identity.verdict import PROMISES
+from mlxmtp.units import size
+
+if TYPE_CHECKING:
+    from mlxmtp.chat.identity import Examined
+
+FOUND_FAULT = 1
+ADVICE = {
+    "identical": "MTP writes what plain decoding writes, token for token; there is nothing to set",
+    "identical-one-row": "--identity strict gives plain decoding's tokens, by one-row arithmetic; it costs some speed",
+    "identical-canonical": "--identity canonical makes MTP and --no-mtp write the same tokens; both differ from what "
+    "--no-mtp writes without it",
+    "distribution": "with MTP as it is, a token may differ where the two likeliest are nearly as likely as each other; "
+    "neither text is the better one",
+}
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "doctor",
+        help="check this machine and a model on it, and say whether MTP's text is plain decoding's",
+        description="Check the machine and a model: MLX and its device, memory, versions; then compare one row of\n"
+        "logits with several, bit for bit, and a greedy text with and without MTP, and say which promise holds.\n"
+        "Exit code 0: all is well, whichever promise holds; 1: something is broken; 2: there is no such model.",
+        epilog="Example:\n  mlxmtp doctor --model ./Qwen3.5-4B",
+    )
+    command.add_argument("--model", metavar="PATH|REPO", help="(default: the bundled demo)")
+    command.add_argument("--head", metavar="PATH|REPO", help="take the MTP head from here")
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    report: dict[str, Any] = {}
+    try:
+        return examine(arguments, report)
+    except (CheckpointError, OptionError) as error:  # no such model: the command line says so
+        report["error"] = str(error)
+        raise
+    except MlxmtpError as error:
+        return broken(arguments, report, str(error))
+    except Exception as error:  # it is for faults that it is called
+        return broken(arguments, report, f"{type(error).__name__}: {error}")
+    finally:
+        if arguments.json:
+            print(json.dumps(report, indent=2, default=str))
+
+
+def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
+    """Fill the report, and unless JSON is wanted say everything as it is found."""
+    load = mlxmtp.load  # imports MLX, or says what to install
+    report["machine"] = machine()
+    say(arguments, machine_rows(report["machine"]))
+    from mlxmtp.chat import identity
+    from mlxmtp.identity.probe import FULL
+
+    engine = load(arguments.model, head=arguments.head)
+    report["model"] = {"name": engine.name, "head": engine.head, "plain_because": engine.plain_because}
+    say(arguments, {"model": engine.name, "head": engine.head or f"none: {engine.plain_because}"})
+    found: list[Examined] = []
+    try:
+        with Progress(sys.stderr, "Examining", lambda done, total: f"{done} of {total}") as progress:
+            found.extend(identity.examine(engine, FULL, lambda _, done, total: progress.update(done, total)))
+    finally:
+        report["identities"] = {one.identity: as_json(one) for one in found}
+        say(arguments, {one.identity: told(one) for one in found})
+    best = next((one for one in found if one.verdict.identical), found[0])
+    report["promise"] = best.verdict.promise
+    say(arguments, {"promise": PROMISES[best.verdict.promise], "": ADVICE[best.verdict.promise]})
+    if any(one.broken for one in found):
+        return broken(arguments, report, "texts part where rounding does not explain it; please report this output")
+    return 0
+
+
+def machine() -> dict[str, Any]:
+    """What computes here."""
+    import mlx.core as mx
+
+    from mlxmtp.conversion.pull import machine_memory, usable_memory
+
+    device = mx.default_device()
+    info = mx.device_info(device)
+    cuda: Any = getattr(mx, "cuda", None)
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "processors": os.cpu_count(),
+        "memory_bytes": machine_memory(),
+        "usable_bytes": usable_memory(),
+        "wired_limit_bytes": info.get("max_recommended_working_set_size"),
+        "device": str(device),
+        "device_info": info,
+        "metal": mx.metal.is_available(),
+        "cuda": bool(cuda and cuda.is_available()),
+        "versions": {name: installed(name) for name in ("mlx", "mlx-lm", "transformers", "textual")}
+        | {"mlxmtp": mlxmtp.__version__, "python": platform.python_version()},
+    }
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def machine_rows(found: dict[str, Any]) -> dict[str, str]:
+    wired = found["wired_limit_bytes"]
+    has = [name for name in ("metal", "cuda") if found[name]]
+    named = found["device_info"].get("device_name", "")
+    return {
+        "machine": f"{found['system']}, {found['processor']}, {found['processors']} processors",
+        "memory": f"{size(found['memory_bytes'])}, of which {size(found['usable_bytes'])} for weights and caches"
+        + (f"; the GPU may wire {size(wired)}" if wired else ""),
+        "MLX": f"{found['device']} {named}; {' and '.join(has) or 'neither Metal nor CUDA'} available",
+        "with": ", ".join(f"{name} {number}" for name, number in found["versions"].items()),
+    }
+
+
+def as_json(one: Examined) -> dict[str, Any]:
+    run = None if one.run is None else asdict(one.run)
+    findings = [asdict(finding) for finding in one.findings]
+    return {"verdict": asdict(one.verdict), "findings": findings, "greedy_run": run, "broken": one.broken}
+
+
+def told(one: Examined) -> str:
+    """What was found of an identity."""
+    verdict, last = one.verdict, one.findings[-1]
+    parts = [PROMISES[verdict.promise], verdict.because or last.told]
+    if one.run and one.run.same:
+        parts.append(f"{one.run.tokens} greedy tokens are the same with and without MTP")
+    elif one.run:
+        kind = "not explained by rounding" if one.broken else "a near-tie"
+        parts.append(f"greedy texts part after {one.run.tokens} tokens, at a gap of {one.run.gap:.2g}: {kind}")
+    return "; ".join(parts)
+
+
+def say(arguments: argparse.Namespace, rows: dict[str, str]) -> None:
+    for name, value in rows.items() if not arguments.json else ():
+        print(f"{name:11}{value}", flush=True)
+
+
+def broken(arguments: argparse.Namespace, report: dict[str, Any], why: str) -> int:
+    report["error"] = why
+    if not arguments.json:
+        print(f"{'broken':11}{why}", flush=True)
+    return FOUND_FAULT

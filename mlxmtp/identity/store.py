@@ -1,0 +1,76 @@
+"""Verdicts kept between runs, a small file each; one that cannot be read or written costs a probe, nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlxmtp.checkpoints.attached import data_folder
+from mlxmtp.identity.verdict import PROMISES, Verdict
+
+FORMAT = 1
+LARGEST = 1 << 16
+
+
+def machine_facts() -> dict[str, Any]:
+    """What decides on this machine which kernels run: the system, the device, and MLX's own switches."""
+    device = mx.device_info(mx.default_device())
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "device": str(mx.default_device()),
+        "device_info": {name: value for name, value in device.items() if isinstance(value, str)},  # no free memory
+        "switches": {name: value for name, value in os.environ.items() if name.startswith("MLX_")},
+    }
+
+
+def file_of(**facts: Any) -> Path:
+    """Where the verdict stands that depends on these facts, and on the machine."""
+    known = {"format": FORMAT, "machine": machine_facts(), **facts}
+    key = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return data_folder() / "identity" / f"{key}.json"
+
+
+def stored(file: Path) -> Verdict | None:
+    """The verdict in a file; None: there is none, or it is damaged."""
+    try:
+        with file.open("rb") as stream:
+            return _verdict(json.loads(stream.read(LARGEST)))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def store(file: Path, verdict: Verdict) -> None:
+    """Write a verdict, whole or not at all; on a full or read-only disk, and of a probe that was cut short, not."""
+    if not verdict.complete:
+        return
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, stage = tempfile.mkstemp(".partial", ".", file.parent)
+        try:
+            with open(handle, "w") as out:
+                json.dump(asdict(verdict), out)
+            os.replace(stage, file)
+        finally:
+            with suppress(OSError):
+                os.unlink(stage)
+
+
+def _verdict(content: Mapping[str, Any]) -> Verdict:
+    verdict = Verdict(**content)
+    kinds = {"promise": str, "because": str, "rows": int, "context": int, "width": int, "alone": bool, "complete": bool}
+    if any(type(getattr(verdict, item.name)) is not kinds[item.name] for item in fields(verdict)):
+        raise TypeError("a field of another type")
+    if verdict.promise not in PROMISES or verdict.width < 1 or not verdict.complete:
+        raise ValueError("no verdict of this version")
+    return verdict

@@ -1,0 +1,125 @@
+"""`mlxmtp doctor` says what holds in plain words, whatever it finds, and never with a traceback."""
+
+import json
+
+import pytest
+
+import mlxmtp
+from mlxmtp.cli import doctor
+from mlxmtp.errors import BackendError, NumericsError
+from mlxmtp.identity import probe
+from mlxmtp.identity.greedy import GreedyRun
+from tests.identity.stand_in import backend, narrow, own
+
+
+@pytest.fixture(autouse=True)
+def short(data, monkeypatch):
+    """No long contexts, and verdicts of this test alone."""
+    monkeypatch.setattr(probe, "FULL", ((32, probe.EVERY),))
+
+
+def rows(ran):
+    return {line[:11].strip(): line[11:] for line in ran.out.splitlines()}
+
+
+def test_the_demo_on_this_backend(main_):
+    ran = main_("doctor")
+    found = rows(ran)
+    assert ran.code == 0
+    assert list(found) == ["machine", "memory", "MLX", "with", "model", "head", "fast", "promise", ""]
+    assert (found["model"], found["head"]) == ("demo", "qwen-mtp")
+    assert "Device(cpu, 0)" in found["MLX"]
+    assert f"mlxmtp {mlxmtp.__version__}" in found["with"]
+    assert "the same bits in passes of 2 to 8 rows" in found["fast"]
+    assert found["fast"].endswith("128 greedy tokens are the same with and without MTP")
+    assert found["promise"] == "token-identical to plain decoding"
+
+
+def test_a_backend_that_depends_on_rows(main_, raw):
+    with backend():
+        ran = main_("doctor", "--model", str(raw))
+    found = rows(ran)
+    assert ran.code == 0, "nothing is broken"
+    assert found["fast"].startswith("same distribution as plain decoding; near-ties may differ; logits differ by up to")
+    assert found["strict"].startswith("token-identical to plain decoding, by one-row arithmetic; the same bits")
+    assert found["canonical"].startswith("token-identical to plain decoding at canonical width")
+    assert found["promise"] == "token-identical to plain decoding, by one-row arithmetic"
+    assert "--identity strict" in found[""]
+
+
+def test_a_backend_on_which_only_a_width_helps(main_, raw):
+    with backend(narrow, norms=own):
+        found = rows(main_("doctor", "--model", str(raw)))
+    assert found["strict"].startswith("same distribution")
+    assert found["promise"] == "token-identical to plain decoding at canonical width"
+    assert "--identity canonical" in found[""]
+
+
+def test_json(main_, raw):
+    ran = main_("doctor", "--model", str(raw), "--json")
+    report = json.loads(ran.out)
+    assert (ran.code, ran.out.count("\n{")) == (0, 0)
+    assert set(report) == {"machine", "model", "identities", "promise"}
+    assert report["promise"] == report["identities"]["fast"]["verdict"]["promise"] == "identical"
+    assert report["identities"]["fast"]["greedy_run"] == {"tokens": 128, "gap": None}
+    assert report["machine"]["memory_bytes"] > 0
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_texts_that_part_without_a_reason(main_, raw, monkeypatch, options):
+    monkeypatch.setattr("mlxmtp.chat.identity.greedy_run", lambda *_: GreedyRun(3, gap=4.0))
+    ran = main_("doctor", "--model", str(raw), *options)
+    assert ran.code == 1
+    if options:
+        assert "please report" in json.loads(ran.out)["error"]
+    else:
+        assert "greedy texts part after 3 tokens, at a gap of 4: not explained by rounding" in rows(ran)["fast"]
+        assert "please report" in rows(ran)["broken"]
+
+
+def test_no_such_model(main_):
+    ran = main_("doctor", "--model", "./nowhere")
+    assert ran.code == 2
+    assert ran.err.startswith("mlxmtp: ./nowhere")
+    assert "machine" in ran.out, "what was found is said"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("the device is lost"), ValueError(), MemoryError("all gone"), NumericsError("not finite")],
+    ids=repr,
+)
+@pytest.mark.parametrize("place", ["machine", "load", "examine"])
+def test_whatever_happens_is_told(main_, monkeypatch, place, error):
+    def fails(*_, **__):
+        raise error
+
+    owner = {"machine": doctor, "load": mlxmtp, "examine": "mlxmtp.chat.identity.examine"}[place]
+    if isinstance(owner, str):
+        monkeypatch.setattr(owner, fails)
+    else:
+        monkeypatch.setitem(vars(owner), place, fails)
+    ran = main_("doctor")
+    assert ran.code == 1
+    said = str(error) if isinstance(error, NumericsError) else f"{type(error).__name__}: {error}"
+    assert rows(ran)["broken"] == said
+    assert "Traceback" not in ran.out + ran.err
+    assert json.loads(main_("doctor", "--json").out)["error"] == said
+
+
+def test_without_mlx(main_, monkeypatch):
+    def missing():
+        raise BackendError("MLX cannot be imported; install it")
+
+    monkeypatch.setattr(mlxmtp, "_import_backend", missing)
+    monkeypatch.delitem(vars(mlxmtp), "load", raising=False)
+    ran = main_("doctor")
+    assert (ran.code, rows(ran)["broken"]) == (1, "MLX cannot be imported; install it")
+
+
+def test_a_model_without_a_head(main_, stripped):
+    ran = main_("doctor", "--model", str(stripped))
+    found = rows(ran)
+    assert ran.code == 0
+    assert found["head"].startswith("none: ")
+    assert "greedy" not in found["fast"]
