@@ -1,0 +1,144 @@
+"""What a round costs here: passes of the target over a few rows, draft steps, and what a round takes besides."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from mlxmtp.decoding.depth import FixedDepth
+from mlxmtp.decoding.drafters import MTPChain
+from mlxmtp.decoding.loop import Kept, decode_plainly, speculate
+from mlxmtp.decoding.sampling import Sampling
+from mlxmtp.decoding.verifier import Verifier
+
+if TYPE_CHECKING:
+    from mlxmtp.decoding.sequence import Sequence
+    from mlxmtp.decoding.stats import Round
+    from mlxmtp.heads import Head
+    from mlxmtp.targets import Target
+
+STEPS = 2
+"""Draft steps in which two timed chains differ: what both pay for waiting falls out."""
+ROUND_DEPTH = 3
+SKIPPED_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class CostCurve:
+    """Seconds, at one length of context, on this machine (decoding.md 2).
+
+    Args:
+        context: tokens that the caches hold.
+        rows: of a pass over m rows at index m - 1.
+        draft: of a draft step; 0.0 without a head. other: of a round besides its pass and its drafts.
+    """
+
+    context: int
+    rows: tuple[float, ...]
+    draft: float
+    other: float
+
+
+def measure_cost(target: Target, head: Head | None, sequence: Sequence, most_rows: int, repeats: int = 5) -> CostCurve:
+    """Time passes over 1 to `most_rows` rows, draft steps and whole greedy rounds, each the median of `repeats`.
+
+    All sizes take turns, after one pass of each that is not counted. `sequence` is left as it is.
+
+    Args:
+        target: reversible. head: of `sequence`, which has rows pending for it; None: draft is 0.0.
+
+    Raises:
+        ValueError: `most_rows` or `repeats` is below 1, or nothing is pending for the head.
+    """
+    if most_rows < 1 or repeats < 1:
+        raise ValueError(f"most_rows is {most_rows} and repeats {repeats}; expected at least 1")
+    twin = sequence.fork()
+    chain = _Chain(head, twin) if head else None
+    rows: list[list[float]] = [[] for _ in range(most_rows)]
+    drafts: list[float] = []
+    for repeat in range(repeats + 1):
+        for m in range(1, most_rows + 1):
+            seconds = _pass(target, twin, m)
+            if repeat:
+                rows[m - 1].append(seconds)
+        step = chain.step() if chain else 0.0
+        drafts += [step] if repeat else []
+    medians = tuple(map(statistics.median, rows))
+    draft = max(0.0, statistics.median(drafts))
+    depth = min(ROUND_DEPTH, most_rows - 1) if head else 0
+    whole = statistics.median(_rounds(target, sequence, depth, repeats))
+    return CostCurve(len(sequence.tokens), medians, draft, max(0.0, whole - medians[depth] - depth * draft))
+
+
+def _pass(target: Target, sequence: Sequence, m: int) -> float:
+    """Seconds of a pass over m rows, taken back afterwards; the text's own tokens, as experts depend on them."""
+    text = sequence.tokens[-m:]
+    tokens = mx.array([(text * m)[:m]])
+    start = time.perf_counter()
+    rows = target.open(tokens, sequence.cache)
+    mx.eval(rows.logits)
+    seconds = time.perf_counter() - start
+    rows.commit(0)
+    return seconds
+
+
+class _Chain:
+    """Draft steps behind the first, which feeds the head what is pending."""
+
+    def __init__(self, head: Head, sequence: Sequence) -> None:
+        pending = sequence.take_pending()
+        if pending is None:
+            raise ValueError("nothing is pending for the head; expected a sequence that it goes along with")
+        self._head = head
+        self._cache = sequence.head_cache
+        states = head(*pending, self._cache)[:, -1:]
+        self._hidden = head.recycle(states)
+        self._token = mx.argmax(head.logits(states), axis=-1)
+        mx.eval(self._hidden, self._token)
+
+    def step(self) -> float:
+        """Seconds of one more step in a chain."""
+        alone = self._time(1)
+        return (self._time(1 + STEPS) - alone) / STEPS
+
+    def _time(self, steps: int) -> float:
+        hidden, token = self._hidden, self._token
+        start = time.perf_counter()
+        for _ in range(steps):
+            states = self._head(hidden, token, self._cache)
+            token, hidden = mx.argmax(self._head.logits(states), axis=-1), self._head.recycle(states)
+            mx.async_eval(token)
+        mx.eval(token)
+        seconds = time.perf_counter() - start
+        for layer in self._cache:
+            layer.trim(steps)
+        return seconds
+
+
+def _rounds(target: Target, sequence: Sequence, depth: int, count: int) -> list[float]:
+    """Seconds of so many greedy rounds; the first ones, and those that are evaluated in parts, are left out."""
+    rounds = _decoding(target, sequence.fork(), depth, (count + SKIPPED_ROUNDS + 1) * (depth + 1))
+    times: list[float] = []
+    start = time.perf_counter()
+    for one in islice(rounds, count + SKIPPED_ROUNDS + 1):
+        if one.parts is None:
+            times.append(time.perf_counter() - start)
+        start = time.perf_counter()
+    return times[SKIPPED_ROUNDS:]
+
+
+def _decoding(target: Target, sequence: Sequence, depth: int, tokens: int) -> Iterator[Round]:
+    law = Verifier(Sampling())
+    if not depth or not sequence.head:
+        return decode_plainly(target, sequence, law, _everything, tokens)
+    return speculate(target, MTPChain(sequence.head), sequence, law, FixedDepth(depth), _everything, tokens)
+
+
+def _everything(tokens: list[int]) -> Kept:
+    return Kept(len(tokens), None)
