@@ -51,8 +51,8 @@ def compare(before: Row, after: Row) -> Row:
         "schema": 1,
         "conditions": _conditions(before, after),
         "arms": rows,
-        "only_before": [" ".join(where) for where in old if where not in new],
-        "only_after": [" ".join(where) for where in new if where not in old],
+        "only_before": _without(old, new),
+        "only_after": _without(new, old),
         "costs": [{"context": one["context"], "before": one, "after": other} for one, other in shared],
     }
 
@@ -69,7 +69,8 @@ def as_text(found: Row) -> str:
     parts = [lines, table.aligned(rows) if found["arms"] else ["the two reports have no run in common"]]
     parts.append([_cost_line(cost) for cost in found["costs"]])
     for name, which in (("only_before", "first"), ("only_after", "second")):
-        parts.append([f"only in the {which}: {', '.join(found[name])}"] if found[name] else [])
+        alone = "; ".join(f"{where} ({', '.join(arms)})" for where, arms in found[name].items())
+        parts.append([f"only in the {which}: {alone}"] if alone else [])
     parts.append(["* beyond the spread of both: their ranges do not overlap"] if found["arms"] else [])
     return "\n\n".join("\n".join(part) for part in parts if part)
 
@@ -97,6 +98,15 @@ def _arms(report: Row) -> dict[tuple[str, str], Row]:
     found = {(f"{r['workload']} at {r['temperature']:g}", r["arm"]): r for r in report["speed"]}
     for context in report["contexts"]:
         found |= {(f"context {context['context']}", arm["arm"]): arm for arm in context["arms"]}
+    return found
+
+
+def _without(some: Mapping[tuple[str, str], Row], others: Mapping[tuple[str, str], Row]) -> dict[str, list[str]]:
+    """What is not among the others: arms by where."""
+    found: dict[str, list[str]] = {}
+    for where, arm in some:
+        if (where, arm) not in others:
+            found.setdefault(where, []).append(arm)
     return found
 
 

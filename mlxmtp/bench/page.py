@@ -183,13 +183,7 @@ def contexts(report: Row) -> str:
         return ""
     arms = [arm["arm"] for arm in report["contexts"][0]["arms"]]
     rates = [Line(arm, _over_context(report, arm, "rate", "tok/s")) for arm in arms]
-    readers = list(report["contexts"][0]["prefill_rate"])
-    prefill = [
-        Line(
-            who, tuple(Point(r["context"], v) for r in report["contexts"] if (v := _value(r["prefill_rate"], who, who)))
-        )
-        for who in readers
-    ]
+    prefill = [Line(who, _prefill(report, who)) for who in report["contexts"][0]["prefill_rate"]]
     first = [Line(arm, _over_context(report, arm, "ttft_s", "s")) for arm in arms]
     memory = [
         Line(arm["arm"], tuple(Point(r["context"], _gigabytes(r["arms"][i])) for r in report["contexts"]))
@@ -222,6 +216,11 @@ def _over_context(report: Row, arm: str, part: str, unit: str) -> tuple[Point, .
         if value := _value(found, part, f"{arm} at {row['context']}, {unit}"):
             points.append(Point(row["context"], value))
     return tuple(points)
+
+
+def _prefill(report: Row, who: str) -> tuple[Point, ...]:
+    found = ((row["context"], _value(row["prefill_rate"], who, who)) for row in report["contexts"])
+    return tuple(Point(context, value) for context, value in found if value)
 
 
 def _gigabytes(arm: Row) -> Value:

@@ -46,7 +46,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--prompts", metavar="FILE", type=Path, help="JSON lines with `workload` and `turns` (default: ours)")
     add("--workload", metavar="NAME", action="append", default=[], help="only this one; may be repeated")
     positive = options.at_least(1)
-    add("--limit", metavar="N", type=positive, default=3, help="prompts of a workload (default: 3)")
+    add("--limit", metavar="N", type=positive, default=2, help="prompts of a workload (default: 2)")
     add("--tokens", metavar="N", type=options.at_least(8), default=128, help="of each run (default: 128)")
     add("--repeats", metavar="N", type=positive, default=3, help="of each arm at each prompt (default: 3)")
     depths = "fixed drafts a round (default: 1 2 3 4; none: no fixed depth)"

@@ -6,27 +6,26 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.loop import Kept, decode_plainly, speculate
+from mlxmtp.decoding.loop import Kept, speculate
 from mlxmtp.decoding.sampling import Sampling
-from mlxmtp.decoding.verifier import Verifier
+from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier
 
 if TYPE_CHECKING:
     from mlxmtp.decoding.sequence import Sequence
-    from mlxmtp.decoding.stats import Round
     from mlxmtp.heads import Head
     from mlxmtp.targets import Target
 
 STEPS = 2
 """Draft steps in which two timed chains differ: what both pay for waiting falls out."""
 ROUND_DEPTH = 3
-SKIPPED_ROUNDS = 2
+SPARE_ROUNDS = 8
+"""Rounds that are not counted: the first two, and those that are timed in parts, one in 64."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class CostCurve:
 def measure_cost(target: Target, head: Head | None, sequence: Sequence, most_rows: int, repeats: int = 5) -> CostCurve:
     """Time passes over 1 to `most_rows` rows, draft steps and whole greedy rounds, each the median of `repeats`.
 
-    All sizes take turns, after one pass of each that is not counted. `sequence` is left as it is.
+    All take turns, after once that is not counted: what drifts, drifts in all of them. `sequence` is left as it is.
 
     Args:
         target: reversible. head: of `sequence`, which has rows pending for it; None: draft is 0.0.
@@ -60,20 +59,15 @@ def measure_cost(target: Target, head: Head | None, sequence: Sequence, most_row
         raise ValueError(f"most_rows is {most_rows} and repeats {repeats}; expected at least 1")
     twin = sequence.fork()
     chain = _Chain(head, twin) if head else None
-    rows: list[list[float]] = [[] for _ in range(most_rows)]
-    drafts: list[float] = []
-    for repeat in range(repeats + 1):
-        for m in range(1, most_rows + 1):
-            seconds = _pass(target, twin, m)
-            if repeat:
-                rows[m - 1].append(seconds)
-        step = chain.step() if chain else 0.0
-        drafts += [step] if repeat else []
-    medians = tuple(map(statistics.median, rows))
-    draft = max(0.0, statistics.median(drafts))
     depth = min(ROUND_DEPTH, most_rows - 1) if head else 0
-    whole = statistics.median(_rounds(target, sequence, depth, repeats))
-    return CostCurve(len(sequence.tokens), medians, draft, max(0.0, whole - medians[depth] - depth * draft))
+    rounds = _rounds(target, sequence.fork(), depth, (2 * repeats + SPARE_ROUNDS) * (depth + 1))
+    measured: list[tuple[float, ...]] = []
+    for _ in range(repeats + 1):
+        rows = [_pass(target, twin, m) for m in range(1, most_rows + 1)]
+        draft = chain.step() if chain else 0.0
+        measured.append((*rows, draft, next(rounds) - rows[depth] - depth * draft))
+    *medians, draft, other = map(statistics.median, zip(*measured[1:], strict=True))
+    return CostCurve(len(sequence.tokens), tuple(medians), max(0.0, draft), max(0.0, other))
 
 
 def _pass(target: Target, sequence: Sequence, m: int) -> float:
@@ -121,23 +115,23 @@ class _Chain:
         return seconds
 
 
-def _rounds(target: Target, sequence: Sequence, depth: int, count: int) -> list[float]:
-    """Seconds of so many greedy rounds; the first ones, and those that are evaluated in parts, are left out."""
-    rounds = _decoding(target, sequence.fork(), depth, (count + SKIPPED_ROUNDS + 1) * (depth + 1))
-    times: list[float] = []
-    start = time.perf_counter()
-    for one in islice(rounds, count + SKIPPED_ROUNDS + 1):
-        if one.parts is None:
-            times.append(time.perf_counter() - start)
+def _rounds(target: Target, sequence: Sequence, depth: int, tokens: int) -> Iterator[float]:
+    """Seconds of greedy rounds, without those that are evaluated in parts, and the first, which begins a text."""
+    drafter = MTPChain(sequence.head) if sequence.head else _Nothing()
+    rounds = speculate(target, drafter, sequence, Verifier(Sampling()), FixedDepth(depth), _everything, tokens)
+    next(rounds)
+    while True:
         start = time.perf_counter()
-    return times[SKIPPED_ROUNDS:]
+        one = next(rounds)
+        if one.parts is None:
+            yield time.perf_counter() - start
 
 
-def _decoding(target: Target, sequence: Sequence, depth: int, tokens: int) -> Iterator[Round]:
-    law = Verifier(Sampling())
-    if not depth or not sequence.head:
-        return decode_plainly(target, sequence, law, _everything, tokens)
-    return speculate(target, MTPChain(sequence.head), sequence, law, FixedDepth(depth), _everything, tokens)
+class _Nothing:
+    """Drafts nothing: rounds of one row, none of which is queued before the one before it is read."""
+
+    def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
+        return NOTHING
 
 
 def _everything(tokens: list[int]) -> Kept:
