@@ -87,7 +87,7 @@ def bars(
         for j, value in enumerate(row):
             if value:
                 parts.append(_bar(left + 7 + j * bar, bar, y, value, first + j))
-    return _svg(width, height, parts, f"{y_label} by {', '.join(names)}")
+    return _svg(width, height, parts, f"{y_label}: {', '.join(names)}")
 
 
 def lines(
@@ -114,7 +114,7 @@ def lines(
         parts.append(f'<path class="one" d="M{LEFT},{y.at(1):.1f}H{width - RIGHT}"/>')
         parts.append(_text(width - RIGHT, y.at(1) - 4, one, "end"))
     parts += [_line(line, i, x, y) for i, line in enumerate(series)]
-    return _svg(width, height, parts, f"{y_label} over {x_label}")
+    return _svg(width, height, parts, f"{y_label} against {x_label}")
 
 
 def legend(names: Sequence[str], first: int = 0) -> str:
