@@ -45,15 +45,15 @@ def compare(before: Row, after: Row) -> Row:
         if where in old:
             rate, ratio = (_change(old[where][part], new[where][part]) for part in ("rate", "ratio"))
             rows.append({"where": where[0], "arm": where[1], "rate": rate, "ratio": ratio})
-    costs = {cost["context"]: cost for cost in before["costs"]}
-    shared = [(costs[cost["context"]], cost) for cost in after["costs"] if cost["context"] in costs]
+    costs = {cost["where"]: cost for cost in before["costs"]}
+    shared = [(costs[cost["where"]], cost) for cost in after["costs"] if cost["where"] in costs]
     return {
         "schema": 1,
         "conditions": _conditions(before, after),
         "arms": rows,
         "only_before": _without(old, new),
         "only_after": _without(new, old),
-        "costs": [{"context": one["context"], "before": one, "after": other} for one, other in shared],
+        "costs": [{"where": one["where"], "before": one, "after": other} for one, other in shared],
     }
 
 
@@ -146,7 +146,7 @@ def _cost_line(cost: Row) -> str:
         + f", draft {cost[which]['draft_s'] * 1e3:.2f} ms"
         for which in ("before", "after")
     )
-    return f"cost at {cost['context']:.0f} tokens:\n  before {one}\n  after  {other}"
+    return f"{table.priced(cost['after'])}:\n  before {one}\n  after  {other}"
 
 
 def _bar(change: Row | None, name: str) -> Value | None:
@@ -158,7 +158,7 @@ def _bar(change: Row | None, name: str) -> Value | None:
 
 
 def _curve(cost: Row, which: str) -> Line:
-    name = f"{svg.short(cost['context'])} tokens of context, {which}"
+    name = f"{cost['where']}, {which}"
     times = [seconds * 1e3 for seconds in cost[which]["rows_s"]]
     points = (Point(m, Value(t, t, t, f"{name}: {m} rows {t:.2f} ms")) for m, t in enumerate(times, start=1))
     return Line(name, tuple(points))

@@ -73,29 +73,10 @@ class Cost:
 
 
 def median_cost(costs: Sequence[Cost]) -> Cost:
-    """Of several measurements at one context, each part's median."""
+    """Of several measurements, each part's median, at the mean of their contexts."""
     rows = tuple(statistics.median(column) for column in zip(*(cost.rows for cost in costs), strict=True))
     draft, other = (statistics.median(getattr(cost, part) for cost in costs) for part in ("draft", "other"))
-    return Cost(costs[0].context, rows, draft, other)
-
-
-def cost_at(costs: Sequence[Cost], context: float) -> Cost | None:
-    """Between the contexts that were measured, on the line that joins them; beyond, as at the last."""
-    known = sorted(costs, key=lambda cost: cost.context)
-    if not known:
-        return None
-    below = [cost for cost in known if cost.context <= context]
-    above = [cost for cost in known if cost.context > context]
-    if not below or not above:
-        return (below or above[:1])[-1]
-    low, high = below[-1], above[0]
-    share = (context - low.context) / (high.context - low.context)
-
-    def between(one: float, other: float) -> float:
-        return one + share * (other - one)
-
-    rows = tuple(between(one, other) for one, other in zip(low.rows, high.rows, strict=True))
-    return Cost(context, rows, between(low.draft, high.draft), between(low.other, high.other))
+    return Cost(statistics.mean(cost.context for cost in costs), rows, draft, other)
 
 
 def ideal_speedup(tokens_per_round: float, cost: Cost, depth: int) -> float | None:

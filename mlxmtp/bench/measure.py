@@ -1,4 +1,4 @@
-"""Measuring one unit of a plan: all of its arms in turn, or the cost of its rounds."""
+"""Measuring one unit of a plan: all of its arms in turn, and what a round costs at the same moment."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from mlxmtp.bench.plan import MLX_LM, PLAIN, Plan, Unit, depth_of
 from mlxmtp.chat.engine import Engine
 from mlxmtp.decoding.cost import measure_cost
 from mlxmtp.decoding.sampling import Sampling
-from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.errors import is_out_of_memory
 
 WARM_UP = 16
 """Tokens that each arm generates before it is timed: the first rounds compile."""
+
+COST_REPEATS = 3
+"""Of the passes that are timed behind each prompt; all repeats and prompts together make the medians."""
 
 Tell = Callable[[str], None]
 
@@ -52,19 +54,19 @@ class Bench:
         }
         try:
             with wired_limit(self._engine.target.model):
-                return record | (self._cost(unit) if unit.kind == "cost" else self._arms(unit))
+                return record | self._arms(unit)
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
             mx.clear_cache()
             return record | {"failed": f"out of memory: {error}"}
 
-    def _cost(self, unit: Unit) -> dict[str, Any]:
-        self._tell(f"cost of rounds at {unit.number} tokens")
-        sequence = Sequence(self._engine.target, self._engine.mtp)
-        sequence.prefill(list(unit.tokens))
-        sequence.settle()
-        return {"cost": asdict(measure_cost(self._engine.target, self._engine.mtp, sequence, self._plan.rows))}
+    def _cost(self, read: ReadPrompt) -> dict[str, Any] | None:
+        """Where the target can take rows back."""
+        engine = self._engine
+        if not engine.target.reversible:
+            return None
+        return asdict(measure_cost(engine.target, engine.mtp, read.ours, self._plan.rows, COST_REPEATS))
 
     def _arms(self, unit: Unit) -> dict[str, Any]:
         self._tell(f"{unit.workload} {unit.number}")
@@ -76,7 +78,13 @@ class Bench:
         for arm in order:
             self._tell(f"{unit.workload} {unit.number}, {arm}")
             runs[arm] = self._run(read, arm, unit, self._plan.settings.tokens)
-        found = {"order": list(order), "readings": {who: asdict(reading) for who, reading in read.readings.items()}}
+        self._tell(f"{unit.workload} {unit.number}, the cost of a round")
+        cost = self._cost(read)
+        found = {
+            "cost": cost,
+            "order": list(order),
+            "readings": {who: asdict(reading) for who, reading in read.readings.items()},
+        }
         return found | {
             "runs": {arm: runs[arm].to_dict() for arm in self._plan.arms},
             "differs": self._differences(read, unit, runs),

@@ -110,7 +110,7 @@ def speed_plot(rows: Sequence[Row]) -> str:
 def speed_table(rows: Sequence[Row]) -> str:
     """All figures of the workloads."""
     head = ["workload, arm", "tok/s", "to mlx-lm", "to ours plain", "tokens a round", "accepted by depth"]
-    head += ["ideal", "reached", "its parts' share of a round", "TTFT s"]
+    head += ["ideal", "reached", "parts", "TTFT s"]
     body = [
         [
             f"{row['workload']}, {row['arm']}",
@@ -119,17 +119,15 @@ def speed_table(rows: Sequence[Row]) -> str:
             table.with_spread(row["ratio_to_plain"]),
             table.number(row["tokens_per_round"], 2),
             " ".join(f"{share:.2f}" for share in row["acceptance"]) or table.NONE,
-            table.number(row["ideal"], 2),
-            table.number(row["reached"], 2),
-            table.number(row["round_share"], 2),
+            table.with_spread(row["ideal"]),
+            table.with_spread(row["reached"]),
+            table.with_spread(row["round_share"]),
             table.number(table.median(row["ttft_s"]), 3),
         ]
         for row in rows
     ]
-    said = [
-        f'<p class="soft">auto, {escape(row["workload"])}: {escape(row["policy"])}</p>' for row in rows if row["policy"]
-    ]
-    return grid([head, *body]) + "".join(said)
+    told = [*table.EXPLAINED, *(f"auto, {row['workload']}: {row['policy']}" for row in rows if row["policy"])]
+    return grid([head, *body]) + "".join(f'<p class="soft">{escape(line)}</p>' for line in told)
 
 
 def acceptance(report: Row) -> str:
@@ -154,7 +152,7 @@ def costs(report: Row) -> str:
         return ""
     series = []
     for cost in report["costs"]:
-        name = f"{svg.short(cost['context'])} tokens of context"
+        name = table.priced(cost).removeprefix("cost ")
         found = enumerate(cost["curve"], start=1)
         points = [Point(m, Value(c, c, c, f"{name}: C({m}) = {c:.2f}")) for m, c in found]
         series.append(Line(name, tuple(points)))
@@ -164,7 +162,7 @@ def costs(report: Row) -> str:
     head = ["context", "one row ms", "C(2), C(3), ...", "draft step, in passes", "draft step ms", "other ms"]
     body = [
         [
-            f"{cost['context']:.0f}",
+            table.priced(cost).removeprefix("cost at "),
             f"{cost['rows_s'][0] * 1e3:.2f}",
             " ".join(f"{value:.2f}" for value in cost["curve"][1:]),
             f"{cost['draft']:.2f}",

@@ -15,14 +15,12 @@ from mlxmtp.errors import OptionError, PromptError
 
 MLX_LM, PLAIN, AUTO = "mlx-lm", "plain", "auto"
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
-SHORT_CONTEXT = 256
-"""Where the cost of rounds is measured for the workloads, whose contexts are short."""
 LEAST_ROWS = 8
 """The cost curve goes at least so far; decoding.md 2 has published ones of as many rows."""
 COST_ROOM = 64
 """Tokens that measuring the cost can add to a context."""
 
-Kind = Literal["speed", "context", "cost"]
+Kind = Literal["speed", "context"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Unit:
-    """All arms once behind one prompt, or the cost of rounds at one context.
+    """All arms once behind one prompt of a workload, or behind a long text; and what rounds cost there.
 
     Args:
         tokens: of the prompt. number: its place in the workload, or the length of the context.
@@ -107,18 +105,15 @@ def make_plan(engine: Engine, settings: Settings, prompts: Sequence[Prompt]) -> 
         notes.append(f"no MTP: {engine.plain_because}; only plain decoding is measured")
     read, left_out = _read(engine, settings, prompts)
     notes += left_out
-    contexts = [n for n in settings.contexts if n + max(settings.tokens, COST_ROOM) <= engine.context]
+    contexts = [n for n in settings.contexts if n + _room(settings) <= engine.context]
     if missing := [n for n in settings.contexts if n not in contexts]:
         fitting = f"the model's context of {engine.context} has no room for them"
         notes.append(f"contexts left out: {', '.join(map(str, missing))}; {fitting}")
-    short = min(SHORT_CONTEXT, engine.context - COST_ROOM)
-    costs = sorted({short, *contexts}) if engine.target.reversible and short > 0 else []
-    text = long_text(engine.tokenizer, max([*contexts, *costs], default=0))
+    text = long_text(engine.tokenizer, max(contexts, default=0))
     units = [
         unit
         for repeat in range(settings.repeats)
         for unit in (
-            *(Unit("cost", repeat, "cost", n, 0.0, text[:n]) for n in costs),
             *(
                 Unit("speed", repeat, workload, number, temperature, tokens)
                 for temperature in settings.temperatures
@@ -150,6 +145,11 @@ def depth_of(arm: str) -> int | None:
     return None if arm == AUTO else 0 if arm == PLAIN else int(arm.removeprefix("depth "))
 
 
+def _room(settings: Settings) -> int:
+    """Tokens behind a prompt."""
+    return max(settings.tokens, COST_ROOM)
+
+
 def _read(
     engine: Engine, settings: Settings, prompts: Sequence[Prompt]
 ) -> tuple[list[tuple[str, int, tuple[int, ...]]], list[str]]:
@@ -159,11 +159,11 @@ def _read(
         tokens = prompt.tokens(engine.tokenizer)
         number = counts[prompt.workload]
         counts[prompt.workload] += 1
-        if len(tokens) + settings.tokens <= engine.context:
+        if len(tokens) + _room(settings) <= engine.context:
             read.append((prompt.workload, number, tokens))
         else:
             too_long += 1
-    room = f"the model's context of {engine.context} has no room for them and {settings.tokens} tokens more"
+    room = f"the model's context of {engine.context} has no room for them and {_room(settings)} tokens more"
     if not read:
         raise PromptError(f"none of {too_long} prompts fits: {room}; try shorter ones, or fewer --tokens")
     return read, [f"prompts left out: {too_long}; {room}"] if too_long else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from mlxmtp.bench.figures import (
     Cost,
     Spread,
-    cost_at,
     drift,
     ideal_speedup,
     median_cost,
@@ -30,9 +28,7 @@ def summarise(head: Row, records: Sequence[Row], *, planned: int | None = None, 
         head: what the benchmark is (plan.py). records: in the order in which they were written.
         planned: how many there will be. notes: what else there is to say.
     """
-    sound = [record for record in records if "failed" not in record]
-    runs = [record for record in sound if record["kind"] != "cost"]
-    costs = _costs(sound)
+    runs = [record for record in records if "failed" not in record]
     settings, planned = head["settings"], len(records) if planned is None else planned
     return {
         **head,
@@ -40,14 +36,10 @@ def summarise(head: Row, records: Sequence[Row], *, planned: int | None = None, 
         "planned": planned,
         "complete": len(records) >= planned,
         "synthetic": settings.get("acceptance"),
-        "speed": _speed([record for record in runs if record["kind"] == "speed"], costs),
+        "speed": _speed([record for record in runs if record["kind"] == "speed"]),
         "auto": _auto([record for record in runs if record["kind"] == "speed"]),
         "contexts": _contexts([record for record in runs if record["kind"] == "context"]),
-        "costs": [
-            {"context": c.context, "rows_s": list(c.rows), "curve": list(c.curve)}
-            | {"draft_s": c.draft, "draft": c.d, "other_s": c.other}
-            for c in costs
-        ],
+        "costs": _costs(runs),
         "drift": drift([(r["time"], _what(r), r["runs"][MLX_LM]["rate"]) for r in runs if r["runs"][MLX_LM]["rate"]]),
         "differences": [difference for record in runs for difference in _differences(record)],
         "compared": sum(len(record["runs"]) - 1 for record in runs if record["temperature"] == 0),
@@ -55,26 +47,33 @@ def summarise(head: Row, records: Sequence[Row], *, planned: int | None = None, 
     }
 
 
-def _costs(records: Iterable[Row]) -> list[Cost]:
-    """The median cost at each context, the shortest first."""
-    found: dict[int, list[Cost]] = defaultdict(list)
-    for record in records:
-        if record["kind"] == "cost":
-            cost = record["cost"]
-            measured = Cost(cost["context"], tuple(cost["rows"]), cost["draft"], cost["other"])
-            found[record["number"]].append(measured)
-    return [median_cost(found[context]) for context in sorted(found)]
-
-
-def _speed(records: Sequence[Row], costs: Sequence[Cost]) -> list[Row]:
-    """A row for each workload, temperature and arm."""
+def _costs(records: Sequence[Row]) -> list[Row]:
+    """The median cost behind all prompts of the workloads, then at each context, the shortest first."""
+    speed = [record for record in records if record["kind"] == "speed"]
+    contexts = _grouped((record for record in records if record["kind"] == "context"), "number")
     rows = []
-    for (workload, temperature), alike in _grouped(records, "workload", "temperature").items():
-        context = statistics.mean(r["prompt_tokens"] + r["runs"][MLX_LM]["tokens"] / 2 for r in alike)
-        for arm in alike[0]["runs"]:
-            row = {"workload": workload, "temperature": temperature} | _arm(alike, arm)
-            rows.append(row | _reached(row, cost_at(costs, context)))
+    for name, alike in (("workloads", speed), *((f"context {n}", contexts[n,]) for (n,) in sorted(contexts))):
+        if costs := [cost for record in alike if (cost := _cost(record))]:
+            cost = median_cost(costs)
+            fields = {"where": name, "context": cost.context, "rows_s": list(cost.rows), "curve": list(cost.curve)}
+            rows.append(fields | {"draft_s": cost.draft, "draft": cost.d, "other_s": cost.other})
     return rows
+
+
+def _cost(record: Row) -> Cost | None:
+    found = record.get("cost")
+    if not found:
+        return None
+    return Cost(found["context"], tuple(found["rows"]), found["draft"], found["other"])
+
+
+def _speed(records: Sequence[Row]) -> list[Row]:
+    """A row for each workload, temperature and arm."""
+    return [
+        {"workload": workload, "temperature": temperature} | _arm(alike, arm)
+        for (workload, temperature), alike in _grouped(records, "workload", "temperature").items()
+        for arm in alike[0]["runs"]
+    ]
 
 
 def _arm(records: Sequence[Row], arm: str) -> Row:
@@ -92,7 +91,7 @@ def _arm(records: Sequence[Row], arm: str) -> Row:
         "drafted": drafted,
         "ttft_s": _told(spread(_ttft(record, arm) for record in records)),
         "policy": next((run["policy"] for run in reversed(runs) if run.get("policy")), ""),
-    }
+    } | _reached(records, arm)
 
 
 def ratios(records: Iterable[Row], arm: str, base: str) -> Spread | None:
@@ -101,20 +100,23 @@ def ratios(records: Iterable[Row], arm: str, base: str) -> Spread | None:
     return spread(mine / other for mine, other in pairs if mine and other)
 
 
-def _reached(row: Row, cost: Cost | None) -> Row:
-    """The ideal speed-up over our plain decoding at a fixed depth, and the shares of it and of a round's time."""
-    nothing: Row = {"ideal": None, "reached": None, "round_share": None}
-    if cost is None or not row["arm"].startswith("depth ") or not row["rate"] or not row["ratio_to_plain"]:
-        return nothing
-    depth, per_round = int(row["arm"].removeprefix("depth ")), row["tokens_per_round"]
-    ideal = ideal_speedup(per_round, cost, depth)
-    if ideal is None:
-        return nothing
-    return {
-        "ideal": ideal,
-        "reached": row["ratio_to_plain"]["median"] / ideal,
-        "round_share": round_share(per_round, row["rate"]["median"], cost, depth),
-    }
+def _reached(records: Iterable[Row], arm: str) -> Row:
+    """At a fixed depth: the ideal speed-up over our plain decoding, how much of it came, and of a round its parts.
+
+    Each by the cost of passes and drafts behind the same prompt in the same repeat.
+    """
+    found: dict[str, list[float]] = {"ideal": [], "reached": [], "round_share": []}
+    for record in records if arm.startswith("depth ") else ():
+        run, plain, cost = record["runs"][arm], record["runs"][PLAIN]["rate"], _cost(record)
+        if not cost or not run["rate"] or not plain:
+            continue
+        depth, per_round = int(arm.removeprefix("depth ")), run["tokens"] / run["rounds"]
+        ideal, share = ideal_speedup(per_round, cost, depth), round_share(per_round, run["rate"], cost, depth)
+        if ideal is not None and share is not None:
+            found["ideal"].append(ideal)
+            found["reached"].append(run["rate"] / plain / ideal)
+            found["round_share"].append(share)
+    return {name: _told(spread(values)) for name, values in found.items()}
 
 
 def _auto(records: Sequence[Row]) -> list[Row]:

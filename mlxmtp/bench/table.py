@@ -9,6 +9,10 @@ from mlxmtp.units import size
 
 Row = dict[str, Any]
 NONE = "-"
+EXPLAINED = (
+    "ideal: tokens a round / (C(depth + 1) + depth draft steps), over ours plain; reached: the share of it that came;",
+    "parts: the share of a round's time that its pass and its drafts take alone",
+)
 
 
 def as_text(report: Row) -> str:
@@ -39,12 +43,14 @@ def about(report: Row) -> list[str]:
 
 def speed(report: Row) -> list[str]:
     """Workloads and arms."""
-    table = [["workload", "tok/s", "to mlx-lm", "tok/round", "accepted by depth", "ideal", "reached", "TTFT s"]]
+    table = [
+        ["workload", "tok/s", "to mlx-lm", "tok/round", "accepted by depth", "ideal", "reached", "parts", "TTFT s"]
+    ]
     for workload, temperature in dict.fromkeys((r["workload"], r["temperature"]) for r in report["speed"]):
-        table.append([f"{workload}, temperature {temperature:g}", *[""] * 7])
+        table.append([f"{workload}, temperature {temperature:g}", *[""] * 8])
         table += [_arm(r) for r in report["speed"] if (r["workload"], r["temperature"]) == (workload, temperature)]
     said = [f"{r['workload']}, temperature {r['temperature']:g}: {r['policy']}" for r in report["speed"] if r["policy"]]
-    return [*aligned(table), *said] if report["speed"] else []
+    return [*aligned(table), *EXPLAINED, *said] if report["speed"] else []
 
 
 def _arm(row: Row) -> list[str]:
@@ -54,8 +60,9 @@ def _arm(row: Row) -> list[str]:
         with_spread(row["ratio"]),
         number(row["tokens_per_round"], 2),
         " ".join(f"{share:.2f}" for share in row["acceptance"]) or NONE,
-        number(row["ideal"], 2),
-        number(row["reached"], 2),
+        number(median(row["ideal"]), 2),
+        number(median(row["reached"]), 2),
+        number(median(row["round_share"]), 2),
         number(median(row["ttft_s"]), 3),
     ]
 
@@ -90,10 +97,15 @@ def costs(report: Row) -> list[str]:
     for cost in report["costs"]:
         curve = " ".join(f"{value:.2f}" for value in cost["curve"])
         lines.append(
-            f"cost at {cost['context']:.0f} tokens: one row {cost['rows_s'][0] * 1e3:.2f} ms; C(m) {curve}; "
+            f"{priced(cost)}: one row {cost['rows_s'][0] * 1e3:.2f} ms; C(m) {curve}; "
             f"draft step {cost['draft']:.2f} ({cost['draft_s'] * 1e3:.2f} ms); other {cost['other_s'] * 1e3:.2f} ms"
         )
     return lines
+
+
+def priced(cost: Row) -> str:
+    """Where a cost was measured."""
+    return "cost at " + (f"{cost['context']:.0f} tokens" + (" (workloads)" if cost["where"] == "workloads" else ""))
 
 
 def remarks(report: Row) -> list[str]:

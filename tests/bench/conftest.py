@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,17 +61,16 @@ def record(
         "time": 1000.0 + repeat,
         "order": list(runs),
         "readings": {"mlx-lm": reading, "ours": reading},
+        "cost": cost(number or 50),
         "runs": runs,
         "differs": {},
     } | more
 
 
-def cost_record(context: int, one_row: float = 0.01, repeat: int = 0) -> dict[str, Any]:
+def cost(context: int, one_row: float = 0.01) -> dict[str, Any]:
     """C(m) = 1, 1.2, 1.4, ...; a draft step takes a tenth of a row."""
-    cost = {"context": context, "rows": [one_row * (1 + 0.2 * m) for m in range(8)], "draft": one_row / 10}
-    more = {"cost": cost | {"other": 0.001}}
-    fields = {"key": f"cost/{repeat}/cost/{context}/0", "kind": "cost", "repeat": repeat, "workload": "cost"}
-    return fields | {"number": context, "temperature": 0.0, "prompt_tokens": context, "time": time.time()} | more
+    rows = [one_row * (1 + 0.2 * m) for m in range(8)]
+    return {"context": context, "rows": rows, "draft": one_row / 10, "other": 0.001}
 
 
 HEAD: dict[str, Any] = {
@@ -97,7 +95,6 @@ def records() -> list[dict[str, Any]]:
     """Three repeats of everything."""
     found = []
     for repeat in range(3):
-        found += [cost_record(context, repeat=repeat) for context in (256, 1024)]
         found += [record(repeat=repeat, temperature=t, scale=1 + 0.1 * repeat) for t in (0.0, 0.7)]
         found += [record("context", repeat, context) for context in (1024, 2048)]
     return found

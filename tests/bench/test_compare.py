@@ -13,13 +13,13 @@ import pytest
 from mlxmtp import OptionError
 from mlxmtp.bench import compare
 from mlxmtp.bench.summary import summarise
-from tests.bench.conftest import HEAD, cost_record, record
+from tests.bench.conftest import HEAD, cost, record
 
 Row = dict[str, Any]
 
 
 def test_changes_beyond_the_spread_of_both(report: Row):
-    faster = summarise(HEAD, [record(scale=1.15), record(repeat=1, scale=1.25), cost_record(256, 0.008)])
+    faster = summarise(HEAD, [record(scale=1.15), record(repeat=1, scale=1.25)])
     found = compare.compare(report, faster)
     plain = next(row for row in found["arms"] if row["arm"] == "plain")
     assert plain["where"] == "code at 0"
@@ -47,8 +47,8 @@ def test_conditions_that_differ_are_named(report: Row):
 
 
 def test_costs_at_the_contexts_of_both(report: Row):
-    found = compare.compare(report, summarise(HEAD, [record(), cost_record(256, 0.008), cost_record(512)]))
-    assert [cost["context"] for cost in found["costs"]] == [256]
+    found = compare.compare(report, summarise(HEAD, [record(cost=cost(50, 0.008)), record("context", 0, 512)]))
+    assert [cost["where"] for cost in found["costs"]] == ["workloads"]
     assert "after  8.00 ms a row" in compare.as_text(found)
 
 

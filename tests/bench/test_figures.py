@@ -5,7 +5,6 @@ import pytest
 from mlxmtp.bench.figures import (
     Cost,
     Spread,
-    cost_at,
     drift,
     ideal_speedup,
     median_cost,
@@ -64,21 +63,8 @@ def test_the_share_of_a_round_that_its_parts_take():
 
 
 def test_median_cost_takes_each_part_by_itself():
-    costs = [Cost(8, (1.0, 5.0), 3.0, 9.0), Cost(8, (2.0, 4.0), 1.0, 8.0), Cost(8, (3.0, 6.0), 2.0, 7.0)]
-    assert median_cost(costs) == Cost(8, (2.0, 5.0), 2.0, 8.0)
-
-
-def test_costs_between_contexts_lie_on_a_line():
-    low, high = Cost(100, (1.0, 2.0), 0.1, 0.0), Cost(300, (3.0, 6.0), 0.3, 1.0)
-    between = cost_at([high, low], 150)
-    assert between is not None
-    assert between.rows == pytest.approx((1.5, 3.0))
-    assert (between.draft, between.other) == pytest.approx((0.15, 0.25))
-    assert cost_at([high, low], 50) == low
-    assert cost_at([high, low], 100) == low
-    assert cost_at([high, low], 300) == high
-    assert cost_at([high, low], 9999) == high
-    assert cost_at([], 1) is None
+    costs = [Cost(8, (1.0, 5.0), 3.0, 9.0), Cost(10, (2.0, 4.0), 1.0, 8.0), Cost(15, (3.0, 6.0), 2.0, 7.0)]
+    assert median_cost(costs) == Cost(11, (2.0, 5.0), 2.0, 8.0)
 
 
 def test_pooled():

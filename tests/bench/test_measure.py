@@ -27,8 +27,6 @@ def test_a_plan_goes_repeat_by_repeat(plan: Plan):
     """Whoever stops has some of everything, and what drifts is seen."""
     assert plan.arms == ARMS
     assert [unit.key for unit in plan.units[: len(plan.units) // 2]] == [
-        "cost/0/cost/96/0",
-        "cost/0/cost/256/0",
         "speed/0/talk/0/0",
         "speed/0/code/0/0",
         "speed/0/talk/0/0.8",
@@ -62,7 +60,7 @@ def test_contexts_and_prompts_that_do_not_fit_are_left_out_and_named(engine: Eng
     plan = make_plan(engine, replace(SMALL, contexts=(128, 512, 1024)), [*PROMPTS, long])
     assert {unit.number for unit in plan.units if unit.kind == "context"} == {128}
     assert plan.notes == (
-        "prompts left out: 1; the model's context of 512 has no room for them and 12 tokens more",
+        "prompts left out: 1; the model's context of 512 has no room for them and 64 tokens more",
         "contexts left out: 512, 1024; the model's context of 512 has no room for them",
     )
     with pytest.raises(PromptError, match="none of 1 prompts fits"):
@@ -77,7 +75,7 @@ def test_without_a_head_only_plain_decoding_is_measured(headless: Engine):
     record = Bench(headless, plan).measure(unit_of(plan, "speed"))
     assert set(record["runs"]) == {"mlx-lm", "plain"}
     assert record["differs"] == {}
-    assert Bench(headless, plan).measure(unit_of(plan, "cost"))["cost"]["draft"] == 0.0
+    assert record["cost"]["draft"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -167,14 +165,18 @@ def test_sampled_units_can_be_repeated(engine: Engine, verify: Any):
         assert one["runs"][arm]["rounds"] == other["runs"][arm]["rounds"]
 
 
-def test_cost_and_context_units(engine: Engine, plan: Plan):
-    bench = Bench(engine, plan)
-    cost = bench.measure(unit_of(plan, "cost"))["cost"]
-    assert len(cost["rows"]) == 8
-    assert all(seconds > 0 for seconds in cost["rows"])
-    assert cost["context"] == 96
-    record = bench.measure(unit_of(plan, "context"))
+def test_contexts_and_the_cost_of_rounds_there(engine: Engine, plan: Plan):
+    record = Bench(engine, plan).measure(unit_of(plan, "context"))
     assert (record["number"], record["prompt_tokens"], record["differs"]) == (96, 96, {})
+    assert record["cost"]["context"] == 96
+    assert len(record["cost"]["rows"]) == 8
+    assert all(seconds > 0 for seconds in record["cost"]["rows"])
+
+
+def test_of_a_model_that_takes_no_row_back_nothing_is_priced(headless: Engine, monkeypatch: Any):
+    monkeypatch.setattr(headless.target, "reversible", False)
+    plan = make_plan(headless, SMALL, PROMPTS)
+    assert Bench(headless, plan).measure(unit_of(plan, "speed"))["cost"] is None
 
 
 @pytest.mark.parametrize(("arm", "temperature", "verify"), [("depth 2", 0.0, "token"), ("depth 1", 0.8, "seeded")])

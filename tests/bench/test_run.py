@@ -14,7 +14,7 @@ from mlxmtp.bench import run
 from mlxmtp.bench.measure import Bench
 from mlxmtp.bench.plan import Plan, Unit
 from mlxmtp.bench.records import FILE, Records
-from tests.bench.conftest import cost_record, record
+from tests.bench.conftest import record
 
 
 @pytest.fixture
@@ -24,8 +24,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def invented(self: Bench, unit: Unit) -> dict[str, Any]:
         keys.append(unit.key)
-        made = cost_record(unit.number) if unit.kind == "cost" else record(unit.kind, unit.repeat, unit.number)
-        return made | {"key": unit.key, "temperature": unit.temperature, "workload": unit.workload, "time": 0.0}
+        return record(unit.kind, unit.repeat, unit.number) | {
+            "key": unit.key,
+            "temperature": unit.temperature,
+            "workload": unit.workload,
+            "time": 0.0,
+        }
 
     monkeypatch.setattr(Bench, "measure", invented)
     return keys

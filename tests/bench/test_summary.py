@@ -8,7 +8,7 @@ import pytest
 
 from mlxmtp.bench import table
 from mlxmtp.bench.summary import summarise
-from tests.bench.conftest import HEAD, cost_record, record, run
+from tests.bench.conftest import HEAD, cost, record, run
 
 Row = dict[str, Any]
 
@@ -39,21 +39,31 @@ def test_acceptance_and_tokens_a_round_are_pooled():
 
 
 def test_what_was_reached(report: Row):
-    """1.667 tokens a round over C(2) + d = 1.3, beside 150 / 98; in a round of 11.1 ms, pass and draft take 13."""
+    """1.667 tokens a round over C(2) + d = 1.3, beside 150 / 98; of a round of 11.1 ms, pass and draft take 13."""
     depth = row(report, "depth 1")
     ideal = 100 / 60 / 1.3
-    assert depth["ideal"] == pytest.approx(ideal)
-    assert depth["reached"] == pytest.approx(150 / 98 / ideal)
-    assert depth["round_share"] == pytest.approx(0.013 * depth["rate"]["median"] / (100 / 60))
+    assert depth["ideal"]["median"] == pytest.approx(ideal)
+    assert depth["reached"]["median"] == pytest.approx(150 / 98 / ideal)
+    first = row(summarise(HEAD, [record()]), "depth 1")
+    assert first["round_share"]["median"] == pytest.approx(0.013 * 150 / (100 / 60))
     for arm in ("mlx-lm", "plain", "auto"):
         assert row(report, arm)["ideal"] is None
+
+
+def test_what_was_reached_goes_by_the_cost_of_the_same_moment():
+    """On a machine that became twice as slow, passes did too."""
+    slow = record(repeat=1, scale=0.5, cost=cost(50, one_row=0.02))
+    depth = row(summarise(HEAD, [record(), slow]), "depth 1")
+    assert depth["rate"]["high"] == 2 * depth["rate"]["low"]
+    assert depth["reached"]["high"] == pytest.approx(depth["reached"]["low"])
+    assert depth["round_share"]["high"] == pytest.approx(depth["round_share"]["low"])
 
 
 def test_a_depth_beyond_the_curve_has_no_ideal():
     deep = record()
     deep["runs"]["depth 12"] = run(120)
-    assert row(summarise(HEAD, [deep, cost_record(64)]), "depth 12")["ideal"] is None
-    assert row(summarise(HEAD, [record()]), "depth 1")["ideal"] is None, "nothing was timed"
+    assert row(summarise(HEAD, [deep]), "depth 12")["ideal"] is None
+    assert row(summarise(HEAD, [record(cost=None)]), "depth 1")["ideal"] is None, "no row can be taken back"
 
 
 def test_auto_is_compared_with_the_best_of_the_others(report: Row):
@@ -79,10 +89,14 @@ def test_contexts_have_rates_prefill_and_memory(report: Row):
     assert one["arms"][0]["ttft_s"]["median"] == pytest.approx(0.51)
 
 
-def test_costs_are_medians_by_context(report: Row):
-    assert [cost["context"] for cost in report["costs"]] == [256, 1024]
+def test_costs_are_medians_behind_all_prompts_and_by_context(report: Row):
+    found = [(cost["where"], cost["context"]) for cost in report["costs"]]
+    assert found == [("workloads", 50), ("context 1024", 1024), ("context 2048", 2048)]
     assert report["costs"][0]["curve"][:3] == pytest.approx([1.0, 1.2, 1.4])
     assert report["costs"][0]["draft"] == pytest.approx(0.1)
+    costs = [record(repeat=i, cost=cost(50, one_row)) for i, one_row in enumerate((0.01, 0.03, 0.02))]
+    assert summarise(HEAD, costs)["costs"][0]["rows_s"][0] == 0.02
+    assert summarise(HEAD, [record(cost=None)])["costs"] == []
 
 
 def test_a_run_without_a_rate_is_in_no_ratio():
