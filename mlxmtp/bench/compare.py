@@ -83,7 +83,7 @@ def as_html(found: Row) -> str:
     arms = list(dict.fromkeys(row["arm"] for row in found["arms"]))
     of = {(row["where"], row["arm"]): row["rate"] for row in found["arms"]}
     values = [[_bar(of.get((where, arm)), f"{where}, {arm}") for arm in arms] for where in wheres]
-    drawn = svg.bars(wheres, arms, values, "tok/s after, in times before", one="as before") if found["arms"] else ""
+    drawn = svg.bars(wheres, arms, values, "tok/s after, in times before", one=True) if found["arms"] else ""
     if drawn:
         parts += ["<h2>Speed</h2>", f'<div class="wide">{drawn}</div>', svg.legend(arms)]
     series = [_curve(cost, which) for cost in found["costs"] for which in ("before", "after")]

@@ -103,7 +103,7 @@ def speed_plot(rows: Sequence[Row]) -> str:
     arms = list(dict.fromkeys(row["arm"] for row in rows if row["arm"] != "mlx-lm"))
     found = {(row["workload"], row["arm"]): row for row in rows}
     values = [[_value(found.get((w, arm)), "ratio", f"{w}, {arm}") for arm in arms] for w in workloads]
-    drawn = svg.bars(workloads, arms, values, "times mlx-lm's plain decoding", one="mlx-lm", first=1)
+    drawn = svg.bars(workloads, arms, values, "times mlx-lm's plain decoding", one=True, first=1)
     return f'<div class="wide">{drawn}</div>{svg.legend(arms, first=1)}' if drawn else ""
 
 

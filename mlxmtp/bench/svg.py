@@ -61,14 +61,14 @@ def bars(
     values: Sequence[Sequence[Value | None]],
     y_label: str,
     *,
-    one: str = "",
+    one: bool = False,
     first: int = 0,
 ) -> str:
     """Groups of bars side by side, each with a whisker from its lowest to its highest.
 
     Args:
         groups: below the axis. names: of the bars in a group. values: [group][name]; None leaves a gap.
-        one: where given, a line at 1 with this name. first: the colour of the first name.
+        one: with a line across at 1. first: the colour of the first name.
     """
     known = [value for row in values for value in row if value]
     if not known:
@@ -78,41 +78,35 @@ def bars(
     y = Axis(0, ticks[-1], height - BOTTOM, TOP)
     step = (width - LEFT - RIGHT) / len(groups)
     parts = [_frame(width, height, y, ticks, y_label)]
-    if one:
-        parts.append(f'<path class="one" d="M{LEFT},{y.at(1):.1f}H{width - RIGHT}"/>')
-        parts.append(_text(width - RIGHT, y.at(1) - 4, one, "end"))
     for i, (group, row) in enumerate(zip(groups, values, strict=True)):
         left, bar = LEFT + i * step, (step - 14) / len(names)
         parts.append(_text(left + step / 2, height - BOTTOM + 18, group, "middle"))
         for j, value in enumerate(row):
             if value:
                 parts.append(_bar(left + 7 + j * bar, bar, y, value, first + j))
+    if one:
+        parts.append(f'<path class="one" d="M{LEFT},{y.at(1):.1f}H{width - RIGHT}"/>')
     return _svg(width, height, parts, f"{y_label}: {', '.join(names)}")
 
 
-def lines(
-    series: Sequence[Line], x_label: str, y_label: str, *, log_x: bool = False, top: float | None = None, one: str = ""
-) -> str:
+def lines(series: Sequence[Line], x_label: str, y_label: str, *, log_x: bool = False, top: float | None = None) -> str:
     """Lines with points and bands from the lowest to the highest; the y axis begins at 0.
 
     Args:
-        top: of the y axis at least. one: where given, a line at 1 with this name.
+        top: of the y axis at least.
     """
     points = [point for line in series for point in line.points]
     if not points:
         return ""
     width, height = 620, 320
     xs = sorted({point.x for point in points})
-    ticks = nice_ticks(0, max(top or 0.0, 1.0 if one else 0.0, *(point.value.high for point in points)))
+    ticks = nice_ticks(0, max(top or 0.0, *(point.value.high for point in points)))
     margin = 0.0 if log_x else 0.25
     x = Axis(xs[0] - margin, xs[-1] + margin, LEFT + 12, width - RIGHT - 12, log_x)
     y = Axis(0, ticks[-1], height - BOTTOM, TOP)
     parts = [_frame(width, height, y, ticks, y_label)]
     parts += [_text(x.at(value), height - BOTTOM + 18, short(value), "middle") for value in _apart(xs, x)]
     parts.append(_text((LEFT + width - RIGHT) / 2, height - 12, x_label, "middle"))
-    if one:
-        parts.append(f'<path class="one" d="M{LEFT},{y.at(1):.1f}H{width - RIGHT}"/>')
-        parts.append(_text(width - RIGHT, y.at(1) - 4, one, "end"))
     parts += [_line(line, i, x, y) for i, line in enumerate(series)]
     return _svg(width, height, parts, f"{y_label} against {x_label}")
 

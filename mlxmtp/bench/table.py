@@ -144,7 +144,8 @@ def drifted(report: Row) -> str | None:
         return None
     change = f"{found['change']:+.1%} from the first third to the last"
     if found["noticed"]:
-        return f"drift: mlx-lm's plain rate changed by {change}: the machine got warm, or had other work"
+        why = "it got warm, or had other work" if found["change"] < 0 else "it had other work at first"
+        return f"drift: mlx-lm's plain rate changed by {change}: {why}; trust the ratios, not the rates"
     return f"drift: none to speak of (mlx-lm's plain rate {change})"
 
 

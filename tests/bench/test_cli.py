@@ -12,6 +12,7 @@ import pytest
 from mlxmtp.bench.measure import Bench
 from mlxmtp.bench.plan import Unit
 from mlxmtp.cli import bench as command
+from mlxmtp.cli import options
 from tests.cli.conftest import Ran, assert_refused, impatient, main_
 
 __all__ = ["impatient", "main_"]
@@ -189,3 +190,8 @@ def test_progress_says_what_is_measured(bench: Cli):
 @pytest.mark.parametrize(("seconds", "said"), [(12.4, "12 s"), (89, "89 s"), (150, "2 min"), (7200, "2.0 h")])
 def test_a_time_to_wait(seconds: float, said: str):
     assert command.rest(seconds) == said
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("4096", 4096), ("4k", 4096), ("1K", 1024), ("7", 7)])
+def test_a_number_of_tokens(text: str, tokens: int):
+    assert options.tokens(text) == tokens

@@ -112,7 +112,10 @@ def test_drift_is_told():
     steady = summarise(HEAD, [record(repeat=i) for i in range(3)])
     assert "drift: none to speak of (mlx-lm's plain rate +0.0%" in table.as_text(steady)
     slower = summarise(HEAD, [record(repeat=i, scale=1 - 0.1 * i) for i in range(3)])
-    assert "mlx-lm's plain rate changed by -20.0% from the first third to the last" in table.as_text(slower)
+    text = table.as_text(slower)
+    assert "mlx-lm's plain rate changed by -20.0% from the first third to the last: it got warm" in text
+    faster = summarise(HEAD, [record(repeat=i, scale=1 + 0.1 * i) for i in range(3)])
+    assert "changed by +20.0% from the first third to the last: it had other work at first" in table.as_text(faster)
     assert "drift" not in table.as_text(summarise(HEAD, [record()]))
 
 
