@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import mlxmtp
-from mlxmtp.cli import attach, chat, connect, convert, doctor, generate, inspect, pull, serve
+from mlxmtp.cli import attach, bench, chat, connect, convert, doctor, generate, inspect, pull, serve
 from mlxmtp.errors import MlxmtpError, is_out_of_memory
 
 FAILED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
@@ -23,7 +23,7 @@ FAILED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 GRACE_S = 5.0
 """How long an interrupt waits for the end: the Hub client's threads would each finish their file first."""
 
-COMMANDS = (chat, serve, connect, generate, inspect, convert, attach, pull, doctor)
+COMMANDS = (chat, serve, connect, generate, bench, doctor, inspect, convert, attach, pull)
 
 
 class Parser(argparse.ArgumentParser):

@@ -67,3 +67,11 @@ def size(text: str) -> int:
     if not 0 <= value * factor < 2**63:
         raise ArgumentTypeError(f"expected bytes as 500M or 8G, found {text!r}")
     return int(value * factor)
+
+
+def tokens(text: str) -> int:
+    """A number of tokens: 4096 or 4k, which is the same."""
+    value = whole(text[:-1]) * 1024 if text[-1:].lower() == "k" else whole(text)
+    if value < 1:
+        raise ArgumentTypeError(f"expected tokens as 4096 or 4k, found {text!r}")
+    return value

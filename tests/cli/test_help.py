@@ -14,6 +14,11 @@ OPTIONS = {
         "--model PATH|REPO", "--prompt TEXT|-", "--raw", "--max-tokens N", "--stop S", "--json", "--temp T",
         "--top-p P", "--top-k K", "--min-p M", "--seed S", "--depth N", "--no-mtp", "--verify {token,block,seeded}",
     ],
+    "bench": [
+        "--model PATH|REPO", "--head PATH|REPO", "--no-mtp", "--out FOLDER", "--json", "--compare A B",
+        "--prompts FILE", "--workload NAME", "--limit N", "--tokens N", "--repeats N", "--depths [K ...]",
+        "--temps T [T ...]", "--verify {token,block,seeded}", "--contexts [N ...]", "--synthetic-acceptance A",
+    ],
     "inspect": ["PATH|REPO", "--json", "--check"],
     "convert": [
         "SOURCE", "DEST", "-q, --quantize", "--bits N", "--group-size N", "--mode {affine,mxfp4,nvfp4,mxfp8}",

@@ -412,6 +412,6 @@ def test_a_command_that_waited_too_long_is_not_begun() -> None:
 def test_a_comparison_without_a_head(plain_model: Path) -> None:
     events = serve(Load(1, str(plain_model)), Compare(2, HELLO, Settings()), ListModels(3))
     measured = [event for event in events if isinstance(event, Compared)]
-    assert {event.depth for event in measured} == {0}
+    assert {event.depth for event in measured} == {None}
     assert (measured[-1].done, len(measured[-1].plain), len(measured[-1].mtp)) == (measured[-1].total, 3, 3)
     assert isinstance(events[-1], Models)

@@ -69,10 +69,10 @@ def test_what_is_loaded(loaded: Loaded, engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("text", "settings"),
     [
-        ("Tell me a story", Settings()),
+        ("Tell me a story", Settings(depth=3)),
         ("Tell me a story", Settings(depth=0)),
         ("How are you?", Settings(temperature=0.9, top_p=0.95, top_k=50, min_p=0.01, seed=7, depth=2)),
-        ("Do you have espresso?", Settings(max_tokens=5)),
+        ("Do you have espresso?", Settings(depth=3, max_tokens=5)),
     ],
     ids=["greedy", "plain", "seeded", "cut"],
 )
@@ -91,21 +91,21 @@ def test_a_turn_is_what_the_engine_generates(worker: Driven, engine: Engine, tex
 
 def test_its_text_is_the_result(worker: Driven, engine: Engine) -> None:
     result = engine.generate("Hello!")
-    events = worker.answer(Generate, user("Hello!"), Settings())
+    events = worker.answer(Generate, user("Hello!"), Settings(depth=3))
     assert text_of(events) == result.text == events[-1].message["content"]
-    sampled = worker.answer(Generate, user("Hello!"), Settings(temperature=1.0, seed=1, max_tokens=9))
+    sampled = worker.answer(Generate, user("Hello!"), Settings(temperature=1.0, seed=1, depth=3, max_tokens=9))
     assert text_of(sampled) == engine.generate("Hello!", Sampling(1.0, seed=1), max_tokens=9).text != result.text
 
 
 def test_statistics_only_grow(worker: Driven) -> None:
-    events = [event for event in worker.answer(Generate, user(ORDER), Settings()) if isinstance(event, Said)]
+    events = [event for event in worker.answer(Generate, user(ORDER), Settings(depth=3)) if isinstance(event, Said)]
     tokens = [event.stats.tokens for event in events]
     assert len(tokens) > 1
     assert tokens == sorted(set(tokens))
 
 
 def test_calls_are_parsed(worker: Driven) -> None:
-    events = worker.answer(Generate, user(ORDER), Settings())
+    events = worker.answer(Generate, user(ORDER), Settings(depth=3))
     assert [part.kind for part in said(events)] == ["text", "tool", "text"]
     assert "tool_call" not in text_of(events)
     call = {"type": "function", "function": {"name": "get_menu_items", "arguments": {"query": "Latte"}}}
@@ -116,8 +116,8 @@ def test_the_next_turns_go_on_from_the_caches(worker: Driven, engine: Engine) ->
     """What was read or said before is not read again: an answer, a call with its result."""
     messages, held = user("Hello, a question before the others."), None
     for following in (user(ORDER), [{"role": "tool", "content": "Latte"}], []):
-        events = worker.answer(Generate, messages, Settings())
-        finished = assert_is_as_alone(events, engine, messages, Settings())
+        events = worker.answer(Generate, messages, Settings(depth=3))
+        finished = assert_is_as_alone(events, engine, messages, Settings(depth=3))
         assert finished.stats
         if held:
             assert finished.stats.reused_tokens == held
@@ -127,7 +127,7 @@ def test_the_next_turns_go_on_from_the_caches(worker: Driven, engine: Engine) ->
 
 
 def test_a_turn_can_be_stopped(worker: Driven, engine: Engine) -> None:
-    settings = Settings(max_tokens=3000)
+    settings = Settings(depth=3, max_tokens=3000)
     command = worker.send(Generate, user(LONG), settings)
     before = worker.until(Said)
     worker.process.stop()
@@ -143,13 +143,13 @@ def test_a_turn_can_be_stopped(worker: Driven, engine: Engine) -> None:
     assert came == engine.generate(LONG, max_tokens=finished.stats.tokens).text
 
     messages = [*user(LONG), finished.message, *user("Tell me a story")]
-    events = worker.answer(Generate, messages, Settings())
-    assert_is_as_alone(events, engine, messages, Settings())
+    events = worker.answer(Generate, messages, Settings(depth=3))
+    assert_is_as_alone(events, engine, messages, Settings(depth=3))
 
 
 def test_a_stop_for_an_old_command_ends_no_newer_one(worker: Driven, engine: Engine) -> None:
-    old = worker.answer(Generate, user("Hello!"), Settings(max_tokens=1))[-1].id
-    command = worker.send(Generate, user(ORDER), Settings())
+    old = worker.answer(Generate, user("Hello!"), Settings(depth=3, max_tokens=1))[-1].id
+    command = worker.send(Generate, user(ORDER), Settings(depth=3))
     worker.process.send(Stop(old))
     worker.until(Said)
     worker.process.send(Stop(old))
@@ -158,9 +158,9 @@ def test_a_stop_for_an_old_command_ends_no_newer_one(worker: Driven, engine: Eng
 
 
 def test_commands_that_wait_are_stopped_too(worker: Driven) -> None:
-    first = worker.send(Generate, user(LONG), Settings(max_tokens=3000))
+    first = worker.send(Generate, user(LONG), Settings(depth=3, max_tokens=3000))
     worker.until(Said)
-    second = worker.send(Compare, user(LONG), Settings())
+    second = worker.send(Compare, user(LONG), Settings(depth=3))
     worker.process.stop()
     assert worker.rest(first)[-1].reason == "interrupted"
     assert worker.rest(second) == [Stopped(second)]
@@ -168,9 +168,9 @@ def test_commands_that_wait_are_stopped_too(worker: Driven) -> None:
 
 def test_a_turn_that_is_stopped_before_it_begins_is_finished_all_the_same(worker: Driven) -> None:
     """`Stopped` is for the other commands: who waits for a turn waits for `Finished`."""
-    first = worker.send(Generate, user(LONG), Settings(max_tokens=3000))
+    first = worker.send(Generate, user(LONG), Settings(depth=3, max_tokens=3000))
     worker.until(Said)
-    second = worker.send(Generate, user(LONG), Settings())
+    second = worker.send(Generate, user(LONG), Settings(depth=3))
     worker.process.stop()
     assert worker.rest(first)[-1].reason == "interrupted"
     assert worker.rest(second) == [Finished(second, "interrupted", {"role": "assistant", "content": ""})]
@@ -178,7 +178,7 @@ def test_a_turn_that_is_stopped_before_it_begins_is_finished_all_the_same(worker
 
 def test_a_comparison_can_be_stopped(worker: Driven) -> None:
     """It costs the conversation nothing."""
-    turn = worker.answer(Generate, user(ORDER), Settings())[-1]
+    turn = worker.answer(Generate, user(ORDER), Settings(depth=3))[-1]
     command = worker.send(Compare, user(ORDER), Settings(depth=1))
     first = worker.until(Compared)
     worker.process.stop()
@@ -187,5 +187,5 @@ def test_a_comparison_can_be_stopped(worker: Driven) -> None:
     assert events[-1] == Stopped(command)
     assert all(event.done < event.total for event in events[:-1])
     messages = [*user(ORDER), turn.message, {"role": "tool", "content": "Latte"}]
-    finished = worker.answer(Generate, messages, Settings(max_tokens=1))[-1]
+    finished = worker.answer(Generate, messages, Settings(depth=3, max_tokens=1))[-1]
     assert finished.stats.reused_tokens == turn.stats.prompt_tokens + turn.stats.tokens

@@ -1,0 +1,86 @@
+"""What a measurement was made on: the machine, the versions, the model."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+import mlxmtp
+from mlxmtp.chat.engine import Engine
+
+
+def machine() -> dict[str, Any]:
+    """Processor, memory and device, as plain values."""
+    device = mx.default_device()
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": _memory(),
+        "device": "gpu" if device == mx.Device(mx.gpu) else "cpu",
+        "device_name": _device_name(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of all that has a say in speed."""
+    found = {"python": platform.python_version(), "mlxmtp": mlxmtp.__version__}
+    for package in ("mlx", "mlx-lm"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def model(engine: Engine) -> dict[str, Any]:
+    """Which model, with which head."""
+    source = engine.head_source
+    quantization = engine.target.config.get("quantization") or {}
+    return {
+        "name": engine.name,
+        "path": str(engine.path),
+        "type": engine.target.model_type,
+        "bytes": _nbytes(engine.target.model),
+        "bits": quantization.get("bits"),
+        "context": engine.context,
+        "head": engine.head,
+        "head_repo": source.repo if source else None,
+        "plain_because": engine.plain_because,
+    }
+
+
+def _nbytes(module: Any) -> int:
+    weights: list[tuple[str, mx.array]] = tree_flatten(module.parameters())  # type: ignore[assignment]
+    return sum(weight.nbytes for _, weight in weights)
+
+
+def _device_name() -> str:
+    with suppress(Exception):  # what a backend tells of its device differs, and it is only a name
+        return str(mx.device_info().get("device_name", ""))
+    return ""
+
+
+def _processor() -> str:
+    """The name that it is sold under, or its architecture."""
+    with suppress(OSError, subprocess.SubprocessError):
+        if sys.platform == "darwin":
+            command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _memory() -> int | None:
+    with suppress(ValueError, OSError, AttributeError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None

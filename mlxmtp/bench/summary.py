@@ -1,0 +1,186 @@
+"""From the measurements to the report's figures: one object of plain values, which all its forms show."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mlxmtp.bench.figures import (
+    Cost,
+    Spread,
+    drift,
+    ideal_speedup,
+    median_cost,
+    pooled,
+    round_share,
+    spread,
+)
+from mlxmtp.bench.plan import AUTO, MLX_LM, PLAIN
+
+Row = dict[str, Any]
+
+
+def summarise(head: Row, records: Sequence[Row], *, planned: int | None = None, notes: Sequence[str] = ()) -> Row:
+    """The report of what has been measured.
+
+    Args:
+        head: what the benchmark is (plan.py). records: in the order in which they were written.
+        planned: how many there will be. notes: what else there is to say.
+    """
+    runs = [record for record in records if "failed" not in record]
+    settings, planned = head["settings"], len(records) if planned is None else planned
+    return {
+        **head,
+        "measured": len(records),
+        "planned": planned,
+        "complete": len(records) >= planned,
+        "synthetic": settings.get("acceptance"),
+        "speed": _speed([record for record in runs if record["kind"] == "speed"]),
+        "auto": _auto([record for record in runs if record["kind"] == "speed"]),
+        "contexts": _contexts([record for record in runs if record["kind"] == "context"]),
+        "costs": _costs(runs),
+        "drift": drift([(r["time"], _what(r), r["runs"][MLX_LM]["rate"]) for r in runs if r["runs"][MLX_LM]["rate"]]),
+        "differences": [difference for record in runs for difference in _differences(record)],
+        "compared": sum(len(record["runs"]) - 1 for record in runs if record["temperature"] == 0),
+        "notes": [*notes, *_failures(records)],
+    }
+
+
+def _costs(records: Sequence[Row]) -> list[Row]:
+    """The median cost behind all prompts of the workloads, then at each context, the shortest first."""
+    speed = [record for record in records if record["kind"] == "speed"]
+    contexts = _grouped((record for record in records if record["kind"] == "context"), "number")
+    rows = []
+    for name, alike in (("workloads", speed), *((f"context {n}", contexts[n,]) for (n,) in sorted(contexts))):
+        if costs := [cost for record in alike if (cost := _cost(record))]:
+            cost = median_cost(costs)
+            fields = {"where": name, "context": cost.context, "rows_s": list(cost.rows), "curve": list(cost.curve)}
+            rows.append(fields | {"draft_s": cost.draft, "draft": cost.d, "other_s": cost.other})
+    return rows
+
+
+def _cost(record: Row) -> Cost | None:
+    found = record.get("cost")
+    if not found:
+        return None
+    return Cost(found["context"], tuple(found["rows"]), found["draft"], found["other"])
+
+
+def _speed(records: Sequence[Row]) -> list[Row]:
+    """A row for each workload, temperature and arm."""
+    return [
+        {"workload": workload, "temperature": temperature} | _arm(alike, arm)
+        for (workload, temperature), alike in _grouped(records, "workload", "temperature").items()
+        for arm in alike[0]["runs"]
+    ]
+
+
+def _arm(records: Sequence[Row], arm: str) -> Row:
+    """What an arm did in all runs of a kind."""
+    runs = [record["runs"][arm] for record in records]
+    drafted, accepted = pooled(run["drafted"] for run in runs), pooled(run["accepted"] for run in runs)
+    rounds = sum(run["rounds"] for run in runs)
+    return {
+        "arm": arm,
+        "rate": _told(spread(run["rate"] for run in runs if run["rate"])),
+        "ratio": _told(ratios(records, arm, MLX_LM)),
+        "ratio_to_plain": _told(ratios(records, arm, PLAIN)),
+        "tokens_per_round": sum(run["tokens"] for run in runs) / rounds if rounds else 0.0,
+        "acceptance": [stood / proposed for stood, proposed in zip(accepted, drafted, strict=True) if proposed],
+        "drafted": drafted,
+        "ttft_s": _told(spread(_ttft(record, arm) for record in records)),
+        "policy": next((run["policy"] for run in reversed(runs) if run.get("policy")), ""),
+    } | _reached(records, arm)
+
+
+def ratios(records: Iterable[Row], arm: str, base: str) -> Spread | None:
+    """Of an arm's rate to another's, in pairs of the same repeat and prompt."""
+    pairs = ((record["runs"][arm]["rate"], record["runs"][base]["rate"]) for record in records)
+    return spread(mine / other for mine, other in pairs if mine and other)
+
+
+def _reached(records: Iterable[Row], arm: str) -> Row:
+    """At a fixed depth: the ideal speed-up over our plain decoding, how much of it came, and of a round its parts.
+
+    Each by the cost of passes and drafts behind the same prompt in the same repeat.
+    """
+    found: dict[str, list[float]] = {"ideal": [], "reached": [], "round_share": []}
+    for record in records if arm.startswith("depth ") else ():
+        run, plain, cost = record["runs"][arm], record["runs"][PLAIN]["rate"], _cost(record)
+        if not cost or not run["rate"] or not plain:
+            continue
+        depth, per_round = int(arm.removeprefix("depth ")), run["tokens"] / run["rounds"]
+        ideal, share = ideal_speedup(per_round, cost, depth), round_share(per_round, run["rate"], cost, depth)
+        if ideal is not None and share is not None:
+            found["ideal"].append(ideal)
+            found["reached"].append(run["rate"] / plain / ideal)
+            found["round_share"].append(share)
+    return {name: _told(spread(values)) for name, values in found.items()}
+
+
+def _auto(records: Sequence[Row]) -> list[Row]:
+    """How auto does beside the best of plain decoding and all fixed depths, told by their medians."""
+    rows = []
+    for (workload, temperature), alike in _grouped(records, "workload", "temperature").items():
+        if AUTO not in alike[0]["runs"]:
+            continue
+        medians = {arm: found.median for arm in alike[0]["runs"] if (found := ratios(alike, arm, MLX_LM))}
+        others = {arm: median for arm, median in medians.items() if arm not in (MLX_LM, AUTO)}
+        if others and AUTO in medians:
+            best = max(others, key=lambda arm: others[arm])
+            share = _told(ratios(alike, AUTO, best))
+            rows.append({"workload": workload, "temperature": temperature, "best": best, "share": share})
+    return rows
+
+
+def _contexts(records: Sequence[Row]) -> list[Row]:
+    """A row for each context: its arms, and how both read it."""
+    rows = []
+    for (context,), alike in _grouped(records, "number").items():
+        arms = []
+        for arm in alike[0]["runs"]:
+            peaks = (max(r["runs"][arm]["peak_bytes"], _reading(r, arm)["peak_bytes"]) for r in alike)
+            arms.append(_arm(alike, arm) | {"peak_bytes": max(peaks)})
+        prefill = {
+            who: _told(spread((context - 1) / r["readings"][who]["seconds"] for r in alike))
+            for who in alike[0]["readings"]
+        }
+        rows.append({"context": context, "prefill_rate": prefill, "arms": arms})
+    return sorted(rows, key=lambda row: int(row["context"]))
+
+
+def _reading(record: Row, arm: str) -> Row:
+    reading: Row = record["readings"]["mlx-lm" if arm == MLX_LM else "ours"]
+    return reading
+
+
+def _ttft(record: Row, arm: str) -> float:
+    """Reading the prompt, and the first token behind it."""
+    seconds: float = _reading(record, arm)["seconds"] + record["runs"][arm]["first_s"]
+    return seconds
+
+
+def _differences(record: Row) -> list[Row]:
+    where = {name: record[name] for name in ("kind", "workload", "number", "temperature", "repeat")}
+    return [where | {"arm": arm} | difference for arm, difference in record["differs"].items()]
+
+
+def _failures(records: Iterable[Row]) -> list[str]:
+    return [f"{record['key']} was not measured: {record['failed']}" for record in records if "failed" in record]
+
+
+def _what(record: Row) -> str:
+    return f"{record['kind']} {record['workload']} {record['number']} {record['temperature']}"
+
+
+def _told(found: Spread | None) -> Row | None:
+    return found.to_dict() if found else None
+
+
+def _grouped(records: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
+    """By these fields, in the order in which they came."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for record in records:
+        groups[tuple(record[name] for name in names)].append(record)
+    return groups

@@ -1,0 +1,172 @@
+"""The report as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mlxmtp.units import size
+
+Row = dict[str, Any]
+NONE = "-"
+EXPLAINED = (
+    "ideal: tokens a round / (C(depth + 1) + depth draft steps), over ours plain; reached: the share of it that came;",
+    "parts: the share of a round's time that its pass and its drafts take alone",
+)
+
+
+def as_text(report: Row) -> str:
+    """The whole report; parts of which nothing was measured are left out."""
+    parts = [about(report), speed(report), auto(report), contexts(report), costs(report), remarks(report)]
+    return "\n\n".join("\n".join(part) for part in parts if part)
+
+
+def about(report: Row) -> list[str]:
+    """What was measured, on what."""
+    model, machine, versions, settings = (report[name] for name in ("model", "machine", "versions", "settings"))
+    head = f"with its {model['head']} head" if model["head"] else "without MTP"
+    memory = size(machine["memory_bytes"]) if machine["memory_bytes"] else "unknown memory"
+    device = machine["device"] + (f" ({machine['device_name']})" if machine["device_name"] else "")
+    lines = [
+        f"model    {model['name']} {head}, {size(model['bytes'])}",
+        f"machine  {machine['processor']}, {machine['cores']} cores, {memory}, MLX on {device}, {machine['system']}",
+        "versions " + ", ".join(f"{name} {version}" for name, version in versions.items()),
+        f"runs     {settings['tokens']} tokens, {settings['repeats']} repeats, arms in turn; medians, in brackets the "
+        "lowest and highest",
+    ]
+    if report["synthetic"] is not None:
+        lines.append(f"NOTE     synthetic: each draft stood with probability {report['synthetic']}, whatever it was")
+    if not report["complete"]:
+        lines.append(f"PARTIAL  {report['measured']} of {report['planned']} measurements")
+    return lines
+
+
+def speed(report: Row) -> list[str]:
+    """Workloads and arms."""
+    table = [
+        ["workload", "tok/s", "to mlx-lm", "tok/round", "accepted by depth", "ideal", "reached", "parts", "TTFT s"]
+    ]
+    for workload, temperature in dict.fromkeys((r["workload"], r["temperature"]) for r in report["speed"]):
+        table.append([f"{workload}, temperature {temperature:g}", *[""] * 8])
+        table += [_arm(r) for r in report["speed"] if (r["workload"], r["temperature"]) == (workload, temperature)]
+    said = [f"{r['workload']}, temperature {r['temperature']:g}: {r['policy']}" for r in report["speed"] if r["policy"]]
+    return [*aligned(table), *EXPLAINED, *said] if report["speed"] else []
+
+
+def _arm(row: Row) -> list[str]:
+    return [
+        f"  {row['arm']}",
+        number(median(row["rate"]), 1),
+        with_spread(row["ratio"]),
+        number(row["tokens_per_round"], 2),
+        " ".join(f"{share:.2f}" for share in row["acceptance"]) or NONE,
+        number(median(row["ideal"]), 2),
+        number(median(row["reached"]), 2),
+        number(median(row["round_share"]), 2),
+        number(median(row["ttft_s"]), 3),
+    ]
+
+
+def auto(report: Row) -> list[str]:
+    """Auto beside the best other arm of ours."""
+    if not report["auto"]:
+        return []
+    table = [["auto beside the best of plain and the fixed depths", "best", "auto to best"]]
+    table += [
+        [f"  {row['workload']}, temperature {row['temperature']:g}", row["best"], with_spread(row["share"])]
+        for row in report["auto"]
+    ]
+    return aligned(table)
+
+
+def contexts(report: Row) -> list[str]:
+    """Lengths of context."""
+    table = [["context", "arm", "tok/s", "to mlx-lm", "TTFT s", "prefill tok/s", "peak memory"]]
+    for row in report["contexts"]:
+        for arm in row["arms"]:
+            reader = "mlx-lm" if arm["arm"] == "mlx-lm" else "ours"
+            rate, prefill = median(arm["rate"]), median(row["prefill_rate"].get(reader))
+            cells = [str(row["context"]), arm["arm"], number(rate, 1), with_spread(arm["ratio"])]
+            table.append([*cells, number(median(arm["ttft_s"]), 2), number(prefill, 0), size(arm["peak_bytes"])])
+    return aligned(table) if len(table) > 1 else []
+
+
+def costs(report: Row) -> list[str]:
+    """What rounds are made of."""
+    lines = []
+    for cost in report["costs"]:
+        curve = " ".join(f"{value:.2f}" for value in cost["curve"])
+        lines.append(
+            f"{priced(cost)}: one row {cost['rows_s'][0] * 1e3:.2f} ms; C(m) {curve}; "
+            f"draft step {cost['draft']:.2f} ({cost['draft_s'] * 1e3:.2f} ms); other {cost['other_s'] * 1e3:.2f} ms"
+        )
+    return lines
+
+
+def priced(cost: Row) -> str:
+    """Where a cost was measured."""
+    return "cost at " + (f"{cost['context']:.0f} tokens" + (" (workloads)" if cost["where"] == "workloads" else ""))
+
+
+def remarks(report: Row) -> list[str]:
+    """Identity, drift, and what else there is to say."""
+    lines = [identity(report), *(f"  {difference(row)}" for row in report["differences"])]
+    if (found := drifted(report)) is not None:
+        lines.append(found)
+    return [*lines, *(f"note: {note}" for note in report["notes"])]
+
+
+def identity(report: Row) -> str:
+    """Whether greedy tokens were those of mlx-lm."""
+    greedy = sum(row["temperature"] == 0 for row in report["differences"])
+    if report["synthetic"] is not None:
+        return "tokens: not compared, as drafts stood by chance"
+    if not report["differences"]:
+        return f"tokens: identical to mlx-lm's plain decoding in all {report['compared']} greedy runs"
+    sampled = len(report["differences"]) - greedy
+    seeded = f"; {sampled} seeded runs differ from plain ones" if sampled else ""
+    return f"tokens: {greedy} of {report['compared']} greedy runs differ from mlx-lm's plain decoding{seeded}"
+
+
+def difference(row: Row) -> str:
+    """Where a run's tokens part from those that were expected."""
+    gap = ""
+    if row["gap"] is not None:
+        gap = f"; its logit is {abs(row['gap']):.3g} {'lower' if row['gap'] >= 0 else 'higher'}"
+    where = f"{row['workload']} {row['number']}, temperature {row['temperature']:g}, repeat {row['repeat'] + 1}"
+    return f"{where}: {row['arm']} differs at token {row['at'] + 1}{gap}"
+
+
+def drifted(report: Row) -> str | None:
+    """What is said of drift; None where too little was measured."""
+    found = report["drift"]
+    if found is None:
+        return None
+    change = f"{found['change']:+.1%} from the first third to the last"
+    if found["noticed"]:
+        why = "it got warm, or had other work" if found["change"] < 0 else "it had other work at first"
+        return f"drift: mlx-lm's plain rate changed by {change}: {why}; trust the ratios, not the rates"
+    return f"drift: none to speak of (mlx-lm's plain rate {change})"
+
+
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """Columns as wide as their widest cell, the first to the left."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(_cells(row, widths)).rstrip() for row in table]
+
+
+def _cells(row: Sequence[str], widths: Sequence[int]) -> Iterable[str]:
+    for i, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        yield cell.ljust(width) if i == 0 else cell.rjust(width)
+
+
+def median(found: Row | None) -> float | None:
+    return None if found is None else float(found["median"])
+
+
+def number(value: float | None, digits: int) -> str:
+    return NONE if value is None else f"{value:,.{digits}f}"
+
+
+def with_spread(found: Row | None) -> str:
+    return NONE if found is None else f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"

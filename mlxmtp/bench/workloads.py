@@ -1,0 +1,126 @@
+"""What is generated behind: prompts by kind, ours or a file's, and long texts for the context lengths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mlxmtp.chat.prompt import encode, render
+from mlxmtp.errors import OptionError, PromptError
+
+BUILT_IN = "prompts.jsonl"
+FIELDS = "an object with `workload`, a name, and `turns`, a list of texts"
+# Modules of Python itself, present wherever we run; the demo model has not seen these in its training.
+LONG_TEXTS = (
+    "statistics", "fractions", "calendar", "heapq", "textwrap", "csv", "string", "queue", "shlex", "bisect",
+    "argparse", "typing", "inspect", "tarfile", "doctest", "subprocess", "pathlib", "zipfile", "ast", "difflib",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of a workload.
+
+    Args:
+        text: of its first turn. raw: it is continued as it is, without the chat template.
+        tools: definitions that the template is given.
+    """
+
+    workload: str
+    name: str
+    text: str
+    raw: bool = False
+    tools: tuple[dict[str, Any], ...] = ()
+
+    def tokens(self, tokenizer: Any) -> tuple[int, ...]:
+        """As the model reads it; a model without a chat template reads the text."""
+        if self.tools and not self.raw and tokenizer.has_chat_template:
+            message = {"role": "user", "content": self.text}
+            return tuple(render(tokenizer, [message], tools=self.tools).tokens)
+        return tuple(encode(tokenizer, self.text, raw=self.raw))
+
+
+def load_prompts(path: Path | None = None) -> list[Prompt]:
+    """The prompts of a JSON-lines file, or our own; of several turns, the first.
+
+    Raises:
+        PromptError: the file cannot be read, has no prompts, or a line is none; the line is named.
+    """
+    if path is None:
+        return parse(files("mlxmtp.bench").joinpath(BUILT_IN).read_text(encoding="utf-8"), BUILT_IN)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PromptError(f"{path}: {error.strerror or error}; expected a file of prompts, JSON lines") from error
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{path}: not UTF-8 text ({error}); convert it first") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str) -> list[Prompt]:
+    """The prompts of JSON lines; `name` is what errors call them."""
+    lines = enumerate(text.split("\n"), start=1)  # a text may hold other line ends, unescaped
+    prompts = [_prompt(line, number, name) for number, line in lines if line.strip()]
+    if not prompts:
+        raise PromptError(f"{name} has no prompts; expected JSON lines, each {FIELDS}")
+    return prompts
+
+
+def select(prompts: Iterable[Prompt], names: Sequence[str], limit: int) -> list[Prompt]:
+    """The first `limit` prompts of each of the named workloads; of all, where none is named.
+
+    Raises:
+        OptionError: there is no such workload.
+    """
+    found: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        found.setdefault(prompt.workload, []).append(prompt)
+    if unknown := [name for name in names if name not in found]:
+        raise OptionError(f"there is no workload {unknown[0]!r}; expected one of {', '.join(found)}")
+    return [prompt for name in dict.fromkeys(names or found) for prompt in found[name][:limit]]
+
+
+def long_text(tokenizer: Any, count: int) -> tuple[int, ...]:
+    """The first `count` tokens of a long text: the source code of Python's own modules.
+
+    Raises:
+        OptionError: this Python has not so much of its source code.
+    """
+    tokens: list[int] = []
+    for name in LONG_TEXTS:
+        if len(tokens) >= count:
+            break
+        if source := _source(name):
+            tokens += encode(tokenizer, source, raw=True)
+    if len(tokens) < count:
+        raise OptionError(f"only {len(tokens)} tokens of text for a context of {count}; expected Python's source code")
+    return tuple(tokens[:count])
+
+
+def _prompt(line: str, number: int, name: str) -> Prompt:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise PromptError(f"{name}, line {number}: not JSON ({error}); expected {FIELDS}") from error
+    fields = row if isinstance(row, dict) else {}
+    workload, turns, tools = fields.get("workload"), fields.get("turns"), fields.get("tools", [])
+    if not isinstance(workload, str) or not workload or not isinstance(turns, list) or not turns:
+        raise PromptError(f"{name}, line {number}: found {line.strip()[:60]!r}; expected {FIELDS}")
+    if not isinstance(turns[0], str) or not turns[0]:
+        raise PromptError(f"{name}, line {number}: the first of `turns` is {turns[0]!r}; expected a text")
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise PromptError(f"{name}, line {number}: `tools` is {tools!r}; expected a list of objects")
+    return Prompt(workload, str(fields.get("id", number)), turns[0], bool(fields.get("raw", False)), tuple(tools))
+
+
+def _source(module: str) -> str | None:
+    """A module's source code, without running it."""
+    spec = find_spec(module)
+    loader: Any = spec.loader if spec else None
+    source: str | None = loader.get_source(module) if hasattr(loader, "get_source") else None
+    return source

@@ -1,0 +1,179 @@
+"""`mlxmtp bench`: what MTP brings, measured beside mlx-lm's plain decoding."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mlxmtp
+from mlxmtp.cli import options
+from mlxmtp.cli.progress import Progress
+from mlxmtp.cli.report import warn
+
+if TYPE_CHECKING:
+    from mlxmtp.bench.plan import Plan, Settings
+    from mlxmtp.bench.records import Records
+
+BAR = 20
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "bench",
+        help="measure what MTP brings on this machine",
+        description="Run mlx-lm's plain decoding, ours, fixed depths and the automatic one in turn, behind prompts of\n"
+        "several kinds and long contexts; price passes and drafts; write a table, JSON and a page with plots.\n"
+        "The same command run again goes on where it stopped.",
+        epilog="Example:\n  mlxmtp bench --model ./Qwen3.5-4B --workload code --workload math --depths 1 2 3",
+    )
+    add = command.add_argument
+    add("--model", metavar="PATH|REPO", help="a model folder or a Hugging Face repo (default: the bundled demo)")
+    heads = command.add_mutually_exclusive_group()
+    heads.add_argument("--head", metavar="PATH|REPO", help="take the MTP head from here")
+    heads.add_argument("--no-mtp", action="store_true", help="measure plain decoding only")
+    add("--out", metavar="FOLDER", type=Path, help="measurements and report (default: mlxmtp-bench/MODEL-...)")
+    add("--json", action="store_true", help="print the report as JSON, not as a table")
+    two = ("A", "B")
+    add("--compare", metavar=two, type=Path, nargs=2, help="show how two reports differ; measures nothing")
+
+    what = command.add_argument_group("what is measured")
+    add = what.add_argument
+    add("--prompts", metavar="FILE", type=Path, help="JSON lines with `workload` and `turns` (default: ours)")
+    add("--workload", metavar="NAME", action="append", default=[], help="only this one; may be repeated")
+    positive = options.at_least(1)
+    add("--limit", metavar="N", type=positive, default=2, help="prompts of a workload (default: 2)")
+    add("--tokens", metavar="N", type=options.at_least(8), default=128, help="of each run (default: 128)")
+    add("--repeats", metavar="N", type=positive, default=3, help="of each arm at each prompt (default: 3)")
+    depths = "fixed drafts a round (default: 1 2 3 4; none: no fixed depth)"
+    add("--depths", metavar="K", type=options.depth, nargs="*", default=[1, 2, 3, 4], help=depths)
+    add("--temps", metavar="T", type=options.number, nargs="+", help="temperatures of the workloads (default: 0 0.7)")
+    modes = ("token", "block", "seeded")
+    add("--verify", choices=modes, default="token", help="above temperature 0 (default: token)")
+    contexts = "lengths, as 4096 or 4k (default: 1k to 32k, those that fit; none: no contexts)"
+    add("--contexts", metavar="N", type=options.tokens, nargs="*", help=contexts)
+    synthetic = "let each draft stand with probability A: prices models with random weights"
+    add("--synthetic-acceptance", metavar="A", type=options.number, help=synthetic)
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.compare:
+        return compare(arguments)
+    from mlxmtp.bench import run as bench
+    from mlxmtp.bench.plan import make_plan
+    from mlxmtp.bench.records import Records
+    from mlxmtp.bench.workloads import load_prompts, select
+
+    settings = chosen(arguments).checked()
+    prompts = select(load_prompts(arguments.prompts), arguments.workload, arguments.limit)
+    engine = mlxmtp.load(arguments.model, mtp=not arguments.no_mtp, head=arguments.head)
+    plan = make_plan(engine, settings, prompts)
+    for note in plan.notes:
+        warn(note)
+    folder = arguments.out or bench.default_folder(plan)
+    with Records(folder, plan.head) as records:
+        try:
+            with Shown() as shown:
+                bench.measure(engine, plan, records, shown.update, shown.tell)
+        except BaseException:
+            kept(plan, records, folder)
+            raise
+        summary = write(plan, records, folder)
+    print(json.dumps(summary, ensure_ascii=False) if arguments.json else summary_text(summary))
+    print(f"report: {folder / bench.PAGE}, {folder / 'report.json'}", file=sys.stderr)
+    return 0
+
+
+def chosen(arguments: argparse.Namespace) -> Settings:
+    from mlxmtp.bench.plan import CONTEXTS, Settings
+
+    synthetic = arguments.synthetic_acceptance
+    default = (0.0,) if synthetic is not None else (0.0, 0.7)
+    return Settings(
+        depths=tuple(sorted({depth for depth in arguments.depths if depth})),  # 0 is plain, which is always there
+        temperatures=tuple(dict.fromkeys(arguments.temps or default)),
+        contexts=CONTEXTS if arguments.contexts is None else tuple(sorted(set(arguments.contexts))),
+        tokens=arguments.tokens,
+        repeats=arguments.repeats,
+        verify=arguments.verify,
+        acceptance=synthetic,
+    )
+
+
+def write(plan: Plan, records: Records, folder: Path) -> dict[str, object]:
+    """The report of what there is."""
+    from mlxmtp.bench import run as bench
+
+    summary = bench.report(plan, records, [shlex.quote(word) for word in ("mlxmtp", *sys.argv[1:])])
+    bench.write_report(folder, summary)
+    return summary
+
+
+def kept(plan: Plan, records: Records, folder: Path) -> None:
+    """Whatever ends a benchmark: say what is kept, and how it goes on."""
+    try:
+        write(plan, records, folder)
+    except OSError as error:
+        warn(f"the report was not written: {error}")
+    done = f"{len(records.done)} of {len(plan.units)} measurements are kept in {folder}"
+    print(f"mlxmtp: {done}; the same command goes on from there", file=sys.stderr)
+
+
+def summary_text(summary: dict[str, object]) -> str:
+    from mlxmtp.bench import table
+
+    return table.as_text(summary)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Two reports beside each other."""
+    from mlxmtp.bench import compare as reports
+    from mlxmtp.bench import run as bench
+
+    found = reports.compare(*map(reports.load_report, arguments.compare))
+    if arguments.out:
+        written = bench.write_comparison(arguments.out, found)
+        print(f"report: {', '.join(map(str, written))}", file=sys.stderr)
+    print(json.dumps(found, ensure_ascii=False) if arguments.json else reports.as_text(found))
+    return 0
+
+
+class Shown(Progress):
+    """A bar of the units done, what is measured now, and how long the rest will take at this pace."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr, "Measuring", self._words)
+        self._now = ""
+        self._begun: tuple[int, float] | None = None
+
+    def tell(self, now: str) -> None:
+        """What is measured now."""
+        self._now = now
+        if self._done:
+            super().update(*self._done)
+
+    def update(self, done: int, total: int) -> None:
+        if self._begun is None:
+            self._begun = done, time.monotonic()
+        super().update(done, total)
+
+    def _words(self, done: int, total: int) -> str:
+        full = BAR * done // max(1, total)
+        words = f"[{'#' * full}{'.' * (BAR - full)}] {done} of {total}"
+        assert self._begun
+        behind, seconds = done - self._begun[0], time.monotonic() - self._begun[1]
+        if behind:
+            words += f", {rest(seconds / behind * (total - done))} left"
+        return f"{words}; {self._now}" if self._now else words
+
+
+def rest(seconds: float) -> str:
+    """A time to wait, as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

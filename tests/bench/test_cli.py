@@ -1,0 +1,197 @@
+"""`mlxmtp bench` from end to end on a tiny model: output, going on, interruption, bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxmtp.bench.measure import Bench
+from mlxmtp.bench.plan import Unit
+from mlxmtp.cli import bench as command
+from mlxmtp.cli import options
+from tests.cli.conftest import Ran, assert_refused, impatient, main_
+
+__all__ = ["impatient", "main_"]
+
+FEW = ("--tokens", "8", "--repeats", "1", "--limit", "1", "--workload", "math", "--depths", "1", "--temps", "0")
+Cli = Callable[..., Ran]
+
+
+@pytest.fixture
+def model(raw_checkpoint: Callable[..., Path]) -> str:
+    return str(raw_checkpoint("qwen3_5", dtype="float32", positions=512))
+
+
+@pytest.fixture
+def bench(main_: Cli, model: str, tmp_path: Path) -> Cli:
+    """bench(*options): a short `mlxmtp bench` of the tiny model into `tmp_path / "out"`."""
+    out = str(tmp_path / "out")
+    return lambda *options: main_("bench", "--model", model, "--out", out, *FEW, "--contexts", "64", *options)
+
+
+def test_table_json_and_page(bench: Cli, tmp_path: Path):
+    ran = bench()
+    assert ran.code == 0
+    for words in (
+        "math, temperature 0",
+        "depth 1",
+        "auto beside the best",
+        "context",
+        "cost at 64 tokens",
+        "identical",
+    ):
+        assert words in ran.out
+    assert str(tmp_path / "out" / "report.html") in ran.err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [row["arm"] for row in report["speed"]] == ["mlx-lm", "plain", "depth 1", "auto"]
+    assert report["differences"] == []
+    assert (tmp_path / "out" / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_json_is_the_report(bench: Cli, tmp_path: Path):
+    ran = bench("--json")
+    assert json.loads(ran.out) == json.loads((tmp_path / "out" / "report.json").read_text())
+
+
+def test_the_same_command_measures_nothing_again(bench: Cli, monkeypatch: pytest.MonkeyPatch):
+    first = bench("--json")
+    monkeypatch.setattr(Bench, "measure", lambda *_: pytest.fail("measured again"))
+    again = bench("--json")
+    assert again.code == 0
+    assert json.loads(again.out) == json.loads(first.out)
+
+
+def test_control_c_keeps_what_was_measured_and_says_how_to_go_on(
+    bench: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    real, units = Bench.measure, []
+
+    def interrupted(self: Bench, unit: Unit) -> dict[str, Any]:
+        units.append(unit.key)
+        if len(units) == 2:
+            raise KeyboardInterrupt
+        return real(self, unit)
+
+    monkeypatch.setattr(Bench, "measure", interrupted)
+    ran = bench()
+    assert (ran.code, ran.out) == (130, "")
+    assert f"1 of 2 measurements are kept in {tmp_path / 'out'}; the same command goes on from there" in ran.err
+    assert not json.loads((tmp_path / "out" / "report.json").read_text())["complete"]
+    ran = bench("--json")
+    assert len(units) == 3
+    assert units[2] == units[1], "it goes on with what was interrupted"
+    assert json.loads(ran.out)["complete"]
+
+
+def test_a_model_without_a_head(main_: Cli, raw_checkpoint: Callable[..., Path], tmp_path: Path):
+    model = str(raw_checkpoint("qwen3_5", dtype="float32", positions=512, head=False))
+    ran = main_("bench", "--model", model, "--out", str(tmp_path), *FEW, "--contexts", "--json")
+    assert ran.code == 0
+    assert "mlxmtp: warning: no MTP: " in ran.err
+    report = json.loads(ran.out)
+    assert [row["arm"] for row in report["speed"]] == ["mlx-lm", "plain"]
+    assert report["auto"] == []
+    assert any("no MTP" in note for note in report["notes"])
+
+
+def test_no_mtp_measures_plain_decoding(bench: Cli):
+    ran = bench("--no-mtp", "--json")
+    assert [row["arm"] for row in json.loads(ran.out)["speed"]] == ["mlx-lm", "plain"]
+    assert "MTP was switched off" in ran.err
+
+
+def test_a_synthetic_acceptance(bench: Cli):
+    report = json.loads(bench("--synthetic-acceptance", "1", "--json").out)
+    depth = next(row for row in report["speed"] if row["arm"] == "depth 1")
+    assert depth["acceptance"] == [1.0]
+    assert report["synthetic"] == 1.0
+
+
+def test_prompts_of_a_file(main_: Cli, model: str, tmp_path: Path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"workload": "mine", "turns": ["hello"]}\n{"workload": "yours", "turns": ["hi"]}\n')
+    options = ("--tokens", "8", "--repeats", "1", "--depths", "--temps", "0", "1", "--contexts", "--json")
+    ran = main_("bench", "--model", model, "--prompts", str(file), "--out", str(tmp_path / "out"), *options)
+    rows = json.loads(ran.out)["speed"]
+    assert [(row["workload"], row["temperature"]) for row in rows[::3]] == [
+        ("mine", 0.0), ("yours", 0.0), ("mine", 1.0), ("yours", 1.0),
+    ]  # fmt: skip
+    assert {row["arm"] for row in rows} == {"mlx-lm", "plain", "auto"}
+
+
+def test_malformed_prompts_are_refused_before_a_model_is_loaded(main_: Cli, tmp_path: Path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"workload": "mine", "turns": ["hello"]}\n{"workload"\n')
+    ran = main_("bench", "--model", "absent", "--prompts", str(file))
+    assert_refused(ran, f"{file}, line 2: not JSON")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--model", "/absent/model"), "/absent/model"),
+        (("--workload", "cooking"), "no workload 'cooking'; expected one of ordering,"),
+        (("--synthetic-acceptance", "2"), "expected a number from 0 to 1"),
+        (("--synthetic-acceptance", "0.5", "--temps", "0.7"), "leave --temps out"),
+        (("--compare", "/absent/a", "/absent/b"), "expected a report of `mlxmtp bench`"),
+    ],
+)
+def test_bad_input_is_one_line(main_: Cli, options: tuple[str, ...], said: str):
+    assert_refused(main_("bench", *options), said)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--tokens", "3"), "expected a whole number of at least 8"),
+        (("--contexts", "4x"), "expected a whole number"),
+        (("--contexts", "0"), "expected tokens as 4096 or 4k"),
+        (("--depths", "17"), "expected a whole number from 0"),
+        (("--head", "x", "--no-mtp"), "not allowed with"),
+    ],
+)
+def test_options_that_argparse_refuses(main_: Cli, options: tuple[str, ...], said: str):
+    ran = main_("bench", *options)
+    assert (ran.code, ran.out) == (2, "")
+    assert said in ran.err
+
+
+def test_another_benchmark_in_the_folder(bench: Cli):
+    assert bench().code == 0
+    ran = bench("--tokens", "9")
+    assert (ran.code, ran.out) == (2, "")
+    assert "of another benchmark (settings tokens: 8 there, 9 now); give another --out" in ran.err
+
+
+def test_two_reports(bench: Cli, main_: Cli, tmp_path: Path):
+    assert bench().code == 0
+    out, both = str(tmp_path / "out"), tmp_path / "both"
+    ran = main_("bench", "--compare", out, out, "--out", str(both))
+    assert ran.code == 0
+    assert "math at 0, depth 1" in ran.out
+    assert "+0.0%" in ran.out
+    assert json.loads((both / "compare.json").read_text())["conditions"] == {}
+    assert "<svg" in (both / "compare.html").read_text()
+    assert json.loads(main_("bench", "--compare", out, out, "--json").out)["arms"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_progress_says_what_is_measured(bench: Cli):
+    err = bench().err
+    assert "Measuring: [" in err
+    assert "of 2" in err
+    assert "; math 0, depth 1" in err
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(12.4, "12 s"), (89, "89 s"), (150, "2 min"), (7200, "2.0 h")])
+def test_a_time_to_wait(seconds: float, said: str):
+    assert command.rest(seconds) == said
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("4096", 4096), ("4k", 4096), ("1K", 1024), ("7", 7)])
+def test_a_number_of_tokens(text: str, tokens: int):
+    assert options.tokens(text) == tokens

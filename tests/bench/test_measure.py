@@ -1,0 +1,258 @@
+"""Plans and their measurement on a tiny model: every arm, the same tokens, and what goes wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlxmtp import Engine, OptionError, PromptError, Sampling
+from mlxmtp.bench.arms import ReadPrompt, Run, TokenEngine
+from mlxmtp.bench.measure import Bench, rotated
+from mlxmtp.bench.plan import Plan, Settings, Unit, make_plan
+from mlxmtp.bench.workloads import Prompt
+from tests.bench.conftest import PROMPTS, SMALL
+from tests.running import reference
+
+ARMS = ("mlx-lm", "plain", "depth 1", "depth 2", "auto")
+
+
+def unit_of(plan: Plan, kind: str, temperature: float = 0.0) -> Unit:
+    return next(unit for unit in plan.units if (unit.kind, unit.temperature) == (kind, temperature))
+
+
+def test_a_plan_goes_repeat_by_repeat(plan: Plan):
+    """Whoever stops has some of everything, and what drifts is seen."""
+    assert plan.arms == ARMS
+    assert [unit.key for unit in plan.units[: len(plan.units) // 2]] == [
+        "speed/0/talk/0/0",
+        "speed/0/code/0/0",
+        "speed/0/talk/0/0.8",
+        "speed/0/code/0/0.8",
+        "context/0/context/96/0",
+    ]
+    assert {unit.repeat for unit in plan.units[len(plan.units) // 2 :]} == {1}
+    assert len({unit.key for unit in plan.units}) == len(plan.units)
+    assert plan.rows == 8
+    assert plan.notes == ()
+
+
+def test_a_plan_is_the_same_plan_again_but_for_repeats(engine: Engine):
+    def identity(settings: Settings = SMALL, prompts: list[Prompt] = PROMPTS) -> str:
+        return make_plan(engine, settings, prompts).head["identity"]
+
+    assert identity() == identity()
+    assert identity(replace(SMALL, repeats=9)) == identity()
+    others = [replace(SMALL, tokens=13), replace(SMALL, depths=(1,)), replace(SMALL, verify="block")]
+    assert len({identity(), *map(identity, others), identity(prompts=PROMPTS[:1])}) == 5
+
+
+def test_the_cost_curve_reaches_over_the_deepest_draft(engine: Engine):
+    assert make_plan(engine, replace(SMALL, depths=(11,)), PROMPTS).rows == 12
+    assert make_plan(engine, replace(SMALL, depths=()), PROMPTS).rows == 8
+
+
+def test_contexts_and_prompts_that_do_not_fit_are_left_out_and_named(engine: Engine):
+    """The model's context is 512."""
+    long = Prompt("talk", "long", "x" * 600)
+    plan = make_plan(engine, replace(SMALL, contexts=(128, 512, 1024)), [*PROMPTS, long])
+    assert {unit.number for unit in plan.units if unit.kind == "context"} == {128}
+    assert plan.notes == (
+        "prompts left out: 1; the model's context of 512 has no room for them and 64 tokens more",
+        "contexts left out: 512, 1024; the model's context of 512 has no room for them",
+    )
+    with pytest.raises(PromptError, match="none of 1 prompts fits"):
+        make_plan(engine, SMALL, [long])
+
+
+def test_without_a_head_only_plain_decoding_is_measured(headless: Engine):
+    plan = make_plan(headless, SMALL, PROMPTS)
+    assert plan.arms == ("mlx-lm", "plain")
+    assert plan.notes[0].startswith("no MTP: ")
+    assert str(headless.plain_because) in plan.notes[0]
+    record = Bench(headless, plan).measure(unit_of(plan, "speed"))
+    assert set(record["runs"]) == {"mlx-lm", "plain"}
+    assert record["differs"] == {}
+    assert record["cost"]["draft"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (Settings(acceptance=1.5), "--synthetic-acceptance is 1.5; expected a number from 0 to 1"),
+        (Settings(acceptance=0.5), "leave --temps out"),
+        (Settings(temperatures=(-1.0,)), "expected 0 \\(greedy\\) or more"),
+        (Settings(temperatures=(float("nan"),)), "expected 0 \\(greedy\\) or more"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings: Settings, said: str):
+    with pytest.raises(OptionError, match=said):
+        settings.checked()
+
+
+def test_every_arm_gives_the_tokens_of_mlx_lm(engine: Engine):
+    """Past end tokens, and greedy."""
+    tokens = PROMPTS[0].tokens(engine.tokenizer)
+    truth = tuple(reference(engine, list(tokens), 24))
+    for ours_first in (True, False):
+        read = ReadPrompt(TokenEngine(engine), tokens, ours_first=ours_first)
+        runs = [read.run_mlx_lm(24, Sampling()), *(read.run_ours(d, 24, Sampling(), None) for d in (0, 1, 3, None))]
+        assert [run.tokens for run in runs] == [truth] * 5
+        assert [run.rounds for run in runs[:2]] == [24, 24]
+        assert all(run.rate > 0 and run.first_s > 0 and run.peak_bytes > 0 for run in runs)
+
+
+def test_end_tokens_end_nothing(engine: Engine):
+    """With every token an end token, a turn of the engine has one; a benchmark's has all."""
+    tokens = PROMPTS[0].tokens(engine.tokenizer)
+    read = ReadPrompt(TokenEngine(engine), tokens, ours_first=True)
+    ends = set(engine.tokenizer.eos_token_ids)
+    engine.tokenizer.eos_token_ids = range(len(engine.tokenizer))
+    try:
+        assert len(engine.generate(list(tokens), max_tokens=9).tokens) == 1
+        assert len(read.run_ours(2, 9, Sampling(), None).tokens) == 9
+    finally:
+        engine.tokenizer.eos_token_ids = ends
+
+
+def test_a_run_counts_its_drafts(engine: Engine):
+    read = ReadPrompt(TokenEngine(engine), PROMPTS[0].tokens(engine.tokenizer), ours_first=True)
+    run = read.run_ours(2, 40, Sampling(), None)
+    stats = engine.generate(read.tokens, max_tokens=40, depth=2).stats
+    assert run.drafted == stats.drafted_by_depth
+    assert sum(run.accepted) == stats.accepted
+    assert run.rounds == stats.rounds
+    told = run.to_dict()
+    assert told["tokens"] == 40
+    assert told["drafted"] == list(run.drafted)
+
+
+def test_runs_leave_the_prompt_as_it_was_read(engine: Engine):
+    read = ReadPrompt(TokenEngine(engine), PROMPTS[1].tokens(engine.tokenizer), ours_first=True)
+    before = list(read.ours.tokens), read.ours.rows, read.ours.drafting
+    first = read.run_ours(2, 16, Sampling(), None).tokens
+    read.run_ours(0, 16, Sampling(), None)
+    assert (list(read.ours.tokens), read.ours.rows, read.ours.drafting) == before
+    assert read.run_ours(2, 16, Sampling(), None).tokens == first
+
+
+def test_a_unit_s_record(engine: Engine, plan: Plan):
+    told: list[str] = []
+    bench = Bench(engine, plan, told.append)
+    unit = unit_of(plan, "speed")
+    record = bench.measure(unit)
+    assert record["key"] == unit.key
+    assert set(record["runs"]) == set(record["order"]) == set(ARMS)
+    assert record["differs"] == {}
+    assert set(record["readings"]) == {"mlx-lm", "ours"}
+    assert "talk 0, depth 2" in told
+    assert told.count("warming up") == 1
+    second = bench.measure(plan.units[plan.units.index(unit) + 1])
+    assert second["order"] != record["order"], "the order goes round"
+    assert told.count("warming up") == 1, "once for a kind"
+
+
+@pytest.mark.parametrize("verify", ["token", "block", "seeded"])
+def test_sampled_units_can_be_repeated(engine: Engine, verify: Any):
+    plan = make_plan(engine, replace(SMALL, verify=verify), PROMPTS[:1])
+    unit = unit_of(plan, "speed", 0.8)
+    one, other = (Bench(engine, plan).measure(unit) for _ in range(2))
+    assert one["differs"] == {}
+    for arm in ARMS:
+        assert one["runs"][arm]["accepted"] == other["runs"][arm]["accepted"]
+        assert one["runs"][arm]["rounds"] == other["runs"][arm]["rounds"]
+
+
+def test_contexts_and_the_cost_of_rounds_there(engine: Engine, plan: Plan):
+    record = Bench(engine, plan).measure(unit_of(plan, "context"))
+    assert (record["number"], record["prompt_tokens"], record["differs"]) == (96, 96, {})
+    assert record["cost"]["context"] == 96
+    assert len(record["cost"]["rows"]) == 8
+    assert all(seconds > 0 for seconds in record["cost"]["rows"])
+
+
+def test_of_a_model_that_takes_no_row_back_nothing_is_priced(headless: Engine, monkeypatch: Any):
+    monkeypatch.setattr(headless.target, "reversible", False)
+    plan = make_plan(headless, SMALL, PROMPTS)
+    assert Bench(headless, plan).measure(unit_of(plan, "speed"))["cost"] is None
+
+
+@pytest.mark.parametrize(("arm", "temperature", "verify"), [("depth 2", 0.0, "token"), ("depth 1", 0.8, "seeded")])
+def test_a_difference_is_a_finding(engine: Engine, monkeypatch: Any, arm: str, temperature: float, verify: Any):
+    """With its place, and by how much its token was less likely."""
+    plan = make_plan(engine, replace(SMALL, verify=verify), PROMPTS[:1])
+    real = Bench._run
+
+    def wrong(self: Bench, read: ReadPrompt, name: str, unit: Unit, count: int) -> Run:
+        run = real(self, read, name, unit, count)
+        if name != arm:
+            return run
+        return replace(run, tokens=(*run.tokens[:5], (run.tokens[5] + 1) % 288, *run.tokens[6:]))
+
+    monkeypatch.setattr(Bench, "_run", wrong)
+    unit = unit_of(plan, "speed", temperature)
+    (name, found), *others = Bench(engine, plan).measure(unit)["differs"].items()
+    assert (name, found["at"], others) == (arm, 5, [])
+    assert found["found"] == [(found["expected"][0] + 1) % 288]
+    if not temperature:
+        assert found["gap"] > 0, "greedy decoding took the likeliest"
+
+
+def test_the_gap_is_that_of_the_model_s_logits(engine: Engine):
+    tokens = PROMPTS[0].tokens(engine.tokenizer)
+    read = ReadPrompt(TokenEngine(engine), tokens, ours_first=True)
+    behind = [40, 41, 42]
+    logits = engine.target.model(mx.array([[*tokens, *behind]]))[0, -1]
+    assert read.gap(behind, 7, 9) == pytest.approx((logits[7] - logits[9]).item(), abs=1e-4)
+
+
+@pytest.mark.parametrize(("acceptance", "tokens_a_round"), [(0.0, 1.0), (1.0, 3.0)])
+def test_a_synthetic_acceptance_is_that_acceptance(engine: Engine, acceptance: float, tokens_a_round: float):
+    """Whatever the head guesses, which here is next to never right."""
+    read = ReadPrompt(TokenEngine(engine, acceptance), PROMPTS[0].tokens(engine.tokenizer), ours_first=True)
+    run = read.run_ours(2, 60, Sampling(), None)
+    assert run.rounds == 60 / tokens_a_round
+    assert all(share == acceptance for share in _shares(run))
+
+
+def test_synthetic_coins_are_fair_and_the_same_again(engine: Engine):
+    read = ReadPrompt(TokenEngine(engine, 0.7), PROMPTS[0].tokens(engine.tokenizer), ours_first=True)
+    one, other = (read.run_ours(1, 400, Sampling(seed=5), None) for _ in range(2))
+    assert _shares(one)[0] == pytest.approx(0.7, abs=0.1)  # 235 coins: more than three standard deviations
+    assert (one.tokens, one.accepted) == (other.tokens, other.accepted)
+    assert read.run_ours(1, 400, Sampling(seed=6), None).accepted != one.accepted
+
+
+def test_synthetic_units_compare_plain_decoding_only(engine: Engine):
+    plan = make_plan(engine, replace(SMALL, acceptance=0.5, temperatures=(0.0,)), PROMPTS[:1])
+    assert Bench(engine, plan).measure(unit_of(plan, "speed"))["differs"] == {}
+
+
+def test_what_does_not_fit_into_memory_is_a_record(engine: Engine, plan: Plan, monkeypatch: Any):
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("[malloc] Unable to allocate 1 bytes")
+
+    monkeypatch.setattr("mlxmtp.bench.measure.ReadPrompt", full)
+    record = Bench(engine, plan).measure(unit_of(plan, "context"))
+    assert record["failed"].startswith("out of memory: ")
+    assert "runs" not in record
+
+
+def test_other_errors_are_errors(engine: Engine, plan: Plan, monkeypatch: Any):
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr("mlxmtp.bench.measure.ReadPrompt", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        Bench(engine, plan).measure(unit_of(plan, "context"))
+
+
+def test_arms_take_turns():
+    assert rotated(("a", "b", "c"), 1) == ("b", "c", "a")
+    assert {rotated(("a", "b", "c"), turn)[0] for turn in range(3)} == {"a", "b", "c"}
+
+
+def _shares(run: Run) -> list[float]:
+    return [a / d for a, d in zip(run.accepted, run.drafted, strict=True)]

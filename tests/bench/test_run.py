@@ -1,0 +1,101 @@
+"""A whole benchmark in its folder: killed between any two units it goes on, and the report is that of one run."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxmtp import Engine
+from mlxmtp.bench import run
+from mlxmtp.bench.measure import Bench
+from mlxmtp.bench.plan import Plan, Unit
+from mlxmtp.bench.records import FILE, Records
+from tests.bench.conftest import record
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Keys of the units that were measured, which takes no time."""
+    keys: list[str] = []
+
+    def invented(self: Bench, unit: Unit) -> dict[str, Any]:
+        keys.append(unit.key)
+        return record(unit.kind, unit.repeat, unit.number) | {
+            "key": unit.key,
+            "temperature": unit.temperature,
+            "workload": unit.workload,
+            "time": 0.0,
+        }
+
+    monkeypatch.setattr(Bench, "measure", invented)
+    return keys
+
+
+def test_killed_anywhere_it_goes_on(tmp_path: Path, engine: Engine, plan: Plan, measured: list[str]):
+    every = [unit.key for unit in plan.units]
+    reports = []
+    for stop in range(len(every) + 1):
+        measured.clear()
+        folder = tmp_path / str(stop)
+
+        def progress(done: int, total: int, stop: int = stop) -> None:
+            assert total == len(every)
+            if done == stop < total:
+                raise KeyboardInterrupt
+
+        if stop < len(every):
+            with Records(folder, plan.head) as records, pytest.raises(KeyboardInterrupt):
+                run.measure(engine, plan, records, progress)
+            assert measured == every[:stop]
+        with Records(folder, plan.head) as records:
+            run.measure(engine, plan, records)
+            reports.append(run.report(plan, records))
+        assert measured == every
+    assert all(report == reports[0] for report in reports)
+    assert reports[0]["complete"]
+
+
+def test_progress_counts_what_was_there(tmp_path: Path, engine: Engine, plan: Plan, measured: list[str]):
+    told: list[tuple[int, int]] = []
+    with Records(tmp_path, plan.head) as records:
+        records.append(Bench(engine, plan).measure(plan.units[3]))
+        run.measure(engine, plan, records, lambda *now: told.append(now))
+    assert told == [(done, len(plan.units)) for done in range(1, len(plan.units) + 1)]
+
+
+def test_the_report_is_written_as_json_and_as_a_page(tmp_path: Path, plan: Plan, engine: Engine, measured: list[str]):
+    with Records(tmp_path, plan.head) as records:
+        run.measure(engine, plan, records)
+        summary = run.report(plan, records, ["mlxmtp", "bench"])
+    data, page = run.write_report(tmp_path, summary)
+    assert json.loads(data.read_text()) == json.loads(json.dumps(summary))
+    assert "mlxmtp bench" in page.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE, "report.html", "report.json"]
+
+
+def test_a_full_disk_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run.write(tmp_path / "report.json", "old")
+
+    def full(self: Path, text: str, **_: Any) -> int:
+        with open(self, "w") as file:
+            file.write(text[:2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.write(tmp_path / "report.json", "newer")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("report.json", "old")]
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"), [("demo", "demo-"), ("owner/Some Model (4)", "Some-Model-4-"), ("..", "model-")]
+)
+def test_the_default_folder_has_a_name_of_its_own(plan: Plan, name: str, begins: str):
+    plan.head["model"]["name"] = name
+    folder = run.default_folder(plan)
+    assert folder.parent == Path("mlxmtp-bench")
+    assert folder.name == begins + plan.head["identity"][:8]
