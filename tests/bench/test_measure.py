@@ -160,7 +160,7 @@ def test_sampled_units_can_be_repeated(engine: Engine, verify: Any):
     unit = unit_of(plan, "speed", 0.8)
     one, other = (Bench(engine, plan).measure(unit) for _ in range(2))
     assert one["differs"] == {}
-    for arm in ARMS:
+    for arm in set(ARMS) - {"auto"}:  # which goes by the clock
         assert one["runs"][arm]["accepted"] == other["runs"][arm]["accepted"]
         assert one["runs"][arm]["rounds"] == other["runs"][arm]["rounds"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlxmtp import Engine, load
+from mlxmtp.decoding import cost_curve
 from mlxmtp.decoding.cost_curve import CostCurve, measure_cost
 from mlxmtp.decoding.sequence import Sequence
 from tests.running import prefilled, rounds
@@ -43,13 +44,13 @@ def test_the_sequence_goes_on_as_if_nothing_had_been(engine: Engine):
 def test_passes_are_taken_back(engine: Engine, monkeypatch: pytest.MonkeyPatch):
     """Each pass finds the context as long as the one before it did."""
     lengths: list[int] = []
-    real = cost._pass
+    real = cost_curve._pass
 
     def listening(target: object, sequence: Sequence, m: int) -> float:
         lengths.append(max(getattr(layer, "offset", 0) for layer in sequence.cache))
         return real(engine.target, sequence, m)
 
-    monkeypatch.setattr(cost, "_pass", listening)
+    monkeypatch.setattr(cost_curve, "_pass", listening)
     measure_cost(engine.target, engine.mtp, prefilled(engine, PROMPT, 1), 4, repeats=2)
     assert lengths == [len(PROMPT) - 1] * 3 * 4
 
@@ -67,9 +68,9 @@ def test_medians_of_times_by_the_clock(engine: Engine, monkeypatch: pytest.Monke
     """Invented times: medians without the first of each, a draft step as half of what two more took."""
     passes = iter([9.0, 9.0, 1.0, 1.5, 3.0, 3.5, 2.0, 2.5])  # two sizes, four times
     steps = iter([9.0, 0.25, 0.5, 0.125])
-    monkeypatch.setattr(cost, "_pass", lambda *_: next(passes))
-    monkeypatch.setattr(cost._Chain, "step", lambda _: next(steps))
-    monkeypatch.setattr(cost, "_rounds", lambda *_: iter([9.0, 2.25, 5.0, 3.0]))
+    monkeypatch.setattr(cost_curve, "_pass", lambda *_: next(passes))
+    monkeypatch.setattr(cost_curve._Chain, "step", lambda _: next(steps))
+    monkeypatch.setattr(cost_curve, "_rounds", lambda *_: iter([9.0, 2.25, 5.0, 3.0]))
     found = measure_cost(engine.target, engine.mtp, prefilled(engine, PROMPT, 1), 2, repeats=3)
     assert found == CostCurve(len(PROMPT), (2.0, 2.5), 0.25, 0.5)
 

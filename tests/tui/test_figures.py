@@ -217,7 +217,7 @@ def test_the_panel_tells_a_turn_from_first_to_last() -> None:
     assert "60.0 now, 61.2 this turn" in running
     live.end(stats(), MEMORY)
     over = text_of(panel.now(live, loaded(), settings, "demo"))
-    for part in ("qwen-mtp head", "depth 3, the default", "61.2 this turn", "2.70 tokens", "d1", " 88%", "d3", " 52%"):
+    for part in ("qwen-mtp head", "depth auto", "61.2 this turn", "2.70 tokens", "d1", " 88%", "d3", " 52%"):
         assert part in over, part
     for part in ("ms a round", "░ draft", "█ verify", "▒ other", "1,204 tokens, 980 reused", "ttft 0.41 s"):
         assert part in over, part
