@@ -8,7 +8,16 @@ from typing import Any
 from mlxmtp.server import inbound
 from mlxmtp.server.fields import Fields
 from mlxmtp.server.problems import ApiError
-from mlxmtp.server.request import Message, Request, check_schema_and_tools, function_tool, settings
+from mlxmtp.server.request import (
+    HARMLESS,
+    Message,
+    Neutral,
+    Request,
+    check_schema_and_tools,
+    function_tool,
+    refuse_unheard,
+    settings,
+)
 from mlxmtp.server.turn import Called, Done, Event, Outcome, Spoken, Thought, Weighed, new_id
 from mlxmtp.server.wire import Answering, sse, timings
 from mlxmtp.worker.messages import Settings
@@ -17,12 +26,20 @@ BILLING = "x-anthropic-billing-header:"
 """Claude Code's first system block begins so; it changes with every session, and nothing behind it could be reused."""
 THINKING = {"enabled": True, "disabled": False, "adaptive": None}
 CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": "named"}
+NEUTRAL: Neutral = {
+    "response_format": ({"type": "text"},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "mcp_servers": ([],),
+    "container": (),
+}
 SIGNATURE = "mlxmtp"
 """Clients send thinking back with the signature that it came with; nothing here needs one."""
 
 
 def read(body: Fields, defaults: Settings) -> Request:
     """The request of a body."""
+    refuse_unheard(body, NEUTRAL)
     offer = inbound.offer(body.objects("tools"), _tool)
     choice = body.object("tool_choice")
     kind = (choice.text("type") if choice else None) or "auto"
@@ -37,16 +54,14 @@ def read(body: Fields, defaults: Settings) -> Request:
         settings(
             body,
             defaults,
-            body.whole("max_tokens", 1),
             thinking=_thinking(body),
-            stop=body.texts("stop_sequences"),
             json_schema=schema,
         ),
         tools,
         chosen,
         parallel=not (choice and choice.flag("disable_parallel_tool_use")),
         stream=bool(body.flag("stream")),
-        dropped=tuple(offer.dropped),
+        dropped=(*offer.dropped, *body.unread(*HARMLESS)),  # the last: all that is read has been
     )
 
 

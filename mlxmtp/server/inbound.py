@@ -98,6 +98,8 @@ def _add(
     if one is None:
         found.dropped.append(f"tool {item.any('name') or item.any('type')}")
         return
+    if (item.object("function") or item).any("strict") is True:  # arguments are checked, not forced; SDKs ask for it
+        found.dropped.append(f"strict of tool {one['function']['name']}")
     found.tools.append(one)
     if namespace:
         function = one["function"]

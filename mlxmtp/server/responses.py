@@ -7,12 +7,30 @@ from typing import Any
 from mlxmtp.server import inbound
 from mlxmtp.server.chat_completions import effort
 from mlxmtp.server.fields import Fields
-from mlxmtp.server.request import Message, Request, check_schema_and_tools, schema_of, settings
+from mlxmtp.server.request import (
+    HARMLESS,
+    Message,
+    Neutral,
+    Request,
+    check_schema_and_tools,
+    refuse_unheard,
+    schema_of,
+    settings,
+)
 from mlxmtp.server.response_items import call_item, message_item, reasoning_item, response, unsealed
 from mlxmtp.server.responses_stream import ResponseWriter
 from mlxmtp.server.turn import Outcome, new_id
 from mlxmtp.server.wire import Answering, openai_error
 from mlxmtp.worker.messages import Settings
+
+NEUTRAL: Neutral = {
+    **dict.fromkeys(("previous_response_id", "conversation", "prompt", "max_tool_calls"), ()),
+    **dict.fromkeys(("background", "logprobs"), (False,)),
+    "top_logprobs": (0,),
+    "response_format": ({"type": "text"},),
+}
+UNSENT = "message.output_text.logprobs"
+"""What `include` may ask for in vain; the rest is of tools that are not here, or comes anyway."""
 
 error = openai_error
 writer = ResponseWriter
@@ -20,10 +38,10 @@ writer = ResponseWriter
 
 def read(body: Fields, defaults: Settings) -> Request:
     """The request of a body."""
-    for name in ("previous_response_id", "conversation", "prompt"):
-        body.refuse_unless(name)
-    body.refuse_unless("background", False)
-    body.refuse_unless("top_logprobs", 0)
+    refuse_unheard(body, NEUTRAL)
+    if UNSENT in body.texts("include"):
+        body.refuse("include", f"a list without {UNSENT}, which this server does not give here")
+    cut = ["truncation auto"] if body.any("truncation") == "auto" else []
     offer = inbound.offer(body.objects("tools"), inbound.function_fields)
     messages: list[Message] = []
     if instructions := body.text("instructions"):
@@ -39,7 +57,6 @@ def read(body: Fields, defaults: Settings) -> Request:
         settings(
             body,
             defaults,
-            body.whole("max_output_tokens", 1),
             thinking=effort(reasoning.text("effort") if reasoning else None),
             json_schema=schema,
         ),
@@ -47,8 +64,8 @@ def read(body: Fields, defaults: Settings) -> Request:
         choice,
         parallel=body.flag("parallel_tool_calls") is not False,
         stream=bool(body.flag("stream")),
-        dropped=tuple(offer.dropped),
         namespaces=offer.namespaces,
+        dropped=(*offer.dropped, *cut, *body.unread(*HARMLESS)),  # the last: all that is read has been
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -47,16 +47,30 @@ def test_what_is_left_out_is_as_the_server_was_told(path: str) -> None:
 
 @each
 def test_limits_by_their_names(path: str) -> None:
-    names = {CHAT: ["max_tokens", "max_completion_tokens"], RESPONSES: ["max_output_tokens"]}
-    for name in names.get(path, ["max_tokens"]):
+    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"):
         assert read(path, **{name: 33}).settings.max_tokens == 33
         assert read(path, **{name: 33.0}).settings.max_tokens == 33
+        assert read(path, **{"max_tokens": -1} | {name: -1}).settings.max_tokens == 0  # as llama.cpp: no limit
+    assert read(path, max_tokens=50, n_predict=40, max_output_tokens=60).settings.max_tokens == 40
+
+
+@each
+def test_names_of_other_servers(path: str) -> None:
+    assert read(path, repeat_penalty=1.3).settings.repetition_penalty == 1.3
+    assert read(path, repeat_penalty=1.3, repetition_penalty=1.2).settings.repetition_penalty == 1.2
+    assert read(path, stop="END").settings.stop == read(path, stop_sequences=["END"]).settings.stop == ["END"]
 
 
 def test_values_that_mean_nothing_special() -> None:
     assert read(CHAT, temperature=0, top_p=0, top_k=-1).settings == Settings(0.0, 1e-9, 0, max_tokens=0)
     assert read(CHAT, seed=-1).settings.seed == 2**64 - 1
-    assert read(CHAT, n=1, mirostat=0, modalities=["text"], typical_p=1.0).settings == Settings(max_tokens=0)
+    assert read(CHAT, n=1, mirostat=0, modalities=["text"], typical_p=1.0, tfs_z=1) == read(CHAT)
+    nothing: dict[str, Any] = {"grammar": "", "stop_token_ids": [], "min_tokens": 0, "ignore_eos": False, "top_a": 0}
+    nothing |= {"xtc_probability": 0.0, "dry_multiplier": 0, "dynatemp_range": 0.0, "best_of": 1}
+    nothing |= {"add_generation_prompt": True, "guided_json": None}
+    assert all(read(CHAT, **nothing, top_n_sigma=value) == read(CHAT) for value in (0, -1, -1.0))
+    assert read(COMPLETIONS, tools=[], tool_choice="none") == read(COMPLETIONS)
+    assert read(MESSAGES, mcp_servers=[], response_format={"type": "text"}) == read(MESSAGES)
     assert read(COMPLETIONS, echo=False, best_of=1, suffix="").settings.max_tokens == 16
 
 
@@ -143,5 +157,20 @@ def test_other_kinds_of_tools_are_dropped_and_said() -> None:
     assert ([tool["function"]["name"] for tool in hosted.tools], hosted.dropped) == (["f"], ("tool bash",))
 
 
-def test_fields_that_nobody_knows_are_no_matter() -> None:
-    assert read(CHAT, model="gpt-9", store=True, metadata={"a": 1}, prompt_cache_key="k", wished={}) == read(CHAT)
+@each
+def test_fields_that_nobody_knows_are_said(path: str) -> None:
+    """Not those without a part in the answer's text, and not at any length."""
+    harmless: dict[str, Any] = {"model": "gpt-9", "store": True, "metadata": {"a": "1"}, "prompt_cache_key": "k"}
+    assert read(path, **harmless, wished=None) == read(path)
+    found = read(path, **harmless, wished={}, grammer="[ab]")
+    assert found == replace(read(path), dropped=("wished", "grammer"))
+    assert sum(map(len, read(path, **{f"{i}" * 1000: 1 for i in range(1000)}).dropped)) < 500
+
+
+def test_what_sdks_ask_for_unasked_is_said() -> None:
+    strict = {"type": "function", "function": TOOL["function"] | {"strict": True}}
+    assert read(CHAT, tools=[strict, TOOL]).dropped == ("strict of tool f",)
+    assert read(RESPONSES, tools=[FLAT | {"strict": True}]).dropped == ("strict of tool f",)
+    assert read(MESSAGES, tools=[CLAUDE | {"strict": True}]).dropped == ("strict of tool f",)
+    assert read(RESPONSES, truncation="auto").dropped == ("truncation auto",)
+    assert read(RESPONSES, truncation="disabled", include=["reasoning.encrypted_content"]).dropped == ()
