@@ -46,9 +46,9 @@ def read(body: Fields, defaults: Settings) -> Request:
     if choice and kind not in CHOICES:
         choice.refuse("type", ", ".join(CHOICES))
     named = (choice.text("name") or "") if choice and kind == "tool" else None
-    tools, chosen = inbound.choose(offer.tools, CHOICES[kind], named)
+    allowed, chosen = inbound.choose(offer.tools, CHOICES[kind], named)
     schema = _schema(body)
-    check_schema_and_tools(schema, tools, "output_config")
+    check_schema_and_tools(schema, allowed, "output_config")
     return Request(
         inbound.with_one_system([*_system(body), *_messages(body)]),
         settings(
@@ -57,7 +57,8 @@ def read(body: Fields, defaults: Settings) -> Request:
             thinking=_thinking(body),
             json_schema=schema,
         ),
-        tools,
+        offer.tools,
+        allowed,
         chosen,
         parallel=not (choice and choice.flag("disable_parallel_tool_use")),
         stream=bool(body.flag("stream")),

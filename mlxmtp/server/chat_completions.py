@@ -35,9 +35,9 @@ def read(body: Fields, defaults: Settings) -> Request:
     refuse_unheard(body, NEUTRAL)
     messages = inbound.chat_messages(body)
     offer = inbound.offer(body.objects("tools"), inbound.function_fields)
-    tools, choice = inbound.tool_choice(body, offer.tools)
+    allowed, choice = inbound.tool_choice(body, offer.tools)
     schema = schema_of(body.object("response_format"))
-    check_schema_and_tools(schema, tools, "response_format")
+    check_schema_and_tools(schema, allowed, "response_format")
     options = body.object("stream_options")
     return Request(
         messages,
@@ -48,7 +48,8 @@ def read(body: Fields, defaults: Settings) -> Request:
             json_schema=schema,
             logprobs=_logprobs(body),
         ),
-        tools,
+        offer.tools,
+        allowed,
         choice,
         parallel=body.flag("parallel_tool_calls") is not False,
         stream=bool(body.flag("stream")),

@@ -122,27 +122,30 @@ def function_fields(item: Fields) -> dict[str, Any] | None:
 
 def choose(
     tools: list[dict[str, Any]], choice: str, named: str | None = None, among: Iterable[str] | None = None
-) -> tuple[list[dict[str, Any]], str]:
-    """What may be called: the tools and the choice of a `Request`.
+) -> tuple[tuple[str, ...], str]:
+    """What may be called: `allowed` and `choice` of a `Request`. Of one tool, "required" is that tool by its name.
 
     Args:
         choice: "auto", "none", "required" or, with a name, anything. among: the names that are allowed.
     """
+    names = tuple(dict.fromkeys(tool["function"]["name"] for tool in tools))
     if among is not None:
-        allowed = set(among)
-        tools = [tool for tool in tools if tool["function"]["name"] in allowed]
+        among = set(among)
+        names = tuple(name for name in names if name in among)
     if choice == "none":
-        return [], "auto"
-    if named is not None:
-        if named not in [tool["function"]["name"] for tool in tools]:
-            raise ApiError(f"tool_choice names {named!r}, which is not among the tools", param="tool_choice")
-        return tools, named
-    if choice == "required" and not tools:
-        raise ApiError("tool_choice asks for a call, but there are no function tools", param="tool_choice")
-    return tools, choice
+        return (), "auto"
+    if choice == "required":
+        if not names:
+            raise ApiError("tool_choice asks for a call, but there are no function tools", param="tool_choice")
+        named = names[0] if len(names) == 1 else named
+    if named is None:
+        return names, choice
+    if named not in names:
+        raise ApiError(f"tool_choice names {named!r}, which is not among the tools", param="tool_choice")
+    return (named,), named
 
 
-def tool_choice(body: Fields, tools: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+def tool_choice(body: Fields, tools: list[dict[str, Any]]) -> tuple[tuple[str, ...], str]:
     """The `tool_choice` of Chat Completions and Responses, applied."""
     wanted = body.any("tool_choice")
     if wanted is None or isinstance(wanted, str):

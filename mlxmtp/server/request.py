@@ -42,7 +42,8 @@ class Request:
 
     Args:
         messages: as chat templates take them, at most one system message, in front; or a text, or token ids.
-        tools: function tools as chat templates take them; empty where none may be called.
+        tools: function tools as chat templates take them, those that may not be called too: the prompt is the same.
+        allowed: the names of those that may be called.
         choice: "auto"; "required": at least one call; else the name of the tool to call.
         parallel: more than one call a turn may come.
         settings: max_tokens 0 stands for what the context leaves.
@@ -53,6 +54,7 @@ class Request:
     messages: list[Message] | str | list[int]
     settings: Settings
     tools: list[dict[str, Any]] = field(default_factory=list)
+    allowed: tuple[str, ...] = ()
     choice: str = "auto"
     parallel: bool = True
     stream: bool = False
@@ -134,9 +136,9 @@ def schema_of(wanted: Fields | None) -> dict[str, Any] | None:
     return dict(schema)
 
 
-def check_schema_and_tools(schema: Any, tools: list[dict[str, Any]], param: str) -> None:
+def check_schema_and_tools(schema: Any, allowed: tuple[str, ...], param: str) -> None:
     """One grammar cannot hold an answer and calls at once."""
-    if schema and tools:
+    if schema and allowed:
         raise ApiError(
             f"{param} asks for JSON while tools may be called; give it without tools, or with tool_choice none",
             code="unsupported_parameter",

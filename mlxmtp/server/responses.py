@@ -48,10 +48,10 @@ def read(body: Fields, defaults: Settings) -> Request:
         messages.append({"role": "system", "content": instructions})
     asked = body.any("input")
     messages += [{"role": "user", "content": asked}] if isinstance(asked, str) else _input(body.objects("input"), offer)
-    tools, choice = inbound.tool_choice(body, offer.tools)
+    allowed, choice = inbound.tool_choice(body, offer.tools)
     text, reasoning = body.object("text"), body.object("reasoning")
     schema = schema_of(text.object("format") if text else None)
-    check_schema_and_tools(schema, tools, "text.format")
+    check_schema_and_tools(schema, allowed, "text.format")
     return Request(
         inbound.with_one_system(messages),
         settings(
@@ -60,7 +60,8 @@ def read(body: Fields, defaults: Settings) -> Request:
             thinking=effort(reasoning.text("effort") if reasoning else None),
             json_schema=schema,
         ),
-        tools,
+        offer.tools,
+        allowed,
         choice,
         parallel=body.flag("parallel_tool_calls") is not False,
         stream=bool(body.flag("stream")),

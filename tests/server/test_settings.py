@@ -132,20 +132,36 @@ def test_thinking(path: str, more: dict[str, Any], thinking: Any) -> None:
         (CHAT, TOOL, None, (1, "auto")),
         (CHAT, TOOL, "auto", (1, "auto")),
         (CHAT, TOOL, "none", (0, "auto")),
-        (CHAT, TOOL, "required", (1, "required")),
+        (CHAT, TOOL, "required", (1, "f")),
         (CHAT, TOOL, {"type": "function", "function": {"name": "f"}}, (1, "f")),
         (RESPONSES, FLAT, {"type": "function", "name": "f"}, (1, "f")),
         (RESPONSES, FLAT, {"type": "allowed_tools", "mode": "auto", "tools": [{"name": "g"}]}, (0, "auto")),
-        (RESPONSES, FLAT, {"type": "allowed_tools", "mode": "required", "tools": [{"name": "f"}]}, (1, "required")),
+        (RESPONSES, FLAT, {"type": "allowed_tools", "mode": "required", "tools": [{"name": "f"}]}, (1, "f")),
         (MESSAGES, CLAUDE, {"type": "auto"}, (1, "auto")),
-        (MESSAGES, CLAUDE, {"type": "any"}, (1, "required")),
+        (MESSAGES, CLAUDE, {"type": "any"}, (1, "f")),
         (MESSAGES, CLAUDE, {"type": "none"}, (0, "auto")),
         (MESSAGES, CLAUDE, {"type": "tool", "name": "f"}, (1, "f")),
     ],
 )
 def test_choices_among_tools(path: str, tool: Any, choice: Any, expected: tuple[int, str]) -> None:
+    """Whatever may be called, the tools are all in the prompt, which is the same then up to there."""
     found = read(path, tools=[tool], **({"tool_choice": choice} if choice else {}))
-    assert (len(found.tools), found.choice) == expected
+    assert (len(found.allowed), found.choice) == expected
+    assert found.tools == read(path, tools=[tool]).tools != []
+
+
+def test_choices_among_two_tools() -> None:
+    names = [{"type": "function", "name": name} for name in "fg"]
+    for choice, expected in (
+        ("auto", (("f", "g"), "auto")),
+        ("none", ((), "auto")),
+        ("required", (("f", "g"), "required")),
+        ({"type": "function", "name": "g"}, (("g",), "g")),
+        ({"type": "allowed_tools", "mode": "auto", "tools": names[1:]}, (("g",), "auto")),
+        ({"type": "allowed_tools", "mode": "required", "tools": names[1:]}, (("g",), "g")),
+    ):
+        found = read(RESPONSES, tools=[*names, *names], tool_choice=choice)
+        assert (found.allowed, found.choice) == expected
 
 
 def test_other_kinds_of_tools_are_dropped_and_said() -> None:
