@@ -62,7 +62,7 @@ def read(body: Fields, defaults: Settings) -> Request:
         chosen,
         parallel=not (choice and choice.flag("disable_parallel_tool_use")),
         stream=bool(body.flag("stream")),
-        dropped=(*offer.dropped, *body.unread(*HARMLESS)),  # the last: all that is read has been
+        dropped=(*offer.dropped, *_begun(body), *body.unread(*HARMLESS)),  # the last: all that is read has been
     )
 
 
@@ -155,6 +155,12 @@ def _system(body: Fields) -> Iterator[Message]:
         text = block.text("text") or ""
         if not text.startswith(BILLING):
             yield {"role": "system", "content": text}
+
+
+def _begun(body: Fields) -> list[str]:
+    """For the log: an answer that the client has begun is not continued, but given anew."""
+    asked = body.objects("messages")
+    return ["continuation of the last message"] if asked and asked[-1].any("role") == "assistant" else []
 
 
 def _messages(body: Fields) -> Iterator[Message]:

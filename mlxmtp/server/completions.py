@@ -35,6 +35,7 @@ def read(body: Fields, defaults: Settings) -> Request:
             logprobs=body.whole("logprobs", 0, TOP_LOGPROBS),
         ),
         stream=bool(body.flag("stream")),
+        place="prompt",
         usage=bool(options and options.flag("include_usage")),
         dropped=tuple(body.unread(*HARMLESS)),  # the last: all that is read has been
     )

@@ -19,8 +19,11 @@ def chat_messages(body: Fields) -> list[Message]:
     return with_one_system([_chat_message(one) for one in body.objects("messages")])
 
 
-def with_one_system(messages: Iterable[Message]) -> list[Message]:
+def with_one_system(messages: Iterable[Message], place: str = "messages") -> list[Message]:
     """System messages, wherever they stand, as one in front: many templates take no other.
+
+    Args:
+        place: the body's field that they came in.
 
     Raises:
         ApiError: there is nothing to answer.
@@ -30,7 +33,7 @@ def with_one_system(messages: Iterable[Message]) -> list[Message]:
     others = [one for one in messages if one["role"] != "system"]
     if not others:
         found = "only system messages" if messages else "none"
-        raise ApiError(f"messages: there are {found}; expected at least one of the user", param="messages")
+        raise ApiError(f"{place}: there are {found}; expected at least one of the user", param=place)
     return [{"role": "system", "content": "\n\n".join(system)}, *others] if system else others
 
 

@@ -48,6 +48,7 @@ class Request:
         parallel: more than one call a turn may come.
         settings: max_tokens 0 stands for what the context leaves.
         dropped: what was left out, for the log.
+        echo: what the answer tells again of the body, in its protocol's shape. place: the body's field of the messages.
         namespaces: of tools that came in one, by the names that they have here: its name, and theirs there.
     """
 
@@ -61,6 +62,8 @@ class Request:
     usage: bool = False
     client: str = ""
     dropped: tuple[str, ...] = ()
+    echo: Mapping[str, Any] = field(default_factory=dict)
+    place: str = "messages"
     namespaces: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property

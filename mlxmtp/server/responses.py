@@ -13,6 +13,7 @@ from mlxmtp.server.request import (
     Neutral,
     Request,
     check_schema_and_tools,
+    limit,
     refuse_unheard,
     schema_of,
     settings,
@@ -53,7 +54,7 @@ def read(body: Fields, defaults: Settings) -> Request:
     schema = schema_of(text.object("format") if text else None)
     check_schema_and_tools(schema, allowed, "text.format")
     return Request(
-        inbound.with_one_system(messages),
+        inbound.with_one_system(messages, "input"),
         settings(
             body,
             defaults,
@@ -66,6 +67,8 @@ def read(body: Fields, defaults: Settings) -> Request:
         parallel=body.flag("parallel_tool_calls") is not False,
         stream=bool(body.flag("stream")),
         namespaces=offer.namespaces,
+        echo=_echo(body),
+        place="input",
         dropped=(*offer.dropped, *cut, *body.unread(*HARMLESS)),  # the last: all that is read has been
     )
 
@@ -76,9 +79,21 @@ def whole(context: Answering, outcome: Outcome) -> dict[str, Any]:
     if outcome.reasoning:
         items.append(reasoning_item(new_id("rs"), outcome.reasoning))
     if outcome.text or not outcome.calls:
-        items.append(message_item(new_id("msg"), outcome.text))
+        status = "incomplete" if outcome.done.reason == "length" else "completed"
+        items.append(message_item(new_id("msg"), outcome.text, status))
     items += [call_item(context, new_id("fc"), one) for one in outcome.calls]
     return response(context, new_id("resp"), items, outcome)
+
+
+def _echo(body: Fields) -> dict[str, Any]:
+    """What the response object tells again of the request."""
+    metadata = body.object("metadata")
+    return {
+        "instructions": body.text("instructions"),
+        "max_output_tokens": limit(body) or None,
+        "metadata": body.any("metadata") if metadata else {},
+        "tool_choice": body.any("tool_choice") or "auto",
+    }
 
 
 def _input(items: list[Fields], offer: inbound.Offer) -> list[Message]:

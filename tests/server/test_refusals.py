@@ -13,7 +13,6 @@ from tests.server.scripted import ALL, CHAT, COMPLETIONS, COUNT, HELLO, MESSAGES
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 FLAT = {"type": "function", "name": "f", "parameters": {"type": "object"}}
 
-
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     *[(path, {"n": 2}, "n") for path in ALL],
     *[(path, {"temperature": value}, "temperature") for path in ALL for value in (-1, "warm", True, [], 1e300)],
@@ -61,6 +60,9 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (RESPONSES, {"previous_response_id": "resp_1"}, "previous_response_id"),
     (RESPONSES, {"background": True}, "background"),
     (COMPLETIONS, {"tools": [TOOL]}, "tools"),
+    (RESPONSES, {"input": []}, "input"),
+    (RESPONSES, {"input": [{"role": "system", "content": "Be brief."}]}, "input"),
+    (RESPONSES, {"metadata": "a"}, "metadata"),
     (RESPONSES, {"top_logprobs": 2}, "top_logprobs"),
     (RESPONSES, {"include": ["reasoning.encrypted_content", "message.output_text.logprobs"]}, "include"),
     (RESPONSES, {"max_tool_calls": 1}, "max_tool_calls"),
