@@ -218,9 +218,6 @@ def _responses_whole(answer: Body) -> Heard:
             heard.calls.append((item["name"], json.loads(item["arguments"])))
             heard.call_ids.append(item["call_id"])
     cut = answer["status"] == "incomplete"
-    *before, last = [item["status"] for item in answer["output"] if item["type"] != "reasoning"] or ["completed"]
-    assert {*before, last} <= {"completed", answer["status"]}
-    assert answer["tool_choice"]
     assert (answer["incomplete_details"] == {"reason": "max_output_tokens"}) == cut
     heard.end = "length" if cut else "tool_calls" if heard.calls else "stop"
     usage = answer["usage"]

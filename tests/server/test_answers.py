@@ -168,55 +168,6 @@ async def test_marks_of_calls_are_text_where_there_are_no_tools(protocol: Protoc
     assert (said.text, said.calls, said.end) == (f"Write {NOW} there.", [], "stop")
 
 
-NONE = {"/v1/messages": {"type": "none"}}
-NAMED = {
-    "/v1/messages": {"type": "tool", "name": "get_time"},
-    "/v1/responses": {"type": "function", "name": "get_time"},
-}
-
-
-@each
-@both
-@asynchronous
-async def test_marks_of_calls_are_text_where_none_is_wanted(protocol: Protocol, stream: bool) -> None:
-    """The tools stay in the prompt: what the cache has of it can go on being used."""
-    async with serving(turn(f"Write {NOW} there.")) as served:
-        await heard(served, protocol, protocol.ask("How is it?", [WEATHER, TIME]), stream)
-        prompt = served.prompt
-        body = protocol.ask("How is it?", [WEATHER, TIME], tool_choice=NONE.get(protocol.path, "none"))
-        said = await heard(served, protocol, body, stream)
-        assert (said.text, said.calls, said.end) == (f"Write {NOW} there.", [], "stop")
-        assert served.prompt == prompt
-
-
-@each
-@both
-@pytest.mark.parametrize(
-    "strange",
-    [
-        '{"name": "get_money", "arguments": {}}',
-        '{"name": "get_weather", "arguments": {"city": 7}}',
-        '{"name": "get_weather", "arguments": {"city": ["Rome"]}}',
-        '{"name": "get_weather", "arguments": {"city": "Rome", "days": 2.5}}',
-        '{"name": "get_weather", "arguments": {"city": "Rome", "detailed": 1}}',
-    ],
-)
-@asynchronous
-async def test_a_call_of_what_is_not_offered_is_text(protocol: Protocol, stream: bool, strange: str) -> None:
-    written = f"<tool_call>\n{strange}\n</tool_call>"
-    said = await ask(protocol, stream, turn(f"So:\n{written}"))
-    assert (said.text, said.calls, said.end) == (f"So:\n{written}", [], "stop")
-
-
-@each
-@both
-@asynchronous
-async def test_where_a_tool_is_named_no_other_is_called(protocol: Protocol, stream: bool) -> None:
-    named = NAMED.get(protocol.path, {"type": "function", "function": {"name": "get_time"}})
-    said = await ask(protocol, stream, turn(f" {{}}}}\n</tool_call>\n{ROME}"), tool_choice=named)
-    assert (said.text, said.calls) == (ROME, [("get_time", {})])
-
-
 @each
 @both
 @asynchronous
