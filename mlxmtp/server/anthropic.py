@@ -8,7 +8,16 @@ from typing import Any
 from mlxmtp.server import inbound
 from mlxmtp.server.fields import Fields
 from mlxmtp.server.problems import ApiError
-from mlxmtp.server.request import Message, Request, check_schema_and_tools, function_tool, settings
+from mlxmtp.server.request import (
+    HARMLESS,
+    Message,
+    Neutral,
+    Request,
+    check_schema_and_tools,
+    function_tool,
+    refuse_unheard,
+    settings,
+)
 from mlxmtp.server.turn import Called, Done, Event, Outcome, Spoken, Thought, Weighed, new_id
 from mlxmtp.server.wire import Answering, sse, timings
 from mlxmtp.worker.messages import Settings
@@ -17,36 +26,43 @@ BILLING = "x-anthropic-billing-header:"
 """Claude Code's first system block begins so; it changes with every session, and nothing behind it could be reused."""
 THINKING = {"enabled": True, "disabled": False, "adaptive": None}
 CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": "named"}
+NEUTRAL: Neutral = {
+    "response_format": ({"type": "text"},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "mcp_servers": ([],),
+    "container": (),
+}
 SIGNATURE = "mlxmtp"
 """Clients send thinking back with the signature that it came with; nothing here needs one."""
 
 
 def read(body: Fields, defaults: Settings) -> Request:
     """The request of a body."""
+    refuse_unheard(body, NEUTRAL)
     offer = inbound.offer(body.objects("tools"), _tool)
     choice = body.object("tool_choice")
     kind = (choice.text("type") if choice else None) or "auto"
     if choice and kind not in CHOICES:
         choice.refuse("type", ", ".join(CHOICES))
     named = (choice.text("name") or "") if choice and kind == "tool" else None
-    tools, chosen = inbound.choose(offer.tools, CHOICES[kind], named)
+    allowed, chosen = inbound.choose(offer.tools, CHOICES[kind], named)
     schema = _schema(body)
-    check_schema_and_tools(schema, tools, "output_config")
+    check_schema_and_tools(schema, allowed, "output_config")
     return Request(
         inbound.with_one_system([*_system(body), *_messages(body)]),
         settings(
             body,
             defaults,
-            body.whole("max_tokens", 1),
             thinking=_thinking(body),
-            stop=body.texts("stop_sequences"),
             json_schema=schema,
         ),
-        tools,
+        offer.tools,
+        allowed,
         chosen,
         parallel=not (choice and choice.flag("disable_parallel_tool_use")),
         stream=bool(body.flag("stream")),
-        dropped=tuple(offer.dropped),
+        dropped=(*offer.dropped, *_begun(body), *body.unread(*HARMLESS)),  # the last: all that is read has been
     )
 
 
@@ -139,6 +155,12 @@ def _system(body: Fields) -> Iterator[Message]:
         text = block.text("text") or ""
         if not text.startswith(BILLING):
             yield {"role": "system", "content": text}
+
+
+def _begun(body: Fields) -> list[str]:
+    """For the log: an answer that the client has begun is not continued, but given anew."""
+    asked = body.objects("messages")
+    return ["continuation of the last message"] if asked and asked[-1].any("role") == "assistant" else []
 
 
 def _messages(body: Fields) -> Iterator[Message]:

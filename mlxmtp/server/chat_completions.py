@@ -8,7 +8,16 @@ from typing import Any
 from mlxmtp.server import inbound
 from mlxmtp.server.fields import Fields
 from mlxmtp.server.problems import ApiError
-from mlxmtp.server.request import TOP_LOGPROBS, Request, check_schema_and_tools, schema_of, settings
+from mlxmtp.server.request import (
+    HARMLESS,
+    TOP_LOGPROBS,
+    Neutral,
+    Request,
+    check_schema_and_tools,
+    refuse_unheard,
+    schema_of,
+    settings,
+)
 from mlxmtp.server.turn import Called, Done, Event, Outcome, Spoken, Thought, Weighed, new_id
 from mlxmtp.server.wire import Answering, openai_error, sse, timings, usage
 from mlxmtp.worker.messages import Settings
@@ -16,37 +25,36 @@ from mlxmtp.worker.messages import Settings
 LEAST = -9999.0
 """The API's own logprob of what cannot be; JSON has no infinity."""
 
+NEUTRAL: Neutral = {"functions": (), "function_call": (), "audio": (), "modalities": (["text"],)}
+
 error = openai_error
 
 
 def read(body: Fields, defaults: Settings) -> Request:
     """The request of a body."""
-    for name in ("functions", "function_call", "audio"):
-        body.refuse_unless(name)
-    body.refuse_unless("modalities", ["text"])
+    refuse_unheard(body, NEUTRAL)
     messages = inbound.chat_messages(body)
     offer = inbound.offer(body.objects("tools"), inbound.function_fields)
-    tools, choice = inbound.tool_choice(body, offer.tools)
+    allowed, choice = inbound.tool_choice(body, offer.tools)
     schema = schema_of(body.object("response_format"))
-    check_schema_and_tools(schema, tools, "response_format")
+    check_schema_and_tools(schema, allowed, "response_format")
     options = body.object("stream_options")
     return Request(
         messages,
         settings(
             body,
             defaults,
-            body.whole("max_completion_tokens", 1) or body.whole("max_tokens", 1),
             thinking=_thinking(body),
-            stop=body.texts("stop"),
             json_schema=schema,
             logprobs=_logprobs(body),
         ),
-        tools,
+        offer.tools,
+        allowed,
         choice,
         parallel=body.flag("parallel_tool_calls") is not False,
         stream=bool(body.flag("stream")),
         usage=bool(options and options.flag("include_usage")),
-        dropped=tuple(offer.dropped),
+        dropped=(*offer.dropped, *body.unread(*HARMLESS)),  # the last: all that is read has been
     )
 
 

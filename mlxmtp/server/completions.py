@@ -9,35 +9,35 @@ from typing import Any
 from mlxmtp.server.chat_completions import LEAST
 from mlxmtp.server.fields import Fields
 from mlxmtp.server.problems import ApiError
-from mlxmtp.server.request import TOP_LOGPROBS, Request, schema_of, settings
+from mlxmtp.server.request import HARMLESS, TOP_LOGPROBS, Neutral, Request, refuse_unheard, schema_of, settings
 from mlxmtp.server.turn import Called, Done, Event, Outcome, Weighed, new_id
 from mlxmtp.server.wire import Answering, openai_error, sse, timings, usage
 from mlxmtp.worker.messages import Settings
 
 DEFAULT_TOKENS = 16
 """The API's own default."""
+NEUTRAL: Neutral = {"suffix": ("",), "tools": ([],), "tool_choice": ("auto", "none"), "functions": ([],)}
 
 error = openai_error
 
 
 def read(body: Fields, defaults: Settings) -> Request:
     """The request of a body."""
-    body.refuse_unless("echo", False)
-    body.refuse_unless("suffix", "")
-    body.refuse_unless("best_of", 1)
+    refuse_unheard(body, NEUTRAL)
     options = body.object("stream_options")
     return Request(
         _prompt(body),
         settings(
             body,
             defaults,
-            body.whole("max_tokens", 1) or DEFAULT_TOKENS,
-            stop=body.texts("stop"),
+            DEFAULT_TOKENS,
             json_schema=schema_of(body.object("response_format")),
             logprobs=body.whole("logprobs", 0, TOP_LOGPROBS),
         ),
         stream=bool(body.flag("stream")),
+        place="prompt",
         usage=bool(options and options.flag("include_usage")),
+        dropped=tuple(body.unread(*HARMLESS)),  # the last: all that is read has been
     )
 
 

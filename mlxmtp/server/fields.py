@@ -23,9 +23,10 @@ class Fields:
             raise ApiError(f"{at or 'the body'} is {shown(content)}; expected a JSON object", param=at or None)
         self._content = content
         self._at = at
+        self._read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
-        return self._content.get(name) is not None
+        return self.any(name) is not None
 
     @property
     def names(self) -> list[str]:
@@ -33,7 +34,13 @@ class Fields:
 
     def any(self, name: str) -> Any:
         """The field as it is, or None."""
+        self._read.add(name)
         return self._content.get(name)
+
+    def unread(self, *harmless: str) -> list[str]:
+        """The fields, but for harmless ones, that nothing has looked at so far: a few names, short, for the log."""
+        known = self._read.union(harmless)
+        return [str(name)[:40] for name, value in self._content.items() if value is not None and name not in known][:12]
 
     def number(self, name: str, low: float, high: float) -> float | None:
         value = self.any(name)

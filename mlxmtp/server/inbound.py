@@ -19,8 +19,11 @@ def chat_messages(body: Fields) -> list[Message]:
     return with_one_system([_chat_message(one) for one in body.objects("messages")])
 
 
-def with_one_system(messages: Iterable[Message]) -> list[Message]:
+def with_one_system(messages: Iterable[Message], place: str = "messages") -> list[Message]:
     """System messages, wherever they stand, as one in front: many templates take no other.
+
+    Args:
+        place: the body's field that they came in.
 
     Raises:
         ApiError: there is nothing to answer.
@@ -30,7 +33,7 @@ def with_one_system(messages: Iterable[Message]) -> list[Message]:
     others = [one for one in messages if one["role"] != "system"]
     if not others:
         found = "only system messages" if messages else "none"
-        raise ApiError(f"messages: there are {found}; expected at least one of the user", param="messages")
+        raise ApiError(f"{place}: there are {found}; expected at least one of the user", param=place)
     return [{"role": "system", "content": "\n\n".join(system)}, *others] if system else others
 
 
@@ -98,6 +101,8 @@ def _add(
     if one is None:
         found.dropped.append(f"tool {item.any('name') or item.any('type')}")
         return
+    if (item.object("function") or item).any("strict") is True:  # arguments are checked, not forced; SDKs ask for it
+        found.dropped.append(f"strict of tool {one['function']['name']}")
     found.tools.append(one)
     if namespace:
         function = one["function"]
@@ -120,27 +125,30 @@ def function_fields(item: Fields) -> dict[str, Any] | None:
 
 def choose(
     tools: list[dict[str, Any]], choice: str, named: str | None = None, among: Iterable[str] | None = None
-) -> tuple[list[dict[str, Any]], str]:
-    """What may be called: the tools and the choice of a `Request`.
+) -> tuple[tuple[str, ...], str]:
+    """What may be called: `allowed` and `choice` of a `Request`. Of one tool, "required" is that tool by its name.
 
     Args:
         choice: "auto", "none", "required" or, with a name, anything. among: the names that are allowed.
     """
+    names = tuple(dict.fromkeys(tool["function"]["name"] for tool in tools))
     if among is not None:
-        allowed = set(among)
-        tools = [tool for tool in tools if tool["function"]["name"] in allowed]
+        among = set(among)
+        names = tuple(name for name in names if name in among)
     if choice == "none":
-        return [], "auto"
-    if named is not None:
-        if named not in [tool["function"]["name"] for tool in tools]:
-            raise ApiError(f"tool_choice names {named!r}, which is not among the tools", param="tool_choice")
-        return tools, named
-    if choice == "required" and not tools:
-        raise ApiError("tool_choice asks for a call, but there are no function tools", param="tool_choice")
-    return tools, choice
+        return (), "auto"
+    if choice == "required":
+        if not names:
+            raise ApiError("tool_choice asks for a call, but there are no function tools", param="tool_choice")
+        named = names[0] if len(names) == 1 else named
+    if named is None:
+        return names, choice
+    if named not in names:
+        raise ApiError(f"tool_choice names {named!r}, which is not among the tools", param="tool_choice")
+    return (named,), named
 
 
-def tool_choice(body: Fields, tools: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+def tool_choice(body: Fields, tools: list[dict[str, Any]]) -> tuple[tuple[str, ...], str]:
     """The `tool_choice` of Chat Completions and Responses, applied."""
     wanted = body.any("tool_choice")
     if wanted is None or isinstance(wanted, str):

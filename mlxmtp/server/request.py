@@ -12,14 +12,28 @@ from mlxmtp.worker.messages import Settings
 
 Message = dict[str, Any]
 TOP_LOGPROBS = 20
-UNHEARD = (
-    *("typical_p", "tfs_z", "top_a", "top_n_sigma", "dynatemp_range"),
-    *("mirostat", "xtc_probability", "dry_multiplier"),
+Neutral = Mapping[str, tuple[Any, ...]]
+UNHEARD: Neutral = {
+    **dict.fromkeys(("typical_p", "tfs_z", "n", "best_of"), (1,)),
+    **dict.fromkeys(("top_a", "xtc_probability", "dry_multiplier", "dynatemp_range", "mirostat", "min_tokens"), (0,)),
+    "top_n_sigma": (0, -1),
+    **dict.fromkeys(("use_beam_search", "ignore_eos", "echo", "continue_final_message"), (False,)),
+    "add_generation_prompt": (True,),
+    **dict.fromkeys(("grammar", "guided_regex", "guided_grammar"), ("",)),
+    **dict.fromkeys(("guided_choice", "stop_token_ids", "bad_words"), ([],)),
+    **dict.fromkeys(("guided_json", "structured_outputs", "prompt_logprobs"), ()),
+}
+"""What no protocol here honours, of OpenAI's, vLLM's and llama.cpp's fields, and the values that ask for nothing: to
+drop it in silence would change what comes out."""
+HARMLESS = (
+    *("model", "user", "metadata", "client_metadata", "store", "service_tier", "safety_identifier", "stream_options"),
+    *("prompt_cache_key", "prompt_cache_retention", "cache_prompt", "prediction", "drop_params"),
 )
-"""Sampling parameters of other servers: to drop them in silence would change what comes out."""
+"""Fields that have no part in an answer's text: the log need not say that they are not read."""
+LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict")
+"""The names of an answer's limit; clients send each of them to each protocol."""
 LARGEST = 1e6
 """Of temperatures and factors; nothing changes between here and infinity."""
-NEUTRAL = (0, 0.0, 1, 1.0, -1, -1.0, None)
 
 
 @dataclass(frozen=True)
@@ -28,23 +42,28 @@ class Request:
 
     Args:
         messages: as chat templates take them, at most one system message, in front; or a text, or token ids.
-        tools: function tools as chat templates take them; empty where none may be called.
+        tools: function tools as chat templates take them, those that may not be called too: the prompt is the same.
+        allowed: the names of those that may be called.
         choice: "auto"; "required": at least one call; else the name of the tool to call.
         parallel: more than one call a turn may come.
         settings: max_tokens 0 stands for what the context leaves.
         dropped: what was left out, for the log.
+        echo: what the answer tells again of the body, in its protocol's shape. place: the body's field of the messages.
         namespaces: of tools that came in one, by the names that they have here: its name, and theirs there.
     """
 
     messages: list[Message] | str | list[int]
     settings: Settings
     tools: list[dict[str, Any]] = field(default_factory=list)
+    allowed: tuple[str, ...] = ()
     choice: str = "auto"
     parallel: bool = True
     stream: bool = False
     usage: bool = False
     client: str = ""
     dropped: tuple[str, ...] = ()
+    echo: Mapping[str, Any] = field(default_factory=dict)
+    place: str = "messages"
     namespaces: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
@@ -53,15 +72,29 @@ class Request:
         return isinstance(self.messages, str) or isinstance(self.messages[0], int)
 
 
-def settings(body: Fields, defaults: Settings, max_tokens: int | None, **more: Any) -> Settings:
+def refuse_unheard(body: Fields, neutral: Neutral) -> None:
+    """Refuse what is not honoured: of any protocol, and of this one.
+
+    Args:
+        neutral: of each name, the values that ask for nothing.
+    """
+    for name, values in {**UNHEARD, **neutral}.items():
+        body.refuse_unless(name, *values)
+
+
+def limit(body: Fields) -> int | None:
+    """The most tokens of the answer, the least of several limits; 0: no limit; None: nothing is said of it."""
+    given = [0 if body.any(name) == -1 else body.whole(name, 1) for name in LIMITS if name in body]
+    return min((one for one in given if one), default=0) if given else None
+
+
+def settings(body: Fields, defaults: Settings, max_tokens: int = 0, **more: Any) -> Settings:
     """The sampling fields that all protocols share.
 
     Args:
-        defaults: for what the body leaves out. max_tokens: its limit, under whichever name. more: further fields.
+        defaults: for what the body leaves out. max_tokens: where it has no limit. more: further fields.
     """
-    for name in UNHEARD:
-        body.refuse_unless(name, *NEUTRAL)
-    body.refuse_unless("n", 1)
+    wanted = limit(body)
 
     def or_default(name: str, value: Any) -> Any:
         return getattr(defaults, name) if value is None else value
@@ -78,7 +111,8 @@ def settings(body: Fields, defaults: Settings, max_tokens: int | None, **more: A
         repetition_penalty=or_default("repetition_penalty", _repetition(body)),
         logit_bias=_logit_bias(body),
         depth=defaults.depth,
-        max_tokens=max_tokens or 0,
+        max_tokens=max_tokens if wanted is None else wanted,
+        stop=[*body.texts("stop"), *body.texts("stop_sequences")],
         **more,
     )
 
@@ -105,9 +139,9 @@ def schema_of(wanted: Fields | None) -> dict[str, Any] | None:
     return dict(schema)
 
 
-def check_schema_and_tools(schema: Any, tools: list[dict[str, Any]], param: str) -> None:
+def check_schema_and_tools(schema: Any, allowed: tuple[str, ...], param: str) -> None:
     """One grammar cannot hold an answer and calls at once."""
-    if schema and tools:
+    if schema and allowed:
         raise ApiError(
             f"{param} asks for JSON while tools may be called; give it without tools, or with tool_choice none",
             code="unsupported_parameter",
@@ -133,9 +167,11 @@ def _seed(body: Fields) -> int | None:
 
 
 def _repetition(body: Fields) -> float | None:
-    value = body.number("repetition_penalty", 0, LARGEST)
+    """The penalty, under vLLM's name or llama.cpp's."""
+    name = "repetition_penalty" if "repetition_penalty" in body else "repeat_penalty"
+    value = body.number(name, 0, LARGEST)
     if value == 0:
-        body.refuse("repetition_penalty", "a number above 0; 1 switches it off")
+        body.refuse(name, "a number above 0; 1 switches it off")
     return value
 
 

@@ -31,9 +31,9 @@ def response(context: Answering, id: str, items: list[Item], outcome: Outcome | 
         "store": False,
         "temperature": context.request.settings.temperature,
         "top_p": context.request.settings.top_p,
-        "tool_choice": context.request.choice if context.request.choice in ("auto", "required") else "auto",
         "tools": [{"type": "function", "strict": False, **tool["function"]} for tool in context.request.tools],
         "usage": None,
+        **context.request.echo,
     }
     if done and done.stats:
         used = _usage(context, done.stats.tokens, done.stats.reused_tokens)
@@ -42,7 +42,8 @@ def response(context: Answering, id: str, items: list[Item], outcome: Outcome | 
 
 
 def message_item(id: str, text: str, status: str = "completed") -> dict[str, Any]:
-    content = [text_part(text)] if status == "completed" else []
+    """A message: "in_progress", where its text has not begun, "completed", or "incomplete" where the limit cut it."""
+    content = [] if status == "in_progress" else [text_part(text)]
     return {"id": id, "type": "message", "role": "assistant", "status": status, "content": content}
 
 

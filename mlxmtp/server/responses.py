@@ -7,12 +7,31 @@ from typing import Any
 from mlxmtp.server import inbound
 from mlxmtp.server.chat_completions import effort
 from mlxmtp.server.fields import Fields
-from mlxmtp.server.request import Message, Request, check_schema_and_tools, schema_of, settings
+from mlxmtp.server.request import (
+    HARMLESS,
+    Message,
+    Neutral,
+    Request,
+    check_schema_and_tools,
+    limit,
+    refuse_unheard,
+    schema_of,
+    settings,
+)
 from mlxmtp.server.response_items import call_item, message_item, reasoning_item, response, unsealed
 from mlxmtp.server.responses_stream import ResponseWriter
 from mlxmtp.server.turn import Outcome, new_id
 from mlxmtp.server.wire import Answering, openai_error
 from mlxmtp.worker.messages import Settings
+
+NEUTRAL: Neutral = {
+    **dict.fromkeys(("previous_response_id", "conversation", "prompt", "max_tool_calls"), ()),
+    **dict.fromkeys(("background", "logprobs"), (False,)),
+    "top_logprobs": (0,),
+    "response_format": ({"type": "text"},),
+}
+UNSENT = "message.output_text.logprobs"
+"""What `include` may ask for in vain; the rest is of tools that are not here, or comes anyway."""
 
 error = openai_error
 writer = ResponseWriter
@@ -20,35 +39,37 @@ writer = ResponseWriter
 
 def read(body: Fields, defaults: Settings) -> Request:
     """The request of a body."""
-    for name in ("previous_response_id", "conversation", "prompt"):
-        body.refuse_unless(name)
-    body.refuse_unless("background", False)
-    body.refuse_unless("top_logprobs", 0)
+    refuse_unheard(body, NEUTRAL)
+    if UNSENT in body.texts("include"):
+        body.refuse("include", f"a list without {UNSENT}, which this server does not give here")
+    cut = ["truncation auto"] if body.any("truncation") == "auto" else []
     offer = inbound.offer(body.objects("tools"), inbound.function_fields)
     messages: list[Message] = []
     if instructions := body.text("instructions"):
         messages.append({"role": "system", "content": instructions})
     asked = body.any("input")
     messages += [{"role": "user", "content": asked}] if isinstance(asked, str) else _input(body.objects("input"), offer)
-    tools, choice = inbound.tool_choice(body, offer.tools)
+    allowed, choice = inbound.tool_choice(body, offer.tools)
     text, reasoning = body.object("text"), body.object("reasoning")
     schema = schema_of(text.object("format") if text else None)
-    check_schema_and_tools(schema, tools, "text.format")
+    check_schema_and_tools(schema, allowed, "text.format")
     return Request(
-        inbound.with_one_system(messages),
+        inbound.with_one_system(messages, "input"),
         settings(
             body,
             defaults,
-            body.whole("max_output_tokens", 1),
             thinking=effort(reasoning.text("effort") if reasoning else None),
             json_schema=schema,
         ),
-        tools,
+        offer.tools,
+        allowed,
         choice,
         parallel=body.flag("parallel_tool_calls") is not False,
         stream=bool(body.flag("stream")),
-        dropped=tuple(offer.dropped),
         namespaces=offer.namespaces,
+        echo=_echo(body),
+        place="input",
+        dropped=(*offer.dropped, *cut, *body.unread(*HARMLESS)),  # the last: all that is read has been
     )
 
 
@@ -58,9 +79,21 @@ def whole(context: Answering, outcome: Outcome) -> dict[str, Any]:
     if outcome.reasoning:
         items.append(reasoning_item(new_id("rs"), outcome.reasoning))
     if outcome.text or not outcome.calls:
-        items.append(message_item(new_id("msg"), outcome.text))
+        status = "incomplete" if outcome.done.reason == "length" else "completed"
+        items.append(message_item(new_id("msg"), outcome.text, status))
     items += [call_item(context, new_id("fc"), one) for one in outcome.calls]
     return response(context, new_id("resp"), items, outcome)
+
+
+def _echo(body: Fields) -> dict[str, Any]:
+    """What the response object tells again of the request."""
+    metadata = body.object("metadata")
+    return {
+        "instructions": body.text("instructions"),
+        "max_output_tokens": limit(body) or None,
+        "metadata": body.any("metadata") if metadata else {},
+        "tool_choice": body.any("tool_choice") or "auto",
+    }
 
 
 def _input(items: list[Fields], offer: inbound.Offer) -> list[Message]:

@@ -61,14 +61,14 @@ class ResponseWriter:
         yield self._event("response.output_item.added", output_index=len(self._items), item=item)
         yield self._event("response.content_part.added", **self._place(), part=part)
 
-    def _end_item(self) -> Iterator[bytes]:
+    def _end_item(self, status: str = "completed") -> Iterator[bytes]:
         if self._open is None:
             return
         if self._open == "reasoning":
             item = reasoning_item(self._item_id, self._text)
             yield self._event("response.reasoning_text.done", **self._place(), text=self._text)
         else:
-            item = message_item(self._item_id, self._text)
+            item = message_item(self._item_id, self._text, status)
             yield self._event("response.output_text.done", **self._place(), text=self._text, logprobs=[])
         yield self._event("response.content_part.done", **self._place(), part=item["content"][0])
         yield self._done(item)
@@ -86,7 +86,7 @@ class ResponseWriter:
     def _end(self, done: Done) -> Iterator[bytes]:
         if not self._items:
             yield from self._begin("message")
-        yield from self._end_item()
+        yield from self._end_item("incomplete" if done.reason == "length" else "completed")
         whole = response(self._context, self._id, self._items, Outcome(done=done))
         kind = "response.incomplete" if whole["status"] == "incomplete" else "response.completed"
         yield self._event(kind, response=whole)

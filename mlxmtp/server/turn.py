@@ -11,6 +11,7 @@ from typing import Any
 
 from mlxmtp.chat.parts import calls_of
 from mlxmtp.decoding.stats import Stats
+from mlxmtp.server.arguments import fits
 from mlxmtp.server.host import Host
 from mlxmtp.server.prompting import Prepared
 from mlxmtp.server.request import Request
@@ -121,13 +122,15 @@ class Reader:
     """Turns a turn's parts into events: calls parsed, line ends between the kinds left out.
 
     Args:
-        request: its tools say which types the arguments have.
+        request: a call of a tool that it does not offer, or with arguments of other types than that tool's, is text.
     """
 
     def __init__(self, tokenizer: Any, request: Request) -> None:
         self.called = False
         self._tokenizer = tokenizer
         self._request = request
+        functions = [tool["function"] for tool in request.tools]
+        self._schemas = {one["name"]: one["parameters"] for one in functions if one["name"] in request.allowed}
         self._raw = request.raw
         self._kind = ""
         self._call: str | None = None
@@ -179,8 +182,8 @@ class Reader:
     def _end_call(self, *, complete: bool) -> list[Event]:
         text, self._call = self._call or "", None
         start, end = self._tokenizer.tool_call_start or "", self._tokenizer.tool_call_end or ""
-        found = calls_of(self._tokenizer, text, self._request.tools) if complete and self._request.tools else None
-        calls = [Called(new_id("call"), one["name"], _arguments(one["arguments"])) for one in found or ()]
+        found = calls_of(self._tokenizer, text, self._request.tools) if complete and self._schemas else None
+        calls = [Called(new_id("call"), one["name"], self._arguments(one)) for one in found or ()]
         if not all(one.arguments for one in calls) or not calls:
             return self._spoken(f"{start}{text}{end if complete else ''}")
         if not self._spoke or self._kind == "thinking":  # line ends between texts belong to them
@@ -188,17 +191,20 @@ class Reader:
         self._kind, self.called = "text", True
         return [*calls] if self._request.parallel else [calls[0]]
 
+    def _arguments(self, call: dict[str, Any]) -> str:
+        """The JSON object of a call's arguments; nothing where they are none, have numbers that JSON has not, or are
+        not those of a tool that may be called."""
+        value = call["arguments"]
+        try:
+            written = json.dumps(value, ensure_ascii=False, allow_nan=False) if isinstance(value, dict) else ""
+        except ValueError:
+            return ""
+        known = call["name"] in self._schemas
+        return written if known and fits(value, self._schemas[call["name"]]) else ""
+
 
 def new_id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(12)}"
-
-
-def _arguments(value: Any) -> str:
-    """The JSON object of a call's arguments; nothing where they are none, or have numbers that JSON has not."""
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False) if isinstance(value, dict) else ""
-    except ValueError:
-        return ""
 
 
 def _without_end(text: str) -> tuple[str, str]:

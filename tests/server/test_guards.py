@@ -8,7 +8,7 @@ import pytest
 
 from mlxmtp.worker.messages import Generate
 from tests.scripted_engine import asynchronous, until
-from tests.server.scripted import ALL, CHAT, COUNT, HELLO, MESSAGES, Served, error, serving, tokenizer, turn
+from tests.server.scripted import ALL, CHAT, COUNT, HELLO, MESSAGES, Served, error, serving, turn
 
 each = pytest.mark.parametrize("path", [*ALL, COUNT])
 KEYS = [
@@ -192,10 +192,9 @@ async def test_tokens_are_counted_as_a_turn_would_read_them() -> None:
         assert "messages" in error(COUNT, response.json())["message"]
 
 
-async def forced(served: Served, choice: object, name: str = "get_weather") -> tuple[str, str]:
+async def forced(served: Served, choice: object, *names: str) -> tuple[str, str]:
     """What a choice of tools begins the answer with, and the end of the prompt."""
-    function = {"name": name, "parameters": {"type": "object"}}
-    tools = [{"type": "function", "function": function}]
+    tools = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in names]
     response = await served.post(CHAT, HELLO[CHAT] | {"tools": tools, "tool_choice": choice})
     assert response.status_code == 200, response.text
     return served.command.opening, served.prompt
@@ -213,8 +212,9 @@ async def test_a_choice_of_tools_is_the_beginning_of_the_answer(name: str) -> No
         body = HELLO[CHAT] | {"tools": [{"function": {"name": name}}], "tool_choice": choice}
         [call] = (await served.post(CHAT, body)).json()["choices"][0]["message"]["tool_calls"]
         assert call["function"] == {"name": name, "arguments": '{"city": "Rome"}'}
-        opening, prompt = await forced(served, "required", name)
+        assert (await forced(served, "required", name))[0] == opening  # there is no other
+        opening, prompt = await forced(served, "required", name, "other")
         assert opening == "<tool_call>\n"
         assert prompt.endswith("assistant\n<tool_call>\n")
-        assert await forced(served, "auto", name) == ("", prompt.removesuffix("<tool_call>\n"))
-        assert tokenizer().tool_call_start not in (await forced(served, "none", name))[1]
+        for choice in ("auto", "none"):
+            assert await forced(served, choice, name, "other") == ("", prompt.removesuffix("<tool_call>\n"))

@@ -13,7 +13,6 @@ from tests.server.scripted import ALL, CHAT, COMPLETIONS, COUNT, HELLO, MESSAGES
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 FLAT = {"type": "function", "name": "f", "parameters": {"type": "object"}}
 
-
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     *[(path, {"n": 2}, "n") for path in ALL],
     *[(path, {"temperature": value}, "temperature") for path in ALL for value in (-1, "warm", True, [], 1e300)],
@@ -24,6 +23,17 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     *[(CHAT, {name: 2.5}, name) for name in ("frequency_penalty", "presence_penalty")],
     *[(CHAT, {"repetition_penalty": value}, "repetition_penalty") for value in (0, -1, 10**400)],
     *[(CHAT, {name: 0.5}, name) for name in ("typical_p", "xtc_probability", "dry_multiplier", "mirostat")],
+    *[(path, {name: 1}, name) for path in ALL for name in ("top_a", "xtc_probability", "dry_multiplier", "mirostat")],
+    *[(CHAT, {name: 1}, name) for name in ("dynatemp_range", "top_n_sigma", "min_tokens", "prompt_logprobs")],
+    *[(CHAT, {name: 0}, name) for name in ("typical_p", "tfs_z")],
+    *[(path, {"guided_json": {"type": "object"}}, "guided_json") for path in ALL],
+    *[(path, {name: True}, name) for path in ALL for name in ("echo", "ignore_eos", "use_beam_search")],
+    *[(CHAT, {name: "[ab]+"}, name) for name in ("grammar", "guided_regex", "guided_grammar", "structured_outputs")],
+    *[(CHAT, {name: ["a"]}, name) for name in ("guided_choice", "stop_token_ids", "bad_words")],
+    (CHAT, {"continue_final_message": True}, "continue_final_message"),
+    (CHAT, {"add_generation_prompt": False}, "add_generation_prompt"),
+    *[(path, {"repeat_penalty": value}, "repeat_penalty") for path in ALL for value in (0, "much")],
+    *[(path, {name: 0}, name) for path in ALL for name in ("max_completion_tokens", "max_output_tokens", "n_predict")],
     *[(CHAT, {name: [{}]}, name) for name in ("functions", "audio")],
     *[(CHAT, {"stop": value}, "stop") for value in ("", [""], [1], {}, 0, False)],
     (CHAT, {"modalities": ["text", "audio"]}, "modalities"),
@@ -49,7 +59,17 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     *[(COMPLETIONS, {name: value}, name) for name, value in (("echo", True), ("suffix", "end"), ("best_of", 3))],
     (RESPONSES, {"previous_response_id": "resp_1"}, "previous_response_id"),
     (RESPONSES, {"background": True}, "background"),
+    (COMPLETIONS, {"tools": [TOOL]}, "tools"),
+    (RESPONSES, {"input": []}, "input"),
+    (RESPONSES, {"input": [{"role": "system", "content": "Be brief."}]}, "input"),
+    (RESPONSES, {"metadata": "a"}, "metadata"),
     (RESPONSES, {"top_logprobs": 2}, "top_logprobs"),
+    (RESPONSES, {"include": ["reasoning.encrypted_content", "message.output_text.logprobs"]}, "include"),
+    (RESPONSES, {"max_tool_calls": 1}, "max_tool_calls"),
+    *[(path, {"response_format": {"type": "json_object"}}, "response_format") for path in (RESPONSES, MESSAGES)],
+    *[(path, {"logprobs": True}, "logprobs") for path in (RESPONSES, MESSAGES)],
+    (MESSAGES, {"mcp_servers": [{"type": "url", "url": "http://a"}]}, "mcp_servers"),
+    (MESSAGES, {"container": "c"}, "container"),
     (RESPONSES, {"input": [{"type": "item_reference", "id": "rs"}]}, "input[0].type"),
     (RESPONSES, {"tools": [FLAT], "tool_choice": {"type": "web_search"}}, "tool_choice.type"),
     (

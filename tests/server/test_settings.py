@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -47,16 +47,30 @@ def test_what_is_left_out_is_as_the_server_was_told(path: str) -> None:
 
 @each
 def test_limits_by_their_names(path: str) -> None:
-    names = {CHAT: ["max_tokens", "max_completion_tokens"], RESPONSES: ["max_output_tokens"]}
-    for name in names.get(path, ["max_tokens"]):
+    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"):
         assert read(path, **{name: 33}).settings.max_tokens == 33
         assert read(path, **{name: 33.0}).settings.max_tokens == 33
+        assert read(path, **{"max_tokens": -1} | {name: -1}).settings.max_tokens == 0  # as llama.cpp: no limit
+    assert read(path, max_tokens=50, n_predict=40, max_output_tokens=60).settings.max_tokens == 40
+
+
+@each
+def test_names_of_other_servers(path: str) -> None:
+    assert read(path, repeat_penalty=1.3).settings.repetition_penalty == 1.3
+    assert read(path, repeat_penalty=1.3, repetition_penalty=1.2).settings.repetition_penalty == 1.2
+    assert read(path, stop="END").settings.stop == read(path, stop_sequences=["END"]).settings.stop == ["END"]
 
 
 def test_values_that_mean_nothing_special() -> None:
     assert read(CHAT, temperature=0, top_p=0, top_k=-1).settings == Settings(0.0, 1e-9, 0, max_tokens=0)
     assert read(CHAT, seed=-1).settings.seed == 2**64 - 1
-    assert read(CHAT, n=1, mirostat=0, modalities=["text"], typical_p=1.0).settings == Settings(max_tokens=0)
+    assert read(CHAT, n=1, mirostat=0, modalities=["text"], typical_p=1.0, tfs_z=1) == read(CHAT)
+    nothing: dict[str, Any] = {"grammar": "", "stop_token_ids": [], "min_tokens": 0, "ignore_eos": False, "top_a": 0}
+    nothing |= {"xtc_probability": 0.0, "dry_multiplier": 0, "dynatemp_range": 0.0, "best_of": 1}
+    nothing |= {"add_generation_prompt": True, "guided_json": None}
+    assert all(read(CHAT, **nothing, top_n_sigma=value) == read(CHAT) for value in (0, -1, -1.0))
+    assert read(COMPLETIONS, tools=[], tool_choice="none") == read(COMPLETIONS)
+    assert read(MESSAGES, mcp_servers=[], response_format={"type": "text"}) == read(MESSAGES)
     assert read(COMPLETIONS, echo=False, best_of=1, suffix="").settings.max_tokens == 16
 
 
@@ -118,20 +132,36 @@ def test_thinking(path: str, more: dict[str, Any], thinking: Any) -> None:
         (CHAT, TOOL, None, (1, "auto")),
         (CHAT, TOOL, "auto", (1, "auto")),
         (CHAT, TOOL, "none", (0, "auto")),
-        (CHAT, TOOL, "required", (1, "required")),
+        (CHAT, TOOL, "required", (1, "f")),
         (CHAT, TOOL, {"type": "function", "function": {"name": "f"}}, (1, "f")),
         (RESPONSES, FLAT, {"type": "function", "name": "f"}, (1, "f")),
         (RESPONSES, FLAT, {"type": "allowed_tools", "mode": "auto", "tools": [{"name": "g"}]}, (0, "auto")),
-        (RESPONSES, FLAT, {"type": "allowed_tools", "mode": "required", "tools": [{"name": "f"}]}, (1, "required")),
+        (RESPONSES, FLAT, {"type": "allowed_tools", "mode": "required", "tools": [{"name": "f"}]}, (1, "f")),
         (MESSAGES, CLAUDE, {"type": "auto"}, (1, "auto")),
-        (MESSAGES, CLAUDE, {"type": "any"}, (1, "required")),
+        (MESSAGES, CLAUDE, {"type": "any"}, (1, "f")),
         (MESSAGES, CLAUDE, {"type": "none"}, (0, "auto")),
         (MESSAGES, CLAUDE, {"type": "tool", "name": "f"}, (1, "f")),
     ],
 )
 def test_choices_among_tools(path: str, tool: Any, choice: Any, expected: tuple[int, str]) -> None:
+    """Whatever may be called, the tools are all in the prompt, which is the same then up to there."""
     found = read(path, tools=[tool], **({"tool_choice": choice} if choice else {}))
-    assert (len(found.tools), found.choice) == expected
+    assert (len(found.allowed), found.choice) == expected
+    assert found.tools == read(path, tools=[tool]).tools != []
+
+
+def test_choices_among_two_tools() -> None:
+    names = [{"type": "function", "name": name} for name in "fg"]
+    for choice, expected in (
+        ("auto", (("f", "g"), "auto")),
+        ("none", ((), "auto")),
+        ("required", (("f", "g"), "required")),
+        ({"type": "function", "name": "g"}, (("g",), "g")),
+        ({"type": "allowed_tools", "mode": "auto", "tools": names[1:]}, (("g",), "auto")),
+        ({"type": "allowed_tools", "mode": "required", "tools": names[1:]}, (("g",), "g")),
+    ):
+        found = read(RESPONSES, tools=[*names, *names], tool_choice=choice)
+        assert (found.allowed, found.choice) == expected
 
 
 def test_other_kinds_of_tools_are_dropped_and_said() -> None:
@@ -143,5 +173,26 @@ def test_other_kinds_of_tools_are_dropped_and_said() -> None:
     assert ([tool["function"]["name"] for tool in hosted.tools], hosted.dropped) == (["f"], ("tool bash",))
 
 
-def test_fields_that_nobody_knows_are_no_matter() -> None:
-    assert read(CHAT, model="gpt-9", store=True, metadata={"a": 1}, prompt_cache_key="k", wished={}) == read(CHAT)
+@each
+def test_fields_that_nobody_knows_are_said(path: str) -> None:
+    """Not those without a part in the answer's text, and not at any length."""
+    harmless: dict[str, Any] = {"model": "gpt-9", "store": True, "metadata": {"a": "1"}, "prompt_cache_key": "k"}
+    plain = read(path, metadata={"a": "1"})  # which the Responses API tells again
+    assert read(path, **harmless, wished=None) == plain
+    assert read(path, **harmless, wished={}, grammer="[ab]") == replace(plain, dropped=("wished", "grammer"))
+    assert sum(map(len, read(path, **{f"{i}" * 1000: 1 for i in range(1000)}).dropped)) < 500
+
+
+def test_an_answer_that_a_client_has_begun_is_said() -> None:
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "{"}]
+    assert read(MESSAGES, messages=messages).dropped == ("continuation of the last message",)
+    assert read(MESSAGES, messages=messages[:1]).dropped == ()
+
+
+def test_what_sdks_ask_for_unasked_is_said() -> None:
+    strict = {"type": "function", "function": TOOL["function"] | {"strict": True}}
+    assert read(CHAT, tools=[strict, TOOL]).dropped == ("strict of tool f",)
+    assert read(RESPONSES, tools=[FLAT | {"strict": True}]).dropped == ("strict of tool f",)
+    assert read(MESSAGES, tools=[CLAUDE | {"strict": True}]).dropped == ("strict of tool f",)
+    assert read(RESPONSES, truncation="auto").dropped == ("truncation auto",)
+    assert read(RESPONSES, truncation="disabled", include=["reasoning.encrypted_content"]).dropped == ()
