@@ -76,7 +76,7 @@ def create_app(service: Service, api_key: str | None = None, origins: tuple[str,
         Route("/api/hello", pages.hello),
         Route("/", pages.hello),
     ]
-    known = (*WIRES, "/v1/messages/count_tokens", "/v1/models", "/api/hello")
+    known = ("/v1/messages/count_tokens", *WIRES, "/v1/models", "/api/hello", "/")
     guards = [Middleware(RequestLog, log=service.log, count=service.metrics.request, known=known)]
     if origins:
         guards.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=("*",), allow_headers=("*",)))

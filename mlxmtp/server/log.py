@@ -56,7 +56,7 @@ class RequestLog:
     """Accounts for the requests that nothing else does: pages, refusals, what is not there. The outermost layer.
 
     Args:
-        count: told the path and the status of each. known: begins of the paths that are counted by name.
+        count: told the path and the status of each. known: the paths that are counted by name, with all below them.
     """
 
     def __init__(self, app: ASGIApp, log: Log, count: Callable[[str, int], None], known: tuple[str, ...]) -> None:
