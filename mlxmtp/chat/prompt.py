@@ -172,7 +172,10 @@ def _tokenised(how: Callable[..., T], *rest: Any, **options: Any) -> T:
     try:
         return how(*rest, **options)
     except Exception as error:  # half a surrogate pair, which each tokenizer refuses in its own way
-        raise PromptError(f"the prompt cannot be tokenised: {error}; expected Unicode text") from error
+        text = next((one for one in rest if isinstance(one, str)), "")
+        torn = next((i for i, one in enumerate(text) if "\ud800" <= one <= "\udfff"), None)
+        why = error if torn is None else f"its character {torn + 1} is half a surrogate pair"
+        raise PromptError(f"the prompt cannot be tokenised: {why}; expected Unicode text") from error
 
 
 def _checked(tokens: list[int]) -> list[int]:

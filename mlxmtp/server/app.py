@@ -274,9 +274,12 @@ def _fault(error: Exception) -> ApiError:
 async def _unrouted(request: Request, error: Exception) -> Response:
     """No such endpoint, or not with this method."""
     assert isinstance(error, HTTPException)
-    path, served = request.url.path, ", ".join(WIRES)
-    what = f"{path} does not take {request.method}" if error.status_code == 405 else f"there is no {path} here"
-    code = "method_not_allowed" if error.status_code == 405 else "not_found"
-    response = error_response(path, ApiError(f"{what}; served: POST {served}", status=error.status_code, code=code))
+    path = request.url.path
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        what, code = f"{path} does not take {request.method}; expected {allowed}", "method_not_allowed"
+    else:
+        what, code = f"there is no {path} here; served: POST {', '.join(WIRES)}", "not_found"
+    response = error_response(path, ApiError(what, status=error.status_code, code=code))
     response.headers.update(error.headers or {})
     return response

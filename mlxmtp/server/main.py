@@ -112,7 +112,9 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         door.bind(address)
         door.listen()
     except OSError as error:
-        raise OptionError(f"cannot listen on {host}:{port}: {error}; choose another with --host, --port") from error
+        raise OptionError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another with --host, --port"
+        ) from error
     with door:
         yield door
 

@@ -1,4 +1,4 @@
-"""`mlxmtp serve` and `mlxmtp chat`: options reach them, and those that cannot be are refused before a model is loaded."""
+"""`mlxmtp serve` and `mlxmtp chat`: options reach them; those that cannot be are refused before a model is loaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
 
 
 def test_sampling_reaches_the_server(main_, started):
-    assert main_("serve", "--port", "0", *"--temp 0.6 --top-p 0.9 --top-k 40 --min-p 0.1".split()).code == 0
+    wanted = "--temp 0.6 --top-p 0.9 --top-k 40 --min-p 0.1"
+    assert main_("serve", "--port", "0", *wanted.split()).code == 0
     [options] = started
     assert options.sampling == {"temperature": 0.6, "top_p": 0.9, "top_k": 40, "min_p": 0.1}
 

@@ -10,7 +10,19 @@ import pytest
 
 from mlxmtp.server.prompting import LONG, PIECE
 from tests.scripted_engine import asynchronous, until
-from tests.server.scripted import ALL, CHAT, COMPLETIONS, COUNT, HELLO, MESSAGES, RESPONSES, error, serving, tokenizer, turn
+from tests.server.scripted import (
+    ALL,
+    CHAT,
+    COMPLETIONS,
+    COUNT,
+    HELLO,
+    MESSAGES,
+    RESPONSES,
+    error,
+    serving,
+    tokenizer,
+    turn,
+)
 
 
 class Watched:

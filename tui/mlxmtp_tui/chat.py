@@ -23,7 +23,7 @@ from mlxmtp.worker.messages import (
     Warned,
 )
 from mlxmtp_tui.conversation import Answer, Conversation
-from mlxmtp_tui.files import expanded
+from mlxmtp_tui.files import expanded, missing
 from mlxmtp_tui.link import Link
 from mlxmtp_tui.live import Live
 from mlxmtp_tui.roles import Engine, Options, View
@@ -125,6 +125,8 @@ class Chat:
         self.conversation.ask(text, sent)
         self.session.asked(text, sent)
         self._view.turn_began()
+        if unknown := missing(text):
+            self._view.say(f"there is no file {', '.join(unknown)}; the model reads the name only")
         self._saved()
         self._answer()
         return True

@@ -25,7 +25,7 @@ class Completions(OptionList):
     can_focus = False
 
     def offer(self, choices: list[tuple[str, str]]) -> None:
-        """Show (text, explanation) pairs; nothing where there are none. The bar stays on its row while that is there."""
+        """Show (text, explanation) pairs; nothing where there are none. The bar stays on its row if that is left."""
         before = self.chosen
         self.clear_options()
         self.display = bool(choices)
