@@ -87,10 +87,11 @@ class PrefixStore:
     """Sequences in a folder, of any number of models; several processes can share it.
 
     Args:
-        folder: made when it is needed, readable by nobody else: prompts stand in its files.
+        folder: made at once, readable by nobody else: prompts stand in its files.
         max_bytes: bound of all files in it; those not used for longest go first.
         key: the model's (`model_key`).
-        warn: told, in a sentence, what could not be read or written. A full disk is told once.
+        warn: told, in a sentence, what could not be read or written. A full disk is told once, and so is a sequence
+            of more than `max_bytes`; a folder that cannot be written is told at once.
         least: tokens of a sequence that is written.
     """
 
@@ -104,7 +105,9 @@ class PrefixStore:
         self._least = least
         self._known: dict[str, _Stored] = {}
         self._writes = True  # the last attempt did
+        self._fits = True  # every sequence so far
         self._sweep()
+        self._try()
 
     def load(self, prompt: list[int], target: Target, head: Head | None, held: int) -> Sequence | None:
         """The sequence that holds most of a prompt, if that is worth it to who has `held` tokens of it in memory."""
@@ -133,9 +136,13 @@ class PrefixStore:
         arrays, facts = _packed(sequence, points)
         needed = sum(array.nbytes for array in arrays.values())
         if needed > self._max_bytes:
+            if self._fits:
+                bound = f"{size(needed)}, and --cache-bytes allows {size(self._max_bytes)}"
+                self._warn(f"{self._folder}: a conversation's cache is not kept, it has {bound}")
+            self._fits = False
             return
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._make()
             self._make_room(needed)
             if (free := shutil.disk_usage(self._folder).free) < needed + SPARE:
                 raise OSError(f"{size(needed)} to write, {size(free)} free")
@@ -149,6 +156,20 @@ class PrefixStore:
         for other, stored in list(self._known.items()):
             if other != name and stored.outline.tokens == tokens[: len(stored.outline.tokens)]:
                 self._remove(stored.file)
+
+    def _make(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def _try(self) -> None:
+        """Whether anything could be written there is told now, and not when the first conversation is lost."""
+        try:
+            self._make()
+            with self._staged():
+                pass
+        except OSError as error:
+            self._writes = False
+            why = error.strerror or str(error)
+            self._warn(f"{self._folder}: no file can be written there ({why}); conversations are not kept")
 
     # -- files ------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from os.path import commonprefix
 from typing import Any, TypeVar
 
@@ -80,6 +81,22 @@ def render(
     Raises:
         PromptError: the model has no chat template, or it refuses these messages.
     """
+    text_of = partial(written, tokenizer, tools=tools, thinking=thinking, options=options)
+    text = text_of(messages)
+    others = [*_heads(messages, shared=bool(tools)), *_ends(messages)]
+    return _marked(tokenizer, text, _shared_characters(text, others, text_of))
+
+
+def written(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    thinking: bool | None = None,
+    options: Mapping[str, Any] | None = None,
+    opened: bool = True,
+) -> str:
+    """The text that `render` makes tokens of; opened: with the beginning of an answer behind it."""
     if not tokenizer.has_chat_template:
         raise PromptError("this model has no chat template for messages; give the prompt as a text")
     wish = dict(options or {})
@@ -87,17 +104,19 @@ def render(
         wish["tools"] = list(tools)
     if thinking is not None:
         wish["enable_thinking"] = thinking
-
-    def text_of(some: Sequence[Message], *, opened: bool) -> str:
-        text: str = tokenizer.apply_chat_template(list(some), add_generation_prompt=opened, tokenize=False, **wish)
-        return text
-
     try:
-        text = text_of(messages, opened=True)
+        return str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=opened, tokenize=False, **wish))
     except Exception as error:  # templates raise errors of their own, and trip over messages that they do not expect
         raise PromptError(f"the model's chat template refuses these messages: {error}") from error
-    others = [*_heads(messages, shared=bool(tools)), *_ends(messages)]
-    return _marked(tokenizer, text, _shared_characters(text, others, text_of))
+
+
+def count_tokens(tokenizer: Any, text: str) -> int:
+    """The tokens of a text alone, without those that some models have put before it.
+
+    Raises:
+        PromptError: it is no Unicode text.
+    """
+    return len(_tokenised(_ids, tokenizer, text))
 
 
 def _heads(messages: Sequence[Message], *, shared: bool) -> list[list[list[Message]]]:
@@ -153,7 +172,10 @@ def _tokenised(how: Callable[..., T], *rest: Any, **options: Any) -> T:
     try:
         return how(*rest, **options)
     except Exception as error:  # half a surrogate pair, which each tokenizer refuses in its own way
-        raise PromptError(f"the prompt cannot be tokenised: {error}; expected Unicode text") from error
+        text = next((one for one in rest if isinstance(one, str)), "")
+        torn = next((i for i, one in enumerate(text) if "\ud800" <= one <= "\udfff"), None)
+        why = error if torn is None else f"its character {torn + 1} is half a surrogate pair"
+        raise PromptError(f"the prompt cannot be tokenised: {why}; expected Unicode text") from error
 
 
 def _checked(tokens: list[int]) -> list[int]:

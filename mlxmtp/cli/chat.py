@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from mlxmtp.cli import options
+from mlxmtp.cli.generate import chosen_sampling
 from mlxmtp.errors import OptionError
 
 
@@ -44,6 +45,8 @@ def on_a_terminal() -> bool:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if (arguments.temp, arguments.top_p, arguments.top_k, arguments.min_p, arguments.seed) != (0, 1, 0, 0, None):
+        chosen_sampling(arguments)  # refuses what cannot be, before a model is loaded; it imports MLX, so not always
     if not on_a_terminal():
         found = "chat needs a terminal, and standard input, output or error is none"
         raise OptionError(f"{found}; for a file or a pipe: mlxmtp generate --prompt TEXT")

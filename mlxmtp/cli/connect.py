@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shlex
 import sys
@@ -86,7 +87,7 @@ def address(text: str) -> str:
         good = None
     if not good or parts.query or parts.fragment or re.search(r"\s", text):
         raise ArgumentTypeError(f"expected an address such as {URL}, found {text!r}")
-    return text.rstrip("/").removesuffix("/v1").rstrip("/")
+    return re.sub(r"/v1(/.*)?$", "", text.rstrip("/")).rstrip("/")
 
 
 def given(text: str) -> str:
@@ -175,12 +176,14 @@ def write_files(name: str, client: Client, values: Mapping[str, str]) -> None:
         if needed is None:
             print(f"{place}: nothing to change")
             continue
-        backup = write(needed)
+        backup = write(needed, private=values["key"] != NAME)
         print(f"{place}: written" + (f"; as it was: {backup.name}" if backup else ""))
 
 
 def real(place: str) -> Path:
     try:
+        if not os.environ.get("HOME", "~"):  # it would be taken for the root of all files
+            raise RuntimeError
         return Path(place).expanduser()
     except RuntimeError as error:
         raise SettingsError(f"{place}: this user has no home folder") from error

@@ -33,7 +33,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     samples = command.add_argument_group("for what requests leave out (default: as the model recommends)")
     samples.add_argument("--temp", metavar="T", type=options.number, help="temperature; 0 is greedy")
     samples.add_argument("--top-p", metavar="P", type=options.number)
-    samples.add_argument("--top-k", metavar="K", type=options.depth)
+    samples.add_argument("--top-k", metavar="K", type=options.at_least(0))
     samples.add_argument("--min-p", metavar="P", type=options.number)
     command.set_defaults(run=run)
 

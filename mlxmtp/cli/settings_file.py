@@ -67,8 +67,11 @@ def change(path: Path, kind: str, content: str, keep: tuple[str, ...] = ()) -> C
     )
 
 
-def write(change: Change) -> Path | None:
+def write(change: Change, *, private: bool = False) -> Path | None:
     """Change the file in one step; returns the copy of what it was.
+
+    Args:
+        private: nobody else may read the file, even if it could be read before: a secret goes into it.
 
     Raises:
         SettingsError: the folder or the file cannot be written.
@@ -83,6 +86,8 @@ def write(change: Change) -> Path | None:
             stage.touch(0o600)  # a key may be in it
             if backup:
                 shutil.copymode(path, stage)
+            if private:
+                stage.chmod(stage.stat().st_mode & 0o700)
             stage.write_bytes(change.text.encode())
     except OSError as error:
         raise SettingsError(f"{change.path} cannot be written: {error.strerror or error}; it is as it was") from error

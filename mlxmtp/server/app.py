@@ -19,7 +19,7 @@ from starlette.routing import Route
 from mlxmtp.server import anthropic, chat_completions, completions, responses
 from mlxmtp.server.guard import KeyCheck, client_of, read_body
 from mlxmtp.server.host import Host
-from mlxmtp.server.log import Log
+from mlxmtp.server.log import WATCHED, Log, RequestLog
 from mlxmtp.server.metrics import Metrics
 from mlxmtp.server.problems import ApiError
 from mlxmtp.server.prompting import Prompter
@@ -76,7 +76,8 @@ def create_app(service: Service, api_key: str | None = None, origins: tuple[str,
         Route("/api/hello", pages.hello),
         Route("/", pages.hello),
     ]
-    guards = []
+    known = ("/v1/messages/count_tokens", *WIRES, "/v1/models", "/api/hello", "/")
+    guards = [Middleware(RequestLog, log=service.log, count=service.metrics.request, known=known)]
     if origins:
         guards.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=("*",), allow_headers=("*",)))
     if api_key:
@@ -163,6 +164,7 @@ class _Watch:
         self._service = service
         self._request = request
         self._started = time.perf_counter()
+        request.scope[WATCHED] = True
 
     async def over(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
         """The events, watched to their end."""
@@ -272,9 +274,12 @@ def _fault(error: Exception) -> ApiError:
 async def _unrouted(request: Request, error: Exception) -> Response:
     """No such endpoint, or not with this method."""
     assert isinstance(error, HTTPException)
-    path, served = request.url.path, ", ".join(WIRES)
-    what = f"{path} does not take {request.method}" if error.status_code == 405 else f"there is no {path} here"
-    code = "method_not_allowed" if error.status_code == 405 else "not_found"
-    response = error_response(path, ApiError(f"{what}; served: POST {served}", status=error.status_code, code=code))
+    path = request.url.path
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        what, code = f"{path} does not take {request.method}; expected {allowed}", "method_not_allowed"
+    else:
+        what, code = f"there is no {path} here; served: POST {', '.join(WIRES)}", "not_found"
+    response = error_response(path, ApiError(what, status=error.status_code, code=code))
     response.headers.update(error.headers or {})
     return response

@@ -53,8 +53,12 @@ async def read_body(request: Request, limit: int) -> Fields:
     """The JSON object of a request.
 
     Raises:
-        ApiError: it has more than `limit` bytes, or is no JSON object.
+        ApiError: it has more than `limit` bytes, is compressed, or is no JSON object.
     """
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.lower() != "identity":
+        message = f"content-encoding is {coding}, which this server does not decode; send the body as it is"
+        raise ApiError(message, status=415, code="unsupported_encoding")
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > limit:
         raise _too_large(int(announced), limit)

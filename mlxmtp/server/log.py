@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 from mlxmtp.decoding.stats import Stats
+
+QUIET = ("/health", "/metrics")
+"""What is asked all the time, by programs that watch."""
+WATCHED = "mlxmtp.watched"
+"""The key of a request's scope that says that something else accounts for it."""
 
 
 class Log:
@@ -41,3 +50,39 @@ class Log:
             parts += [f"{stats.tokens_per_round:.2f} tok/round"] if stats.drafted else []
         parts += [reason, f"{seconds:.2f} s", said]
         self.line(" · ".join(part for part in parts if part))
+
+
+class RequestLog:
+    """Accounts for the requests that nothing else does: pages, refusals, what is not there. The outermost layer.
+
+    Args:
+        count: told the path and the status of each. known: the paths that are counted by name, with all below them.
+    """
+
+    def __init__(self, app: ASGIApp, log: Log, count: Callable[[str, int], None], known: tuple[str, ...]) -> None:
+        self._app = app
+        self._log = log
+        self._count = count
+        self._known = known
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in QUIET:
+            await self._app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, sending)
+        finally:
+            if WATCHED not in scope:
+                path = scope["path"]
+                named = (one for one in self._known if path == one or path.startswith(f"{one}/"))
+                self._count(next(named, "other") if status != 404 else "other", status)
+                agent = Headers(scope=scope).get("user-agent", "")
+                self._log.request(f"{scope['method']} {path}", status, time.perf_counter() - started, agent=agent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import re
 import signal
 import socket
 import sys
@@ -18,6 +19,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from mlxmtp.chat.tokenizer import load_tokenizer
+from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.errors import OptionError
 from mlxmtp.identity.verdict import PROMISES, Identity
 from mlxmtp.server.app import Service, create_app
@@ -29,6 +31,8 @@ from mlxmtp.worker.messages import Load, Loaded, Settings
 
 RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 CLOSING_S = 2
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+")
+"""What browsers send as `Origin`, and nothing else is compared with it."""
 Start = Callable[[], Awaitable[Engine]]
 """Starts the engine's process."""
 
@@ -64,10 +68,36 @@ def serve(options: Options, start: Start = WorkerProcess.start) -> None:
     """Serve until a signal ends it.
 
     Raises:
-        OptionError: the address or port cannot be had, or the model cannot draft as asked. LoadError: the model cannot.
+        OptionError: an option cannot be, the address or port cannot be had, or the model cannot draft as asked.
+        LoadError: the model cannot.
     """
+    check(options)
     with listening(options.host, options.port) as door:
         asyncio.run(_serve(options, start, door))
+
+
+def check(options: Options) -> None:
+    """Refuse what would make a server that refuses every request, or guards nothing.
+
+    Raises:
+        OptionError: such an option.
+    """
+    try:
+        Sampling(**options.sampling)
+    except ValueError as error:
+        raise OptionError(str(error)) from error
+    if options.max_body < 1:
+        raise OptionError(f"--max-body is {options.max_body}; expected at least 1 byte")
+    if options.cache_dir is not None and not options.cache_dir.strip():
+        raise OptionError("--cache-dir is empty; expected a folder, or leave it out")
+    key = options.api_key
+    if key is not None and not (key and key.isascii() and key.isprintable() and key == key.strip()):
+        found = "empty" if not key else "of characters that no client can send in a header"
+        raise OptionError(f"--api-key is {found}; expected ASCII text without spaces around it")
+    for origin in options.origins:
+        if not ORIGIN.fullmatch(origin):
+            expected = "SCHEME://HOST[:PORT] in lower case without a path, such as http://localhost:3000, or '*'"
+            raise OptionError(f"--cors is {origin!r}; expected {expected}")
 
 
 @contextmanager
@@ -84,7 +114,9 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         door.bind(address)
         door.listen()
     except OSError as error:
-        raise OptionError(f"cannot listen on {host}:{port}: {error}; choose another with --host, --port") from error
+        raise OptionError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another with --host, --port"
+        ) from error
     with door:
         yield door
 
@@ -94,6 +126,7 @@ async def _serve(options: Options, start: Start, door: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     host = Host(start, options.load, options.queue)
+    host.warn = lambda text: _tell(f"warning: {text}")
     try:
         _tell(f"loading {options.model or 'the demo model'} …")
         opening, stopped = asyncio.create_task(host.open()), asyncio.create_task(stop.wait())

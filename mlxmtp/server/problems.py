@@ -35,10 +35,12 @@ class ApiError(MlxmtpError):
         return kinds.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
 
 
-def too_long(tokens: int, context: int) -> ApiError:
+def too_long(tokens: int, context: int, *, at_least: bool = False) -> ApiError:
     """The prompt leaves no room for an answer; agents look for the code, and for both numbers."""
+    more = " or more" if at_least else ""
     return ApiError(
-        f"This model's maximum context length is {context} tokens. However, your messages resulted in {tokens} tokens. "
+        f"This model's maximum context length is {context} tokens. "
+        f"However, your messages resulted in {tokens} tokens{more}. "
         "Please reduce the length of the messages. (prompt is too long: "
         f"{tokens} tokens > {context - 1} maximum)",
         code="context_length_exceeded",

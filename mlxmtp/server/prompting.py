@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
-from mlxmtp.chat.prompt import Rendered, encode, render
+from mlxmtp.chat.prompt import Rendered, count_tokens, encode, render, written
 from mlxmtp.errors import PromptError
 from mlxmtp.server.problems import ApiError, too_long
 from mlxmtp.server.request import Message, Request
@@ -16,6 +18,13 @@ from mlxmtp.worker.messages import Generate, Settings
 
 PROBE = "mlxmtp_probe"
 """An argument that no tool has, to see how the template writes a call."""
+PIECE = 50_000
+"""Characters that are tokenised at a time, to see whether a long prompt fits: others come between the pieces."""
+LONG = 10 * PIECE
+"""Characters of a prompt that is looked at so."""
+TORN = 16
+"""Tokens that a piece can have more than the same text has within the whole, its ends being torn from the rest."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,12 +55,39 @@ class Prompter:
 
     async def prepare(self, request: Request) -> Prepared:
         """Raises ApiError: the template refuses, a token id does not exist, or the prompt does not fit."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._prepare, request)
+        if (least := await self._least(request, self.context)) >= self.context:
+            raise too_long(least, self.context, at_least=True)
+        return await self._in_thread(self._prepare, request)
 
     async def count(self, request: Request) -> int:
-        """The prompt's tokens."""
-        tokens, _ = await asyncio.get_running_loop().run_in_executor(self._thread, self._tokens, request)
+        """The prompt's tokens; of one that is long and does not fit, nearly so many."""
+        if (least := await self._least(request)) >= self.context:
+            return least
+        tokens, _ = await self._in_thread(self._tokens, request)
         return len(tokens.tokens)
+
+    async def _least(self, request: Request, enough: int | None = None) -> int:
+        """What a long prompt has of tokens at least, counted up to `enough`; 0 of one that is not long.
+
+        Tokenising a long text cannot be broken off, and takes minutes for the largest; between pieces of it,
+        whoever asks can leave and others have their turn.
+        """
+        if isinstance(request.messages, str):
+            text = request.messages
+        elif request.raw or _characters([request.messages, request.tools], LONG) < LONG:
+            return 0
+        else:
+            text = await self._in_thread(self._text, request)
+        least = 0
+        for start in range(0, len(text) if len(text) > LONG else 0, PIECE):
+            count = await self._in_thread(self._counted, request, text[start : start + PIECE])
+            least += max(count - TORN, 0)
+            if enough is not None and least >= enough:
+                break
+        return least
+
+    async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
@@ -68,8 +104,17 @@ class Prompter:
         settings = replace(request.settings, max_tokens=min(wanted, left) if wanted else left)
         return Prepared(rendered.tokens, list(rendered.marks), opening, settings, request.raw)
 
+    def _text(self, request: Request) -> str:
+        messages: Any = request.messages
+        with _refusing(request):
+            return written(self.tokenizer, messages, tools=request.tools or None)
+
+    def _counted(self, request: Request, piece: str) -> int:
+        with _refusing(request):
+            return count_tokens(self.tokenizer, piece)
+
     def _tokens(self, request: Request) -> tuple[Rendered, str]:
-        try:
+        with _refusing(request):
             if request.raw:
                 return Rendered(encode(self.tokenizer, request.messages, raw=True), ()), ""
             forced = request.choice != "auto"
@@ -81,9 +126,6 @@ class Prompter:
             opening = self._opening(request)
             tokens = self.tokenizer.encode(opening, add_special_tokens=False)
             return Rendered([*rendered.tokens, *tokens], rendered.marks), opening
-        except PromptError as error:
-            param = "prompt" if request.raw else "messages"
-            raise ApiError(str(error), code="invalid_prompt", param=param) from error
 
     def _opening(self, request: Request) -> str:
         """The beginning of a call, of the named tool or of any, as the template writes one."""
@@ -107,6 +149,27 @@ class Prompter:
             return str(written[: until + len(name)] + behind[: _last_space(behind)].rstrip())
         space = written[len(start) : until]
         return str(start + space[: len(space) - len(space.lstrip())])
+
+
+@contextmanager
+def _refusing(request: Request) -> Iterator[None]:
+    try:
+        yield
+    except PromptError as error:
+        param = "prompt" if request.raw else "messages"
+        raise ApiError(str(error), code="invalid_prompt", param=param) from error
+
+
+def _characters(value: Any, enough: int) -> int:
+    """The characters of all texts within a JSON value, counted up to about `enough`."""
+    if isinstance(value, str):
+        return len(value)
+    count = 0
+    for one in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
+        count += _characters(one, enough - count)
+        if count >= enough:
+            break
+    return count
 
 
 def _last_space(text: str) -> int:

@@ -241,10 +241,15 @@ class Warned(Event):
 
 @dataclass(frozen=True)
 class Failed(Event):
-    """The command came to nothing; the worker goes on. kind "memory": it needs more than there is."""
+    """The command came to nothing; the worker goes on. kind "memory": it needs more than there is.
+
+    Args:
+        kept: of a `Load`: the model that was there before is there still.
+    """
 
     kind: Literal["refused", "memory", "failed"]
     message: str
+    kept: bool = False
 
 
 @dataclass(frozen=True)

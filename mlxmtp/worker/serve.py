@@ -74,7 +74,8 @@ class Worker:
                 turn = isinstance(command, Generate)
                 self._say(Finished(command.id, "interrupted", NOTHING) if turn else Stopped(command.id))
             except MlxmtpError as error:
-                self._say(Failed(command.id, "refused", str(error)))
+                kept = isinstance(command, Load) and self._engine is not None
+                self._say(Failed(command.id, "refused", str(error), kept))
             except (MemoryError, RuntimeError) as error:
                 if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                     raise
@@ -102,14 +103,17 @@ class Worker:
 
     def _load(self, command: Load) -> None:
         started = time.perf_counter()
+        import mlxmtp
+        from mlxmtp.checkpoints import open_checkpoint
+        from mlxmtp.conversion.pull import usable_memory
+
+        if command.model:
+            if not Path(command.model).expanduser().exists():
+                self._fetch_what_is_missing(command, command.model)
+            open_checkpoint(command.model)  # what is not there throws nothing out
         if self._prefixes:
             self._prefixes.close()
         self._engine = self._prefixes = None  # never two models at once
-        if command.model and not Path(command.model).expanduser().exists():
-            self._fetch_what_is_missing(command, command.model)
-        import mlxmtp
-        from mlxmtp.conversion.pull import usable_memory
-
         mtp, head, identity = command.mtp, command.head, command.identity
         self._engine = engine = mlxmtp.load(command.model, mtp=mtp, head=head, identity=identity)
         self._prefixes = self._make_cache(command)

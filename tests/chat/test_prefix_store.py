@@ -186,7 +186,7 @@ def test_what_is_not_worth_a_file(hybrid: Engine, tmp_path: Path) -> None:
         sequence = Sequence(hybrid.target, hybrid.mtp)
         sequence.prefill(words(hybrid, count), marks=range(20, 200, 20))
         store.save(sequence)
-        assert folder.exists() == (count > LEAST)
+        assert any(folder.iterdir()) == (count > LEAST)
     loaded = store.load([*sequence.tokens, 5], hybrid.target, hybrid.mtp, 0)
     assert loaded
     assert len(loaded.points) == POINTS < len(sequence.points)
@@ -354,6 +354,7 @@ def test_a_disk_that_is_full_at_any_change(hybrid: Engine, tmp_path: Path) -> No
     while True:
         disk = Disk(tmp_path / str(at), hybrid)
         store = disk.store()
+        disk.folder.rmdir()  # as if somebody had cleared it away meanwhile
         with Changes(tmp_path, at=at, how=OSError) as changes:
             store.save(kept)
         assert disk.left() == [] or "remove" in changes.seen[-1], changes.seen
@@ -374,6 +375,34 @@ def test_a_folder_that_is_a_file(hybrid: Engine, tmp_path: Path) -> None:
     cache.close()
     assert len(disk.warnings) == 1
     assert disk.folder.read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_told_at_once(hybrid: Engine, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    disk = Disk(tmp_path / "file" / "x", hybrid)
+    store = disk.store()
+    assert len(disk.warnings) == 1
+    assert f"{disk.folder}: no file can be written there (Not a directory)" in disk.warnings[0]
+    kept = Sequence(hybrid.target, hybrid.mtp)
+    kept.prefill(words(hybrid, 40))
+    store.save(kept)
+    assert len(disk.warnings) == 1, "and not again"
+    good = Disk(tmp_path / "good", hybrid)
+    good.store()
+    assert (good.warnings, good.files, good.left()) == ([], [], [])
+
+
+def test_a_sequence_over_the_bound_is_told_once(hybrid: Engine, tmp_path: Path) -> None:
+    disk = Disk(tmp_path, hybrid, most=1000)
+    store = disk.store()
+    for count in (40, 50):
+        kept = Sequence(hybrid.target, hybrid.mtp)
+        kept.prefill(words(hybrid, count))
+        store.save(kept)
+    assert disk.files == []
+    [told] = disk.warnings
+    assert "is not kept" in told
+    assert "--cache-bytes" in told
 
 
 def test_a_folder_that_cannot_be_read(hybrid: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -323,6 +323,24 @@ def test_wrong_values(option: str, value: str, home: Path, main_: Callable[..., 
     assert f"argument {option}: expected " in ran.err
 
 
-@pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])
+@pytest.mark.parametrize(
+    "url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/", "http://h:1/v1/chat/completions"]
+)
 def test_the_address_is_taken_with_its_path_or_without(url: str, home: Path, main_: Callable[..., Ran]) -> None:
     assert 'base_url = "http://h:1/v1"' in main_("connect", "codex", "--url", url).out
+
+
+def test_a_file_that_a_key_goes_into_is_nobody_elses_to_read(home: Path, written) -> None:
+    path = Path(connect.clients()["codex"].files[0].place).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+    path.chmod(0o644)
+    assert written("codex", "--api-key", "sk-secret").code == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_an_empty_home_is_none(home: Path, written, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "")
+    ran = written("codex")
+    assert ran.code == 2
+    assert "this user has no home folder" in ran.err

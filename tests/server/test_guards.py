@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
 
 import pytest
 
@@ -97,6 +99,18 @@ async def test_a_body_may_have_so_many_bytes(path: str) -> None:
         assert "--max-body" in about["message"]
 
 
+@each
+@asynchronous
+async def test_a_compressed_body_is_refused_by_its_header(path: str) -> None:
+    async with serving(turn("fine")) as served:
+        good = json.dumps(HELLO[MESSAGES if path == COUNT else path]).encode()
+        response = await served.http.post(path, content=gzip.compress(good), headers={"content-encoding": "gzip"})
+        assert response.status_code == 415
+        assert "content-encoding is gzip" in error(path, response.json())["message"]
+        response = await served.http.post(path, content=good, headers={"content-encoding": "identity"})
+        assert response.status_code == 200
+
+
 @asynchronous
 async def test_a_body_without_a_length_is_read_up_to_the_limit() -> None:
     """And a client that sends on and on is answered all the same."""
@@ -139,7 +153,7 @@ async def test_endpoints_that_are_not_there() -> None:
             response = await served.http.get(path)
             assert response.status_code == 405
             assert response.headers["allow"] == "POST"
-            assert "GET" in error(path, response.json())["message"]
+            assert error(path, response.json())["message"] == f"{path} does not take GET; expected POST"
         await served.works()
 
 

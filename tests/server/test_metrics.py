@@ -143,6 +143,37 @@ async def test_the_log_has_a_line_for_each_request() -> None:
     assert "disk full" in failed
 
 
+@asynchronous
+async def test_requests_without_a_turn_are_logged_and_counted_too() -> None:
+    key = {"authorization": "Bearer secret", "user-agent": "curl/8"}
+    async with serving(turn("fine"), api_key="secret", origins=("http://page",)) as served:
+        preflight = {"origin": "http://page", "access-control-request-method": "POST"}
+        asked: list[tuple[str, str, int, str, dict[str, str]]] = [
+            ("GET", "/v1/models", 200, "/v1/models", key),
+            ("GET", "/v1/models/any/name", 200, "/v1/models", key),
+            ("HEAD", "/", 200, "/", key),
+            ("GET", CHAT, 405, CHAT, key),
+            ("POST", f"{COUNT}/", 307, COUNT, key),
+            ("POST", "/v1/embeddings", 404, "other", key),
+            ("POST", CHAT, 401, CHAT, {}),
+            ("GET", "/secret", 401, "other", {}),
+            ("OPTIONS", CHAT, 200, CHAT, preflight),
+            ("POST", CHAT, 200, CHAT, key),
+        ]
+        for method, path, status, _, headers in asked:
+            await served.http.request(method, path, headers=headers, json=HELLO[CHAT])
+            assert f"{method} {path} {status}" in served.log[-1]
+            assert ("curl/8" in served.log[-1]) == (headers is key)
+        assert len(served.log) == len(asked), "one line each"
+        for path in ("/health", "/metrics"):
+            await served.http.get(path, headers=key)
+        assert len(served.log) == len(asked)
+        for place in {(path, status) for _, _, status, path, _ in asked}:
+            times = sum(place == (path, status) for _, _, status, path, _ in asked)
+            assert served.service.metrics.requests[place] == times
+        assert sum(served.service.metrics.requests.values()) == len(asked)
+
+
 def test_nothing_that_a_client_sends_steers_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     Log().request("POST /", 400, 0.1, agent="\x9b31mred", said="one\ntwo\r\x1b[2J\ud800 Grüße")
     said = capfd.readouterr().err

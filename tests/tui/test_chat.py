@@ -547,6 +547,23 @@ async def test_what_was_said_in_one_chat_is_no_answer_in_another(end: str) -> No
 # -- failures ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kept", [True, False])
+@asynchronous
+async def test_a_model_that_is_not_there_leaves_the_old_one(kept: bool) -> None:
+    async with talking(options=Options("first")) as talk:
+        before = talk.chat.loaded
+        talk.engine.on(Load, [Failed(0, "refused", "/nope: there is no such folder", kept)])
+        talk.chat.load("/nope")
+        await talk.reach("ready" if kept else "choosing")
+        assert talk.view.errors == ["/nope: there is no such folder"]
+        assert talk.chat.loaded == (before if kept else None)
+        assert talk.chat.model == ("first" if kept else "/nope")
+        if kept:
+            talk.engine.on(Generate, answering("goes on"))
+            assert talk.chat.submit("next")
+            await soon(lambda: talk.answers == ["goes on"])
+
+
 @pytest.mark.parametrize("turns", [0, 1])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("state", [state for state in STATES if state not in ("choosing", "ready")])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
-from mlxmtp_tui.files import LARGEST, SHOWN, MentionError, completions, expanded
+from mlxmtp_tui.files import LARGEST, SHOWN, MentionError, completions, expanded, missing
 
 
 @pytest.fixture
@@ -184,3 +184,10 @@ def test_a_large_folder_is_offered_in_part(home: Path) -> None:
         (home / f"file{i:03}").touch()
     assert len(completions("@file")) == SHOWN
     assert completions("@file05") == [f"@file05{i}" for i in range(10)]
+
+
+def test_mentions_of_which_there_is_no_file(notes: Path) -> None:
+    assert missing("see @notes.txt, @nosuch.py. and @no/such or @property, a@b.c and @nosuch.py") == [
+        "@nosuch.py",
+        "@no/such",
+    ]

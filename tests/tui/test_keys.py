@@ -10,13 +10,15 @@ from mlxmtp_tui import history
 from mlxmtp_tui.app import ChatApp
 from mlxmtp_tui.roles import Options
 from mlxmtp_tui.screens.help import KEYS, Help
-from mlxmtp_tui.widgets.prompt import LARGE_PASTE
+from mlxmtp_tui.widgets.prompt import LARGE_PASTE, Completions
 from mlxmtp_tui.widgets.turns import Asked, Thinking
+from textual import events
 from textual.command import CommandPalette
 from textual.content import Content
 
 from mlxmtp.worker.messages import Compare, Generate, Load
 from tests.tui.scripted import (
+    Desk,
     Engines,
     answering,
     asynchronous,
@@ -675,3 +677,41 @@ async def test_a_file_that_cannot_be_sent_keeps_the_message_in_the_prompt(home: 
         assert "bad.bin: not a text file" in desk.errors[-1]
         assert desk.prompt.text == "see @bad.bin"
         assert desk.turns == []
+
+
+# -- keys that come faster than the screen is drawn ---------------------------------------------------------------
+
+
+async def burst(desk: Desk, text: str, *keys: str) -> None:
+    """Keys of which none waits for what the one before has changed."""
+    for character in text:
+        desk.prompt.post_message(events.Key(character, character))
+    for key in keys:
+        desk.prompt.post_message(events.Key(key, None))
+    await desk.pilot.pause()
+
+
+@asynchronous
+async def test_enter_right_behind_a_command_takes_no_completion_of_its_beginning() -> None:
+    async with chatting() as desk:
+        await burst(desk, "/seed 7", "enter")
+        assert desk.app.chat.settings.seed == 7
+        await burst(desk, "/seed x", "enter")
+        assert "'x'" in desk.errors[-1]
+        await burst(desk, "/see", "tab")
+        assert desk.prompt.text == "/seed "
+
+
+@asynchronous
+async def test_completions_follow_the_cursor_and_keep_the_row_that_was_chosen() -> None:
+    async with chatting() as desk:
+        completions = desk.app.query_one(Completions)
+        await desk.press("/", "s", "down", "down")
+        chosen = completions.chosen
+        assert chosen not in (None, "/s", "/seed")
+        await desk.press(str(chosen)[2])
+        assert completions.chosen == chosen
+        await desk.press("escape", "left")
+        assert completions.chosen is None
+        await burst(desk, "", "tab")
+        assert completions.chosen is None, "what was closed stays so"

@@ -370,3 +370,19 @@ async def test_a_command_that_is_none_or_failed_is_there_to_be_corrected(text: s
             await desk.press("up")
         assert desk.prompt.text == text
         assert desk.turns == []
+
+
+@asynchronous
+async def test_errors_of_the_disk_are_told_in_words() -> None:
+    async with chatting() as desk:
+        await desk.enter("/export no/such/folder/chat.md")
+        assert desk.errors[-1] == "no/such/folder/chat.md: No such file or directory"
+
+
+@asynchronous
+async def test_a_mention_without_a_file_is_told() -> None:
+    async with chatting() as desk:
+        desk.engine.on(Generate, answering("yes"))
+        await desk.enter("what is in @nosuch.py ?")
+        await desk.sees("yes")
+        assert any(told.startswith("there is no file @nosuch.py") for _, told in desk.notices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
@@ -329,8 +330,18 @@ def test_a_process_goes_on_after_every_failure(started: Driven, plain_model: Pat
     stop_in_the_prompt(worker)
     assert text_of(worker.answer(Generate, HELLO, Settings(max_tokens=9))) == expected
 
-    (failed,) = worker.answer(Load, empty)
+    for model in (empty, str(tmp_path / "missing"), "owner/name"):
+        (failed,) = worker.answer(Load, model)
+        assert isinstance(failed, Failed)
+        assert failed.kept
+        assert text_of(worker.answer(Generate, HELLO, Settings(max_tokens=9))) == expected, "the old one is there still"
+    broken = tmp_path / "broken"
+    shutil.copytree(plain_model, broken)
+    config = json.loads((broken / "config.json").read_text()) | {"hidden_size": 64}
+    (broken / "config.json").write_text(json.dumps(config))
+    (failed,) = worker.answer(Load, str(broken))
     assert isinstance(failed, Failed)
+    assert not failed.kept, "found only when there was no room for both"
     (failed,) = worker.answer(Generate, HELLO, Settings())
     assert failed == Failed(failed.id, "refused", "no model is loaded; choose one first"), "the old one is gone"
 

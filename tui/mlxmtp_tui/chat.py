@@ -23,7 +23,7 @@ from mlxmtp.worker.messages import (
     Warned,
 )
 from mlxmtp_tui.conversation import Answer, Conversation
-from mlxmtp_tui.files import expanded
+from mlxmtp_tui.files import expanded, missing
 from mlxmtp_tui.link import Link
 from mlxmtp_tui.live import Live
 from mlxmtp_tui.roles import Engine, Options, View
@@ -62,6 +62,7 @@ class Chat:
         self._parts: list[list[str]] = []
         self._kept_at, self._kept = 0.0, 0
         self._waiting = self._turn_runs = False
+        self._before: tuple[Loaded, Options] | None = None  # in place of which another model loads
         self._remember_turns()
         if resumed and options.system:
             self.instruct(options.system)
@@ -97,6 +98,7 @@ class Chat:
     def load(self, model: str | None, head: str | None = None) -> None:
         """Load a model in place of the present one; None is the demo."""
         self._leave()
+        self._before = (self.loaded, self._options) if self.loaded else None
         self.model, self.loaded, self.live.compared = model, None, None
         self._options = replace(self._options, choose=False, model=model, head=head)
         if self._session:
@@ -124,6 +126,8 @@ class Chat:
         self.conversation.ask(text, sent)
         self.session.asked(text, sent)
         self._view.turn_began()
+        if unknown := missing(text):
+            self._view.say(f"there is no file {', '.join(unknown)}; the model reads the name only")
         self._saved()
         self._answer()
         return True
@@ -205,7 +209,7 @@ class Chat:
     async def restart(self) -> None:
         """Replace an engine that is gone, or does not answer."""
         self._leave("failed")
-        self.loaded = None
+        self.loaded = self._before = None
         await self._link.cut()
         await self.start()
 
@@ -236,7 +240,7 @@ class Chat:
         """Something happened."""
         match event:
             case Loaded():
-                self.loaded = event
+                self.loaded, self._before = event, None
                 self._become("ready")
                 if self._waiting:
                     self._answer()
@@ -277,11 +281,18 @@ class Chat:
         if self._turn_runs:
             self.live.end(None, None)
             self._end_turn(Answer(_message(self._parts), "failed", self.live.stats))
-        self._become("choosing" if loading else "ready")
+        if loading and event.kept and self._before:
+            loaded, self._options = self._before
+            self.model = self._options.model
+            if self._session:
+                self._session.model(self.model_name)
+            self.take(loaded)
+        else:
+            self._become("choosing" if loading else "ready")
 
     def _gone(self, why: str) -> None:
         self._leave("failed")
-        self.loaded = None
+        self.loaded = self._before = None
         self._become("gone")
         self._view.say(f"{why}; ctrl+r starts it again, the chat is kept", error=True)
 

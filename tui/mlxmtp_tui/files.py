@@ -33,6 +33,13 @@ def expanded(prompt: str) -> str:
     return "\n\n".join([prompt, *blocks])
 
 
+def missing(prompt: str) -> list[str]:
+    """The mentions that look like a file's name, and of which there is no file: they stay as they are typed."""
+    found = {name for name, _ in _mentions(prompt)}
+    named = ((match[1] or match[2]).rstrip(".,;:!?)]}") for match in MENTION.finditer(prompt))
+    return [f"@{name}" for name in dict.fromkeys(named) if name not in found and re.search(r"/|\.\w", name)]
+
+
 def completions(word: str) -> list[str]:
     """What `word`, which begins with @, can become: paths as they would be typed, folders with a slash."""
     typed = word[1:].removeprefix('"')

@@ -30,8 +30,11 @@ class SlashCommands:
             return
         try:
             getattr(self, f"command_{name}")(arguments)
-        except (MlxmtpError, OSError) as error:
+        except MlxmtpError as error:
             self._app.say(str(error), error=True)
+        except OSError as error:
+            told = [str(part) for part in (error.filename, error.strerror) if part]
+            self._app.say(": ".join(told) or str(error), error=True)
 
     def command_help(self, arguments: str) -> None:
         from mlxmtp_tui.screens.help import Help

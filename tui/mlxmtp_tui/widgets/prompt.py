@@ -25,14 +25,15 @@ class Completions(OptionList):
     can_focus = False
 
     def offer(self, choices: list[tuple[str, str]]) -> None:
-        """Show (text, explanation) pairs; nothing where there are none."""
+        """Show (text, explanation) pairs; nothing where there are none. The bar stays on its row if that is left."""
+        before = self.chosen
         self.clear_options()
         self.display = bool(choices)
         width = max((len(text) for text, _ in choices), default=0)
         for text, explained in choices:
             self.add_option(Option(Content(f"{text:{width}}  {explained}".rstrip()), id=text))
         if choices:
-            self.highlighted = 0
+            self.highlighted = next((i for i, (text, _) in enumerate(choices) if text == before), 0)
 
     @property
     def chosen(self) -> str | None:
@@ -65,6 +66,7 @@ class Prompt(TextArea):
         )  # fmt: skip
         self.past: list[str] = []
         self._completions = completions
+        self._offered = "", (0, 0)
         self._at: int | None = None
         self._draft = ""
         self._pastes: dict[str, str] = {}
@@ -127,9 +129,18 @@ class Prompt(TextArea):
         self.insert(text)
 
     def on_text_area_changed(self) -> None:
-        self._completions.offer(self._choices())
+        self._offer()
+
+    def _offer(self) -> None:
+        """Show what fits the text; keys can come before the message that it has changed. What was closed stays so."""
+        text, cursor = now = self.text, self.cursor_location
+        moved = cursor != self._offered[1] and self._completions.display
+        if text != self._offered[0] or moved:
+            self._offered = now
+            self._completions.offer(self._choices())
 
     def _enter(self) -> bool:
+        self._offer()
         word, chosen = self._word(), self._completions.chosen
         whole = word[1:] in commands.BY_NAME if word.startswith("/") else word in files.completions(word)
         if chosen and not whole:
@@ -149,6 +160,7 @@ class Prompt(TextArea):
         return True
 
     def _complete(self) -> bool:
+        self._offer()
         chosen = self._completions.chosen
         if chosen is None:
             return False
@@ -158,6 +170,7 @@ class Prompt(TextArea):
         return True
 
     def _move(self, by: int) -> bool:
+        self._offer()
         if self._completions.chosen is not None:
             (self._completions.action_cursor_up if by < 0 else self._completions.action_cursor_down)()
             return True
@@ -175,6 +188,7 @@ class Prompt(TextArea):
         return True
 
     def _close_completions(self) -> bool:
+        self._offer()
         shown = self._completions.chosen is not None
         self._completions.offer([])
         return shown

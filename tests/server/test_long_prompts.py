@@ -1,0 +1,110 @@
+"""Prompts of megabytes: refused before they are tokenised as a whole, and nobody else waits for that."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from mlxmtp.server.prompting import LONG, PIECE
+from tests.scripted_engine import asynchronous, until
+from tests.server.scripted import (
+    ALL,
+    CHAT,
+    COMPLETIONS,
+    COUNT,
+    HELLO,
+    MESSAGES,
+    RESPONSES,
+    error,
+    serving,
+    tokenizer,
+    turn,
+)
+
+
+class Watched:
+    """The demo's tokenizer, watched, and held up at long texts where that is wished.
+
+    Args:
+        permits: one is taken by each long text; None: they are not held up.
+    """
+
+    def __init__(self, permits: threading.Semaphore | None = None) -> None:
+        self.lengths: list[int] = []
+        self._permits = permits
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(tokenizer(), name)
+
+    def __len__(self) -> int:
+        return len(tokenizer())
+
+    def encode(self, text: str, **options: Any) -> Any:
+        self.lengths.append(len(text))
+        if self._permits and len(text) == PIECE:
+            assert self._permits.acquire(timeout=20)
+        return tokenizer().encode(text, **options)
+
+
+def asking(path: str, text: str) -> dict[str, Any]:
+    field = {COMPLETIONS: "prompt", RESPONSES: "input"}.get(path)
+    if field:
+        return HELLO[path] | {field: text}
+    return HELLO[MESSAGES if path == COUNT else path] | {"messages": [{"role": "user", "content": text}]}
+
+
+@pytest.mark.parametrize("path", ALL)
+@asynchronous
+async def test_what_cannot_fit_is_not_tokenised_as_a_whole(path: str) -> None:
+    watched = Watched()
+    async with serving(turn("fine"), tokens=watched, max_body=10**7, context=20_000) as served:
+        response = await served.post(path, asking(path, "tell me more " * 300_000))
+        assert response.status_code == 400
+        message = error(path, response.json())["message"]
+        assert "tokens or more" in message
+        assert "> 19999 maximum" in message
+        assert max(watched.lengths) == PIECE
+        assert sum(watched.lengths) <= 10 * PIECE
+        assert served.engine.commands[1:] == []
+        await served.works()
+
+
+@pytest.mark.parametrize("text", ["tell me more ", "\u00e9\u0301 \U0001f388", "a"])
+@asynchronous
+async def test_a_long_prompt_that_just_fits_is_answered(text: str) -> None:
+    """The count by pieces is never above the number of tokens that the prompt has."""
+    body = asking(CHAT, text * (LONG // len(text) + 1))
+    tokens = len(tokenizer().apply_chat_template(body["messages"], add_generation_prompt=True))
+    for context, status in ((tokens, 400), (tokens + 1, 200)):
+        async with serving(turn("fine"), max_body=10**7, context=context) as served:
+            assert (await served.post(CHAT, body)).status_code == status
+            counted = (await served.post(COUNT, asking(COUNT, body["messages"][0]["content"]))).json()
+            assert abs(counted["input_tokens"] - tokens) <= tokens // 50
+
+
+@asynchronous
+async def test_others_have_their_turn_between_the_pieces_and_who_leaves_ends_them() -> None:
+    permits = threading.Semaphore(0)
+    watched = Watched(permits)
+    async with (
+        serving(turn("fine"), tokens=watched, max_body=10**7, context=10**7) as served,
+        served.online() as online,
+    ):
+        long = asyncio.create_task(online.post(COUNT, asking(COUNT, "more " * 500_000)))
+        await until(lambda: PIECE in watched.lengths, "the first piece")
+        short = asyncio.create_task(online.post(CHAT))
+        await asyncio.sleep(0.05)
+        permits.release()
+        await until(lambda: watched.lengths.count(PIECE) == 2, "the second piece")
+        permits.release()
+        assert (await asyncio.wait_for(short, 20)).status_code == 200
+        assert not long.done()
+        long.cancel()
+        await until(lambda: any(f"{COUNT} 499" in line for line in served.log), "its line in the log")
+        begun = watched.lengths.count(PIECE)
+        permits.release(100)
+        await online.works()
+        assert watched.lengths.count(PIECE) <= begun + 1
