@@ -127,7 +127,12 @@ def test_a_prompt_is_read_in_chunks_behind_what_is_kept(some_engine: Engine) -> 
     kept, prompt = len(prompt) + len(tokens), prompt + tokens + words(some_engine, 40)
     expected, anew = turn(some_engine, prompt)
     told: list[tuple[int, int]] = []
-    options: dict[str, Any] = {"max_tokens": COUNT, "depth": 3, "prefill_rows": 16, "on_prefill": lambda *now: told.append(now)}
+    options: dict[str, Any] = {
+        "max_tokens": COUNT,
+        "depth": 3,
+        "prefill_rows": 16,
+        "on_prefill": lambda *now: told.append(now),
+    }
     chunks = list(some_engine.stream(prompt, prefixes=prefixes, **options))
     assert [token for chunk in chunks for token in chunk.tokens] == expected
     assert drafting(chunks[-1].stats) == drafting(anew)

@@ -348,7 +348,7 @@ def test_a_kept_turn_holds_no_more_than_its_bytes(wide: Engine) -> None:
     talk, prompt = Talk(wide), Talk(wide).words(600, 1)
     mx.clear_cache()
     empty = mx.get_active_memory()
-    with closing(wide.stream(prompt, max_tokens=30, prefixes=talk.prefixes, marks=[40, 596])) as stream:
+    with closing(wide.stream(prompt, max_tokens=30, depth=3, prefixes=talk.prefixes, marks=[40, 596])) as stream:
         assert next(stream).stats.drafted == 3
     mx.clear_cache()
     held, counted = mx.get_active_memory() - empty, talk.prefixes.nbytes

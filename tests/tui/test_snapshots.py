@@ -29,6 +29,13 @@ def backwards(items: list[int]) -> list[int]:
 """
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is said is drawn before `settled` looks for the second time."""
+    monkeypatch.setattr("mlxmtp_tui.widgets.turns.LONGEST_S", 0.05)
+    monkeypatch.setattr("mlxmtp_tui.app.ALONE_S", 0.05)
+
+
 def show(engines: Engines, steps: Callable[[Any, ScriptedEngine], Awaitable[None]], theme: str) -> Any:
     """What `snap_compare` takes: the application, and what happens before the picture."""
     app = ChatApp(engines, Options())
