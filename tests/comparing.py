@@ -50,7 +50,7 @@ def assert_equal(one: Weights, other: Weights) -> None:
         assert mx.array_equal(value, other[name]), name
 
 
-def turn(folder: str | Path, *, depth: int | None = None) -> Turn:
+def turn(folder: str | Path, *, depth: int = 3) -> Turn:
     """Greedy tokens, and of the head's drafts how many were made and how many stood."""
     result = load(folder).generate([5, 9, 3], max_tokens=16, depth=depth)
     return result.tokens, result.stats.drafted, result.stats.accepted

@@ -261,7 +261,7 @@ async def test_the_panel_folds_to_a_line_in_a_narrow_terminal(columns: int, fold
 @asynchronous
 async def test_a_folded_panel_names_the_model_before_the_first_turn() -> None:
     async with chatting(options=Options("./model"), size=(80, 24)) as desk:
-        await desk.sees("./model · qwen-mtp head · depth 3, the default")
+        await desk.sees("./model · qwen-mtp head · depth auto")
 
 
 @asynchronous

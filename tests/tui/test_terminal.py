@@ -103,7 +103,7 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
 
 def test_a_chat_from_start_to_end(terminal):
     chat = terminal("chat", "--model", "demo")
-    chat.sees("sk something", "depth 3")
+    chat.sees("sk something", "depth auto")
     chat.type("Hi there!")
     chat.press("Enter")
     chat.sees("tok/round", "ttft")
@@ -123,12 +123,12 @@ def test_a_chat_from_start_to_end(terminal):
     assert not set(ours) & set(processes())
 
     again = terminal("chat", "--continue", folder=chat.folder)
-    again.sees("Hi there!", answer["content"], "depth 3")
+    again.sees("Hi there!", answer["content"], "depth")
 
 
 def test_a_killed_chat_leaves_its_words_and_no_engine(terminal):
     chat = terminal("chat", "--model", "demo", "--max-tokens", "2000", "--temp", "1", "--seed", "5")
-    chat.sees("depth 3")
+    chat.sees("depth auto")
     chat.type("Write a Python class with many long methods.")
     chat.press("Enter")
     chat.until(lambda: list(chat.folder.rglob("*.partial")), "a part of the answer on the disk")
