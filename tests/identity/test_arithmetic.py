@@ -19,6 +19,8 @@ SHORT = ((32, EVERY),)
 TOKENS = 40
 LATTE = "I'd like a large latte, and what do you have without milk?"
 
+USUAL = ("half", "4-bit", "next")
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_strict_writes_what_plain_decoding_writes(engine: Engines, kind: str) -> None:
@@ -32,7 +34,9 @@ def test_strict_writes_what_plain_decoding_writes(engine: Engines, kind: str) ->
         assert reference(model, text(model), TOKENS) == expected, "mlx-lm's own decoding is as it was"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind in USUAL else pytest.param(kind, marks=pytest.mark.exhaustive) for kind in KINDS]
+)
 def test_canonical_writes_the_same_at_every_depth(engine: Engines, kind: str) -> None:
     model = engine(kind)
     with backend():
@@ -122,6 +126,7 @@ def test_depths_that_were_not_shown_are_refused(small: Path) -> None:
     assert load(small).generate(LATTE, max_tokens=4, depth=ROWS).tokens, "fast promises nothing for them"
 
 
+@pytest.mark.exhaustive
 def test_the_demo_with_strict_and_canonical() -> None:
     with backend():
         plain = load(mtp=False).generate(LATTE, max_tokens=32)

@@ -59,6 +59,7 @@ def test_what_is_identical_as_it_is_needs_no_more() -> None:
     assert every["fast"].run.same
 
 
+@pytest.mark.exhaustive
 def test_every_identity_is_examined_where_it_is_not_and_kept() -> None:
     with backend():
         every = found(load())

@@ -26,7 +26,7 @@ class ServeProcess:
     """
 
     def __init__(self, folder: Path, *arguments: str, port: int = 0) -> None:
-        homes = dict.fromkeys(("HOME", "XDG_DATA_HOME", "HF_HOME"), str(folder))
+        homes = dict.fromkeys(("HOME", "HF_HOME"), str(folder))
         others = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
         path = os.pathsep.join([str(REPO), *map(os.path.abspath, others)])
         command = [sys.executable, "-m", "mlxmtp", "serve", "--port", str(port), *arguments]
