@@ -144,7 +144,7 @@ class ReadPrompt:
         stats = chunk.stats
         shares = zip(stats.acceptance_by_depth, stats.drafted_by_depth, strict=True)
         accepted = tuple(round(share * drafted) for share, drafted in shares)
-        peak, policy = stats.peak_memory_bytes - held, getattr(stats, "policy", "")
+        peak, policy = stats.peak_memory_bytes - held, stats.policy
         measured = stats.decode_tps, stats.ttft_s, stats.rounds, stats.drafted_by_depth
         return Run(tuple(tokens), *measured, accepted, peak, policy)
 

@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten
 
 import mlxmtp
 from mlxmtp.chat.engine import Engine
+from mlxmtp.conversion.pull import machine_memory
 
 
 def machine() -> dict[str, Any]:
@@ -25,7 +26,7 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "memory_bytes": _memory(),
+        "memory_bytes": machine_memory(),
         "device": "gpu" if device == mx.Device(mx.gpu) else "cpu",
         "device_name": _device_name(),
     }
@@ -78,9 +79,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.machine()
-
-
-def _memory() -> int | None:
-    with suppress(ValueError, OSError, AttributeError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return None

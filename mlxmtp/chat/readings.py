@@ -9,7 +9,7 @@ from typing import Any
 from mlxmtp.chat.engine import Engine
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.loop import Kept, speculate
+from mlxmtp.decoding.loop import keep_all, speculate
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
@@ -89,10 +89,8 @@ def _continued(engine: Engine, prompt: list[int]) -> Iterator[Round]:
     assert engine.mtp is not None
     sequence = Sequence(engine.target, engine.mtp)
     sequence.prefill(prompt)
-    policy, everything = FixedDepth(DEPTH), lambda tokens: Kept(len(tokens), None)
-    for one in speculate(
-        engine.target, MTPChain(engine.mtp), sequence, Verifier(Sampling()), policy, everything, TOKENS
-    ):
+    verifier, policy = Verifier(Sampling()), FixedDepth(DEPTH)
+    for one in speculate(engine.target, MTPChain(engine.mtp), sequence, verifier, policy, keep_all, TOKENS):
         if one.drafted == DEPTH:
             yield one
 

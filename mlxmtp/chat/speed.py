@@ -12,7 +12,7 @@ from mlxmtp.chat.engine import Engine
 from mlxmtp.chat.prompt import Prompt, encode
 from mlxmtp.decoding.depth import DepthPolicy
 from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.loop import Kept, decode_plainly, speculate
+from mlxmtp.decoding.loop import decode_plainly, keep_all, speculate
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import PREFILL_ROWS, Sequence
 from mlxmtp.decoding.verifier import Verifier
@@ -108,12 +108,8 @@ def _ours(read: Sequence, sampling: Sampling, policy: DepthPolicy, tokens: int) 
     sequence, law = read.fork(), Verifier(sampling)
     if read.head:
         drafter = MTPChain(read.head)
-        rounds = speculate(read.target, drafter, sequence, law, policy, _everything, tokens)
+        rounds = speculate(read.target, drafter, sequence, law, policy, keep_all, tokens)
     else:
-        rounds = decode_plainly(read.target, sequence, law, _everything, tokens)
+        rounds = decode_plainly(read.target, sequence, law, keep_all, tokens)
     for one in rounds:
         yield len(one.tokens)
-
-
-def _everything(tokens: list[int]) -> Kept:
-    return Kept(len(tokens), None)

@@ -65,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.compare:
         return compare(arguments)
     from mlxmtp.bench import run as bench
+    from mlxmtp.bench.compare import REPORT
     from mlxmtp.bench.plan import make_plan
     from mlxmtp.bench.records import Records
     from mlxmtp.bench.workloads import load_prompts, select
@@ -85,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         summary = write(plan, records, folder)
     print(json.dumps(summary, ensure_ascii=False) if arguments.json else summary_text(summary))
-    print(f"report: {folder / bench.PAGE}, {folder / 'report.json'}", file=sys.stderr)
+    print(f"report: {folder / bench.PAGE}, {folder / REPORT}", file=sys.stderr)
     return 0
 
 

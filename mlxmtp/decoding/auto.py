@@ -45,14 +45,12 @@ class AutoDepth:
         self._warm: set[int] = set()
         self._depth = 0
         self._plain = self._since = self._looks = self._full = 0
-        self._speedups = [1.0]
         self._choose()
 
     @property
     def why(self) -> str:
         depth = max(self._depth, 1)
-        tokens, steps = self.acceptance.tokens(depth)[depth], self.costs.table(depth)[depth]
-        priced = f"{tokens:.1f} tokens a round for {steps:.1f} plain steps"
+        priced = f"{self._tokens[depth]:.1f} tokens a round for {self._steps[depth]:.1f} plain steps"
         return f"depth {self._depth}, auto: {priced}" if self._depth else f"depth 0, auto: drafts would give {priced}"
 
     def next(self) -> int:
@@ -72,8 +70,8 @@ class AutoDepth:
             self._plan = self._look_for_drafts(full) if self._depth == 0 else self._look_around()
 
     def _choose(self) -> None:
-        tokens, steps = self.acceptance.tokens(self.most), self.costs.table(self.most)
-        self._speedups = [n / t for n, t in zip(tokens, steps, strict=True)]
+        self._tokens, self._steps = self.acceptance.tokens(self.most), self.costs.table(self.most)
+        self._speedups = [n / t for n, t in zip(self._tokens, self._steps, strict=True)]
         best = max(range(self.most + 1), key=self._speedups.__getitem__)
         if self._speedups[best] > HYSTERESIS * self._speedups[self._depth]:
             self._depth = best
@@ -104,5 +102,4 @@ class AutoDepth:
     @property
     def _could_pay(self) -> bool:
         """Whether drafts would be faster if all of them stood."""
-        steps = self.costs.table(self.most)
-        return any(depth + 1 > HYSTERESIS * steps[depth] for depth in range(1, self.most + 1))
+        return any(depth + 1 > HYSTERESIS * self._steps[depth] for depth in range(1, self.most + 1))

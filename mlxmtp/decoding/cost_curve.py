@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.loop import Kept, speculate
+from mlxmtp.decoding.loop import keep_all, speculate
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier
 
@@ -118,7 +118,7 @@ class _Chain:
 def _rounds(target: Target, sequence: Sequence, depth: int, tokens: int) -> Iterator[float]:
     """Seconds of greedy rounds, without those that are evaluated in parts, and the first, which begins a text."""
     drafter = MTPChain(sequence.head) if sequence.head else _Nothing()
-    rounds = speculate(target, drafter, sequence, Verifier(Sampling()), FixedDepth(depth), _everything, tokens)
+    rounds = speculate(target, drafter, sequence, Verifier(Sampling()), FixedDepth(depth), keep_all, tokens)
     next(rounds)
     while True:
         start = time.perf_counter()
@@ -132,7 +132,3 @@ class _Nothing:
 
     def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
         return NOTHING
-
-
-def _everything(tokens: list[int]) -> Kept:
-    return Kept(len(tokens), None)

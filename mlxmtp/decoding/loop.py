@@ -38,6 +38,11 @@ class Kept:
 Keep = Callable[[list[int]], Kept]
 
 
+def keep_all(tokens: list[int]) -> Kept:
+    """For turns that go past end tokens."""
+    return Kept(len(tokens), None)
+
+
 def speculate(
     target: Target,
     drafter: Drafter,
@@ -214,8 +219,8 @@ class _Clock:
     """Times a round; where asked for, its parts too, by evaluating them one after the other."""
 
     def __init__(self, *, timed: bool, drafts_read: bool) -> None:
-        self._started = time.perf_counter()
-        self._marks = [time.perf_counter()] if timed else []
+        self._marks = [time.perf_counter()]
+        self._timed = timed
         self._drafts_read = drafts_read
         self.evaluations = 3 if timed else 1
 
@@ -227,15 +232,15 @@ class _Clock:
         self._mark(rows.logits)
 
     def seconds(self) -> float:
-        return time.perf_counter() - self._started
+        return time.perf_counter() - self._marks[0]
 
     def parts(self) -> Parts | None:
-        if not self._marks:
+        if not self._timed:
             return None
         start, drafted, verified = self._marks
         return Parts(drafted - start, verified - drafted, time.perf_counter() - verified)
 
     def _mark(self, *arrays: mx.array) -> None:
-        if self._marks:
+        if self._timed:
             mx.eval(*arrays)
             self._marks.append(time.perf_counter())

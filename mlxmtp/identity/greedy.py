@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.loop import Kept, decode_plainly, speculate
+from mlxmtp.decoding.loop import decode_plainly, keep_all, speculate
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.verifier import Verifier
@@ -65,8 +65,8 @@ def greedy_run(
     plainly = read.fork()
     plainly.drafting = False
     law = Sampling()
-    plain = decode_plainly(target, plainly, Verifier(law), _everything, count, 2)
-    drafted = speculate(target, MTPChain(head), read, Verifier(law), FixedDepth(depth), _everything, count, 2)
+    plain = decode_plainly(target, plainly, Verifier(law), keep_all, count, 2)
+    drafted = speculate(target, MTPChain(head), read, Verifier(law), FixedDepth(depth), keep_all, count, 2)
     for done, (one, other) in enumerate(zip(_tokens(plain), _tokens(drafted), strict=True)):
         if one.token != other.token:
             (_, best), (_, second) = one.top[:2]
@@ -79,7 +79,3 @@ def greedy_run(
 def _tokens(rounds: Iterable[Round]) -> Iterator[TokenLogprob]:
     for one in rounds:
         yield from one.logprobs
-
-
-def _everything(tokens: list[int]) -> Kept:
-    return Kept(len(tokens), None)
