@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from mlxmtp.chat import learned
 from mlxmtp.chat.grammar import json_grammar, token_trie
 from mlxmtp.chat.identity import settle
 from mlxmtp.chat.parts import Part, Splitter, message
@@ -190,7 +191,8 @@ class Engine:
         turn = Turn(self.target, head, text, splitter, verifier, policy, kept, logprobs)
         limit = min(max_tokens, self.context - len(tokens))
         marks = (*rendered.marks, *marks) if prefixes else ()
-        return turn.run(tokens, marks, limit, prefill_rows, on_prefill, started)
+        chunks = turn.run(tokens, marks, limit, prefill_rows, on_prefill, started)
+        return self._remembering(chunks) if isinstance(policy, AutoDepth) else chunks
 
     def generate(self, prompt: Prompt, sampling: Sampling = GREEDY, **options: Unpack[TurnOptions]) -> Result:
         """A whole turn; arguments and errors as for `stream`."""
@@ -224,8 +226,18 @@ class Engine:
 
     @cached_property
     def _auto(self) -> AutoDepth:
-        most = min(AUTO_DEPTH, self.target.fast_rows - 1)
-        return AutoDepth(most if self.identity == "fast" else min(most, self.verdict.rows - 1))
+        most = self.target.fast_rows if self.identity == "fast" else min(self.target.fast_rows, self.verdict.rows)
+        return learned.recalled(self._learned, min(AUTO_DEPTH, most - 1), min(MAX_DEPTH, most - 1))
+
+    @cached_property
+    def _learned(self) -> Path:
+        return learned.file_for(self)
+
+    def _remembering(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        try:
+            yield from chunks
+        finally:
+            learned.keep(self._learned, self._auto)
 
     def _verifier(
         self, sampling: Sampling, verify: VerifyMode | None, json_schema: Mapping[str, Any] | None, prompt: list[int]

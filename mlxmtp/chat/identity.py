@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from mlxmtp.chat.model_key import model_key
 from mlxmtp.chat.prompt import encode
 from mlxmtp.heads.check import TEXT
 from mlxmtp.identity.few_rows import available, few_row_matmul
@@ -106,6 +107,4 @@ def _text(engine: Engine) -> list[int]:
 
 
 def _file(engine: Engine, identity: Identity) -> Path:
-    from mlxmtp.chat.prefix_store import model_key  # which knows engines
-
-    return file_of(model=model_key(engine), identity=identity)
+    return file_of("identity", model=model_key(engine), identity=identity)

@@ -17,15 +17,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import mlx.core as mx
 
-import mlxmtp
-from mlxmtp.chat.engine import Engine
-from mlxmtp.checkpoints.tensors import header_length, parse_header, weight_files
+from mlxmtp.checkpoints.tensors import header_length, parse_header
 from mlxmtp.checkpoints.writer import DTYPES, header, raw_bytes
 from mlxmtp.decoding.points import Outline, Place, Point, thinned
 from mlxmtp.decoding.sequence import Sequence
@@ -34,7 +31,6 @@ from mlxmtp.heads import Head
 from mlxmtp.targets import State, Target
 from mlxmtp.units import size
 
-FORMAT = 1
 FACTS = "mlxmtp_prefix"
 """The key of a file's metadata under which stands what its tensors are."""
 SPARE = 256 << 20
@@ -48,30 +44,6 @@ POINTS = 4
 BLOCK = 4 << 20
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{64})\.safetensors")
 _DAMAGED = (CheckpointError, ValueError, KeyError, TypeError, IndexError, AttributeError)
-
-
-def model_key(engine: Engine, **more: str) -> str:
-    """What a stored sequence depends on besides its tokens: the models' files, how they are read, what computes them.
-
-    `more`: further facts.
-
-    Files are known by name, size and time of change: to read gigabytes of weights would cost more than it saves.
-    """
-    source, head = engine.head_source, engine.mtp
-    files = {engine.path / name for name in weight_files(os.listdir(engine.path))}
-    files.update(source.files.files if source and source.files else ())
-    stats = [(file.name, found.st_size, found.st_mtime_ns) for file in sorted(files) if (found := file.stat())]
-    facts = {
-        "format": FORMAT,
-        "config": engine.target.config,
-        "files": stats,
-        "head": head and (head.family, repr(head.reading)),
-        **more,
-        "versions": (version("mlx"), version("mlx-lm"), mlxmtp.__version__),
-        "device": str(mx.default_device()),
-        "dtype": str(engine.target.embed(mx.array([[0]])).dtype),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,15 @@ def head(engine: Engine) -> str:
 
 
 def speculation(stats: Stats) -> str:
-    if not stats.drafted:
+    if not stats.drafted and not stats.looked_up:
         return "nothing was drafted"
-    by_depth = ", ".join(f"{share:.0%}" for share in stats.acceptance_by_depth)
-    return f"{stats.tokens_per_round:.2f} tokens a round; drafts accepted at depth 1, 2, ...: {by_depth}"
+    parts = [f"{stats.tokens_per_round:.2f} tokens a round"]
+    if stats.drafted:
+        by_depth = ", ".join(f"{share:.0%}" for share in stats.acceptance_by_depth)
+        parts.append(f"drafts accepted at depth 1, 2, ...: {by_depth}")
+    if stats.looked_up:
+        parts.append(f"looked up in the text: {stats.looked_up_accepted} of {stats.looked_up} accepted")
+    return "; ".join(parts)
 
 
 def shares(stats: Stats) -> str:

@@ -2,79 +2,75 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-FADING = 0.97
-"""What remains of the weight of a draft's fate, one such draft later."""
-LATELY, CHANGED = 0.15, 0.42
-"""The weight of a draft in the latest few, and how far these differ from what was before when the text has changed."""
-OFTEN = 64
-"""So many drafts make what is usual."""
-USUAL_WEIGHT, NEIGHBOUR_WEIGHT = 4.0, 4.0
-"""For how many drafts count: what is usual; the position before, in what is usual."""
 PRIOR = 0.7
-"""The acceptance of the first position before any draft stood or fell there."""
-
-
-@dataclass
-class _Position:
-    """The fates of the drafts at one position."""
-
-    usual: float = 0.0
-    known: int = 0
-    stood: float = 0.0
-    tried: float = 0.0
-    lately: float = PRIOR
-
-    def observe(self, stands: bool) -> None:
-        self.known = min(self.known + 1, OFTEN)
-        self.usual += (stands - self.usual) / self.known
-        self.lately += LATELY * (stands - self.lately)
-        if abs(self.lately - self.stood / max(self.tried, 1.0)) > CHANGED:
-            self.tried = min(self.tried, 1 / LATELY)
-            self.stood = self.tried * self.lately
-        self.tried = FADING * self.tried + 1
-        self.stood = FADING * self.stood + stands
-
-    def share(self, before: float) -> float:
-        usual = (self.known * self.usual + NEIGHBOUR_WEIGHT * before) / (self.known + NEIGHBOUR_WEIGHT)
-        return (self.stood + USUAL_WEIGHT * usual) / (self.tried + USUAL_WEIGHT)
+"""The share of first drafts that stands before any was seen."""
+TEXT, SLOWEST, FIRST = 0.06, 0.03, 0.5
+"""How far a draft's fate moves what the text has in common; and its own position, at least and as the first one there,
+all as parts of its own surprise."""
+LEAST_SPREAD = 0.1
+"""Where nearly all drafts stand, or fall, one that does not is no greater surprise than this makes it."""
+EXTREME = 4.0
+"""No text is so much easier or harder than usual, as a difference of log-odds."""
+FADING = 0.96
+"""What remains of a text's difference a token without drafts later."""
+SETTLED = 64
+"""Drafts that a share of an earlier run counts for."""
 
 
 class Acceptance:
-    """The share of drafts that stand at each position: of the latest, where they are few, as usual.
+    """The share of drafts that stand at each position, where those before it do: usually, shifted by the text.
+
+    The log-odds of a position are its own, learned slowly, plus the text's, learned fast from all positions: drafts at
+    one tell what to expect at the others. (Logistic regression by gradient steps of equal variance.)
 
     Args:
-        usual: shares by position, from an earlier run.
+        usual: shares by position, from an earlier run. prior: the first position's before anything is known.
     """
 
-    def __init__(self, usual: Sequence[float] = ()) -> None:
-        self._positions = [_Position(share, OFTEN) for share in usual]
+    def __init__(self, usual: Sequence[float] = (), prior: float = PRIOR) -> None:
+        self._prior = _log_odds(prior)
+        self._usual = [_log_odds(share) for share in usual]
+        self._counts = [SETTLED] * len(self._usual)
+        self._text = 0.0
 
     @property
     def usual(self) -> list[float]:
         """What an Acceptance of a later run can start from."""
-        return [position.usual for position in self._positions]
+        return [_share(odds) for odds in self._usual]
 
     def observe(self, drafted: int, accepted: int) -> None:
         """A round's drafts: those behind the first rejected one say nothing."""
         for i in range(min(accepted + 1, drafted)):
-            if i == len(self._positions):
-                self._positions.append(_Position())
-            self._positions[i].observe(i < accepted)
+            if i == len(self._usual):
+                self._usual.append(self._usual[-1] if self._usual else self._prior)
+                self._counts.append(0)
+            share = _share(self._usual[i] + self._text)
+            surprise = ((i < accepted) - share) / max(math.sqrt(share * (1 - share)), LEAST_SPREAD)
+            self._counts[i] += 1
+            self._usual[i] += max(FIRST / self._counts[i], SLOWEST) * surprise
+            self._text = max(min(self._text + TEXT * surprise, EXTREME), -EXTREME)
 
     def fade(self, tokens: int) -> None:
-        """So many tokens came without drafts: what the latest drafts did grows old."""
-        for position in self._positions:
-            position.stood *= FADING**tokens
-            position.tried *= FADING**tokens
+        """So many tokens came without drafts: the text may have become another."""
+        self._text *= FADING**tokens
 
     def tokens(self, depth: int) -> list[float]:
         """E(0) ... E(depth): a round's expected tokens at each depth; unknown positions are like the one before."""
-        expected, stands, share = [1.0], 1.0, PRIOR
+        expected, stands, odds = [1.0], 1.0, self._prior
         for i in range(depth):
-            share = self._positions[i].share(share) if i < len(self._positions) else share
-            stands *= share
+            odds = self._usual[i] if i < len(self._usual) else odds
+            stands *= _share(odds + self._text)
             expected.append(expected[-1] + stands)
         return expected
+
+
+def _share(log_odds: float) -> float:
+    return 1 / (1 + math.exp(-log_odds))
+
+
+def _log_odds(share: float) -> float:
+    share = min(max(share, 0.01), 0.99)
+    return math.log(share / (1 - share))

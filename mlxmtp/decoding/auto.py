@@ -8,41 +8,55 @@ tokens and at clocks alone, so the law of the output does not depend on it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mlxmtp.decoding.acceptance import Acceptance
 from mlxmtp.decoding.costs import Costs
+from mlxmtp.decoding.repeats import Repeats
 from mlxmtp.decoding.stats import Round
 
 FIRST = 3
 """The depth that is tried before anything is known."""
-HYSTERESIS = 1.025
+HYSTERESIS = 1.01
 """Another depth has to be so much better."""
-PARKED = 40
-"""Plain tokens between two looks whether drafts would stand again."""
+PARKING = 1.02
+"""So much better has plain decoding to be: without drafts there is nothing to learn of them."""
+SOONEST, LATEST = 6, 48
+"""Plain tokens before a look whether drafts would stand again: twice as many after each that fell, in these bounds."""
 AROUND = 256
-"""Tokens between two looks at what other depths cost."""
-PLAIN_LOOK = 3
-"""Plain tokens of such a look: the first does not overlap with another yet."""
+"""Tokens between two looks at what other depths cost; and at most between two looks at drafts."""
+PLAIN_LOOK = 4
+"""Plain tokens of such a look: the first and the last say nothing of the time between."""
 CLOSE = 1.3
 """Below this speed-up plain decoding may turn out to be the better, and is looked at too."""
-FULL, FULL_FADES = 5, 25
-"""After so many rounds without a rejection a deeper one is tried, and earlier drafts count as so many drafts older."""
+FULL = 8
+"""After so many rounds without a rejection, a deeper one is tried."""
 
 
 class AutoDepth:
     """Learns from every round, over all turns of an engine.
 
     Args:
-        most: the greatest depth. costs, acceptance: what is known from an earlier run.
+        most: the greatest depth. most_repeated: where the drafts are looked up in the text.
+        costs, acceptance, repeats: what is known from an earlier run.
     """
 
-    def __init__(self, most: int, costs: Costs | None = None, acceptance: Acceptance | None = None) -> None:
+    def __init__(
+        self,
+        most: int,
+        most_repeated: int = 0,
+        costs: Costs | None = None,
+        acceptance: Acceptance | None = None,
+        repeats: Repeats | None = None,
+    ) -> None:
         self.most = most
+        self.most_repeated = most_repeated
         self.costs = costs or Costs()
         self.acceptance = acceptance or Acceptance()
-        first = min(FIRST, most)
-        # of each kind, the first round compiles what later ones only run
-        self._plan = [] if self.costs.ratios else [first, first, *[0] * (1 + PLAIN_LOOK), 1, 1]
-        self._warm: set[int] = set()
+        self.repeats = repeats or Repeats()
+        self._plan = [] if self.costs.ratios() else [min(FIRST, most), *[0] * PLAIN_LOOK]
+        self._row, self._last = 0, 0.0
+        self._patience = SOONEST
         self._depth = 0
         self._plain = self._since = self._looks = self._full = 0
         self._choose()
@@ -56,31 +70,58 @@ class AutoDepth:
     def next(self) -> int:
         return self._plan.pop(0) if self._plan else self._depth
 
+    def repeat(self, match: int) -> int:
+        """How many tokens to look up behind a match of this length; 0: there is something better."""
+        if match == 0 or self.most_repeated == 0:
+            return 0
+        tokens = self.repeats.tokens(match, self.most_repeated)
+        steps = self.costs.looked_up_table(self.most_repeated)
+        speedups = [n / t for n, t in zip(tokens, steps, strict=True)]
+        best = max(range(self.most_repeated + 1), key=speedups.__getitem__)
+        return best if speedups[best] > HYSTERESIS * self._speedups[self._depth] else 0
+
+    def observe_repeat(self, match: int, same: Sequence[bool]) -> None:
+        """Behind a match of this length, a round's tokens were the same as there, or not."""
+        self.repeats.observe(match, same)
+
     def observe(self, one: Round) -> None:
+        self._time(one)
+        self._since += len(one.tokens)
+        if one.looked_up:
+            return
         self.acceptance.observe(one.drafted, one.accepted)
-        if one.parts is None and one.drafted in self._warm:
-            self.costs.observe(one.drafted, one.seconds)
-        self._warm.add(one.drafted)
         full = one.drafted > 0 and one.accepted == one.drafted
         self._full = self._full + 1 if full else 0
         self._plain = 0 if one.drafted else self._plain + 1
-        self._since += len(one.tokens)
         self._choose()
         if not self._plan:
-            self._plan = self._look_for_drafts(full) if self._depth == 0 else self._look_around()
+            self._plan = self._look_for_drafts(one) if self._depth == 0 else self._look_around()
+
+    def _time(self, one: Round) -> None:
+        if one.drafted == 0:
+            if self._row > 1:  # of plain steps in a row, the first may wait for two passes, and the last for none
+                self.costs.observe(0, self._last)
+            self._row, self._last = self._row + 1, one.seconds
+            return
+        self._row = 0
+        if one.parts is None:
+            self.costs.observe(one.drafted, one.seconds, looked_up=one.looked_up)
+        elif not one.looked_up:
+            self.costs.observe_draft(one.parts.draft_s / one.drafted)
 
     def _choose(self) -> None:
         self._tokens, self._steps = self.acceptance.tokens(self.most), self.costs.table(self.most)
         self._speedups = [n / t for n, t in zip(self._tokens, self._steps, strict=True)]
         best = max(range(self.most + 1), key=self._speedups.__getitem__)
-        if self._speedups[best] > HYSTERESIS * self._speedups[self._depth]:
+        if self._speedups[best] > (HYSTERESIS if best else PARKING) * self._speedups[self._depth]:
             self._depth = best
 
-    def _look_for_drafts(self, stood: bool) -> list[int]:
+    def _look_for_drafts(self, one: Round) -> list[int]:
         """Decoding plainly: now and then one draft, and another where it stands."""
-        if stood:
-            return [1]
-        if self._plain < (PARKED if self._could_pay else AROUND):
+        if one.drafted:
+            self._patience = min(2 * self._patience, LATEST) if one.accepted == 0 else SOONEST
+            return [1] if one.accepted == one.drafted else []
+        if self._plain < (self._patience if self._could_pay else AROUND):
             return []
         self.acceptance.fade(self._plain)
         return [1]
@@ -89,7 +130,6 @@ class AutoDepth:
         """Drafting: a round at another depth, so that what is known of it does not grow old."""
         if self._full >= FULL and self._depth < self.most:
             self._full = 0
-            self.acceptance.fade(FULL_FADES)  # the text may have become an easier one
             return [min(2 * self._depth, self.most)]
         if self._since < AROUND:
             return []

@@ -5,59 +5,84 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+PLAIN = (False, 0)
 COMMON, SLOWEST = 0.1, 0.05
 """How much of an unexpected time all depths share at once; how much of it a depth takes for its own, at least."""
 OUTLIER = 0.5
 """Beyond this, as a logarithm, the machine was busy elsewhere."""
-LINE_WEIGHT = 3.0
-"""Rounds that the straight line between a depth's neighbours counts for."""
+SUPPOSED_WEIGHT = 3.0
+"""Rounds that count for what is supposed of a depth by others: the straight line between its neighbours."""
 SETTLED = 32
 """Rounds that a ratio of an earlier run counts for."""
 
 
+DRAFT_WEIGHT = 0.2
+"""The weight of the newest timing of draft steps."""
+
+
 class Costs:
-    """Plain steps that a round of each depth takes.
+    """Plain steps that a round of each depth takes, by where its drafts come from.
 
     A depth's ratio to a plain step is learned slowly. What all depths have in common - the length of the context, the
     heat of the machine - is learned fast, so that rounds at different times can be compared.
 
     Args:
-        ratios: of an earlier run, by depth.
+        ratios: of an earlier run, by depth. looked_up: of rounds whose drafts were looked up.
     """
 
-    def __init__(self, ratios: Mapping[int, float] | None = None) -> None:
-        self._logs = {depth: math.log(ratio) for depth, ratio in (ratios or {}).items()}
+    def __init__(self, ratios: Mapping[int, float] | None = None, looked_up: Mapping[int, float] | None = None) -> None:
+        self._logs = {(False, depth): math.log(ratio) for depth, ratio in (ratios or {}).items()}
+        self._logs |= {(True, depth): math.log(ratio) for depth, ratio in (looked_up or {}).items()}
         self._counts = dict.fromkeys(self._logs, SETTLED)
         self._common: float | None = None
+        self._draft = 0.0
 
-    @property
-    def ratios(self) -> dict[int, float]:
+    def ratios(self, *, looked_up: bool = False) -> dict[int, float]:
         """Plain steps a round, for the depths that were measured; empty before plain decoding was."""
-        if 0 not in self._logs:
+        plain = self._logs.get(PLAIN)
+        if plain is None:
             return {}
-        return {depth: math.exp(log - self._logs[0]) for depth, log in sorted(self._logs.items())}
+        return {depth: math.exp(log - plain) for (kind, depth), log in sorted(self._logs.items()) if kind == looked_up}
 
-    def observe(self, depth: int, seconds: float) -> None:
+    def observe(self, depth: int, seconds: float, *, looked_up: bool = False) -> None:
         """A round took so long."""
-        found = math.log(max(seconds, 1e-9))
+        key, found = (looked_up, depth), math.log(max(seconds, 1e-9))
         if self._common is None:
-            self._common = found - self._logs.get(depth, 0.0)
-        if depth not in self._logs:
-            self._logs[depth], self._counts[depth] = found - self._common, 1
+            self._common = found - self._logs.get(key, 0.0)
+        if key not in self._logs:
+            self._logs[key], self._counts[key] = found - self._common, 1
             return
-        error = max(min(found - self._common - self._logs[depth], OUTLIER), -OUTLIER)
-        self._counts[depth] += 1
-        self._logs[depth] += max(1 / self._counts[depth], SLOWEST) * error
+        if self._counts[key] == 1:  # the first may have compiled what later ones only run
+            self._logs[key] = min(self._logs[key], found - self._common)
+        error = max(min(found - self._common - self._logs[key], OUTLIER), -OUTLIER)
+        self._counts[key] += 1
+        self._logs[key] += max(1 / self._counts[key], SLOWEST) * error
         self._common += COMMON * error
+
+    def observe_draft(self, seconds: float) -> None:
+        """A draft step took so long."""
+        if self._common is not None and PLAIN in self._logs:
+            found = seconds / math.exp(self._common + self._logs[PLAIN])
+            self._draft += (DRAFT_WEIGHT if self._draft else 1.0) * (found - self._draft)
 
     def table(self, most: int) -> list[float]:
         """T(0) ... T(most) in plain steps; a depth that was seldom measured lies near the line between others."""
-        measured, found = {0: 1.0} | self.ratios, [1.0]
+        measured, found = {0: 1.0} | self.ratios(), [1.0]
         for depth in range(1, most + 1):
             line = _line([(known, ratio) for known, ratio in measured.items() if known != depth], depth)
-            count = self._counts[depth] if depth in measured else 0
-            found.append((count * measured.get(depth, 0.0) + LINE_WEIGHT * line) / (count + LINE_WEIGHT))
+            found.append(self._weighed(False, depth, measured, line))
         return found
+
+    def looked_up_table(self, most: int) -> list[float]:
+        """The same of drafts that were looked up; what was seldom measured takes what the head's take, without them."""
+        measured, found = self.ratios(looked_up=True), self.table(most)
+        for depth in range(1, most + 1):
+            found[depth] = self._weighed(True, depth, measured, max(found[depth] - depth * self._draft, 1.0))
+        return found
+
+    def _weighed(self, looked_up: bool, depth: int, measured: Mapping[int, float], supposed: float) -> float:
+        count = self._counts[looked_up, depth] if depth in measured else 0
+        return (count * measured.get(depth, 0.0) + SUPPOSED_WEIGHT * supposed) / (count + SUPPOSED_WEIGHT)
 
 
 def _line(points: list[tuple[int, float]], depth: int) -> float:

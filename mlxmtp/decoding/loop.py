@@ -90,7 +90,8 @@ def speculate(
         finish = kept.finish or (None if left else "length")
         told = outcome.report(tokens)
         parts, seconds = clock.parts(), clock.seconds()
-        one = Round(tuple(tokens), draft.depth, accepted, clock.evaluations, finish, parts, told, seconds)
+        evaluations = clock.evaluations
+        one = Round(tuple(tokens), draft.depth, accepted, evaluations, finish, parts, told, seconds, draft.looked_up)
         policy.observe(one)
         yield one
         number, depth = _next(number), policy.next()

@@ -40,6 +40,7 @@ class Round:
         parts: where the time went, in the rounds that were timed.
         logprobs: one for each of `tokens`, where they were asked for.
         seconds: that the round took; of a plain step, that it was waited for.
+        looked_up: its drafts come from the text so far, not from the head.
     """
 
     tokens: tuple[int, ...]
@@ -50,6 +51,7 @@ class Round:
     parts: Parts | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     seconds: float = 0.0
+    looked_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,12 @@ class Stats:
     Args:
         prompt_tokens, tokens: read and generated. rounds: verification passes.
         reused_tokens: of the prompt's tokens, those that the caches held from an earlier turn.
-        drafted, accepted: drafts proposed, and let stand; in a round that a stop cuts short, some of them unsaid.
+        drafted, accepted: drafts of the head, and those let stand; in a round that a stop cuts short, some unsaid.
+        looked_up, looked_up_accepted: the same of drafts from the text so far.
         tokens_per_round: generated tokens a round.
-        acceptance_by_depth: at i, the share of the drafts at depth i + 1 that stood. A draft behind a rejected one
-            counts as rejected: with full rounds, tokens_per_round is 1 + the sum. drafted_by_depth: their number.
+        acceptance_by_depth: at i, the share of the head's drafts at depth i + 1 that stood. A draft behind a rejected
+            one counts as rejected: with full rounds of its drafts, tokens_per_round is 1 + the sum. drafted_by_depth:
+            their number.
         ttft_s: from the request to the first token. prefill_tps: of the prompt's other tokens.
         decode_tps: of the tokens after the first round, by the clock.
         draft_s, verify_s, other_s: decoding time split by the rounds that were timed in parts; an estimate.
@@ -92,6 +96,8 @@ class Stats:
     timed_rounds: int
     drafted_by_depth: tuple[int, ...] = ()
     policy: str = ""
+    looked_up: int = 0
+    looked_up_accepted: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""
@@ -120,6 +126,7 @@ class Tally:
         self._tokens = self._first_tokens = self._rounds = self._evaluations = 0
         self._drafted: list[int] = []
         self._accepted: list[int] = []
+        self._looked_up = self._looked_up_accepted = 0
         self._parts: list[Parts] = []
 
     def prefilled(self, clock: float) -> None:
@@ -134,10 +141,11 @@ class Tally:
         self._rounds += 1
         self._tokens += len(one.tokens)
         self._evaluations += one.evaluations
-        for counts, n in ((self._drafted, one.drafted), (self._accepted, one.accepted)):
-            counts.extend([0] * (n - len(counts)))
-            for i in range(n):
-                counts[i] += 1
+        if one.looked_up:
+            self._looked_up += one.drafted
+            self._looked_up_accepted += one.accepted
+        else:
+            self._count(one)
         if one.parts:
             self._parts.append(one.parts)
 
@@ -166,7 +174,15 @@ class Tally:
             timed_rounds=len(self._parts),
             drafted_by_depth=tuple(self._drafted),
             policy=policy,
+            looked_up=self._looked_up,
+            looked_up_accepted=self._looked_up_accepted,
         )
+
+    def _count(self, one: Round) -> None:
+        for counts, n in ((self._drafted, one.drafted), (self._accepted, one.accepted)):
+            counts.extend([0] * (n - len(counts)))
+            for i in range(n):
+                counts[i] += 1
 
     def _split(self, decode_s: float) -> tuple[float, float, float]:
         if not self._parts:

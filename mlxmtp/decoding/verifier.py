@@ -22,10 +22,16 @@ _VERDICT, _DRAFTS = 1, 2
 
 @dataclass(frozen=True)
 class Draft:
-    """Proposed tokens [B, k] and, where verification needs them, what they were drawn from: k times [B, V]."""
+    """Proposed tokens [B, k].
+
+    Args:
+        distributions: k times [B, V], what they were drawn from; none where they were certain, or nobody asks.
+        looked_up: they come from the text, not from a model.
+    """
 
     tokens: mx.array
     distributions: list[mx.array]
+    looked_up: bool = False
 
     @property
     def depth(self) -> int:
@@ -122,7 +128,8 @@ class Verifier:
             verdict = Verdict(mx.zeros(token.shape, mx.int32), token)
         else:
             accept = block if self.mode == "block" else rejection
-            verdict = accept(p, draft.tokens, mx.stack(draft.distributions, axis=1), self._verdict_key(position))
+            q = mx.stack(draft.distributions, axis=1) if draft.distributions else _certain(draft.tokens, p.shape[-1])
+            verdict = accept(p, draft.tokens, q, self._verdict_key(position))
         return verdict, _sound(p, draft, verdict)
 
     def _penalised(self, logits: mx.array, since: Sequence[mx.array]) -> mx.array:
@@ -142,6 +149,11 @@ def emitted(draft: Draft, verdict: Verdict) -> mx.array:
         return token
     rows = mx.arange(draft.depth + 1)[None]
     return mx.where(rows < verdict.accepted[:, None], mx.concatenate([draft.tokens, token], axis=1), token)
+
+
+def _certain(tokens: mx.array, vocabulary: int) -> mx.array:
+    """The log-probabilities [B, k, V] of drafts [B, k] that nothing else could have been."""
+    return mx.where(mx.arange(vocabulary) == tokens[..., None], 0.0, -mx.inf)
 
 
 def _sound(p: mx.array, draft: Draft, verdict: Verdict) -> mx.array:

@@ -1,4 +1,4 @@
-"""Verdicts kept between runs, a small file each; one that cannot be read or written costs a probe, nothing else."""
+"""What was measured, kept between runs, a small file each; one that cannot be read is measured again, nothing else."""
 
 from __future__ import annotations
 
@@ -34,36 +34,48 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-def file_of(**facts: Any) -> Path:
-    """Where the verdict stands that depends on these facts, and on the machine."""
+def file_of(kind: str, **facts: Any) -> Path:
+    """Where it stands what was measured of a kind, which depends on these facts and on the machine."""
     known = {"format": FORMAT, "machine": machine_facts(), **facts}
     key = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:32]
-    return data_folder() / "identity" / f"{key}.json"
+    return data_folder() / kind / f"{key}.json"
 
 
-def stored(file: Path) -> Verdict | None:
-    """The verdict in a file; None: there is none, or it is damaged."""
+def read(file: Path) -> Any:
+    """A file's content; None: there is none, or it is damaged."""
     try:
         with file.open("rb") as stream:
-            return _verdict(json.loads(stream.read(LARGEST)))
-    except (OSError, ValueError, TypeError, RecursionError):
+            return json.loads(stream.read(LARGEST))
+    except (OSError, ValueError, RecursionError):
         return None
 
 
-def store(file: Path, verdict: Verdict) -> None:
-    """Write a verdict, whole or not at all; on a full or read-only disk, and of a probe that was cut short, not."""
-    if not verdict.complete:
-        return
+def write(file: Path, content: Any) -> None:
+    """The whole file or, on a full or read-only disk, none."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         handle, stage = tempfile.mkstemp(".partial", ".", file.parent)
         try:
             with open(handle, "w") as out:
-                json.dump(asdict(verdict), out)
+                json.dump(content, out)
             os.replace(stage, file)
         finally:
             with suppress(OSError):
                 os.unlink(stage)
+
+
+def stored(file: Path) -> Verdict | None:
+    """The verdict in a file; None: there is none, or it is damaged."""
+    try:
+        return _verdict(read(file))
+    except (ValueError, TypeError):
+        return None
+
+
+def store(file: Path, verdict: Verdict) -> None:
+    """Write a verdict; of a probe that was cut short, not."""
+    if verdict.complete:
+        write(file, asdict(verdict))
 
 
 def _verdict(content: Mapping[str, Any]) -> Verdict:

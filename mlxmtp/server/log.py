@@ -47,7 +47,7 @@ class Log:
             cached = f" ({stats.reused_tokens:,} cached)" if stats.reused_tokens else ""
             parts += [f"{stats.prompt_tokens:,}{cached} + {stats.tokens:,} tok", f"ttft {stats.ttft_s:.2f} s"]
             parts += [f"{stats.decode_tps:.1f} tok/s"] if stats.decode_tps else []
-            parts += [f"{stats.tokens_per_round:.2f} tok/round"] if stats.drafted else []
+            parts += [f"{stats.tokens_per_round:.2f} tok/round"] if stats.tokens > stats.rounds else []
         parts += [reason, f"{seconds:.2f} s", said]
         self.line(" · ".join(part for part in parts if part))
 

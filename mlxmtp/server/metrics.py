@@ -36,6 +36,8 @@ class Metrics:
         self._sums["cache_hits"] += stats.reused_tokens > 0
         self._sums["tokens"] += stats.tokens
         self._sums["rounds"] += stats.rounds
+        self._sums["looked_up"] += stats.looked_up
+        self._sums["looked_up_accepted"] += stats.looked_up_accepted
         self._sums["ttft_seconds"] += stats.ttft_s  # type: ignore[assignment]
         self._sums["decode_seconds"] += stats.draft_s + stats.verify_s + stats.other_s  # type: ignore[assignment]
         for depth, (drafted, share) in enumerate(
@@ -64,6 +66,8 @@ class Metrics:
             ("cache_hits", "turns that found a prefix in the cache"),
             ("tokens", "generated tokens"),
             ("rounds", "verification passes"),
+            ("looked_up", "drafts looked up in the text so far"),
+            ("looked_up_accepted", "of those, drafts that stood"),
             ("ttft_seconds", "seconds to the first token, summed"),
             ("decode_seconds", "seconds of decoding, summed"),
         ):
@@ -72,9 +76,9 @@ class Metrics:
         per_round = sums["tokens"] / sums["rounds"] if sums["rounds"] else 0
         yield from _metric("tokens_per_round", "gauge", "generated tokens a verification pass", {"": per_round})
         drafted = {f'depth="{depth}"': n for depth, n in sorted(self.drafted.items())}
-        yield from _metric("drafted_total", "counter", "drafts proposed, by depth", drafted)
+        yield from _metric("drafted_total", "counter", "drafts of the head, by depth", drafted)
         accepted = {f'depth="{depth}"': self.accepted[depth] for depth in sorted(self.drafted)}
-        yield from _metric("accepted_total", "counter", "drafts that stood, by depth", accepted)
+        yield from _metric("accepted_total", "counter", "of those, drafts that stood, by depth", accepted)
         shares = {f'depth="{d}"': self.accepted[d] / n for d, n in sorted(self.drafted.items()) if n}
         yield from _metric("acceptance", "gauge", "share of the drafts that stood, by depth", shares)
 

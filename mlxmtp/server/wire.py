@@ -86,8 +86,9 @@ def timings(stats: Stats) -> dict[str, Any]:
         "predicted_n": stats.tokens,
         "predicted_ms": round(decode_s * 1e3, 3),
         "predicted_per_second": stats.decode_tps,
-        "draft_n": stats.drafted,
-        "draft_n_accepted": stats.accepted,
+        "draft_n": stats.drafted + stats.looked_up,
+        "draft_n_accepted": stats.accepted + stats.looked_up_accepted,
+        "looked_up_n": stats.looked_up,
         "tokens_per_round": round(stats.tokens_per_round, 3),
         "acceptance_by_depth": [round(share, 4) for share in stats.acceptance_by_depth],
     }

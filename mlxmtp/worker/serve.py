@@ -251,7 +251,8 @@ class Worker:
 
     def _make_cache(self, command: Load) -> Any:
         """For the conversations' caches, now that the model's size is known."""
-        from mlxmtp.chat.prefix_store import PrefixStore, model_key
+        from mlxmtp.chat.model_key import model_key
+        from mlxmtp.chat.prefix_store import PrefixStore
         from mlxmtp.chat.prefixes import PrefixCache
 
         store = None

@@ -48,7 +48,9 @@ def test_a_seed_gives_the_same_tokens_at_any_depth(trained: Engine, sampling: Sa
 
 @pytest.mark.parametrize("verify", ["token", "block"])
 def test_rejection_sampling_with_a_seed_repeats_itself(trained: Engine, verify: Any) -> None:
-    runs = [trained.generate(PROMPT, Sampling(1.0, seed=3), max_tokens=30, verify=verify).tokens for _ in range(2)]
+    """At a fixed depth: auto's choices follow the clock, and here change what is drawn."""
+    options = {"max_tokens": 30, "depth": 3, "verify": verify}
+    runs = [trained.generate(PROMPT, Sampling(1.0, seed=3), **options).tokens for _ in range(2)]
     assert runs[0] == runs[1]
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from mlxmtp import Engine, Sampling, load
-from mlxmtp.chat.prefix_store import LEAST, POINTS, PrefixStore, model_key
+from mlxmtp.chat.model_key import model_key
+from mlxmtp.chat.prefix_store import LEAST, POINTS, PrefixStore
 from mlxmtp.chat.prefixes import PrefixCache
 from mlxmtp.decoding.sequence import Sequence
 from tests.conversion.changes import Changes

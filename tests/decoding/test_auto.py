@@ -101,7 +101,7 @@ def test_what_is_known_of_a_machine_saves_the_start(curve: str) -> None:
     for seed in range(6):
         rng, first = random.Random(seed), AutoDepth(MOST)
         list(world.run(first, shares, 1000, rng))
-        later = AutoDepth(MOST, Costs(first.costs.ratios), Acceptance(first.acceptance.usual))
+        later = AutoDepth(MOST, 0, Costs(first.costs.ratios()), Acceptance(first.acceptance.usual))
         rates.append(world.rate(world.run(later, shares, 200, rng)))
     assert statistics.mean(rates) >= 0.97
 
@@ -156,3 +156,51 @@ def test_the_choice_is_told_with_its_figures() -> None:
     )
     list(world.run(policy, TEXTS["wrong"], 500, random.Random(1)))
     assert policy.why.startswith("depth 0, auto: drafts would give 1.")
+
+
+# -- looking up -----------------------------------------------------------------------------------------------
+
+
+def lookups(world: World, policy: AutoDepth, heads: Sequence[float], repeats: float, seed: int) -> tuple[float, int]:
+    """2000 tokens of which half come behind a match, whose next tokens are the same with this share each.
+
+    Returns tokens a plain step, and the rounds that were looked up.
+    """
+    rng, tokens, steps, count = random.Random(seed), 0, 0.0, 0
+    while tokens < 2000:
+        match = 20 * (tokens % 200 < 100)
+        depth = policy.repeat(match)
+        looked_up = depth > 0
+        depth = depth or policy.next()
+        accepted = 0
+        while accepted < depth and rng.random() < (repeats if looked_up else at(heads, accepted)):
+            accepted += 1
+        same = [True] * accepted + [False] if looked_up else [rng.random() < repeats for _ in range(accepted + 1)]
+        if match:
+            policy.observe_repeat(match, same)
+        curve = [*world.curve, *(world.curve[-1] + 0.33 * i for i in range(1, 10))]
+        cost = 1.0 if depth == 0 else curve[depth] + world.other + (0 if looked_up else depth * world.draft)
+        seconds = cost * world.seconds * math.exp(rng.gauss(0, NOISE))
+        policy.observe(Round((0,) * (accepted + 1), depth, accepted, 1, seconds=seconds, looked_up=looked_up))
+        tokens, steps, count = tokens + accepted + 1, steps + cost, count + looked_up
+    return tokens / steps, count
+
+
+@pytest.mark.parametrize("curve", ["M5 Max, 27B", "two cores"])
+def test_a_text_that_repeats_itself_is_looked_up(curve: str) -> None:
+    world = World(CURVES[curve])
+    for seed in range(4):
+        rate, count = lookups(world, AutoDepth(MOST, 16), TEXTS["chat"], 0.97, seed)
+        assert count > 50
+        assert rate > 1.2 * world.best(TEXTS["chat"])
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_matches_that_do_not_go_on_alike_cost_nothing(curve: str) -> None:
+    """At most 1 % of what the same policy reaches without looking anything up, the mean of 12 runs (error 0.4 %)."""
+    world = World(CURVES[curve])
+    pairs = [
+        [lookups(world, AutoDepth(MOST, most), TEXTS["code"], 0.3, seed)[0] for seed in range(12)] for most in (16, 0)
+    ]
+    with_lookup, without = map(statistics.mean, pairs)
+    assert with_lookup >= 0.99 * without

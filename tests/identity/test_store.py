@@ -76,18 +76,18 @@ def test_another_machine_model_or_version_is_probed_again(
     monkeypatch.setattr(room, "machine_facts", lambda: {"device": "another"})
     verdict(load(model))
     assert len(probes) == 4
-    monkeypatch.setattr("mlxmtp.chat.prefix_store.version", lambda name: "0.0")
+    monkeypatch.setattr("mlxmtp.chat.model_key.version", lambda name: "0.0")
     verdict(load(model))
     assert len(probes) == 5
 
 
 def test_facts_make_the_name_and_nothing_that_changes_by_itself() -> None:
-    assert file_of(model="a", identity="fast") == file_of(model="a", identity="fast")
+    assert file_of("identity", model="a", identity="fast") == file_of("identity", model="a", identity="fast")
     busy = mx.zeros((1 << 20,))
     mx.eval(busy)
-    names = {file_of(model=m, identity=i).name for m in "ab" for i in ("fast", "strict")}
+    names = {file_of("identity", model=m, identity=i).name for m in "ab" for i in ("fast", "strict")}
     assert len(names) == 4
-    assert file_of(model="a", identity="fast").name in names, "memory in use is no fact"
+    assert file_of("identity", model="a", identity="fast").name in names, "memory in use is no fact"
 
 
 @pytest.mark.parametrize("kept", [VERDICT, replace(VERDICT, because="ü\n"), Verdict("distribution", 8, 32)])

@@ -27,6 +27,7 @@ def turn_line(stats: Stats | None, reason: str, speedup: float | None = None) ->
         if stats.drafted:
             by_depth = " ".join(f"d{i} {_share(share)}" for i, share in enumerate(stats.acceptance_by_depth, start=1))
             parts += [f"{stats.tokens_per_round:.1f} tok/round", by_depth]
+        parts += [f"text {stats.looked_up_accepted}/{stats.looked_up}" if stats.looked_up else ""]
         parts += [f"ttft {stats.ttft_s:.2f} s", f"peak {size(stats.peak_memory_bytes)}"]
     return " · ".join(part for part in parts if part)
 

@@ -75,13 +75,15 @@ def rate_lines(live: Live) -> list[Line]:
 
 def draft_lines(live: Live) -> list[Line]:
     stats = live.stats
-    if not stats or not stats.drafted:
+    if not stats or not (stats.drafted or stats.looked_up):
         return [row("a round", "–" if not stats else "1 token, no drafts")]
     lines: list[Line] = [row("a round", f"{stats.tokens_per_round:.2f} tokens")]
     for depth, share in enumerate(stats.acceptance_by_depth, start=1):
         label = "accepted" if depth == 1 else ""
         bars = Content.styled(bar(share, WIDTH - LABEL - 9), "$accent")
         lines.append(Content.assemble(_label(label), f"d{depth} ", bars, f" {share:4.0%}"))
+    if stats.looked_up:
+        lines.append(row("looked up", f"{stats.looked_up_accepted} of {stats.looked_up} in the text"))
     return lines
 
 

@@ -1,0 +1,54 @@
+"""Drafting with `--depth auto`: of the head or, where the text repeats itself, of the text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from mlxmtp.decoding.lookup import Lookup
+from mlxmtp.decoding.verifier import Draft, Verifier
+
+if TYPE_CHECKING:
+    from mlxmtp.decoding.auto import AutoDepth
+    from mlxmtp.decoding.drafters import Drafter
+    from mlxmtp.decoding.sequence import Sequence
+    from mlxmtp.decoding.stats import Round
+
+
+class AutoDrafter:
+    """A turn's drafter and its policy in one, for the depth depends on where the drafts come from.
+
+    Args:
+        head: drafts where the text has nothing better. policy: what was learned in earlier turns; it goes on learning.
+    """
+
+    def __init__(self, head: Drafter, policy: AutoDepth, sequence: Sequence) -> None:
+        self._head = head
+        self._policy = policy
+        self._sequence = sequence
+        self._text = Lookup()
+        self._repeats = False
+
+    @property
+    def why(self) -> str:
+        return self._policy.why
+
+    def next(self) -> int:
+        depth = self._policy.repeat(self._text.match)
+        self._repeats = depth > 0
+        return depth or self._policy.next()
+
+    def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
+        if not self._repeats:
+            return self._head.propose(sequence, depth, verifier)
+        if not self._text.match:  # the last plain token, which was not known yet, did not repeat anything
+            return self._head.propose(sequence, 1, verifier)
+        return Draft(mx.array([self._text.after(depth)], mx.uint32), [], looked_up=True)
+
+    def observe(self, one: Round) -> None:
+        if self._text.match:
+            repeated = zip(one.tokens, self._text.after(len(one.tokens)), strict=True)
+            self._policy.observe_repeat(self._text.match, [token == before for token, before in repeated])
+        self._policy.observe(one)
+        self._text.extend(self._sequence.tokens[len(self._text) :])
