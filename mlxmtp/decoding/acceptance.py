@@ -7,14 +7,12 @@ from collections.abc import Sequence
 
 PRIOR = 0.7
 """The share of first drafts that stands before any was seen."""
-TEXT, SLOWEST, FIRST = 0.06, 0.03, 0.5
-"""How far a draft's fate moves what the text has in common; and its own position, at least and as the first one there,
-all as parts of its own surprise."""
-LEAST_SPREAD = 0.1
-"""Where nearly all drafts stand, or fall, one that does not is no greater surprise than this makes it."""
+TEXT, SLOWEST, FIRST = 0.035, 0.02, 0.25
+"""The weight of the newest draft in what the text has in common; in what is usual at its position, at least; and of
+the first one there."""
 EXTREME = 4.0
 """No text is so much easier or harder than usual, as a difference of log-odds."""
-FADING = 0.96
+FADING = 0.98
 """What remains of a text's difference a token without drafts later."""
 SETTLED = 64
 """Drafts that a share of an earlier run counts for."""
@@ -24,7 +22,7 @@ class Acceptance:
     """The share of drafts that stand at each position, where those before it do: usually, shifted by the text.
 
     The log-odds of a position are its own, learned slowly, plus the text's, learned fast from all positions: drafts at
-    one tell what to expect at the others. (Logistic regression by gradient steps of equal variance.)
+    one tell what to expect at the others.
 
     Args:
         usual: shares by position, from an earlier run. prior: the first position's before anything is known.
@@ -48,10 +46,9 @@ class Acceptance:
                 self._usual.append(self._usual[-1] if self._usual else self._prior)
                 self._counts.append(0)
             share = _share(self._usual[i] + self._text)
-            surprise = ((i < accepted) - share) / max(math.sqrt(share * (1 - share)), LEAST_SPREAD)
             self._counts[i] += 1
-            self._usual[i] += max(FIRST / self._counts[i], SLOWEST) * surprise
-            self._text = max(min(self._text + TEXT * surprise, EXTREME), -EXTREME)
+            self._usual[i] += _moved(share, i < accepted, max(FIRST / self._counts[i], SLOWEST))
+            self._text = max(min(self._text + _moved(share, i < accepted, TEXT), EXTREME), -EXTREME)
 
     def fade(self, tokens: int) -> None:
         """So many tokens came without drafts: the text may have become another."""
@@ -69,6 +66,11 @@ class Acceptance:
 
 def _share(log_odds: float) -> float:
     return 1 / (1 + math.exp(-log_odds))
+
+
+def _moved(share: float, stands: bool, weight: float) -> float:
+    """By how much the log-odds of an average move when it takes in the newest with this weight."""
+    return _log_odds(share + weight * (stands - share)) - _log_odds(share)
 
 
 def _log_odds(share: float) -> float:

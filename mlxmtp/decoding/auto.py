@@ -19,9 +19,9 @@ FIRST = 3
 """The depth that is tried before anything is known."""
 HYSTERESIS = 1.01
 """Another depth has to be so much better."""
-PARKING = 1.02
+PARKING = 1.03
 """So much better has plain decoding to be: without drafts there is nothing to learn of them."""
-SOONEST, LATEST = 6, 48
+SOONEST, LATEST = 3, 48
 """Plain tokens before a look whether drafts would stand again: twice as many after each that fell, in these bounds."""
 AROUND = 256
 """Tokens between two looks at what other depths cost; and at most between two looks at drafts."""
@@ -29,8 +29,8 @@ PLAIN_LOOK = 4
 """Plain tokens of such a look: the first and the last say nothing of the time between."""
 CLOSE = 1.3
 """Below this speed-up plain decoding may turn out to be the better, and is looked at too."""
-FULL = 8
-"""After so many rounds without a rejection, a deeper one is tried."""
+FULL, FULL_REPEATS = 8, 3
+"""After so many rounds without a rejection, a deeper one is tried; so many whose drafts were looked up."""
 
 
 class AutoDepth:
@@ -58,7 +58,7 @@ class AutoDepth:
         self._row, self._last = 0, 0.0
         self._patience = SOONEST
         self._depth = 0
-        self._plain = self._since = self._looks = self._full = 0
+        self._plain = self._since = self._looks = self._full = self._full_repeats = 0
         self._choose()
 
     @property
@@ -78,7 +78,12 @@ class AutoDepth:
         steps = self.costs.looked_up_table(self.most_repeated)
         speedups = [n / t for n, t in zip(tokens, steps, strict=True)]
         best = max(range(self.most_repeated + 1), key=speedups.__getitem__)
-        return best if speedups[best] > HYSTERESIS * self._speedups[self._depth] else 0
+        if speedups[best] <= HYSTERESIS * self._speedups[self._depth]:
+            return 0
+        if self._full_repeats < FULL_REPEATS:
+            return best
+        self._full_repeats = 0
+        return min(2 * best, self.most_repeated)
 
     def observe_repeat(self, match: int, same: Sequence[bool]) -> None:
         """Behind a match of this length, a round's tokens were the same as there, or not."""
@@ -87,10 +92,11 @@ class AutoDepth:
     def observe(self, one: Round) -> None:
         self._time(one)
         self._since += len(one.tokens)
+        full = one.drafted > 0 and one.accepted == one.drafted
         if one.looked_up:
+            self._full_repeats = self._full_repeats + 1 if full else 0
             return
         self.acceptance.observe(one.drafted, one.accepted)
-        full = one.drafted > 0 and one.accepted == one.drafted
         self._full = self._full + 1 if full else 0
         self._plain = 0 if one.drafted else self._plain + 1
         self._choose()
