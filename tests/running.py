@@ -11,11 +11,11 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxmtp import Engine, Sampling
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.loop import Keep, decode_plainly, speculate
+from mlxmtp.decoding.loop import Keep, decode_plainly, keep_all, speculate
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from mlxmtp.decoding.verifier import Verifier, VerifyMode
-from tests.scripted import assert_same_state, keep_all, snapshot
+from tests.scripted import assert_same_state, snapshot
 
 
 def plain_run(engine: Engine, prompt: list[int], count: int, prefill_rows: int = 2048) -> tuple[list[int], list[Any]]:

@@ -59,11 +59,6 @@ class Depths:
         self.rounds.append(one)
 
 
-def keep_all(tokens: list[int]) -> Kept:
-    """The turn never ends by itself."""
-    return Kept(len(tokens), None)
-
-
 class KeepUntil:
     """The turn ends with its `last`-th token, counted from one, wherever in a round that is."""
 

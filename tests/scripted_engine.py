@@ -101,8 +101,8 @@ def loaded(name: str = "demo", **changes: Any) -> Loaded:
         context=32_768,
         memory_limit=48_000_000_000,
         thinks=True,
-        token_identical=True,
         seconds=1.5,
+        promise="identical",
     )
     return replace(found, **changes)
 

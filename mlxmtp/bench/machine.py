@@ -54,6 +54,7 @@ def model(engine: Engine) -> dict[str, Any]:
         "context": engine.context,
         "head": engine.head,
         "head_repo": source.repo if source else None,
+        "draft_vocabulary": len(engine.draft_tokens) if engine.draft_tokens else None,
         "plain_because": engine.plain_because,
     }
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from mlxmtp.bench.plan import Plan
 from mlxmtp.bench.records import Records
 from mlxmtp.bench.summary import summarise
 from mlxmtp.chat.engine import Engine
+from mlxmtp.files import write_whole
 
 PAGE = "report.html"
 COMPARED, COMPARED_PAGE = "compare.json", "compare.html"
@@ -63,31 +62,14 @@ def report(plan: Plan, records: Records, command: Sequence[str] = ()) -> dict[st
 def write_report(folder: Path, summary: dict[str, Any]) -> tuple[Path, Path]:
     """As JSON and as a page; returns their paths."""
     data, shown = folder / compare.REPORT, folder / PAGE
-    write(data, json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
-    write(shown, page.as_html(summary))
+    write_whole(data, json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
+    write_whole(shown, page.as_html(summary))
     return data, shown
 
 
 def write_comparison(folder: Path, found: dict[str, Any]) -> tuple[Path, Path]:
     """As JSON and as a page; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     data, shown = folder / COMPARED, folder / COMPARED_PAGE
-    write(data, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
-    write(shown, compare.as_html(found))
+    write_whole(data, json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+    write_whole(shown, compare.as_html(found))
     return data, shown
-
-
-def write(path: Path, text: str) -> None:
-    """The whole file or, where the disk is full, what was there before."""
-    with _beside(path) as new:
-        new.write_text(text, encoding="utf-8")
-        os.replace(new, path)
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield new
-    finally:
-        new.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from mlxmtp.chat import learned
+from mlxmtp.chat.draft_vocabulary import draft_tokens
 from mlxmtp.chat.grammar import json_grammar, token_trie
 from mlxmtp.chat.identity import settle
 from mlxmtp.chat.parts import Part, Splitter, message
@@ -76,7 +77,7 @@ class Engine:
     Args:
         path: the folder it came from. name: what the user called it.
         target: the model proper. mtp: its MTP head, or None; then `plain_because` says why decoding is plain.
-        identity: what is asked of the text, as `load`.
+        identity: what is asked of the text, as `load`. draft_tokens: the only ones that the head drafts.
 
     `head` is the name of the head's family, or None; `head_source` tells where it comes from.
     """
@@ -91,6 +92,7 @@ class Engine:
         plain_because: str | None,
         head_source: HeadSource | None = None,
         identity: Identity = "fast",
+        draft_tokens: list[int] | None = None,
     ) -> None:
         self.path = path
         self.name = name
@@ -101,6 +103,7 @@ class Engine:
         self.plain_because = plain_because
         self.head_source = head_source
         self.identity = identity
+        self.draft_tokens = draft_tokens
 
     @property
     def context(self) -> int:
@@ -264,6 +267,7 @@ def load(
     mtp: bool = True,
     head: str | Path | None = None,
     identity: Identity = "fast",
+    draft_vocab: int | str | Path | None = None,
 ) -> Engine:
     """Load a model and, unless `mtp` is False, its MTP head.
 
@@ -274,9 +278,12 @@ def load(
         identity: "fast" computes as MLX does, and `Engine.verdict` says what holds of the text. "strict": tokens are
             those of plain decoding, if need be by one-row arithmetic. "canonical": those of plain decoding that has
             the same arithmetic forced on it. Where neither can be kept, decoding is plain, and `plain_because` says so.
+        draft_vocab: draft only so many of the tokenizer's most frequent tokens, or those of a file of token ids, as a
+            JSON list or one a line; special tokens always. Drafts become cheaper and fewer of them stand; the text
+            is as without.
 
     Raises:
-        OptionError: there is no such identity.
+        OptionError: there is no such identity, or there are no such tokens.
         CheckpointError: no such model, incomplete or damaged files, an unsupported architecture.
         HeadError: there is a head, but not one that can be run.
     """
@@ -300,7 +307,11 @@ def load(
             raise HeadError(f"{error}; to run the model without its head: --no-mtp, load(..., mtp=False)") from error
     name = "demo" if path_or_repo is None else str(path_or_repo)
     source = found if loaded else None
-    engine = Engine(checkpoint.folder, name, target, tokenizer, loaded, plain_because, source, identity)
+    tokens: list[int] | None = None
+    if loaded and draft_vocab is not None:
+        tokens = draft_tokens(draft_vocab, tokenizer, target.output["weight"].shape[0])
+        loaded.narrow(tokens)
+    engine = Engine(checkpoint.folder, name, target, tokenizer, loaded, plain_because, source, identity, tokens)
     engine.keep_identity()
     return engine
 

@@ -36,6 +36,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     heads = command.add_mutually_exclusive_group()
     heads.add_argument("--head", metavar="PATH|REPO", help="take the MTP head from here")
     heads.add_argument("--no-mtp", action="store_true", help="measure plain decoding only")
+    options.add_draft_vocab(add)
     add("--out", metavar="FOLDER", type=Path, help="measurements and report (default: mlxmtp-bench/MODEL-...)")
     add("--json", action="store_true", help="print the report as JSON, not as a table")
     two = ("A", "B")
@@ -72,7 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings = chosen(arguments).checked()
     prompts = select(load_prompts(arguments.prompts), arguments.workload, arguments.limit)
-    engine = mlxmtp.load(arguments.model, mtp=not arguments.no_mtp, head=arguments.head)
+    mtp, head, vocabulary = not arguments.no_mtp, arguments.head, arguments.draft_vocab
+    engine = mlxmtp.load(arguments.model, mtp=mtp, head=head, draft_vocab=vocabulary)
     plan = make_plan(engine, settings, prompts)
     for note in plan.notes:
         warn(note)

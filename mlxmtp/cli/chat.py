@@ -32,6 +32,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     depth.add_argument("--depth", metavar="N", type=options.depth, help="drafts a round; 0: plain (default: auto)")
     depth.add_argument("--no-mtp", action="store_true", help="do not load the head")
     options.add_identity(add)
+    options.add_draft_vocab(add)
     resumed = command.add_mutually_exclusive_group()
     resumed.add_argument("--continue", dest="newest", action="store_true", help="go on with the newest chat")
     resumed.add_argument("--resume", metavar="CHAT", help="go on with this one: its id, title or file")
@@ -72,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         head=arguments.head,
         mtp=not arguments.no_mtp,
         identity=arguments.identity,
+        draft_vocab=arguments.draft_vocab,
         choose=model is None,
         system=arguments.system,
         settings=settings,

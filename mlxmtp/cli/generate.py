@@ -88,6 +88,7 @@ def add_arguments(command: argparse.ArgumentParser, prompt: str | None = None) -
         help="how drafts are verified when sampling (default: seeded with --seed, else token)",
     )
     options.add_identity(speculation.add_argument)
+    options.add_draft_vocab(speculation.add_argument)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -98,7 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.head is not None and arguments.no_mtp:
         raise OptionError("--head names a head and --no-mtp wants none; leave one out")
     mtp, head, identity = not arguments.no_mtp, arguments.head, arguments.identity
-    engine = mlxmtp.load(arguments.model, mtp=mtp, head=head, identity=identity)
+    vocabulary = arguments.draft_vocab
+    engine = mlxmtp.load(arguments.model, mtp=mtp, head=head, identity=identity, draft_vocab=vocabulary)
     return answer(engine, prompt, sampling, arguments)
 
 

@@ -53,6 +53,15 @@ def add_identity(add: Callable[..., Any]) -> None:
     )
 
 
+def add_draft_vocab(add: Callable[..., Any]) -> None:
+    """`--draft-vocab`, likewise."""
+    add(
+        "--draft-vocab",
+        metavar="N|FILE",
+        help="draft only the N most frequent tokens, or those of a file of token ids: cheaper drafts, the same text",
+    )
+
+
 def port(text: str) -> int:
     value = whole(text)
     if not 0 <= value <= 65535:

@@ -22,6 +22,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     how.add_argument("--depth", metavar="K", type=options.depth, help="drafts a round; 0: plain (default: auto)")
     how.add_argument("--no-mtp", action="store_true", help="do not load the head")
     options.add_identity(add)
+    options.add_draft_vocab(add)
     add("--host", metavar="ADDRESS", default="127.0.0.1", help="where to listen (default: 127.0.0.1)")
     add("--port", metavar="N", type=options.port, default=8080, help="(default: 8080; 0: any that is free)")
     add("--api-key", metavar="KEY", help="clients must send this key")
@@ -53,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
             head=arguments.head,
             mtp=not arguments.no_mtp,
             identity=arguments.identity,
+            draft_vocab=arguments.draft_vocab,
             depth=arguments.depth,
             host=arguments.host,
             port=arguments.port,

@@ -8,7 +8,7 @@ h after its final norm. A layer reads the last of the target's layers of its typ
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models import gemma4_text
 
-from mlxmtp.errors import HeadError
+from mlxmtp.errors import HeadError, OptionError
 from mlxmtp.heads.family import Family
 from mlxmtp.targets import Cache, SharedRows, Target, Where, matrix_rows
 
@@ -89,6 +89,9 @@ class GemmaHead(nn.Module):
         chosen = (matrix_rows(self.model.embed_tokens, ids) @ states[..., None])[..., 0]
         nothing = mx.full((*states.shape[:-1], self.masked_embedding.token_ordering.size), -mx.inf, chosen.dtype)
         return mx.put_along_axis(nothing, ids, chosen, axis=-1)
+
+    def narrow(self, tokens: Sequence[int]) -> None:  # noqa: ARG002
+        raise OptionError("a Gemma 4 assistant is small and chooses its tokens by itself; leave --draft-vocab out")
 
     def recycle(self, states: mx.array) -> mx.array:
         hidden: mx.array = self.post_projection(states)

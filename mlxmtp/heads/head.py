@@ -1,10 +1,12 @@
 """What the engine asks of a head, whatever its family."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import mlx.core as mx
 
+from mlxmtp.heads.draft_output import DraftOutput
 from mlxmtp.targets import Cache, Where
 
 
@@ -42,6 +44,13 @@ class Head(Protocol):
     def recycle(self, states: mx.array) -> mx.array:
         """The hidden states [B, T, H] that go on to the next depth."""
 
+    def narrow(self, tokens: Sequence[int]) -> None:
+        """From now on draft these tokens only.
+
+        Raises:
+            OptionError: the head chooses among fewer tokens by itself.
+        """
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -63,10 +72,19 @@ class Recursion:
 
     own_rows = True
     reading = READINGS[0]
+    _narrowed: DraftOutput | None = None
+
+    @property
+    def output(self) -> Any:
+        """The module of the output matrix."""
+        raise NotImplementedError
 
     @property
     def hidden_at(self) -> Where:
         return self.reading.fed
+
+    def narrow(self, tokens: Sequence[int]) -> None:
+        self._narrowed = DraftOutput(self.output, tokens)
 
     def normed(self, states: mx.array, norm: Any, *, for_logits: bool) -> mx.array:
         """The last norm, before the states are given out, or, where those are recycled without, before the logits."""

@@ -44,20 +44,24 @@ class QwenHead(Recursion, nn.Module):
         self.fc = nn.Linear(2 * size, size, bias=False)
         self.layers = [_block(args, moe)]
         self.norm = nn.RMSNorm(size, eps=eps)
-        self._embed = target.embed
-        self._project = target.project
+        self._target = target
 
     def make_cache(self, target_cache: Cache) -> Cache:  # noqa: ARG002
         return [KVCache()]
 
     def __call__(self, hidden: mx.array, tokens: mx.array, cache: Cache) -> mx.array:
-        embedding = self.pre_fc_norm_embedding(self._embed(tokens))
+        embedding = self.pre_fc_norm_embedding(self._target.embed(tokens))
         x = self.fc(mx.concatenate([embedding, self.pre_fc_norm_hidden(hidden)], axis=-1))
         mask = cache[0].make_mask(x.shape[1], return_array=False, window_size=None)
         return self.normed(self.layers[0](x, mask, cache[0]), self.norm, for_logits=False)
 
     def logits(self, states: mx.array) -> mx.array:
-        return self._project(self.normed(states, self.norm, for_logits=True))
+        project = self._narrowed or self._target.project
+        return project(self.normed(states, self.norm, for_logits=True))
+
+    @property
+    def output(self) -> Any:
+        return self._target.output
 
 
 def build(

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields
@@ -16,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxmtp.checkpoints.attached import data_folder
+from mlxmtp.files import write_whole
 from mlxmtp.identity.verdict import PROMISES, Verdict
 
 FORMAT = 1
@@ -51,17 +51,9 @@ def read(file: Path) -> Any:
 
 
 def write(file: Path, content: Any) -> None:
-    """The whole file or, on a full or read-only disk, none."""
+    """Keep it; on a full or read-only disk, not."""
     with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, stage = tempfile.mkstemp(".partial", ".", file.parent)
-        try:
-            with open(handle, "w") as out:
-                json.dump(content, out)
-            os.replace(stage, file)
-        finally:
-            with suppress(OSError):
-                os.unlink(stage)
+        write_whole(file, json.dumps(content))
 
 
 def stored(file: Path) -> Verdict | None:

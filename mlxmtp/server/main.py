@@ -58,10 +58,12 @@ class Options:
     cache_bytes: int | None = None
     cache_dir: str | None = None
     identity: Identity = "fast"
+    draft_vocab: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self, number: int) -> Load:
-        return Load(number, self.model, self.head, self.mtp, self.cache_bytes, self.cache_dir, self.identity)
+        cache = self.cache_bytes, self.cache_dir
+        return Load(number, self.model, self.head, self.mtp, *cache, self.identity, self.draft_vocab)
 
 
 def serve(options: Options, start: Start = WorkerProcess.start) -> None:

@@ -52,7 +52,7 @@ class Load(Command):
     Args:
         cache_bytes: memory for the caches of past turns; None: half of what the model leaves. cache_dir: where they are
             kept across restarts, in as many bytes again (None: 10 GB).
-        identity: what is asked of the text, as `mlxmtp.load`.
+        identity, draft_vocab: as `mlxmtp.load`.
     """
 
     model: str | None = None
@@ -61,6 +61,7 @@ class Load(Command):
     cache_bytes: int | None = None
     cache_dir: str | None = None
     identity: Identity = "fast"
+    draft_vocab: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,7 @@ class Loaded(Event):
         head_source: the repo of a head that stands apart; `by_name`: nobody asked for it.
         folder: where its files are. context: its most tokens.
         memory_limit: bytes that the weights and caches can take here. thinks: its template has a thinking mode.
-        token_identical: tokens that follow from the logits are those of plain decoding, as was measured here.
-        promise: what was shown of the text.
+        promise: what was shown of the text on this machine.
     """
 
     name: str
@@ -132,10 +132,14 @@ class Loaded(Event):
     context: int
     memory_limit: int
     thinks: bool
-    token_identical: bool
     seconds: float
     folder: str = ""
     promise: Promise = "distribution"
+
+    @property
+    def token_identical(self) -> bool:
+        """Whether tokens that follow from the logits are those of plain decoding."""
+        return self.promise != "distribution"
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,9 @@ class Worker:
         if self._prefixes:
             self._prefixes.close()
         self._engine = self._prefixes = None  # never two models at once
-        mtp, head, identity = command.mtp, command.head, command.identity
-        self._engine = engine = mlxmtp.load(command.model, mtp=mtp, head=head, identity=identity)
+        head, vocabulary = command.head, command.draft_vocab
+        options: dict[str, Any] = {"mtp": command.mtp, "identity": command.identity, "draft_vocab": vocabulary}
+        self._engine = engine = mlxmtp.load(command.model, head=head, **options)
         self._prefixes = self._make_cache(command)
         source = engine.head_source
         self._say(
@@ -129,7 +130,6 @@ class Worker:
                 context=engine.context,
                 memory_limit=usable_memory(),
                 thinks=engine.tokenizer.has_thinking,
-                token_identical=engine.token_identical,
                 seconds=time.perf_counter() - started,
                 folder=str(engine.path),
                 promise=engine.verdict.promise,

@@ -14,6 +14,7 @@ from mlxmtp.bench import run
 from mlxmtp.bench.measure import Bench
 from mlxmtp.bench.plan import Plan, Unit
 from mlxmtp.bench.records import FILE, Records
+from mlxmtp.files import write_whole
 from tests.bench.conftest import record
 
 
@@ -78,7 +79,7 @@ def test_the_report_is_written_as_json_and_as_a_page(tmp_path: Path, plan: Plan,
 
 
 def test_a_full_disk_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    run.write(tmp_path / "report.json", "old")
+    write_whole(tmp_path / "report.json", "old")
 
     def full(self: Path, text: str, **_: Any) -> int:
         with open(self, "w") as file:
@@ -87,7 +88,7 @@ def test_a_full_disk_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match="No space left"):
-        run.write(tmp_path / "report.json", "newer")
+        write_whole(tmp_path / "report.json", "newer")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("report.json", "old")]
 
 

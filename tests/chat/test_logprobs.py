@@ -12,10 +12,10 @@ from mlxmtp import Engine, OptionError, Sampling, TokenLogprob, load
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.logprobs import Report
-from mlxmtp.decoding.loop import decode_plainly, speculate
+from mlxmtp.decoding.loop import decode_plainly, keep_all, speculate
 from mlxmtp.decoding.verifier import Verifier
 from tests.running import prefilled
-from tests.scripted import counted_evaluations, keep_all
+from tests.scripted import counted_evaluations
 
 PROMPT, COUNT = "def add(a, b):\n", 20
 

@@ -11,22 +11,13 @@ import numpy as np
 import pytest
 
 from mlxmtp.decoding.constraint import forbid
-from mlxmtp.decoding.loop import TIMED_FROM, decode_plainly, speculate
+from mlxmtp.decoding.loop import TIMED_FROM, decode_plainly, keep_all, speculate
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier, VerifyMode
 from tests.decoding.law_tables import FALSE_ALARM, chance_of_worse
-from tests.scripted import (
-    Depths,
-    KeepUntil,
-    TableDrafter,
-    TableTarget,
-    counted_evaluations,
-    keep_all,
-    one_hot,
-    random_table,
-)
+from tests.scripted import Depths, KeepUntil, TableDrafter, TableTarget, counted_evaluations, one_hot, random_table
 
 V = 6
 TARGET, DRAFT = random_table(V, seed=5, spread=1.5), random_table(V, seed=6, spread=1.5)

@@ -11,7 +11,7 @@ import pytest
 
 from mlxmtp.decoding import verifier as verifier_module
 from mlxmtp.decoding import verify as verify_module
-from mlxmtp.decoding.loop import decode_plainly, speculate
+from mlxmtp.decoding.loop import decode_plainly, keep_all, speculate
 from mlxmtp.decoding.sampling import Sampling, distribution, gumbel
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier, VerifyMode
@@ -26,7 +26,7 @@ from tests.decoding.law_tables import (
     chance_of_worse,
     tables,
 )
-from tests.scripted import Depths, TableDrafter, TableTarget, keep_all, random_table, replaced
+from tests.scripted import Depths, TableDrafter, TableTarget, random_table, replaced
 
 # -- seeded ---------------------------------------------------------------------------------------------------
 

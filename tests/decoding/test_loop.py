@@ -16,7 +16,7 @@ from mlx_lm.generate import generate_step
 
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.loop import TIMED_EVERY, TIMED_FROM, Keep, decode_plainly, speculate
+from mlxmtp.decoding.loop import TIMED_EVERY, TIMED_FROM, Keep, decode_plainly, keep_all, speculate
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
@@ -31,7 +31,6 @@ from tests.scripted import (
     TableTarget,
     assert_same_state,
     counted_evaluations,
-    keep_all,
     random_table,
     snapshot,
 )

@@ -6,12 +6,12 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxmtp.decoding.loop import decode_plainly, speculate
+from mlxmtp.decoding.loop import decode_plainly, keep_all, speculate
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.verifier import Verifier
 from mlxmtp.errors import NumericsError
-from tests.scripted import Depths, ScriptedDrafter, TableDrafter, TableTarget, keep_all, random_table
+from tests.scripted import Depths, ScriptedDrafter, TableDrafter, TableTarget, random_table
 
 VOCABULARY = 11
 TABLE = random_table(VOCABULARY, seed=1, spread=2.0)

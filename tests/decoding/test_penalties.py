@@ -16,14 +16,14 @@ from mlx_lm.sample_utils import make_logits_processors
 from mlxmtp import Engine, OptionError, Sampling, load
 from mlxmtp.decoding import penalties as penalties_module
 from mlxmtp.decoding import verifier as verifier_module
-from mlxmtp.decoding.loop import TIMED_FROM, decode_plainly, speculate
+from mlxmtp.decoding.loop import TIMED_FROM, decode_plainly, keep_all, speculate
 from mlxmtp.decoding.penalties import Penalties
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from mlxmtp.decoding.verifier import Verifier, VerifyMode
 from tests.decoding.law_tables import FALSE_ALARM, chance_of_worse
 from tests.running import prefilled, rounds
-from tests.scripted import Depths, TableDrafter, TableTarget, counted_evaluations, keep_all, random_table
+from tests.scripted import Depths, TableDrafter, TableTarget, counted_evaluations, random_table
 
 # -- greedy tokens are mlx-lm's -------------------------------------------------------------------------------
 

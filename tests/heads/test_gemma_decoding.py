@@ -12,7 +12,7 @@ from mlx_lm.models.cache import KVCache
 
 from mlxmtp import Engine, load
 from mlxmtp.conversion.convert import Packing, convert
-from mlxmtp.decoding.loop import speculate
+from mlxmtp.decoding.loop import keep_all, speculate
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.verifier import Draft, Verifier
@@ -20,7 +20,7 @@ from mlxmtp.heads.gemma import Position
 from mlxmtp.targets import SharedRows
 from tests import tiny
 from tests.running import assert_plain, generated, plain_run, prefilled, reference, rounds
-from tests.scripted import Depths, KeepUntil, ScriptedDrafter, assert_same_state, keep_all, snapshot
+from tests.scripted import Depths, KeepUntil, ScriptedDrafter, assert_same_state, snapshot
 
 WINDOW = 16
 STYLES: dict[tiny.Style, tiny.GemmaKind] = {"E2B": "gemma4", "31B": "gemma4_text", "26B-A4B": "gemma4_unified"}

@@ -236,7 +236,7 @@ def test_no_line_of_the_panel_is_wider_than_the_panel() -> None:
     live.said(stats(prompt_tokens=131_072, reused_tokens=131_000, prefill_tps=12_345.0, ttft_s=123.45), MEMORY)
     live.end(stats(99_999, acceptance_by_depth=(1.0,) * 4), MEMORY)
     long = "mlx-community/a-model-with-a-very-long-name-instruct-4bit"
-    found = loaded(long, head_source="google/gemma-4-31b-it-assistant", by_name=True, token_identical=False)
+    found = loaded(long, head_source="google/gemma-4-31b-it-assistant", by_name=True, promise="distribution")
     shown = [*panel.now(live, found, Settings(depth=2), long), *panel.over_turns(live)]
     # the widget has 42 columns, less a border and two of padding at each side; a longer line breaks in the middle
     assert [line for line in text_of(shown).split("\n") if len(line) > 42 - 1 - 4] == []

@@ -139,7 +139,7 @@ def test_without_colour(snap_compare, monkeypatch):
 def test_a_plain_model_says_why(snap_compare):
     engines = Engines()
     why = "the conversion has lost its head; mlxmtp attach gives it back"
-    plain = loaded("mlx-community/some-model-4bit", head=None, plain_because=why, token_identical=False)
+    plain = loaded("mlx-community/some-model-4bit", head=None, plain_because=why, promise="distribution")
     from mlxmtp.worker.messages import Load
 
     engines.script[Load] = [plain]

@@ -108,8 +108,10 @@ class Chat:
             self._view.say(f"ctrl+r starts the engine, with {self.model_name}")
             return
         self._become("loading")
-        mtp, identity = self._options.mtp, self._options.identity
-        self._link.send(lambda id: Load(id, model, head, mtp, identity=identity))
+        asked = self._options
+        self._link.send(
+            lambda id: Load(id, model, head, asked.mtp, identity=asked.identity, draft_vocab=asked.draft_vocab)
+        )
 
     def submit(self, text: str) -> bool:
         """Ask; whether the text was taken.

@@ -47,7 +47,7 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Options:
-    """What `mlxmtp chat` was started with. choose: ask for a model first. head, mtp, identity: as in `mlxmtp.load`."""
+    """What `mlxmtp chat` was started with. choose: ask for a model first. Others: as in `mlxmtp.load`."""
 
     model: str | None = None
     head: str | None = None
@@ -56,3 +56,4 @@ class Options:
     system: str = ""
     settings: Settings = field(default_factory=Settings)
     identity: Identity = "fast"
+    draft_vocab: str | None = None

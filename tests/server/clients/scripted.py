@@ -151,7 +151,7 @@ def engine(folder: str) -> None:
         if isinstance(command, Load):
             about = {"head": None, "plain_because": "it is scripted", "head_source": None, "by_name": False}
             numbers = {"context": CONTEXT, "memory_limit": 1, "seconds": 0.0}
-            kinds = {"thinks": True, "token_identical": True, "folder": folder}
+            kinds = {"thinks": True, "promise": "identical", "folder": folder}
             events = iter([Loaded(command.id, "scripted", **about, **numbers, **kinds)])
         elif isinstance(command, Generate):
             events = turn(scripted, tokenizer, command)
