@@ -103,9 +103,9 @@ def log_probs(logits: mx.array) -> mx.array:
 
 def distribution(logits: mx.array, sampling: Sampling) -> mx.array:
     """Log-probabilities [..., V] in float32 of the law that a token is drawn from; -inf where it is filtered out."""
-    x = log_probs(logits.astype(mx.float32))
+    x = logits.astype(mx.float32)
     if sampling.top_p < 1:
-        x = top_p(x, sampling.top_p)
+        x = top_p(log_probs(x), sampling.top_p)
     if sampling.min_p > 0:
         x = min_p(x, sampling.min_p)
     if 0 < sampling.top_k < x.shape[-1]:

@@ -60,12 +60,20 @@ class Engine:
 
     verdict: Verdict = Verdict("identical", 8, 1100)  # noqa: RUF009 - it is frozen
     identity: str = "fast"
+    draft_vocab: str | None = None
 
     def load(
-        self, path_or_repo: str | None = None, *, mtp: bool = True, head: str | None = None, identity: str = "fast"
+        self,
+        path_or_repo: str | None = None,
+        *,
+        mtp: bool = True,
+        head: str | None = None,
+        identity: str = "fast",
+        draft_vocab: str | None = None,
     ) -> "Engine":
         self.loaded.append((path_or_repo, mtp))
         self.identity = identity
+        self.draft_vocab = draft_vocab
         return self
 
     def stream(self, prompt: str, sampling: mlxmtp.Sampling, **options: Any) -> Iterator[Chunk]:

@@ -70,11 +70,11 @@ def test_every_option_reaches_the_engine(generate):
     engine = Engine()
     options = (
         "--model owner/name --raw --max-tokens 7 --temp 0.7 --top-p 0.9 --top-k 40 --min-p 0.05 --seed 11 "
-        "--depth 2 --verify block --stop A --stop B"
+        "--depth 2 --verify block --stop A --stop B --draft-vocab 300"
     )
     assert generate(*options.split(), engine=engine).code == 0
     (call,) = engine.calls
-    assert engine.loaded == [("owner/name", True)]
+    assert (engine.loaded, engine.draft_vocab) == ([("owner/name", True)], "300")
     sampling = call["sampling"]
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 0.9, 40)
     assert (sampling.min_p, sampling.seed) == (0.05, 11)
