@@ -8,8 +8,6 @@ tokens and at clocks alone, so the law of the output does not depend on it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from mlxmtp.decoding.acceptance import Acceptance
 from mlxmtp.decoding.costs import Costs
 from mlxmtp.decoding.repeats import Repeats
@@ -84,10 +82,6 @@ class AutoDepth:
             return best
         self._full_repeats = 0
         return min(2 * best, self.most_repeated)
-
-    def observe_repeat(self, match: int, same: Sequence[bool]) -> None:
-        """Behind a match of this length, a round's tokens were the same as there, or not."""
-        self.repeats.observe(match, same)
 
     def observe(self, one: Round) -> None:
         self._time(one)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 PLAIN = (False, 0)
+"""The key of plain decoding among those of rounds: whether drafts were looked up, and how many."""
 COMMON, SLOWEST = 0.1, 0.05
 """How much of an unexpected time all depths share at once; how much of it a depth takes for its own, at least."""
 OUTLIER = 0.5
@@ -14,8 +15,6 @@ SUPPOSED_WEIGHT = 3.0
 """Rounds that count for what is supposed of a depth by others: the straight line between its neighbours."""
 SETTLED = 32
 """Rounds that a ratio of an earlier run counts for."""
-
-
 DRAFT_WEIGHT = 0.2
 """The weight of the newest timing of draft steps."""
 

@@ -49,6 +49,6 @@ class AutoDrafter:
     def observe(self, one: Round) -> None:
         if self._text.match:
             repeated = zip(one.tokens, self._text.after(len(one.tokens)), strict=True)
-            self._policy.observe_repeat(self._text.match, [token == before for token, before in repeated])
+            self._policy.repeats.observe(self._text.match, [token == before for token, before in repeated])
         self._policy.observe(one)
         self._text.extend(self._sequence.tokens[len(self._text) :])

@@ -177,7 +177,7 @@ def lookups(world: World, policy: AutoDepth, heads: Sequence[float], repeats: fl
             accepted += 1
         same = [True] * accepted + [False] if looked_up else [rng.random() < repeats for _ in range(accepted + 1)]
         if match:
-            policy.observe_repeat(match, same)
+            policy.repeats.observe(match, same)
         curve = [*world.curve, *(world.curve[-1] + 0.33 * i for i in range(1, 10))]
         cost = 1.0 if depth == 0 else curve[depth] + world.other + (0 if looked_up else depth * world.draft)
         seconds = cost * world.seconds * math.exp(rng.gauss(0, NOISE))
