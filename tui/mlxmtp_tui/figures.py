@@ -13,6 +13,8 @@ EIGHTHS = " ▏▎▍▌▋▊▉█"
 RISING = " ▁▂▃▄▅▆▇█"
 SHADES = {"draft": "░", "verify": "█", "other": "▒"}
 """Told apart without colour too."""
+SHOWN = 3
+"""Depths whose acceptance stands under a turn."""
 MUTED = "$foreground 60%"
 """The style of what explains; $text-muted, which takes its colour from the background, is none for parts of a text."""
 
@@ -25,7 +27,8 @@ def turn_line(stats: Stats | None, reason: str, speedup: float | None = None) ->
         parts += [f"{stats.tokens:,} tok", f"{stats.decode_tps:.1f} tok/s" if stats.decode_tps else ""]
         parts += [f"{speedup:.2f}× plain" if speedup else ""]
         if stats.drafted:
-            by_depth = " ".join(f"d{i} {_share(share)}" for i, share in enumerate(stats.acceptance_by_depth, start=1))
+            first = stats.acceptance_by_depth[:SHOWN]  # the panel has them all
+            by_depth = " ".join(f"d{i} {_share(share)}" for i, share in enumerate(first, start=1))
             parts += [f"{stats.tokens_per_round:.1f} tok/round", by_depth]
         parts += [f"text {stats.looked_up_accepted}/{stats.looked_up}" if stats.looked_up else ""]
         parts += [f"ttft {stats.ttft_s:.2f} s", f"peak {size(stats.peak_memory_bytes)}"]
