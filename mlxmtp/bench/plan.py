@@ -39,7 +39,7 @@ class Settings:
     contexts: tuple[int, ...] = CONTEXTS
     tokens: int = 128
     repeats: int = 3
-    verify: Literal["token", "block", "seeded"] = "token"
+    verify: Literal["token", "block", "seeded"] = "block"
     acceptance: float | None = None
 
     def checked(self) -> Settings:

@@ -153,7 +153,7 @@ class Engine:
         Args:
             prompt: a text (one user message, unless `raw` or without a chat template), messages, or token ids.
             depth: drafts a round; 0 decodes plainly. None: as many as give most tokens a second (decoding/auto.py).
-            verify: "token", "block" or "seeded" (decoding/verifier.py); None: seeded where a seed is given.
+            verify: "token", "block" or "seeded" (decoding/verifier.py); None: seeded where a seed is given, else block.
             stop: strings that end the turn and are not given out.
             on_prefill: told (done, total) after each chunk of the prompt.
             prefill_rows: the prompt is read so many tokens at a time.

@@ -54,7 +54,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--depths", metavar="K", type=options.depth, nargs="*", default=[1, 2, 3, 4], help=depths)
     add("--temps", metavar="T", type=options.number, nargs="+", help="temperatures of the workloads (default: 0 0.7)")
     modes = ("token", "block", "seeded")
-    add("--verify", choices=modes, default="token", help="above temperature 0 (default: token)")
+    add("--verify", choices=modes, default="block", help="above temperature 0 (default: block)")
     contexts = "lengths, as 4096 or 4k (default: 1k to 32k, those that fit; none: no contexts)"
     add("--contexts", metavar="N", type=options.tokens, nargs="*", help=contexts)
     synthetic = "let each draft stand with probability A: prices models with random weights"

@@ -85,7 +85,7 @@ def add_arguments(command: argparse.ArgumentParser, prompt: str | None = None) -
     speculation.add_argument(
         "--verify",
         choices=("token", "block", "seeded"),
-        help="how drafts are verified when sampling (default: seeded with --seed, else token)",
+        help="how drafts are verified when sampling (default: seeded with --seed, else block)",
     )
     options.add_identity(speculation.add_argument)
     options.add_draft_vocab(speculation.add_argument)

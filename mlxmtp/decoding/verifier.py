@@ -53,7 +53,8 @@ class Verifier:
     Args:
         sampling: the chain that target and draft go through alike.
         mode: "token" or "block" rejection sampling, or "seeded": the same seed gives the same tokens at any depth.
-            None takes "seeded" where a seed is given. At temperature 0 all are the same.
+            None takes "seeded" where a seed is given, else "block", of which most drafts stand. At temperature 0 all
+            are the same.
         constraint: of this turn alone; None allows every token.
     """
 
@@ -63,7 +64,7 @@ class Verifier:
         if mode is not None and mode not in get_args(VerifyMode):
             raise ValueError(f"verify is {mode!r}; expected one of {', '.join(get_args(VerifyMode))}")
         self.sampling = sampling
-        self.mode: VerifyMode = mode or ("token" if sampling.seed is None else "seeded")
+        self.mode: VerifyMode = mode or ("block" if sampling.seed is None else "seeded")
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         self._key = mx.random.split(mx.random.key(seed))[0]
         self._constraint = constraint

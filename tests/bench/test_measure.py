@@ -45,7 +45,7 @@ def test_a_plan_is_the_same_plan_again_but_for_repeats(engine: Engine):
 
     assert identity() == identity()
     assert identity(replace(SMALL, repeats=9)) == identity()
-    others = [replace(SMALL, tokens=13), replace(SMALL, depths=(1,)), replace(SMALL, verify="block")]
+    others = [replace(SMALL, tokens=13), replace(SMALL, depths=(1,)), replace(SMALL, verify="token")]
     assert len({identity(), *map(identity, others), identity(prompts=PROMPTS[:1])}) == 5
 
 

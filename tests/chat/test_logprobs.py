@@ -67,7 +67,8 @@ def test_they_are_log_softmax_of_a_plain_pass(demo: Engine, sampling: Sampling, 
 
 @pytest.mark.parametrize("verify", ["token", "block"])
 def test_of_rejection_sampling(demo: Engine, verify: Any) -> None:
-    chunks = list(demo.stream(PROMPT, Sampling(1.0, seed=4), raw=True, max_tokens=COUNT, verify=verify, logprobs=0))
+    options: Any = {"raw": True, "max_tokens": COUNT, "depth": 3, "verify": verify, "logprobs": 0}
+    chunks = list(demo.stream(PROMPT, Sampling(1.0, seed=4), **options))
     records = [one for chunk in chunks for one in chunk.logprobs]
     assert 0 < chunks[-1].stats.accepted < chunks[-1].stats.drafted, "tokens of both kinds"
     for one, law in zip(records, laws(demo, [one.token for one in records]), strict=True):

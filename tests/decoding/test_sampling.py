@@ -134,7 +134,7 @@ def test_an_unknown_verification_is_named() -> None:
 
 
 def test_a_seed_means_reproducible_unless_told_otherwise() -> None:
-    assert Verifier(Sampling(1.0)).mode == "token"
+    assert Verifier(Sampling(1.0)).mode == "block"
     assert Verifier(Sampling(1.0, seed=0)).mode == "seeded"
     assert Verifier(Sampling(1.0, seed=0), "block").mode == "block"
 
