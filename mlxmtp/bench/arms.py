@@ -142,11 +142,9 @@ class ReadPrompt:
         for chunk in self.engine.stream(self.tokens, sampling, **options):
             tokens += chunk.tokens
         stats = chunk.stats
-        shares = zip(stats.acceptance_by_depth, stats.drafted_by_depth, strict=True)
-        accepted = tuple(round(share * drafted) for share, drafted in shares)
         peak, policy = stats.peak_memory_bytes - held, stats.policy
-        measured = stats.decode_tps, stats.ttft_s, stats.rounds, stats.drafted_by_depth
-        return Run(tuple(tokens), *measured, accepted, peak, policy)
+        measured = stats.decode_tps, stats.ttft_s, stats.rounds, stats.drafted_by_depth, stats.accepted_by_depth
+        return Run(tuple(tokens), *measured, peak, policy)
 
     def gap(self, tokens: Several[int], one: int, other: int) -> float:
         """How much likelier the first of two tokens is than the second behind the prompt and `tokens`, in nats."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from mlxmtp.bench import machine
 from mlxmtp.bench.workloads import Prompt, long_text
 from mlxmtp.chat.engine import Engine
+from mlxmtp.decoding.verifier import VerifyMode
 from mlxmtp.errors import OptionError, PromptError
 
 MLX_LM, PLAIN, AUTO = "mlx-lm", "plain", "auto"
@@ -39,7 +40,7 @@ class Settings:
     contexts: tuple[int, ...] = CONTEXTS
     tokens: int = 128
     repeats: int = 3
-    verify: Literal["token", "block", "seeded"] = "block"
+    verify: VerifyMode = "block"
     acceptance: float | None = None
 
     def checked(self) -> Settings:

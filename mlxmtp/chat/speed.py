@@ -11,8 +11,8 @@ from mlx_lm.sample_utils import make_sampler
 from mlxmtp.chat.engine import Engine
 from mlxmtp.chat.prompt import Prompt, encode
 from mlxmtp.decoding.depth import DepthPolicy
-from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.loop import decode_plainly, keep_all, speculate
+from mlxmtp.decoding.drafting import generate
+from mlxmtp.decoding.loop import keep_all
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import PREFILL_ROWS, Sequence
 from mlxmtp.decoding.verifier import Verifier
@@ -105,11 +105,5 @@ def _plain(engine: Engine, read: Sequence, sampling: Sampling, tokens: int) -> I
 
 
 def _ours(read: Sequence, sampling: Sampling, policy: DepthPolicy, tokens: int) -> Iterator[int]:
-    sequence, law = read.fork(), Verifier(sampling)
-    if read.head:
-        drafter = MTPChain(read.head)
-        rounds = speculate(read.target, drafter, sequence, law, policy, keep_all, tokens)
-    else:
-        rounds = decode_plainly(read.target, sequence, law, keep_all, tokens)
-    for one in rounds:
+    for one in generate(read.target, read.head, read.fork(), Verifier(sampling), policy, keep_all, tokens):
         yield len(one.tokens)

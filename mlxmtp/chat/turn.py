@@ -16,11 +16,8 @@ from mlx_lm.generate import wired_limit
 from mlxmtp.chat.parts import Part, Splitter
 from mlxmtp.chat.prefixes import PrefixCache
 from mlxmtp.chat.text import TextStream
-from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.depth import DepthPolicy
-from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.drafting import AutoDrafter
-from mlxmtp.decoding.loop import decode_plainly, speculate
+from mlxmtp.decoding.drafting import generate
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round, Stats, Tally, TokenLogprob
 from mlxmtp.decoding.verifier import Verifier
@@ -118,11 +115,5 @@ class Turn:
         return Chunk(text, one.tokens, stats, one.finish, parts, one.logprobs, self.text.stopped_by)
 
     def _rounds(self, sequence: Sequence, max_tokens: int) -> Any:
-        turn = sequence, self.verifier
-        if not self.head:
-            return decode_plainly(self.target, *turn, self.text.feed, max_tokens, self.logprobs)
-        head, policy = MTPChain(self.head), self.policy
-        if isinstance(policy, AutoDepth):
-            auto = AutoDrafter(head, policy, sequence)
-            return speculate(self.target, auto, *turn, auto, self.text.feed, max_tokens, self.logprobs)
-        return speculate(self.target, head, *turn, policy, self.text.feed, max_tokens, self.logprobs)
+        turn = sequence, self.verifier, self.policy
+        return generate(self.target, self.head, *turn, self.text.feed, max_tokens, self.logprobs)

@@ -74,8 +74,7 @@ class AutoDepth:
             return 0
         tokens = self.repeats.tokens(match, self.most_repeated)
         steps = self.costs.looked_up_table(self.most_repeated)
-        speedups = [n / t for n, t in zip(tokens, steps, strict=True)]
-        best = max(range(self.most_repeated + 1), key=speedups.__getitem__)
+        speedups, best = _priced(tokens, steps)
         if speedups[best] <= HYSTERESIS * self._speedups[self._depth]:
             return 0
         if self._full_repeats < FULL_REPEATS:
@@ -111,8 +110,7 @@ class AutoDepth:
 
     def _choose(self) -> None:
         self._tokens, self._steps = self.acceptance.tokens(self.most), self.costs.table(self.most)
-        self._speedups = [n / t for n, t in zip(self._tokens, self._steps, strict=True)]
-        best = max(range(self.most + 1), key=self._speedups.__getitem__)
+        self._speedups, best = _priced(self._tokens, self._steps)
         if self._speedups[best] > (HYSTERESIS if best else PARKING) * self._speedups[self._depth]:
             self._depth = best
 
@@ -143,3 +141,9 @@ class AutoDepth:
     def _could_pay(self) -> bool:
         """Whether drafts would be faster if all of them stood."""
         return any(depth + 1 > HYSTERESIS * self._steps[depth] for depth in range(1, self.most + 1))
+
+
+def _priced(tokens: list[float], steps: list[float]) -> tuple[list[float], int]:
+    """S(0), S(1), ..., and the depth of the greatest."""
+    speedups = [n / t for n, t in zip(tokens, steps, strict=True)]
+    return speedups, speedups.index(max(speedups))

@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from mlxmtp.decoding.auto import AutoDepth
+from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.lookup import Lookup
+from mlxmtp.decoding.loop import Keep, decode_plainly, speculate
 from mlxmtp.decoding.verifier import Draft, Verifier
 
 if TYPE_CHECKING:
-    from mlxmtp.decoding.auto import AutoDepth
+    from mlxmtp.decoding.depth import DepthPolicy
     from mlxmtp.decoding.drafters import Drafter
     from mlxmtp.decoding.sequence import Sequence
     from mlxmtp.decoding.stats import Round
+    from mlxmtp.heads import Head
+    from mlxmtp.targets import Target
+
+
+def generate(
+    target: Target,
+    head: Head | None,
+    sequence: Sequence,
+    verifier: Verifier,
+    policy: DepthPolicy,
+    keep: Keep,
+    max_tokens: int,
+    logprobs: int | None = None,
+) -> Iterator[Round]:
+    """Rounds as the engine decodes: plain without a head, with looked-up drafts where the depth is its own choice.
+
+    Arguments, errors and the caches afterwards as for `speculate`.
+    """
+    if head is None:
+        return decode_plainly(target, sequence, verifier, keep, max_tokens, logprobs)
+    chain = MTPChain(head)
+    if isinstance(policy, AutoDepth):
+        auto = AutoDrafter(chain, policy, sequence)
+        return speculate(target, auto, sequence, verifier, auto, keep, max_tokens, logprobs)
+    return speculate(target, chain, sequence, verifier, policy, keep, max_tokens, logprobs)
 
 
 class AutoDrafter:

@@ -99,6 +99,12 @@ class Stats:
     looked_up: int = 0
     looked_up_accepted: int = 0
 
+    @property
+    def accepted_by_depth(self) -> tuple[int, ...]:
+        """The head's drafts that stood, where `drafted_by_depth` has their number."""
+        shares = zip(self.acceptance_by_depth, self.drafted_by_depth, strict=True)
+        return tuple(round(share * drafted) for share, drafted in shares)
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""
         by_depth = {"acceptance_by_depth": self.acceptance_by_depth, "drafted_by_depth": self.drafted_by_depth}

@@ -1,5 +1,6 @@
 """What the engine asks of a head, whatever its family."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -75,9 +76,9 @@ class Recursion:
     _narrowed: DraftOutput | None = None
 
     @property
+    @abstractmethod
     def output(self) -> Any:
         """The module of the output matrix."""
-        raise NotImplementedError
 
     @property
     def hidden_at(self) -> Where:

@@ -81,8 +81,8 @@ class NextNHead(Recursion, nn.Module):
         return self.normed(layer.block(x, mask, cache[0]), layer.norm, for_logits=False)
 
     def logits(self, states: mx.array) -> mx.array:
-        own = self.layers[0].lm_head if "lm_head" in self._own else None
-        project = self._narrowed or own or self._target.project
+        whole = self.output if "lm_head" in self._own else self._target.project
+        project = self._narrowed or whole
         logits: mx.array = project(self.normed(states, self.layers[0].norm, for_logits=True))
         return logits
 

@@ -40,11 +40,8 @@ class Metrics:
         self._sums["looked_up_accepted"] += stats.looked_up_accepted
         self._sums["ttft_seconds"] += stats.ttft_s  # type: ignore[assignment]
         self._sums["decode_seconds"] += stats.draft_s + stats.verify_s + stats.other_s  # type: ignore[assignment]
-        for depth, (drafted, share) in enumerate(
-            zip(stats.drafted_by_depth, stats.acceptance_by_depth, strict=True), start=1
-        ):
-            self.drafted[depth] += drafted
-            self.accepted[depth] += round(share * drafted)
+        self.drafted.update(dict(enumerate(stats.drafted_by_depth, start=1)))
+        self.accepted.update(dict(enumerate(stats.accepted_by_depth, start=1)))
 
     def text(self, host: Host) -> str:
         """The exposition, its figures as of now."""
