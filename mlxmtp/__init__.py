@@ -22,7 +22,8 @@ from mlxmtp.errors import (
 )
 
 if TYPE_CHECKING:
-    from mlxmtp.chat.engine import Engine, Result, load
+    from mlxmtp.chat.engine import Engine, Result
+    from mlxmtp.chat.loading import load
     from mlxmtp.chat.turn import Chunk
     from mlxmtp.decoding.sampling import Sampling
     from mlxmtp.decoding.stats import Stats, TokenLogprob
@@ -52,7 +53,7 @@ _LAZY = {
     "Chunk": "mlxmtp.chat.turn",
     "Engine": "mlxmtp.chat.engine",
     "Result": "mlxmtp.chat.engine",
-    "load": "mlxmtp.chat.engine",
+    "load": "mlxmtp.chat.loading",
     "Sampling": "mlxmtp.decoding.sampling",
     "Stats": "mlxmtp.decoding.stats",
     "TokenLogprob": "mlxmtp.decoding.stats",

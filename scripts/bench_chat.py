@@ -192,7 +192,7 @@ def random_model(folder: Path, layers: int) -> Path:
     from mlx.utils import tree_flatten
     from mlx_lm.models import qwen3
 
-    from mlxmtp.chat.engine import DEMO
+    from mlxmtp.chat.loading import DEMO
 
     folder.mkdir()
     config = {

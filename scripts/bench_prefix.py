@@ -26,7 +26,7 @@ import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
 
 from mlxmtp import Engine, load  # noqa: E402
-from mlxmtp.chat.engine import DEMO  # noqa: E402
+from mlxmtp.chat.loading import DEMO  # noqa: E402
 from mlxmtp.chat.prefixes import PrefixCache  # noqa: E402
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -11,13 +11,15 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from bench import PROMPTS, RAW, rounds_of
-
-from mlxmtp import Engine, load
-from mlxmtp.chat.prompt import encode
+from mlxmtp import Engine, Sampling, load
+from mlxmtp.bench.workloads import load_prompts, select
 from mlxmtp.conversion.convert import Packing, convert
+from mlxmtp.decoding.depth import FixedDepth
+from mlxmtp.decoding.drafting import generate
+from mlxmtp.decoding.loop import keep_all
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Stats, Tally
+from mlxmtp.decoding.verifier import Verifier
 from mlxmtp.units import size
 
 BITS = (16, 8, 4)
@@ -50,13 +52,13 @@ def measure(engine: Engine, args: argparse.Namespace) -> tuple[tuple[int, ...], 
     """All tokens, generated past end tokens, and the sums of their rounds."""
     tokens: list[int] = []
     tally = Tally(0, 0.0)
-    for workload, prompts in PROMPTS.items():
-        for prompt in prompts:
-            sequence = Sequence(engine.target, engine.mtp)
-            sequence.prefill(encode(engine.tokenizer, prompt, raw=workload in RAW))
-            for one in rounds_of(engine, sequence, args.tokens, args.depth):
-                tally.add(one, 0.0)
-                tokens += one.tokens
+    for prompt in select(load_prompts(), (), 1):
+        sequence = Sequence(engine.target, engine.mtp)
+        sequence.prefill(list(prompt.tokens(engine.tokenizer)))
+        turn = sequence, Verifier(Sampling()), FixedDepth(args.depth), keep_all, args.tokens
+        for one in generate(engine.target, engine.mtp, *turn):
+            tally.add(one, 0.0)
+            tokens += one.tokens
     return tuple(tokens), tally.stats(0)
 
 

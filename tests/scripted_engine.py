@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlxmtp.decoding.stats import Stats
+from mlxmtp.worker.lines import encode
 from mlxmtp.worker.messages import (
     Command,
     Compared,
@@ -25,7 +26,6 @@ from mlxmtp.worker.messages import (
     Models,
     Said,
     Stopped,
-    encode,
 )
 
 DEADLINE_S = 20.0

@@ -79,18 +79,16 @@ def median_cost(costs: Sequence[Cost]) -> Cost:
     return Cost(statistics.mean(cost.context for cost in costs), rows, draft, other)
 
 
-def ideal_speedup(tokens_per_round: float, cost: Cost, depth: int) -> float | None:
-    """E / (C(k + 1) + k d), decoding.md 2 without its `o`; None where no pass over so many rows was timed."""
+def ideal_speedup(tokens_per_round: float, plain_rate: float, cost: Cost, depth: int) -> float | None:
+    """E / (C(k + 1) + k d), decoding.md 2 without its `o`; None where no pass over so many rows was timed.
+
+    Args:
+        plain_rate: of plain decoding, tokens a second. It may be faster than passes over one row that are timed each
+            for itself: its next pass is built while the present one is computed.
+    """
     if depth + 1 > len(cost.rows):
         return None
-    return tokens_per_round / (cost.curve[depth] + depth * cost.d)
-
-
-def round_share(tokens_per_round: float, rate: float, cost: Cost, depth: int) -> float | None:
-    """The share of a round's time that its pass and its drafts alone would have taken."""
-    if depth + 1 > len(cost.rows) or not rate:
-        return None
-    return (cost.rows[depth] + depth * cost.draft) * rate / tokens_per_round
+    return tokens_per_round / (cost.rows[depth] + depth * cost.draft) / plain_rate
 
 
 def pooled(counts: Iterable[Sequence[int]]) -> list[int]:

@@ -110,7 +110,7 @@ def speed_plot(rows: Sequence[Row]) -> str:
 def speed_table(rows: Sequence[Row]) -> str:
     """All figures of the workloads."""
     head = ["workload, arm", "tok/s", "to mlx-lm", "to ours plain", "tokens a round", "accepted by depth"]
-    head += ["ideal", "reached", "parts", "TTFT s"]
+    head += ["ideal", "reached", "TTFT s"]
     body = [
         [
             f"{row['workload']}, {row['arm']}",
@@ -121,7 +121,6 @@ def speed_table(rows: Sequence[Row]) -> str:
             " ".join(f"{share:.2f}" for share in row["acceptance"]) or table.NONE,
             table.with_spread(row["ideal"]),
             table.with_spread(row["reached"]),
-            table.with_spread(row["round_share"]),
             table.number(table.median(row["ttft_s"]), 3),
         ]
         for row in rows

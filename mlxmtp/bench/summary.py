@@ -6,16 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mlxmtp.bench.figures import (
-    Cost,
-    Spread,
-    drift,
-    ideal_speedup,
-    median_cost,
-    pooled,
-    round_share,
-    spread,
-)
+from mlxmtp.bench.figures import Cost, Spread, drift, ideal_speedup, median_cost, pooled, spread
 from mlxmtp.bench.plan import AUTO, MLX_LM, PLAIN
 
 Row = dict[str, Any]
@@ -101,21 +92,20 @@ def ratios(records: Iterable[Row], arm: str, base: str) -> Spread | None:
 
 
 def _reached(records: Iterable[Row], arm: str) -> Row:
-    """At a fixed depth: the ideal speed-up over our plain decoding, how much of it came, and of a round its parts.
+    """At a fixed depth: the ideal speed-up over our plain decoding, and how much of it came.
 
     Each by the cost of passes and drafts behind the same prompt in the same repeat.
     """
-    found: dict[str, list[float]] = {"ideal": [], "reached": [], "round_share": []}
+    found: dict[str, list[float]] = {"ideal": [], "reached": []}
     for record in records if arm.startswith("depth ") else ():
         run, plain, cost = record["runs"][arm], record["runs"][PLAIN]["rate"], _cost(record)
         if not cost or not run["rate"] or not plain:
             continue
         depth, per_round = int(arm.removeprefix("depth ")), run["tokens"] / run["rounds"]
-        ideal, share = ideal_speedup(per_round, cost, depth), round_share(per_round, run["rate"], cost, depth)
-        if ideal is not None and share is not None:
+        ideal = ideal_speedup(per_round, plain, cost, depth)
+        if ideal is not None:
             found["ideal"].append(ideal)
             found["reached"].append(run["rate"] / plain / ideal)
-            found["round_share"].append(share)
     return {name: _told(spread(values)) for name, values in found.items()}
 
 

@@ -10,8 +10,8 @@ from mlxmtp.units import size
 Row = dict[str, Any]
 NONE = "-"
 EXPLAINED = (
-    "ideal: tokens a round / (C(depth + 1) + depth draft steps), over ours plain; reached: the share of it that came;",
-    "parts: the share of a round's time that its pass and its drafts take alone",
+    "ideal: the speed-up over ours plain, if rounds took what their pass and their drafts take alone, C(depth + 1) and",
+    "depth draft steps; reached: the share of it that came",
 )
 
 
@@ -43,11 +43,9 @@ def about(report: Row) -> list[str]:
 
 def speed(report: Row) -> list[str]:
     """Workloads and arms."""
-    table = [
-        ["workload", "tok/s", "to mlx-lm", "tok/round", "accepted by depth", "ideal", "reached", "parts", "TTFT s"]
-    ]
+    table = [["workload", "tok/s", "to mlx-lm", "tok/round", "accepted by depth", "ideal", "reached", "TTFT s"]]
     for workload, temperature in dict.fromkeys((r["workload"], r["temperature"]) for r in report["speed"]):
-        table.append([f"{workload}, temperature {temperature:g}", *[""] * 8])
+        table.append([f"{workload}, temperature {temperature:g}", *[""] * 7])
         table += [_arm(r) for r in report["speed"] if (r["workload"], r["temperature"]) == (workload, temperature)]
     said = [f"{r['workload']}, temperature {r['temperature']:g}: {r['policy']}" for r in report["speed"] if r["policy"]]
     return [*aligned(table), *EXPLAINED, *said] if report["speed"] else []
@@ -62,7 +60,6 @@ def _arm(row: Row) -> list[str]:
         " ".join(f"{share:.2f}" for share in row["acceptance"]) or NONE,
         number(median(row["ideal"]), 2),
         number(median(row["reached"]), 2),
-        number(median(row["round_share"]), 2),
         number(median(row["ttft_s"]), 3),
     ]
 

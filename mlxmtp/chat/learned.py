@@ -37,10 +37,10 @@ def recalled(file: Path, most: int, most_repeated: int) -> AutoDepth:
 
 def keep(file: Path, policy: AutoDepth) -> None:
     """Write what it knows, once it has seen plain steps; where nothing can be written, not."""
-    costs = policy.costs
-    if ratios := costs.ratios():
+    steps, looked_up = policy.costs.known(), policy.costs.known(looked_up=True)
+    if 0 in steps:
         shares = {"acceptance": policy.acceptance.usual, "repeats": policy.repeats.usual}
-        write(file, {"steps": ratios, "looked_up_steps": costs.ratios(looked_up=True), **shares})
+        write(file, {"steps": steps, "looked_up_steps": looked_up, **shares})
 
 
 def _known(content: Mapping[str, Any]) -> tuple[Costs, Acceptance, Repeats]:

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -67,12 +68,19 @@ def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
     load = mlxmtp.load  # imports MLX, or says what to install
     report["machine"] = machine()
     say(arguments, machine_rows(report["machine"]))
+    import mlx.core as mx
+
+    from mlxmtp.bench import precision
     from mlxmtp.chat import identity
     from mlxmtp.identity.probe import FULL
 
     engine = load(arguments.model, head=arguments.head)
     report["model"] = {"name": engine.name, "head": engine.head, "plain_because": engine.plain_because}
     say(arguments, {"model": engine.name, "head": engine.head or f"none: {engine.plain_because}"})
+    states = engine.target.embed(mx.array([[0]]))
+    if states.dtype == mx.bfloat16:
+        times = report["float16_times"] = precision.float16_times(states.shape[-1])
+        say(arguments, {"float16": float16_told(times, arguments.model or str(engine.path))})
     found: list[Examined] = []
     try:
         with Progress(sys.stderr, "Examining", lambda done, total: f"{done} of {total}") as progress:
@@ -131,6 +139,17 @@ def machine_rows(found: dict[str, Any]) -> dict[str, str]:
         "MLX": f"{found['device']} {named}; {' and '.join(has) or 'neither Metal nor CUDA'} available",
         "with": ", ".join(f"{name} {number}" for name, number in found["versions"].items()),
     }
+
+
+def float16_told(times: dict[int, float], name: str) -> str:
+    """Beside a model in bfloat16: what float16 would take, and what to do where it is faster."""
+    from mlxmtp.bench import precision
+
+    shares = ", ".join(f"{time:.2f} for {rows} row{'s' * (rows > 1)}" for rows, time in times.items())
+    told = f"takes of bfloat16's time {shares}"
+    if not precision.pays(times):
+        return f"{told}; bfloat16 is right here"
+    return f"{told}; faster here: mlxmtp convert {shlex.quote(name)} OUT --dtype float16"
 
 
 def as_json(one: Examined) -> dict[str, Any]:

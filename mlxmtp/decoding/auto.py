@@ -25,8 +25,8 @@ AROUND = 256
 """Tokens between two looks at what other depths cost; and at most between two looks at drafts."""
 PLAIN_LOOK = 4
 """Plain tokens of such a look: the first and the last say nothing of the time between."""
-CLOSE = 1.3
-"""Below this speed-up plain decoding may turn out to be the better, and is looked at too."""
+CLOSE, OFTEN, SELDOM = 1.3, 3, 8
+"""Below this speed-up plain decoding may turn out to be the better: it gets one look in three, else one in eight."""
 FULL, FULL_REPEATS = 8, 3
 """After so many rounds without a rejection, a deeper one is tried; so many whose drafts were looked up."""
 
@@ -52,7 +52,7 @@ class AutoDepth:
         self.costs = costs or Costs()
         self.acceptance = acceptance or Acceptance()
         self.repeats = repeats or Repeats()
-        self._plan = [] if self.costs.ratios() else [min(FIRST, most), *[0] * PLAIN_LOOK]
+        self._plan = [] if len(self.costs.ratios()) > 1 else [min(FIRST, most), *[0] * PLAIN_LOOK]
         self._row, self._last = 0, 0.0
         self._patience = SOONEST
         self._depth = 0
@@ -132,10 +132,10 @@ class AutoDepth:
         if self._since < AROUND:
             return []
         self._since, self._looks = 0, self._looks + 1
-        close = self._speedups[self._depth] < CLOSE
-        others = [self._depth + 1, self._depth - 1, *[0] * close]
-        depth = min(others[self._looks % len(others)], self.most)
-        return [depth] if depth else [0] * PLAIN_LOOK
+        if self._looks % (OFTEN if self._speedups[self._depth] < CLOSE else SELDOM) == 0:
+            return [0] * PLAIN_LOOK
+        depth = self._depth + (1 if self._looks % 2 else -1)
+        return [min(depth, self.most)] if depth else [0] * PLAIN_LOOK
 
     @property
     def _could_pay(self) -> bool:

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 
 PLAIN = (False, 0)
 """The key of plain decoding among those of rounds: whether drafts were looked up, and how many."""
-COMMON, SLOWEST = 0.1, 0.05
-"""How much of an unexpected time all depths share at once; how much of it a depth takes for its own, at least."""
-OUTLIER = 0.5
+NOISE, DRIFT, OWN_DRIFT = 0.05, 0.03, 0.002
+"""Standard deviations of logarithms: of a round's time; from one round to the next, of the machine's pace, and of what
+is a depth's own."""
+OUTLIER = 0.3
 """Beyond this, as a logarithm, the machine was busy elsewhere."""
-SUPPOSED_WEIGHT = 3.0
+FIRST_DOUBT, SETTLED_DOUBT = 0.3, 0.01
+"""Of a depth that was measured once, which may have compiled what later rounds only run; of an earlier run's ratio."""
+SUPPOSED_WEIGHT = 2.0
 """Rounds that count for what is supposed of a depth by others: the straight line between its neighbours."""
-SETTLED = 32
-"""Rounds that a ratio of an earlier run counts for."""
 DRAFT_WEIGHT = 0.2
 """The weight of the newest timing of draft steps."""
 
@@ -22,8 +23,9 @@ DRAFT_WEIGHT = 0.2
 class Costs:
     """Plain steps that a round of each depth takes, by where its drafts come from.
 
-    A depth's ratio to a plain step is learned slowly. What all depths have in common - the length of the context, the
-    heat of the machine - is learned fast, so that rounds at different times can be compared.
+    The logarithm of a round's time is the machine's pace, which the length of the context, heat and other work change,
+    and a ratio to a plain step that is the depth's own. A Kalman filter for each tells them apart: what was measured
+    often is doubted little, so that an unexpected time is the pace's, and rounds at different times can be compared.
 
     Args:
         ratios: of an earlier run, by depth. looked_up: of rounds whose drafts were looked up.
@@ -32,8 +34,9 @@ class Costs:
     def __init__(self, ratios: Mapping[int, float] | None = None, looked_up: Mapping[int, float] | None = None) -> None:
         self._logs = {(False, depth): math.log(ratio) for depth, ratio in (ratios or {}).items()}
         self._logs |= {(True, depth): math.log(ratio) for depth, ratio in (looked_up or {}).items()}
-        self._counts = dict.fromkeys(self._logs, SETTLED)
-        self._common: float | None = None
+        self._variances = dict.fromkeys(self._logs, SETTLED_DOUBT**2)
+        self._pace: float | None = None
+        self._pace_variance = 0.0
         self._draft = 0.0
 
     def ratios(self, *, looked_up: bool = False) -> dict[int, float]:
@@ -43,25 +46,30 @@ class Costs:
             return {}
         return {depth: math.exp(log - plain) for (kind, depth), log in sorted(self._logs.items()) if kind == looked_up}
 
+    def known(self, *, looked_up: bool = False) -> dict[int, float]:
+        """Those of depths that were measured more than once: what a later run can start from."""
+        found = self.ratios(looked_up=looked_up)
+        return {depth: ratio for depth, ratio in found.items() if self._variances[looked_up, depth] < FIRST_DOUBT**2}
+
     def observe(self, depth: int, seconds: float, *, looked_up: bool = False) -> None:
         """A round took so long."""
         key, found = (looked_up, depth), math.log(max(seconds, 1e-9))
-        if self._common is None:
-            self._common = found - self._logs.get(key, 0.0)
+        if self._pace is None:
+            self._pace = found - self._logs.get(key, 0.0)
         if key not in self._logs:
-            self._logs[key], self._counts[key] = found - self._common, 1
+            self._logs[key], self._variances[key] = found - self._pace, FIRST_DOUBT**2
             return
-        if self._counts[key] == 1:  # the first may have compiled what later ones only run
-            self._logs[key] = min(self._logs[key], found - self._common)
-        error = max(min(found - self._common - self._logs[key], OUTLIER), -OUTLIER)
-        self._counts[key] += 1
-        self._logs[key] += max(1 / self._counts[key], SLOWEST) * error
-        self._common += COMMON * error
+        error = max(min(found - self._pace - self._logs[key], OUTLIER), -OUTLIER)
+        pace, own = self._pace_variance + DRIFT**2, self._variances[key] + OWN_DRIFT**2
+        whole = pace + own + NOISE**2
+        self._pace += pace / whole * error
+        self._logs[key] += own / whole * error
+        self._pace_variance, self._variances[key] = pace * (1 - pace / whole), own * (1 - own / whole)
 
     def observe_draft(self, seconds: float) -> None:
         """A draft step took so long."""
-        if self._common is not None and PLAIN in self._logs:
-            found = seconds / math.exp(self._common + self._logs[PLAIN])
+        if self._pace is not None and PLAIN in self._logs:
+            found = seconds / math.exp(self._pace + self._logs[PLAIN])
             self._draft += (DRAFT_WEIGHT if self._draft else 1.0) * (found - self._draft)
 
     def table(self, most: int) -> list[float]:
@@ -80,7 +88,7 @@ class Costs:
         return found
 
     def _weighed(self, looked_up: bool, depth: int, measured: Mapping[int, float], supposed: float) -> float:
-        count = self._counts[looked_up, depth] if depth in measured else 0
+        count = NOISE**2 / self._variances[looked_up, depth] if depth in measured else 0.0
         return (count * measured.get(depth, 0.0) + SUPPOSED_WEIGHT * supposed) / (count + SUPPOSED_WEIGHT)
 
 

@@ -31,10 +31,13 @@ class MTPChain:
         if pending is None:
             return NOTHING
         hidden, tokens = pending
+        if hidden.shape[1] > 1:  # of these rows only what the cache keeps is computed: nothing asks for their states
+            self._head(hidden[:, :-1], tokens[:, :-1], sequence.head_cache)
+            hidden, tokens = hidden[:, -1:], tokens[:, -1:]
         drafts: list[mx.array] = []
         distributions: list[mx.array] = []
         for _ in range(depth):
-            states = self._head(hidden, tokens, sequence.head_cache)[:, -1:]
+            states = self._head(hidden, tokens, sequence.head_cache)
             token, q = verifier.draw(self._head.logits(states)[:, 0], len(sequence.tokens), drafts)
             hidden, tokens = self._head.recycle(states), token[:, None]
             mx.async_eval(tokens)  # the device drafts while the host builds what comes next

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Self
 
-from mlxmtp.worker.messages import Command, Died, Event, Stop, decode, encode
+from mlxmtp.worker.lines import decode, encode
+from mlxmtp.worker.messages import Command, Died, Event, Stop
 
 # -P: whatever lies in the user's folder must not be imported in place of a module
 PROGRAM = (sys.executable, "-P", "-m", "mlxmtp.worker")

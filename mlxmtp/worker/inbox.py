@@ -10,7 +10,8 @@ import time
 import traceback
 from typing import BinaryIO
 
-from mlxmtp.worker.messages import Command, Stop, decode
+from mlxmtp.worker.lines import decode
+from mlxmtp.worker.messages import Command, Stop
 
 
 class Inbox:

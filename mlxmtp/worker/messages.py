@@ -1,17 +1,10 @@
-"""What the worker is told and what it says. Each message is a line: {"type": ..., its fields}."""
+"""What the worker is told and what it says."""
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mlxmtp.decoding.stats import Stats
-from mlxmtp.errors import MlxmtpError
 from mlxmtp.identity.verdict import Identity, Promise
-
-
-class ProtocolError(MlxmtpError):
-    """A line that is no message: worker and client are not of the same version, or something else wrote it."""
 
 
 @dataclass(frozen=True)
@@ -270,49 +263,3 @@ class Died(Event):
         if self.code == -9:
             end = "killed, perhaps because memory ran out"
         return f"{end}: {self.last.splitlines()[-1]}" if self.last else end
-
-
-_TYPES: dict[str, Any] = {
-    kind.__name__: kind
-    for kind in (
-        *(Load, Generate, Compare, ListModels, Download, Stop),
-        *(Loaded, Prefilled, Said, Finished, Compared, Models, Fetching, Fetched, Stopped, Warned, Failed, Died),
-    )
-}
-
-
-def encode(message: Command | Event) -> bytes:
-    """A line of JSON, its end included."""
-    shallow = {item.name: getattr(message, item.name) for item in fields(message)}
-    return json.dumps({"type": type(message).__name__, **shallow}, default=_object).encode() + b"\n"
-
-
-def decode(line: bytes) -> Any:
-    """The message of a line.
-
-    Raises:
-        ProtocolError: it is none.
-    """
-    try:
-        content = json.loads(line)
-        kind = _TYPES[content.pop("type")]
-        for name, read in _NESTED.items():
-            if content.get(name) is not None:
-                content[name] = read(content[name])
-        return kind(**content)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ProtocolError(f"not a message of this version: {line[:200]!r} ({error!r})") from error
-
-
-def _object(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    raise TypeError(f"{value!r} has no place in a message")
-
-
-_NESTED: dict[str, Callable[[Any], Any]] = {
-    "settings": lambda content: Settings(**content),
-    "stats": Stats.from_dict,
-    "memory": lambda content: Memory(**content),
-    "found": lambda content: [ModelFound(**one) for one in content],
-}

@@ -7,11 +7,14 @@ import sys
 import time
 import traceback
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mlxmtp.errors import CheckpointError, MlxmtpError, is_out_of_memory
+from mlxmtp.errors import MlxmtpError, is_out_of_memory
+from mlxmtp.worker import downloads
 from mlxmtp.worker.inbox import Inbox
+from mlxmtp.worker.lines import encode
 from mlxmtp.worker.messages import (
     Command,
     Compare,
@@ -27,14 +30,11 @@ from mlxmtp.worker.messages import (
     Load,
     Loaded,
     Memory,
-    ModelFound,
-    Models,
     Prefilled,
     Said,
     Settings,
     Stopped,
     Warned,
-    encode,
 )
 
 DISK_BYTES = 10**10
@@ -96,9 +96,9 @@ class Worker:
             case Compare():
                 self._compare(command)
             case ListModels():
-                self._list_models(command)
+                self._say(downloads.listed(command.id))
             case Download():
-                warning = self._fetch(command, command.repo, command.head)
+                warning = downloads.fetch(command.repo, command.head, partial(self._fetching, command))
                 self._say(Fetched(command.id, command.repo, warning))
 
     def _load(self, command: Load) -> None:
@@ -109,7 +109,7 @@ class Worker:
 
         if command.model:
             if not Path(command.model).expanduser().exists():
-                self._fetch_what_is_missing(command, command.model)
+                downloads.fetch_what_is_missing(command.model, partial(self._fetching, command))
             open_checkpoint(command.model)  # what is not there throws nothing out
         if self._prefixes:
             self._prefixes.close()
@@ -196,49 +196,6 @@ class Worker:
                 if speed.done == speed.total or self._due():
                     rates = list(speed.plain), list(speed.mtp)
                     self._say(Compared(command.id, speed.depth, speed.done, speed.total, *rates))
-
-    def _list_models(self, command: ListModels) -> None:
-        from mlxmtp.conversion.inspect import Report, inspect_cache
-        from mlxmtp.conversion.pull import usable_memory
-
-        found = []
-        for one in inspect_cache():
-            if isinstance(one, Report):
-                nbytes = one.trunk.nbytes + (one.head.weights.nbytes if one.head else 0)
-                family = one.head.family if one.head else None
-                found.append(ModelFound(one.name, nbytes, family, one.verdict, one.because))
-            else:
-                found.append(ModelFound(one.name, 0, None, "refused", one.error))
-        self._say(Models(command.id, found, usable_memory()))
-
-    def _fetch(self, command: Command, repo: str, head: str | None = None) -> str | None:
-        """Download a repo and its head; what is short of it."""
-        from mlxmtp.checkpoints import open_checkpoint
-        from mlxmtp.conversion.attach import attach
-        from mlxmtp.conversion.pull import has_head, head_to_pull, plan_pull, pull
-
-        plan = plan_pull(repo)
-        snapshot = pull(plan, lambda done, total: self._fetching(command, repo, done, total))
-        try:
-            if head is not None and not has_head(snapshot):
-                attach(repo, head, on_bytes=lambda done, total: self._fetching(command, head, done, total))
-            elif other := head_to_pull(snapshot):
-                pull(plan_pull(other), lambda done, total: self._fetching(command, other, done, total))
-        except CheckpointError as error:
-            return f"the model is here, its head is not: {error}"
-        open_checkpoint(snapshot)
-        return plan.memory_warning
-
-    def _fetch_what_is_missing(self, command: Command, repo: str) -> None:
-        """Of a repo that `load` would download in silence; without a connection, what is there has to do."""
-        from mlxmtp.conversion.pull import plan_pull
-
-        try:
-            missing = plan_pull(repo).missing_bytes
-        except CheckpointError:
-            return  # `load` says it
-        if missing:
-            self._fetch(command, repo)
 
     def _fetching(self, command: Command, what: str, done: int, total: int) -> None:
         if done >= total or self._due():

@@ -9,7 +9,6 @@ from mlxmtp.bench.figures import (
     ideal_speedup,
     median_cost,
     pooled,
-    round_share,
     spread,
 )
 
@@ -49,17 +48,12 @@ def test_the_cost_curve_is_in_passes_over_one_row():
 
 
 def test_ideal_speedup_is_that_of_decoding_md():
-    """S = E / (C(k + 1) + k d)."""
-    assert ideal_speedup(3.0, COST, 2) == pytest.approx(3.0 / (1.5 + 2 * 0.1))
-    assert ideal_speedup(1.0, COST, 0) == 1.0
-    assert ideal_speedup(4.0, COST, 4) is None, "no pass over five rows was timed"
-
-
-def test_the_share_of_a_round_that_its_parts_take():
-    """Three tokens a round at 150 tokens a second: a round takes 20 ms, its pass and its drafts 17."""
-    assert round_share(3.0, 150.0, COST, 2) == pytest.approx(17 / 20)
-    assert round_share(3.0, 0.0, COST, 2) is None
-    assert round_share(3.0, 150.0, COST, 4) is None
+    """S = E / (C(k + 1) + k d), where plain decoding takes what a pass over one row takes."""
+    one_row = COST.rows[0]
+    assert ideal_speedup(3.0, 1 / one_row, COST, 2) == pytest.approx(3.0 / (1.5 + 2 * 0.1))
+    assert ideal_speedup(1.0, 1 / one_row, COST, 0) == pytest.approx(1.0)
+    assert ideal_speedup(3.0, 1.25 / one_row, COST, 2) == pytest.approx(0.8 * 3.0 / (1.5 + 2 * 0.1))
+    assert ideal_speedup(4.0, 1 / one_row, COST, 4) is None, "no pass over five rows was timed"
 
 
 def test_median_cost_takes_each_part_by_itself():

@@ -12,7 +12,7 @@ from mlx_lm import tool_parsers
 from mlx_lm.utils import load_tokenizer
 
 from mlxmtp import load
-from mlxmtp.chat.engine import DEMO
+from mlxmtp.chat.loading import DEMO
 from mlxmtp.chat.parts import Part, Splitter, joined, message
 from mlxmtp.chat.prompt import encode
 

@@ -8,7 +8,7 @@ import pytest
 from mlx_lm.utils import load_tokenizer
 
 from mlxmtp import PromptError, load
-from mlxmtp.chat.engine import DEMO
+from mlxmtp.chat.loading import DEMO
 from mlxmtp.chat.prefixes import PrefixCache
 from mlxmtp.chat.prompt import encode, read, render
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 import mlxmtp
+from mlxmtp.bench import precision
 from mlxmtp.cli import doctor
 from mlxmtp.errors import BackendError, NumericsError
 from mlxmtp.identity import probe
@@ -26,7 +27,7 @@ def test_the_demo_on_this_backend(main_):
     ran = main_("doctor")
     found = rows(ran)
     assert ran.code == 0
-    assert list(found) == ["machine", "memory", "MLX", "with", "model", "head", "fast", "promise", ""]
+    assert list(found) == ["machine", "memory", "MLX", "with", "model", "head", "float16", "fast", "promise", ""]
     assert (found["model"], found["head"]) == ("demo", "qwen-mtp")
     assert "Device(cpu, 0)" in found["MLX"]
     assert f"mlxmtp {mlxmtp.__version__}" in found["with"]
@@ -59,10 +60,30 @@ def test_json(main_, raw):
     ran = main_("doctor", "--model", str(raw), "--json")
     report = json.loads(ran.out)
     assert (ran.code, ran.out.count("\n{")) == (0, 0)
-    assert set(report) == {"machine", "model", "identities", "promise"}
+    assert set(report) == {"machine", "model", "float16_times", "identities", "promise"}
+    assert set(report["float16_times"]) == {"1", "256"}
     assert report["promise"] == report["identities"]["fast"]["verdict"]["promise"] == "identical"
     assert report["identities"]["fast"]["greedy_run"] == {"tokens": 128, "gap": None}
     assert report["machine"]["memory_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("times", "told"),
+    [
+        ({1: 1.0, 256: 0.4}, "1.00 for 1 row, 0.40 for 256 rows; faster here: mlxmtp convert {} OUT --dtype float16"),
+        ({1: 0.95, 256: 0.95}, "0.95 for 1 row, 0.95 for 256 rows; bfloat16 is right here"),
+        ({1: 1.2, 256: 0.4}, "1.20 for 1 row, 0.40 for 256 rows; bfloat16 is right here"),
+    ],
+)
+def test_float16_is_advised_where_it_is_faster(main_, raw, monkeypatch, times, told):
+    monkeypatch.setattr(precision, "float16_times", lambda _size: times)
+    found = rows(main_("doctor", "--model", str(raw)))
+    assert found["float16"] == "takes of bfloat16's time " + told.format(raw)
+
+
+def test_a_model_in_float16_needs_no_advice(main_, raw, tmp_path):
+    assert main_("convert", str(raw), str(tmp_path / "half"), "--dtype", "float16").code == 0
+    assert "float16" not in rows(main_("doctor", "--model", str(tmp_path / "half")))
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])

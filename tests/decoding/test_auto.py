@@ -93,6 +93,31 @@ def test_nearly_the_best_fixed_depth_of_each_machine_and_text(curve: str, text: 
     assert statistics.mean(rates) >= 0.97 * world.best(shares)
 
 
+@dataclass
+class Shared(World):
+    """A machine with other work, which comes and goes every 60 rounds or so."""
+
+    def run(self, policy: AutoDepth, shares: Sequence[float], tokens: int, rng: random.Random) -> Iterable[Round]:
+        left, free = tokens, self.seconds
+        while left > 0:
+            if rng.random() < 1 / 60:
+                self.seconds = free if self.seconds > free else 1.45 * free
+            (one,) = super().run(policy, shares, 1, rng)
+            left -= len(one.tokens)
+            yield one
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("text", TEXTS)
+def test_other_work_on_the_machine_is_not_taken_for_a_depths_own_time(curve: str, text: str) -> None:
+    """Within 5 % of the best, the mean of 6 runs of 4000 tokens from nothing known; its standard error is 0.7 %."""
+    shares, rates = TEXTS[text], []
+    for seed in range(6):
+        world = Shared(CURVES[curve])
+        rates.append(world.rate(world.run(AutoDepth(MOST), shares, 4000, random.Random(seed))))
+    assert statistics.mean(rates) >= 0.95 * world.best(shares)
+
+
 @pytest.mark.parametrize("curve", CURVES)
 def test_what_is_known_of_a_machine_saves_the_start(curve: str) -> None:
     """A later run, of 200 tokens, against one that knows nothing: a head that is always wrong costs less than 3 %."""
@@ -101,7 +126,7 @@ def test_what_is_known_of_a_machine_saves_the_start(curve: str) -> None:
     for seed in range(6):
         rng, first = random.Random(seed), AutoDepth(MOST)
         list(world.run(first, shares, 1000, rng))
-        later = AutoDepth(MOST, 0, Costs(first.costs.ratios()), Acceptance(first.acceptance.usual))
+        later = AutoDepth(MOST, 0, Costs(first.costs.known()), Acceptance(first.acceptance.usual))
         rates.append(world.rate(world.run(later, shares, 200, rng)))
     assert statistics.mean(rates) >= 0.97
 

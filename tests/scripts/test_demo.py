@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -58,3 +59,14 @@ def test_json_is_that_of_generate(demo):
 @pytest.mark.parametrize("script", ["scripts/demo", "scripts/test", ".ci/run"])
 def test_scripts_can_be_run(script):
     assert os.access(REPO / script, os.X_OK)
+
+
+@pytest.mark.parametrize(
+    "script", [path.name for path in sorted(REPO.glob("scripts/*.py")) if "argparse" in path.read_text()]
+)
+def test_each_script_finds_what_it_needs(script):
+    ran = subprocess.run([sys.executable, REPO / "scripts" / script, "--help"], capture_output=True, text=True)
+    if "pip install" in ran.stderr:
+        pytest.skip(ran.stderr.strip())
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.startswith("usage: ")

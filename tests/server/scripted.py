@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2
 
-from mlxmtp.chat.engine import DEMO
+from mlxmtp.chat.loading import DEMO
 from mlxmtp.chat.parts import Splitter
 from mlxmtp.chat.tokenizer import load_tokenizer
 from mlxmtp.server.app import WIRES, Service, create_app

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from mlxmtp.server import app
+from mlxmtp.worker.lines import ProtocolError as NoMessage
 from mlxmtp.worker.messages import Failed, Generate, Load, Loaded
-from mlxmtp.worker.messages import ProtocolError as NoMessage
 from tests.scripted_engine import asynchronous, finished, loaded, said, until
 from tests.server.scripted import (
     ALL,

@@ -16,6 +16,7 @@ from mlxmtp_tui.files import MentionError
 from mlxmtp_tui.roles import Options
 from mlxmtp_tui.sessions import Session, read
 
+from mlxmtp.worker.lines import ProtocolError as NoMessage
 from mlxmtp.worker.messages import (
     Compare,
     Compared,
@@ -28,7 +29,6 @@ from mlxmtp.worker.messages import (
     Settings,
     Stopped,
 )
-from mlxmtp.worker.messages import ProtocolError as NoMessage
 from tests.tui.scripted import (
     Engines,
     ScriptedEngine,

@@ -15,6 +15,7 @@ from typing import Any, Self
 from mlxmtp.chat.parts import Part, joined
 from mlxmtp.chat.prefixes import PrefixCache
 from mlxmtp.worker.client import PROGRAM, WorkerProcess
+from mlxmtp.worker.lines import ProtocolError, decode
 from mlxmtp.worker.messages import (
     Command,
     Compared,
@@ -25,10 +26,8 @@ from mlxmtp.worker.messages import (
     Finished,
     Loaded,
     Models,
-    ProtocolError,
     Said,
     Stopped,
-    decode,
 )
 from mlxmtp.worker.serve import Worker
 

@@ -19,6 +19,7 @@ from mlxmtp import Chunk, Engine, load
 from mlxmtp.chat.parts import Part
 from mlxmtp.chat.prefixes import PrefixCache
 from mlxmtp.worker.inbox import Inbox
+from mlxmtp.worker.lines import encode
 from mlxmtp.worker.messages import (
     Command,
     Compare,
@@ -35,7 +36,6 @@ from mlxmtp.worker.messages import (
     Settings,
     Stop,
     Stopped,
-    encode,
 )
 from tests import tiny
 from tests.identity.stand_in import backend, narrow, wide

@@ -7,6 +7,7 @@ import pytest
 
 from mlxmtp.decoding.stats import Stats
 from mlxmtp.errors import MlxmtpError
+from mlxmtp.worker.lines import ProtocolError, decode, encode
 from mlxmtp.worker.messages import (
     Command,
     Compare,
@@ -26,14 +27,11 @@ from mlxmtp.worker.messages import (
     ModelFound,
     Models,
     Prefilled,
-    ProtocolError,
     Said,
     Settings,
     Stop,
     Stopped,
     Warned,
-    decode,
-    encode,
 )
 
 STATS = Stats(9, 4, 12, 5, 15, 7, 2.4, (0.8, 0.6, 0.0), 0.5, 80.0, 41.5, 0.1, 0.2, 0.05, 2**40, 7, 1)

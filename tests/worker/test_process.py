@@ -11,13 +11,13 @@ import pytest
 
 from mlxmtp.worker import client
 from mlxmtp.worker.client import WorkerProcess
+from mlxmtp.worker.lines import ProtocolError
 from mlxmtp.worker.messages import (
     Died,
     Failed,
     Generate,
     ListModels,
     Models,
-    ProtocolError,
     Settings,
 )
 from tests.conftest import REPO

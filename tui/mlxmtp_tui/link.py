@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from mlxmtp.worker.messages import Command, Died, Event, ProtocolError, Warned
+from mlxmtp.worker.lines import ProtocolError
+from mlxmtp.worker.messages import Command, Died, Event, Warned
 from mlxmtp_tui.roles import Engine
 
 

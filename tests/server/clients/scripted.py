@@ -89,7 +89,7 @@ class Scripted:
 
     def make(self) -> None:
         """Write what a tokenizer needs."""
-        from mlxmtp.chat.engine import DEMO
+        from mlxmtp.chat.loading import DEMO
 
         for name in ("config.json", "tokenizer.json", "generation_config.json"):
             (self.folder / name).write_bytes((DEMO / name).read_bytes())
@@ -141,7 +141,8 @@ def serve(folder: str) -> None:
 def engine(folder: str) -> None:
     """The worker's protocol on standard input and output."""
     from mlxmtp.chat.tokenizer import load_tokenizer
-    from mlxmtp.worker.messages import Generate, Load, Loaded, decode, encode
+    from mlxmtp.worker.lines import decode, encode
+    from mlxmtp.worker.messages import Generate, Load, Loaded
 
     scripted = Scripted(Path(folder))
     tokenizer = load_tokenizer(scripted.folder)
