@@ -1,7 +1,7 @@
 """Copies of a model whose head is of no use, to see that `--depth auto` is not slower for it.
 
 .venv/bin/python scripts/spoil_head.py random OUT     # its weights drawn anew, as large as they were
-.venv/bin/python scripts/spoil_head.py biased OUT     # blind to the text: it knows the last token only
+.venv/bin/python scripts/spoil_head.py biased OUT     # blind to the trunk's states: it goes by the tokens alone
 .venv/bin/python scripts/spoil_head.py wrong OUT      # the least likely token first
 mlxmtp bench --model OUT
 """
@@ -30,6 +30,7 @@ def main() -> None:
     mx.random.seed(0)
     for path in args.out.glob("*.safetensors"):
         weights = mx.load(str(path))
+        mx.eval(weights)  # before the file is written over
         weights |= {name: spoilt(args.kind, name, w) for name, w in weights.items() if name.startswith(HEAD)}
         mx.save_safetensors(str(path), weights, {"format": "mlx"})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Several
 from copy import deepcopy
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from mlx_lm.sample_utils import make_sampler
 
 from mlxmtp.chat.engine import Engine
 from mlxmtp.chat.prefixes import PrefixCache
+from mlxmtp.chat.turn import Chunk
+from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import PREFILL_ROWS, Sequence
 from mlxmtp.decoding.verifier import Draft, Verifier, VerifyMode
@@ -69,8 +71,12 @@ class TokenEngine(Engine):
 
     def __init__(self, engine: Engine, acceptance: float | None = None) -> None:
         vars(self).update(vars(engine))
+        self._auto = AutoDepth(*self._auto_depths)  # begins anew: figures must not depend on earlier runs
         self.tokenizer = _Endless(engine.tokenizer)
         self._acceptance = acceptance
+
+    def _remembering(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        return chunks  # nor later runs on coins
 
     def _verifier(
         self, sampling: Sampling, verify: VerifyMode | None, json_schema: Mapping[str, Any] | None, prompt: list[int]

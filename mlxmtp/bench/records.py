@@ -98,22 +98,6 @@ class Records:
             raise OSError(error.errno, f"{message} ({end} bytes are safe)", str(self.path)) from error
 
 
-def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The head and the records of a folder, without its damaged last line.
-
-    Raises:
-        RecordError: there are none.
-    """
-    path = folder / FILE
-    try:
-        rows, _ = parse(path.read_bytes(), str(path))
-    except OSError as error:
-        raise RecordError(f"{path}: {error.strerror or error}; expected a benchmark's measurements") from error
-    if not rows:
-        raise RecordError(f"{path} is empty; expected a benchmark's measurements")
-    return rows[0], rows[1:]
-
-
 def parse(content: bytes, name: str) -> tuple[list[dict[str, Any]], int]:
     """The rows of a file, and how many of its bytes hold them: a last line that is damaged does not count.
 

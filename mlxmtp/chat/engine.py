@@ -223,10 +223,15 @@ class Engine:
             raise OptionError(f"depth is {depth}, but {shown}; choose one of them, or --identity fast")
         return FixedDepth(depth)
 
+    @property
+    def _auto_depths(self) -> tuple[int, int]:
+        """The most drafts that auto may choose: of the head, and looked up."""
+        most = self.target.fast_rows if self.identity == "fast" else min(self.target.fast_rows, self.verdict.rows)
+        return min(AUTO_DEPTH, most - 1), min(MAX_DEPTH, most - 1)
+
     @cached_property
     def _auto(self) -> AutoDepth:
-        most = self.target.fast_rows if self.identity == "fast" else min(self.target.fast_rows, self.verdict.rows)
-        return learned.recalled(self._learned, min(AUTO_DEPTH, most - 1), min(MAX_DEPTH, most - 1))
+        return learned.recalled(self._learned, *self._auto_depths)
 
     @cached_property
     def _learned(self) -> Path:

@@ -78,12 +78,14 @@ def examine(engine: Engine, plan: Plan, tell: Callable[[str, int, int], None] = 
 def _examined(engine: Engine, identity: Identity, plan: Plan, tell: Callable[[str, int, int], None]) -> Examined:
     findings: list[Finding] = []
     rungs: list[Rung] = []
+    differences = [0.0]
 
     def heard(rung: Rung, finding: Finding) -> None:
         if rung not in rungs:
             rungs.append(rung)
             findings.clear()
         findings.append(finding)
+        differences.append(finding.difference)  # of all rungs: where none holds, the text is computed by the first
         tell(f"{identity}: one row held against several", len(findings), len(plan))
 
     text = _text(engine)
@@ -93,8 +95,7 @@ def _examined(engine: Engine, identity: Identity, plan: Plan, tell: Callable[[st
     depth = min(DEPTH, verdict.rows - 1)
     head, doing = engine.mtp, f"{identity}: greedy text"
     run = greedy_run(engine.target, head, text, depth, TOKENS, lambda done, total: tell(doing, done, total))
-    difference = max(finding.difference for finding in findings)
-    broken = not run.same and (verdict.identical or not run.near_tie(difference))
+    broken = not run.same and (verdict.identical or not run.near_tie(max(differences)))
     if not run.same and verdict.identical:
         because = f"a greedy text with MTP parts from plain decoding after {run.tokens} tokens, though all bits agreed"
         verdict = replace(verdict, promise="distribution", width=1, because=because)

@@ -34,7 +34,7 @@ def model_key(engine: Engine, **more: str) -> str:
         "format": FORMAT,
         "config": engine.target.config,
         "files": stats,
-        "head": head and (head.family, repr(head.reading), engine.draft_tokens),
+        "head": head and (head.family, repr(head.reading)),
         **more,
         "versions": (version("mlx"), version("mlx-lm"), mlxmtp.__version__),
         "device": str(mx.default_device()),

@@ -51,7 +51,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--tokens", metavar="N", type=options.at_least(8), default=128, help="of each run (default: 128)")
     add("--repeats", metavar="N", type=positive, default=3, help="of each arm at each prompt (default: 3)")
     depths = "fixed drafts a round (default: 1 2 3 4; none: no fixed depth)"
-    add("--depths", metavar="K", type=options.depth, nargs="*", default=[1, 2, 3, 4], help=depths)
+    add("--depths", metavar="K", type=options.fixed_depth, nargs="*", default=[1, 2, 3, 4], help=depths)
     add("--temps", metavar="T", type=options.number, nargs="+", help="temperatures of the workloads (default: 0 0.7)")
     modes = ("token", "block", "seeded")
     add("--verify", choices=modes, default="block", help="above temperature 0 (default: block)")

@@ -96,8 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = read_prompt(arguments.prompt)
     if not prompt:
         raise PromptError("the prompt is empty; give a text, or - to read one from standard input")
-    if arguments.head is not None and arguments.no_mtp:
-        raise OptionError("--head names a head and --no-mtp wants none; leave one out")
+    for option in ("head", "draft_vocab"):
+        if getattr(arguments, option) is not None and arguments.no_mtp:
+            raise OptionError(f"--{option.replace('_', '-')} is for a head and --no-mtp wants none; leave one out")
     mtp, head, identity = not arguments.no_mtp, arguments.head, arguments.identity
     vocabulary = arguments.draft_vocab
     engine = mlxmtp.load(arguments.model, mtp=mtp, head=head, identity=identity, draft_vocab=vocabulary)
@@ -106,6 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def answer(engine: Engine, prompt: str, sampling: Sampling, arguments: argparse.Namespace) -> int:
     """Stream one turn to standard output, then its statistics to standard error."""
+    if engine.head and arguments.depth != 0:
+        engine.verdict  # noqa: B018 - where it has to be measured, before the answer, which nothing should follow
     chunks: list[Chunk] = []
     try:
         for chunk in stream(engine, prompt, sampling, arguments):

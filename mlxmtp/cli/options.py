@@ -42,6 +42,13 @@ def depth(text: str) -> int | None:
     return value
 
 
+def fixed_depth(text: str) -> int:
+    value = depth(text)
+    if value is None:
+        raise ArgumentTypeError("expected a whole number; auto is measured beside the fixed depths")
+    return value
+
+
 def add_identity(add: Callable[..., Any]) -> None:
     """`--identity`, by the `add_argument` of a parser or group."""
     add(

@@ -98,10 +98,10 @@ def warning(stats: Stats) -> str | None:
     """
     from mlxmtp.heads.check import USEFUL
 
-    first = stats.acceptance_by_depth[0] if stats.acceptance_by_depth else 1.0
-    if first >= USEFUL or stats.rounds < JUDGED_ROUNDS:
+    count = stats.drafted_by_depth[0] if stats.drafted_by_depth else 0
+    if count < JUDGED_ROUNDS or stats.acceptance_by_depth[0] >= USEFUL:
         return None
     return (
-        f"only {first:.0%} of the first drafts were right: MTP costs more than it saves; "
-        "use --no-mtp, or check that the head belongs to this model"
+        f"only {stats.acceptance_by_depth[0]:.0%} of {count} first drafts were right; "
+        "check that the head belongs to this model, or use --no-mtp"
     )

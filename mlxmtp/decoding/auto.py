@@ -17,11 +17,11 @@ FIRST = 3
 """The depth that is tried before anything is known."""
 HYSTERESIS = 1.01
 """Another depth has to be so much better."""
-PARKING = 1.03
+PARKING = 1.05
 """So much better has plain decoding to be: without drafts there is nothing to learn of them."""
 SOONEST, LATEST = 3, 48
 """Plain tokens before a look whether drafts would stand again: twice as many after each that fell, in these bounds."""
-AROUND = 256
+AROUND = 384
 """Tokens between two looks at what other depths cost; and at most between two looks at drafts."""
 PLAIN_LOOK = 4
 """Plain tokens of such a look: the first and the last say nothing of the time between."""
@@ -29,6 +29,8 @@ CLOSE, OFTEN, SELDOM = 1.3, 3, 8
 """Below this speed-up plain decoding may turn out to be the better: it gets one look in three, else one in eight."""
 FULL, FULL_REPEATS = 8, 3
 """After so many rounds without a rejection, a deeper one is tried; so many whose drafts were looked up."""
+IN_A_ROW = 4
+"""So many looks whose draft stands follow each other at once: by then the choice has what it needs."""
 
 
 class AutoDepth:
@@ -52,12 +54,13 @@ class AutoDepth:
         self.costs = costs or Costs()
         self.acceptance = acceptance or Acceptance()
         self.repeats = repeats or Repeats()
-        self._plan = [] if len(self.costs.ratios()) > 1 else [min(FIRST, most), *[0] * PLAIN_LOOK]
+        self._plan: list[int] = []
         self._row, self._last = 0, 0.0
         self._patience = SOONEST
         self._depth = 0
         self._plain = self._since = self._looks = self._full = self._full_repeats = 0
         self._choose()
+        self._plan = self._next_look()
 
     @property
     def why(self) -> str:
@@ -65,12 +68,17 @@ class AutoDepth:
         priced = f"{self._tokens[depth]:.1f} tokens a round for {self._steps[depth]:.1f} plain steps"
         return f"depth {self._depth}, auto: {priced}" if self._depth else f"depth 0, auto: drafts would give {priced}"
 
+    def begin(self) -> None:
+        """A turn begins: its first plain step follows none."""
+        self._row = self._plain = 0
+
     def next(self) -> int:
+        """The depth of the next round. Of plain rounds it is asked one ahead: before `observe` tells of the present."""
         return self._plan.pop(0) if self._plan else self._depth
 
     def repeat(self, match: int) -> int:
         """How many tokens to look up behind a match of this length; 0: there is something better."""
-        if match == 0 or self.most_repeated == 0:
+        if match == 0 or self.most_repeated == 0 or self._plan:
             return 0
         tokens = self.repeats.tokens(match, self.most_repeated)
         steps = self.costs.looked_up_table(self.most_repeated)
@@ -93,8 +101,7 @@ class AutoDepth:
         self._full = self._full + 1 if full else 0
         self._plain = 0 if one.drafted else self._plain + 1
         self._choose()
-        if not self._plan:
-            self._plan = self._look_for_drafts(one) if self._depth == 0 else self._look_around()
+        self._plan = self._plan or self._next_look(one)
 
     def _time(self, one: Round) -> None:
         if one.drafted == 0:
@@ -114,14 +121,23 @@ class AutoDepth:
         if self._speedups[best] > (HYSTERESIS if best else PARKING) * self._speedups[self._depth]:
             self._depth = best
 
+    def _next_look(self, one: Round | None = None) -> list[int]:
+        """The depths of rounds that are to teach something; none, where the best depth is to be used."""
+        if len(self.costs.ratios()) < 2:  # nothing to compare
+            return [min(FIRST, self.most)] * 2 + [0] * PLAIN_LOOK
+        if one is None:
+            return []
+        return self._look_for_drafts(one) if self._depth == 0 else self._look_around()
+
     def _look_for_drafts(self, one: Round) -> list[int]:
         """Decoding plainly: now and then one draft, and another where it stands."""
         if one.drafted:
             self._patience = min(2 * self._patience, LATEST) if one.accepted == 0 else SOONEST
-            return [1] if one.accepted == one.drafted else []
+            return [1] if self._could_pay and 0 < self._full < IN_A_ROW else []
         if self._plain < (self._patience if self._could_pay else AROUND):
             return []
         self.acceptance.fade(self._plain)
+        self._plain = 0  # the round that is under way is a plain one, and asks for no second look
         return [1]
 
     def _look_around(self) -> list[int]:

@@ -14,7 +14,7 @@ from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.loop import keep_all, speculate
 from mlxmtp.decoding.sampling import Sampling
-from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier
+from mlxmtp.decoding.verifier import Verifier
 
 if TYPE_CHECKING:
     from mlxmtp.decoding.sequence import Sequence
@@ -35,7 +35,7 @@ class CostCurve:
     Args:
         context: tokens that the caches hold.
         rows: of a pass over m rows at index m - 1.
-        draft: of a draft step; 0.0 without a head. other: of a round besides its pass and its drafts.
+        draft: of a draft step. other: of a round besides its pass and its drafts. Both 0.0 without a head.
     """
 
     context: int
@@ -50,7 +50,7 @@ def measure_cost(target: Target, head: Head | None, sequence: Sequence, most_row
     All take turns, after once that is not counted: what drifts, drifts in all of them. `sequence` is left as it is.
 
     Args:
-        target: reversible. head: of `sequence`, which has rows pending for it; None: draft is 0.0.
+        target: reversible. head: of `sequence`, which has rows pending for it.
 
     Raises:
         ValueError: `most_rows` or `repeats` is below 1, or nothing is pending for the head.
@@ -59,13 +59,15 @@ def measure_cost(target: Target, head: Head | None, sequence: Sequence, most_row
         raise ValueError(f"most_rows is {most_rows} and repeats {repeats}; expected at least 1")
     twin = sequence.fork()
     chain = _Chain(head, twin) if head else None
-    depth = min(ROUND_DEPTH, most_rows - 1) if head else 0
-    rounds = _rounds(target, sequence.fork(), depth, (2 * repeats + SPARE_ROUNDS) * (depth + 1))
+    depth = min(ROUND_DEPTH, most_rows - 1)
+    count = (2 * repeats + SPARE_ROUNDS) * (depth + 1)
+    rounds = _rounds(target, head, sequence.fork(), depth, count) if head and depth else None
     measured: list[tuple[float, ...]] = []
     for _ in range(repeats + 1):
         rows = [_pass(target, twin, m) for m in range(1, most_rows + 1)]
         draft = chain.step() if chain else 0.0
-        measured.append((*rows, draft, next(rounds) - rows[depth] - depth * draft))
+        other = next(rounds) - rows[depth] - depth * draft if rounds else 0.0
+        measured.append((*rows, draft, other))
     *medians, draft, other = map(statistics.median, zip(*measured[1:], strict=True))
     return CostCurve(len(sequence.tokens), tuple(medians), max(0.0, draft), max(0.0, other))
 
@@ -115,20 +117,12 @@ class _Chain:
         return seconds
 
 
-def _rounds(target: Target, sequence: Sequence, depth: int, tokens: int) -> Iterator[float]:
+def _rounds(target: Target, head: Head, sequence: Sequence, depth: int, tokens: int) -> Iterator[float]:
     """Seconds of greedy rounds, without those that are evaluated in parts, and the first, which begins a text."""
-    drafter = MTPChain(sequence.head) if sequence.head else _Nothing()
-    rounds = speculate(target, drafter, sequence, Verifier(Sampling()), FixedDepth(depth), keep_all, tokens)
+    rounds = speculate(target, MTPChain(head), sequence, Verifier(Sampling()), FixedDepth(depth), keep_all, tokens)
     next(rounds)
     while True:
         start = time.perf_counter()
         one = next(rounds)
         if one.parts is None:
             yield time.perf_counter() - start
-
-
-class _Nothing:
-    """Drafts nothing: rounds of one row, none of which is queued before the one before it is read."""
-
-    def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
-        return NOTHING

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 
 PLAIN = (False, 0)
 """The key of plain decoding among those of rounds: whether drafts were looked up, and how many."""
-NOISE, DRIFT, OWN_DRIFT = 0.05, 0.03, 0.002
+NOISE, DRIFT, OWN_DRIFT = 0.05, 0.03, 0.001
 """Standard deviations of logarithms: of a round's time; from one round to the next, of the machine's pace, and of what
 is a depth's own."""
 OUTLIER = 0.3
 """Beyond this, as a logarithm, the machine was busy elsewhere."""
 FIRST_DOUBT, SETTLED_DOUBT = 0.3, 0.01
 """Of a depth that was measured once, which may have compiled what later rounds only run; of an earlier run's ratio."""
-SUPPOSED_WEIGHT = 2.0
-"""Rounds that count for what is supposed of a depth by others: the straight line between its neighbours."""
+SUPPOSED_WEIGHT = 1.0
+"""How many rounds weigh as much as what is supposed of a depth by others: the straight line between its neighbours."""
 DRAFT_WEIGHT = 0.2
 """The weight of the newest timing of draft steps."""
 
@@ -37,6 +37,7 @@ class Costs:
         self._variances = dict.fromkeys(self._logs, SETTLED_DOUBT**2)
         self._pace: float | None = None
         self._pace_variance = 0.0
+        self._warm = False
         self._draft = 0.0
 
     def ratios(self, *, looked_up: bool = False) -> dict[int, float]:
@@ -47,19 +48,24 @@ class Costs:
         return {depth: math.exp(log - plain) for (kind, depth), log in sorted(self._logs.items()) if kind == looked_up}
 
     def known(self, *, looked_up: bool = False) -> dict[int, float]:
-        """Those of depths that were measured more than once: what a later run can start from."""
+        """Those that are no more in doubt than a round's time: what a later run can start from."""
         found = self.ratios(looked_up=looked_up)
-        return {depth: ratio for depth, ratio in found.items() if self._variances[looked_up, depth] < FIRST_DOUBT**2}
+        return {depth: ratio for depth, ratio in found.items() if self._variances[looked_up, depth] <= NOISE**2}
 
     def observe(self, depth: int, seconds: float, *, looked_up: bool = False) -> None:
-        """A round took so long."""
+        """A round took so long. A run's first one warms caches up, and says nothing."""
         key, found = (looked_up, depth), math.log(max(seconds, 1e-9))
+        if not self._warm:
+            self._warm = True
+            return
         if self._pace is None:
             self._pace = found - self._logs.get(key, 0.0)
         if key not in self._logs:
             self._logs[key], self._variances[key] = found - self._pace, FIRST_DOUBT**2
             return
-        error = max(min(found - self._pace - self._logs[key], OUTLIER), -OUTLIER)
+        error = found - self._pace - self._logs[key]
+        if self._variances[key] < FIRST_DOUBT**2:
+            error = max(min(error, OUTLIER), -OUTLIER)
         pace, own = self._pace_variance + DRIFT**2, self._variances[key] + OWN_DRIFT**2
         whole = pace + own + NOISE**2
         self._pace += pace / whole * error

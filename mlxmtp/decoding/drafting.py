@@ -58,6 +58,7 @@ class AutoDrafter:
         self._sequence = sequence
         self._text = Lookup()
         self._repeats = False
+        policy.begin()
 
     @property
     def why(self) -> str:

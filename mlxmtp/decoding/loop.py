@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Every so often a round is evaluated in parts, to see where time goes: too rarely to cost anything.
 TIMED_FROM, TIMED_EVERY = 3, 64
-CLEAR_EVERY = 256  # rounds between returns of MLX's cached buffers, as mlx-lm does
+CLEAR_EVERY = 256  # tokens between returns of MLX's cached buffers, as mlx-lm does
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,11 @@ def speculate(
     """
     left, number, finish = max_tokens, 0, None
     verifier.begin(sequence.tokens)
-    depth = policy.next()
+    depth, ended = policy.next(), time.perf_counter()
     while finish is None:
         if min(depth, left - 1) == 0:
             left, finish, depth = yield from _plainly(target, sequence, verifier, policy, keep, left, logprobs)
+            ended = time.perf_counter()
             continue
         clock = _Clock(timed=number % TIMED_EVERY == TIMED_FROM, drafts_read=verifier.constrained)
         draft = drafter.propose(sequence, min(depth, left - 1), verifier)
@@ -89,12 +90,13 @@ def speculate(
         left -= kept.count
         finish = kept.finish or (None if left else "length")
         told = outcome.report(tokens)
-        parts, seconds = clock.parts(), clock.seconds()
-        evaluations = clock.evaluations
-        one = Round(tuple(tokens), draft.depth, accepted, evaluations, finish, parts, told, seconds, draft.looked_up)
+        seconds, ended = time.perf_counter() - ended, time.perf_counter()
+        facts = clock.evaluations, finish, clock.parts(), told, seconds, draft.looked_up
+        one = Round(tuple(tokens), draft.depth, accepted, *facts)
         policy.observe(one)
         yield one
-        number, depth = _next(number), policy.next()
+        _tidy(sequence, len(tokens))
+        number, depth = number + 1, policy.next()
 
 
 def decode_plainly(
@@ -128,11 +130,10 @@ def _plainly(
 
     Returns what is left of the tokens then, why the turn ended, if it did, and the depth that is wanted.
     """
-    number, depth, finish = 0, 0, None
+    depth, finish, ended = 0, None, time.perf_counter()
     ahead: _Queued | None = None
     try:
         while finish is None and depth == 0:
-            clock = _Clock(timed=False, drafts_read=False)
             now = ahead or _queue(target, sequence, verifier, logprobs)
             now.rows.commit(1)
             left, depth = left - 1, policy.next()
@@ -144,10 +145,11 @@ def _plainly(
             sequence.advance(tokens, now.rows.hidden)
             verifier.advance(tokens)
             told = now.outcome.report(tokens)
-            one = Round(tuple(tokens), 0, 0, 1, finish, logprobs=told, seconds=clock.seconds())
+            seconds, ended = time.perf_counter() - ended, time.perf_counter()
+            one = Round(tuple(tokens), 0, 0, 1, finish, logprobs=told, seconds=seconds)
             policy.observe(one)
             yield one
-            number = _next(number)
+            _tidy(sequence, 1)
     finally:
         if ahead:
             ahead.rows.commit(0)
@@ -210,10 +212,10 @@ class _Outcome:
         return self._report.read(tokens) if self._report else ()
 
 
-def _next(number: int) -> int:
-    if number % CLEAR_EVERY == CLEAR_EVERY - 1:
+def _tidy(sequence: Sequence, new: int) -> None:
+    """Now and then, behind so many new tokens."""
+    if len(sequence.tokens) % CLEAR_EVERY < new:
         mx.clear_cache()
-    return number + 1
 
 
 class _Clock:
@@ -231,9 +233,6 @@ class _Clock:
 
     def verified(self, rows: Pass) -> None:
         self._mark(rows.logits)
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self._marks[0]
 
     def parts(self) -> Parts | None:
         if not self._timed:

@@ -39,7 +39,7 @@ class Round:
         finish: why the turn ends with this round, or None.
         parts: where the time went, in the rounds that were timed.
         logprobs: one for each of `tokens`, where they were asked for.
-        seconds: that the round took; of a plain step, that it was waited for.
+        seconds: since the end of the round before it, or the beginning: what whoever reads the rounds took is in it.
         looked_up: its drafts come from the text so far, not from the head.
     """
 

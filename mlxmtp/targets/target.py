@@ -80,12 +80,13 @@ class Target:
 
     @property
     def fast_rows(self) -> int:
-        """Rows of a pass up to which Metal's attention stays in its fast kernel; elsewhere there is no such bound.
+        """Rows of a pass up to which a GPU's kernels are those for few rows; a CPU has no such bound.
 
-        m rows of gqa queries a key's head: m at most 8, m · gqa at most 32 (MLX 0.32.1, backend/metal,
-        scaled_dot_product_attention.cpp); beyond, it is 2 to 7 times slower.
+        At most 8, which are also those that identity is shown for. On Metal attention leaves its fast kernel beyond 8
+        rows and where m rows of gqa queries a key's head are more than 32 (MLX 0.32.1, backend/metal,
+        scaled_dot_product_attention.cpp), and is then 2 to 7 times slower.
         """
-        if mx.default_device() != mx.Device(mx.gpu) or not mx.metal.is_available():
+        if mx.default_device() != mx.Device(mx.gpu):
             return 2**31 - 1
         heads = self.text_config.get("num_attention_heads") or 1
         gqa = heads // (self.text_config.get("num_key_value_heads") or heads)

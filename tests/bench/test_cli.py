@@ -151,6 +151,7 @@ def test_bad_input_is_one_line(main_: Cli, options: tuple[str, ...], said: str):
         (("--contexts", "4x"), "expected a whole number"),
         (("--contexts", "0"), "expected tokens as 4096 or 4k"),
         (("--depths", "17"), "expected a whole number from 0"),
+        (("--depths", "1", "auto"), "expected a whole number; auto is measured beside the fixed depths"),
         (("--head", "x", "--no-mtp"), "not allowed with"),
     ],
 )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
-from mlxmtp import Engine, OptionError, PromptError, Sampling
+from mlxmtp import Engine, OptionError, PromptError, Sampling, load
 from mlxmtp.bench.arms import ReadPrompt, Run, TokenEngine
 from mlxmtp.bench.measure import Bench, rotated
 from mlxmtp.bench.plan import Plan, Settings, Unit, make_plan
@@ -215,6 +216,20 @@ def test_a_synthetic_acceptance_is_that_acceptance(engine: Engine, acceptance: f
     run = read.run_ours(2, 60, Sampling(), None)
     assert run.rounds == 60 / tokens_a_round
     assert all(share == acceptance for share in _shares(run))
+
+
+@pytest.mark.parametrize("acceptance", [None, 0.9])
+def test_what_auto_learns_stays_in_the_benchmark(
+    engine: Engine, acceptance: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A later turn must not start from coins, nor a report depend on earlier turns."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    measured = TokenEngine(engine, acceptance)
+    assert measured.policy(None) is not TokenEngine(engine).policy(None)
+    measured.generate(list(range(20)), max_tokens=20)
+    assert not list(tmp_path.rglob("depth/*"))
+    load(engine.path).generate(list(range(20)), max_tokens=20)
+    assert list(tmp_path.rglob("depth/*")), "where it would stand"
 
 
 def test_synthetic_coins_are_fair_and_the_same_again(engine: Engine):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mlxmtp import OptionError
-from mlxmtp.bench.records import FILE, RecordError, Records, parse, read
+from mlxmtp.bench.records import FILE, RecordError, Records, parse
 
 HEAD: dict[str, Any] = {"identity": "abc", "model": {"name": "m"}, "settings": {"tokens": 8, "repeats": 1}}
 ROWS = [{"key": f"unit/{i}", "text": "ä\u2028\n"} for i in range(3)]
@@ -28,7 +28,6 @@ def test_what_is_written_is_there_again(tmp_path: Path):
     with Records(tmp_path / "new" / "folder", HEAD) as records:
         assert records.all == ROWS
         assert records.done == {"unit/0", "unit/1", "unit/2"}
-    assert read(tmp_path / "new" / "folder") == (HEAD, ROWS)
 
 
 def test_a_kill_at_any_byte_costs_one_record_at_most(tmp_path: Path):
@@ -50,7 +49,8 @@ def test_a_kill_at_any_byte_costs_one_record_at_most(tmp_path: Path):
 def test_a_damaged_last_line_is_cut_off(tmp_path: Path, rubbish: bytes):
     whole = written(tmp_path, ROWS)
     (tmp_path / FILE).write_bytes(whole + rubbish)
-    assert read(tmp_path)[1] == ROWS
+    with Records(tmp_path, HEAD) as records:
+        assert records.all == ROWS
     assert written(tmp_path, []) == whole
 
 
@@ -124,14 +124,6 @@ def test_a_full_disk_keeps_what_was_measured(tmp_path: Path):
     records._file.close()
     assert len((tmp_path / FILE).read_bytes()) > len(sound)
     assert written(tmp_path, []) == sound
-
-
-def test_reading_what_is_not_there(tmp_path: Path):
-    with pytest.raises(RecordError, match="No such file"):
-        read(tmp_path)
-    (tmp_path / FILE).touch()
-    with pytest.raises(RecordError, match="is empty"):
-        read(tmp_path)
 
 
 def test_parse_counts_the_bytes_that_hold_rows():

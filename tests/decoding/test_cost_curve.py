@@ -57,7 +57,14 @@ def test_passes_are_taken_back(engine: Engine, monkeypatch: pytest.MonkeyPatch):
 
 def test_without_a_head_a_draft_costs_nothing(engine: Engine):
     found = measure_cost(engine.target, None, prefilled(engine, PROMPT, 0), 3, repeats=1)
-    assert (found.draft, len(found.rows)) == (0.0, 3)
+    assert (found.draft, found.other, len(found.rows)) == (0.0, 0.0, 3)
+
+
+def test_no_pass_of_another_run_is_waited_for(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    """Plain decoding queues passes ahead: beside it a pass over one row would be timed with the one before it."""
+    monkeypatch.setattr(cost_curve, "speculate", lambda *_: pytest.fail("rounds beside the passes"))
+    measure_cost(engine.target, None, prefilled(engine, PROMPT, 0), 3, repeats=1)
+    measure_cost(engine.target, engine.mtp, prefilled(engine, PROMPT, 1), 1, repeats=1)
 
 
 def test_a_short_text_can_be_wider_than_it_is_long(engine: Engine):

@@ -12,7 +12,9 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp import Sampling, load
+from mlxmtp.decoding.acceptance import Acceptance
 from mlxmtp.decoding.auto import AutoDepth
+from mlxmtp.decoding.costs import Costs
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.drafting import AutoDrafter
 from mlxmtp.decoding.loop import decode_plainly, keep_all, speculate
@@ -89,11 +91,49 @@ def test_a_draft_without_a_distribution_was_certain(mode: VerifyMode) -> None:
         assert verdicts[0].token.item() == verdicts[1].token.item()
 
 
-def test_nothing_is_looked_up_where_it_does_not_pay(raw_checkpoint: Callable[..., Path]) -> None:
-    """Of random weights' random text nothing repeats itself; the matches in the prompt are never followed."""
+class Untimed(AutoDepth):
+    """Rounds cost what is known of them, whatever the clock says."""
+
+    def _time(self, one: Round) -> None:
+        pass
+
+
+class Wrong:
+    """Drafts a token that never comes."""
+
+    def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
+        return Draft(mx.full((1, depth), 9, mx.uint32), [])
+
+
+def test_decoding_plainly_one_draft_is_tried_now_and_then(raw_checkpoint: Callable[..., Path]) -> None:
+    """One round a look; twice as many plain tokens before the next; a round that is under way when it is planned."""
+    engine = load(raw_checkpoint("qwen3_5"))
+    sequence = Sequence(engine.target, None)
+    sequence.prefill(WORDS)
+    policy = Untimed(4, 0, Costs({0: 1.0, 1: 1.5, 2: 2.0}), Acceptance([0.05]))
+    auto = AutoDrafter(Wrong(), policy, sequence)
+    run = list(speculate(engine.target, auto, sequence, Verifier(LAWS["greedy"]), auto, keep_all, 200))
+    plain = "".join("d" if one.drafted else "p" for one in run).split("d")
+    assert {one.drafted for one in run} == {0, 1}
+    assert [len(tokens) for tokens in plain][:-1] == [4, 7, 13, 25, 49, 49]
+
+
+def test_repeats_that_do_not_go_on_alike_are_no_longer_looked_up(raw_checkpoint: Callable[..., Path]) -> None:
+    """Of three tokens at random, most ends of the text stood there before, and say nothing of what comes."""
     engine = load(raw_checkpoint("qwen3_5"))
     sequence = Sequence(engine.target, engine.mtp)
-    sequence.prefill(WORDS * 4)
-    policy = AutoDepth(4, 8)
-    run = drafted(engine.target, sequence, policy, Verifier(Sampling(5.0, seed=1)), 200)
-    assert sum(one.looked_up for one in run) <= 2
+    sequence.prefill([5, 6, 7] * 8)
+    policy = Untimed(4, 8, Costs({0: 1.0, 1: 2.0, 2: 3.0}, {1: 2.0, 2: 3.0, 8: 9.0}), Acceptance([0.05]))
+    few = ((5, 100.0), (6, 100.0), (7, 100.0))
+    matches = []
+
+    class Watched(AutoDrafter):
+        def observe(self, one: Round) -> None:
+            matches.append(self._text.match)
+            super().observe(one)
+
+    auto = Watched(MTPChain(engine.mtp), policy, sequence)
+    verifier = Verifier(Sampling(5.0, seed=1, logit_bias=few))
+    run = list(speculate(engine.target, auto, sequence, verifier, auto, keep_all, 300))
+    assert sum(match > 0 for match in matches) > 100, "there was something to look up"
+    assert sum(one.looked_up for one in run) <= 10

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxmtp.identity.few_rows import MOST_ROWS, Finding, check, few_row_matmul, lane_values
+from mlxmtp.identity.few_rows import MOST_ROWS, few_row_matmul, lane_values
 from tests.identity.host_kernel import HostKernel, as_bits, compiler
 from tests.identity.one_row import packed
 
@@ -40,9 +39,6 @@ class Product:
 
     def alone(self, host: HostKernel, row: int) -> mx.array:
         return one(host, self.x[row : row + 1], self.w, self.scales, self.biases, self.group_size, self.bits)
-
-    def check(self, rows: int, **given: Any) -> Finding:
-        return check(self.w, self.scales, self.biases, self.group_size, self.bits, rows, **given)
 
 
 def product(inputs: int, outputs: int, group_size: int, bits: int, dtype: mx.Dtype) -> Product:
