@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlxmtp.decoding.cost_curve import CostCurve
+
 DRIFT = 0.03
 """A change of the plain rate that is worth a word."""
 
@@ -52,34 +54,14 @@ def drift(plain: Sequence[tuple[float, str, float]]) -> dict[str, Any] | None:
     return {"first": first, "last": last, "change": change, "noticed": abs(change) > DRIFT, "runs": len(shares)}
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Seconds at a context: of a pass over m rows at m - 1, of a draft step, of a round besides."""
-
-    context: float
-    rows: tuple[float, ...]
-    draft: float
-    other: float
-
-    @property
-    def curve(self) -> tuple[float, ...]:
-        """C(m) in passes over one row."""
-        return tuple(seconds / self.rows[0] for seconds in self.rows)
-
-    @property
-    def d(self) -> float:
-        """A draft step in passes over one row."""
-        return self.draft / self.rows[0]
-
-
-def median_cost(costs: Sequence[Cost]) -> Cost:
+def median_cost(costs: Sequence[CostCurve]) -> CostCurve:
     """Of several measurements, each part's median, at the mean of their contexts."""
     rows = tuple(statistics.median(column) for column in zip(*(cost.rows for cost in costs), strict=True))
     draft, other = (statistics.median(getattr(cost, part) for cost in costs) for part in ("draft", "other"))
-    return Cost(statistics.mean(cost.context for cost in costs), rows, draft, other)
+    return CostCurve(statistics.mean(cost.context for cost in costs), rows, draft, other)
 
 
-def ideal_speedup(tokens_per_round: float, plain_rate: float, cost: Cost, depth: int) -> float | None:
+def ideal_speedup(tokens_per_round: float, plain_rate: float, cost: CostCurve, depth: int) -> float | None:
     """E / (C(k + 1) + k d), decoding.md 2 without its `o`; None where no pass over so many rows was timed.
 
     Args:

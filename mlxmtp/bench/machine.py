@@ -24,7 +24,7 @@ def machine() -> dict[str, Any]:
     device = mx.default_device()
     return {
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "memory_bytes": machine_memory(),
         "device": "gpu" if device == mx.Device(mx.gpu) else "cpu",
@@ -70,7 +70,7 @@ def _device_name() -> str:
     return ""
 
 
-def _processor() -> str:
+def processor() -> str:
     """The name that it is sold under, or its architecture."""
     with suppress(OSError, subprocess.SubprocessError):
         if sys.platform == "darwin":

@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mlxmtp.bench.figures import Cost, Spread, drift, ideal_speedup, median_cost, pooled, spread
+from mlxmtp.bench.figures import Spread, drift, ideal_speedup, median_cost, pooled, spread
 from mlxmtp.bench.plan import AUTO, MLX_LM, PLAIN
+from mlxmtp.decoding.cost_curve import CostCurve
 
 Row = dict[str, Any]
 
@@ -51,11 +52,11 @@ def _costs(records: Sequence[Row]) -> list[Row]:
     return rows
 
 
-def _cost(record: Row) -> Cost | None:
+def _cost(record: Row) -> CostCurve | None:
     found = record.get("cost")
     if not found:
         return None
-    return Cost(found["context"], tuple(found["rows"]), found["draft"], found["other"])
+    return CostCurve(found["context"], tuple(found["rows"]), found["draft"], found["other"])
 
 
 def _speed(records: Sequence[Row]) -> list[Row]:

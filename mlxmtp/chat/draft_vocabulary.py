@@ -35,7 +35,10 @@ def draft_tokens(asked: int | str | Path, tokenizer: Any, vocabulary: int) -> li
 
 def _by_frequency(tokenizer: Any) -> list[int]:
     """All tokens, the most frequent first: a unigram model has their likelihoods, byte pairs were merged in order."""
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        raise OptionError(f"--draft-vocab: this tokenizer does not tell frequencies; name a file of {EXPECTED}")
+    model = json.loads(fast.to_str())["model"]
     if model["type"] == "Unigram":
         scores = [score for _, score in model["vocab"]]
         return sorted(range(len(scores)), key=lambda token: -scores[token])

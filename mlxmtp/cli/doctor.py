@@ -100,6 +100,7 @@ def machine() -> dict[str, Any]:
     """What computes here."""
     import mlx.core as mx
 
+    from mlxmtp.bench.machine import processor
     from mlxmtp.conversion.pull import machine_memory, usable_memory
 
     device = mx.default_device()
@@ -107,7 +108,7 @@ def machine() -> dict[str, Any]:
     cuda: Any = getattr(mx, "cuda", None)
     return {
         "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "processors": os.cpu_count(),
         "memory_bytes": machine_memory(),
         "usable_bytes": usable_memory(),

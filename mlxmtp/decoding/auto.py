@@ -20,7 +20,7 @@ HYSTERESIS = 1.01
 PARKING = 1.05
 """So much better has plain decoding to be: without drafts there is nothing to learn of them."""
 SOONEST, LATEST = 3, 48
-"""Plain tokens before a look whether drafts would stand again: twice as many after each that fell, in these bounds."""
+"""Plain tokens before a look whether drafts would stand again; twice as many after one whose first draft fell."""
 AROUND = 384
 """Tokens between two looks at what other depths cost; and at most between two looks at drafts."""
 PLAIN_LOOK = 4
@@ -30,7 +30,7 @@ CLOSE, OFTEN, SELDOM = 1.3, 3, 8
 FULL, FULL_REPEATS = 8, 3
 """After so many rounds without a rejection, a deeper one is tried; so many whose drafts were looked up."""
 IN_A_ROW = 4
-"""So many looks whose draft stands follow each other at once: by then the choice has what it needs."""
+"""Drafts of one look, if all of them stand: by then the choice has what it needs."""
 
 
 class AutoDepth:
@@ -57,6 +57,7 @@ class AutoDepth:
         self._plan: list[int] = []
         self._row, self._last = 0, 0.0
         self._patience = SOONEST
+        self._stood = False
         self._depth = 0
         self._plain = self._since = self._looks = self._full = self._full_repeats = 0
         self._choose()
@@ -132,8 +133,15 @@ class AutoDepth:
     def _look_for_drafts(self, one: Round) -> list[int]:
         """Decoding plainly: now and then one draft, and another where it stands."""
         if one.drafted:
-            self._patience = min(2 * self._patience, LATEST) if one.accepted == 0 else SOONEST
-            return [1] if self._could_pay and 0 < self._full < IN_A_ROW else []
+            if self._could_pay and 0 < self._full < IN_A_ROW:
+                self._stood = True
+                return [1]
+            if self._full:  # all stood
+                self._patience = SOONEST
+            elif not self._stood:  # not even the first
+                self._patience = min(2 * self._patience, LATEST)
+            self._stood = False
+            return []
         if self._plain < (self._patience if self._could_pay else AROUND):
             return []
         self.acceptance.fade(self._plain)
@@ -142,6 +150,7 @@ class AutoDepth:
 
     def _look_around(self) -> list[int]:
         """Drafting: a round at another depth, so that what is known of it does not grow old."""
+        self._patience = SOONEST
         if self._full >= FULL and self._depth < self.most:
             self._full = 0
             return [min(2 * self._depth, self.most)]

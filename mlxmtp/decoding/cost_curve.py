@@ -33,15 +33,25 @@ class CostCurve:
     """Seconds, at one length of context, on this machine (decoding.md 2).
 
     Args:
-        context: tokens that the caches hold.
+        context: tokens that the caches hold; of several curves, their mean.
         rows: of a pass over m rows at index m - 1.
         draft: of a draft step. other: of a round besides its pass and its drafts. Both 0.0 without a head.
     """
 
-    context: int
+    context: float
     rows: tuple[float, ...]
     draft: float
     other: float
+
+    @property
+    def curve(self) -> tuple[float, ...]:
+        """C(m) in passes over one row."""
+        return tuple(seconds / self.rows[0] for seconds in self.rows)
+
+    @property
+    def d(self) -> float:
+        """A draft step in passes over one row."""
+        return self.draft / self.rows[0]
 
 
 def measure_cost(target: Target, head: Head | None, sequence: Sequence, most_rows: int, repeats: int = 5) -> CostCurve:

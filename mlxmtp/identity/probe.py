@@ -84,7 +84,7 @@ class Finding:
     @property
     def told(self) -> str:
         """What was found, in words."""
-        where = f"in passes of 2 to {self.rows} rows behind {self.context:,} tokens"
+        where = f"in passes of up to {self.rows} rows behind {self.context:,} tokens"
         if self.error:
             return f"could not be compared {where}: {self.error}"
         if self.equal:

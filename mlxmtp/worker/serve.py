@@ -119,6 +119,7 @@ class Worker:
         self._engine = engine = mlxmtp.load(command.model, head=head, **options)
         self._prefixes = self._make_cache(command)
         source = engine.head_source
+        plain = engine.head is None and command.identity == "fast"  # nothing to compare, so nothing to measure
         self._say(
             Loaded(
                 command.id,
@@ -132,7 +133,7 @@ class Worker:
                 thinks=engine.tokenizer.has_thinking,
                 seconds=time.perf_counter() - started,
                 folder=str(engine.path),
-                promise=engine.verdict.promise,
+                promise="identical" if plain else engine.verdict.promise,
             )
         )
 

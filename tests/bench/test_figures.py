@@ -3,7 +3,6 @@
 import pytest
 
 from mlxmtp.bench.figures import (
-    Cost,
     Spread,
     drift,
     ideal_speedup,
@@ -11,8 +10,9 @@ from mlxmtp.bench.figures import (
     pooled,
     spread,
 )
+from mlxmtp.decoding.cost_curve import CostCurve
 
-COST = Cost(256, (0.010, 0.012, 0.015, 0.020), 0.001, 0.002)
+COST = CostCurve(256, (0.010, 0.012, 0.015, 0.020), 0.001, 0.002)
 
 
 def test_spread():
@@ -57,8 +57,12 @@ def test_ideal_speedup_is_that_of_decoding_md():
 
 
 def test_median_cost_takes_each_part_by_itself():
-    costs = [Cost(8, (1.0, 5.0), 3.0, 9.0), Cost(10, (2.0, 4.0), 1.0, 8.0), Cost(15, (3.0, 6.0), 2.0, 7.0)]
-    assert median_cost(costs) == Cost(11, (2.0, 5.0), 2.0, 8.0)
+    costs = [
+        CostCurve(8, (1.0, 5.0), 3.0, 9.0),
+        CostCurve(10, (2.0, 4.0), 1.0, 8.0),
+        CostCurve(15, (3.0, 6.0), 2.0, 7.0),
+    ]
+    assert median_cost(costs) == CostCurve(11, (2.0, 5.0), 2.0, 8.0)
 
 
 def test_pooled():

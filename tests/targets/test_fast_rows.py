@@ -1,0 +1,38 @@
+"""How many rows a pass may have before a GPU takes other kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlx.core as mx
+import pytest
+
+from mlxmtp import load
+from mlxmtp.targets import Target
+
+
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "rows"),
+    [(16, 16, 8), (16, 4, 8), (24, 4, 5), (32, 4, 4), (64, 2, 2), (None, None, 8)],
+)
+def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch, heads: int | None, key_heads: int | None, rows: int) -> None:
+    """m at most 8, and m rows of gqa queries a key's head at most 32; two always."""
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    config = {"num_attention_heads": heads, "num_key_value_heads": key_heads}
+    assert Target.fast_rows.fget(SimpleNamespace(text_config=config)) == rows  # type: ignore[attr-defined]
+
+
+def test_auto_keeps_within_them(raw_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked-up drafts too; on a CPU, where there is no such bound, they may be 16."""
+    model = raw_checkpoint("qwen3_5")
+    on_cpu = load(model).policy(None)
+    assert (on_cpu.most, on_cpu.most_repeated) == (8, 16)  # type: ignore[attr-defined]
+    monkeypatch.setattr(Target, "fast_rows", 5)
+    bounded = load(model).policy(None)
+    assert (bounded.most, bounded.most_repeated) == (4, 4)  # type: ignore[attr-defined]
+    strict = load(model, identity="strict")
+    monkeypatch.setattr(Target, "fast_rows", 2**31 - 1)
+    shown = strict.policy(None)
+    assert (shown.most, shown.most_repeated) == (7, 7)  # type: ignore[attr-defined]
