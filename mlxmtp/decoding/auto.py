@@ -71,7 +71,7 @@ class AutoDepth:
 
     def begin(self) -> None:
         """A turn begins: its first plain step follows none."""
-        self._row = self._plain = 0
+        self._row = 0
 
     def next(self) -> int:
         """The depth of the next round. Of plain rounds it is asked one ahead: before `observe` tells of the present."""
