@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models
 
 from mlxmtp import Engine, OptionError, Sampling, load
 from mlxmtp.chat.draft_vocabulary import draft_tokens
-from mlxmtp.chat.model_key import model_key
+from mlxmtp.chat.learned import file_for
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.verifier import Verifier
@@ -79,7 +79,7 @@ def test_the_text_is_as_without_and_the_drafts_are_of_the_vocabulary(
     sequence.prefill(PROMPT)
     drafts = MTPChain(engine.mtp).propose(sequence, 6, Verifier(sampling)).tokens[0].tolist()  # type: ignore[arg-type]
     assert set(drafts) <= set(engine.draft_tokens)
-    assert model_key(engine) != model_key(whole), "what is learned of one is not of the other"
+    assert file_for(engine) != file_for(whole), "what is learned of one is not of the other"
 
 
 @pytest.mark.parametrize("verify", ["token", "block"])
