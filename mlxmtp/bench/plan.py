@@ -11,7 +11,7 @@ from typing import Any, Literal
 from mlxmtp.bench import machine
 from mlxmtp.bench.workloads import Prompt, long_text
 from mlxmtp.chat.engine import Engine
-from mlxmtp.chat.model_key import model_key
+from mlxmtp.chat.model_key import drafting_key
 from mlxmtp.decoding.verifier import VerifyMode
 from mlxmtp.errors import OptionError, PromptError
 
@@ -174,6 +174,5 @@ def _read(
 def _identity(engine: Engine, settings: Settings, read: object, text: tuple[int, ...]) -> str:
     """What must be the same for figures to belong to one benchmark."""
     chosen = {name: value for name, value in asdict(settings).items() if name != "repeats"}
-    key = model_key(engine, draft_tokens=str(engine.draft_tokens))
-    parts = [chosen, read, text, key, machine.model(engine), machine.machine(), machine.versions()]
+    parts = [chosen, read, text, drafting_key(engine), machine.model(engine), machine.machine(), machine.versions()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -76,31 +76,27 @@ def examine(engine: Engine, plan: Plan, tell: Callable[[str, int, int], None] = 
 
 
 def _examined(engine: Engine, identity: Identity, plan: Plan, tell: Callable[[str, int, int], None]) -> Examined:
-    findings: list[Finding] = []
-    rungs: list[Rung] = []
-    differences = [0.0]
+    every: list[tuple[Rung, Finding]] = []
 
     def heard(rung: Rung, finding: Finding) -> None:
-        if rung not in rungs:
-            rungs.append(rung)
-            findings.clear()
-        findings.append(finding)
-        differences.append(finding.difference)  # of all rungs: where none holds, the text is computed by the first
-        tell(f"{identity}: one row held against several", len(findings), len(plan))
+        every.append((rung, finding))
+        tell(f"{identity}: one row held against several", sum(tried == rung for tried, _ in every), len(plan))
 
     text = _text(engine)
     verdict = probe(engine.target, text, identity, plan, KERNELS, heard)
+    findings = tuple(finding for rung, finding in every if rung == every[-1][0])
     if engine.mtp is None:
-        return Examined(identity, verdict, tuple(findings), None, broken=False)
+        return Examined(identity, verdict, findings, None, broken=False)
     depth = min(DEPTH, verdict.rows - 1)
     head, doing = engine.mtp, f"{identity}: greedy text"
     run = greedy_run(engine.target, head, text, depth, TOKENS, lambda done, total: tell(doing, done, total))
-    broken = not run.same and (verdict.identical or not run.near_tie(max(differences)))
+    difference = max(finding.difference for _, finding in every)  # where no rung holds, the first computes the text
+    broken = not run.same and (verdict.identical or not run.near_tie(difference))
     if not run.same and verdict.identical:
         because = f"a greedy text with MTP parts from plain decoding after {run.tokens} tokens, though all bits agreed"
         verdict = replace(verdict, promise="distribution", width=1, because=because)
         use(engine.target, verdict)
-    return Examined(identity, verdict, tuple(findings), run, broken)
+    return Examined(identity, verdict, findings, run, broken)
 
 
 def _text(engine: Engine) -> list[int]:

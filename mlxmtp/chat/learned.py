@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxmtp.chat.model_key import model_key
+from mlxmtp.chat.model_key import drafting_key
 from mlxmtp.decoding.acceptance import Acceptance
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.costs import Costs
@@ -23,7 +23,7 @@ TABLES = ("steps", "looked_up_steps")
 
 def file_for(engine: Engine) -> Path:
     """Where it is kept for the engine's model, head and arithmetic, this machine, and the versions of all."""
-    return file_of("depth", model=model_key(engine, draft_tokens=str(engine.draft_tokens)), identity=engine.identity)
+    return file_of("depth", model=drafting_key(engine), identity=engine.identity)
 
 
 def recalled(file: Path, most: int, most_repeated: int) -> AutoDepth:

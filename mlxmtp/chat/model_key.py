@@ -41,3 +41,8 @@ def model_key(engine: Engine, **more: str) -> str:
         "dtype": str(engine.target.embed(mx.array([[0]])).dtype),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def drafting_key(engine: Engine) -> str:
+    """The same for what depends on its drafts: also on the tokens that the head is narrowed to."""
+    return model_key(engine, draft_tokens=str(engine.draft_tokens))

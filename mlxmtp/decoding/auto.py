@@ -54,14 +54,13 @@ class AutoDepth:
         self.costs = costs or Costs()
         self.acceptance = acceptance or Acceptance()
         self.repeats = repeats or Repeats()
-        self._plan: list[int] = []
         self._row, self._last = 0, 0.0
         self._patience = SOONEST
         self._stood = False
         self._depth = 0
         self._plain = self._since = self._looks = self._full = self._full_repeats = 0
         self._choose()
-        self._plan = self._next_look()
+        self._plan: list[int] = self._next_look()
 
     @property
     def why(self) -> str:

@@ -91,8 +91,8 @@ def speculate(
         finish = kept.finish or (None if left else "length")
         told = outcome.report(tokens)
         seconds, ended = time.perf_counter() - ended, time.perf_counter()
-        facts = clock.evaluations, finish, clock.parts(), told, seconds, draft.looked_up
-        one = Round(tuple(tokens), draft.depth, accepted, *facts)
+        parts, evaluations = clock.parts(), clock.evaluations
+        one = Round(tuple(tokens), draft.depth, accepted, evaluations, finish, parts, told, seconds, draft.looked_up)
         policy.observe(one)
         yield one
         _tidy(sequence, len(tokens))

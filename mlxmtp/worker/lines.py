@@ -7,44 +7,14 @@ from typing import Any
 
 from mlxmtp.decoding.stats import Stats
 from mlxmtp.errors import MlxmtpError
-from mlxmtp.worker.messages import (
-    Command,
-    Compare,
-    Compared,
-    Died,
-    Download,
-    Event,
-    Failed,
-    Fetched,
-    Fetching,
-    Finished,
-    Generate,
-    ListModels,
-    Load,
-    Loaded,
-    Memory,
-    ModelFound,
-    Models,
-    Prefilled,
-    Said,
-    Settings,
-    Stop,
-    Stopped,
-    Warned,
-)
+from mlxmtp.worker.messages import Command, Event, Memory, ModelFound, Settings
 
 
 class ProtocolError(MlxmtpError):
     """A line that is no message: worker and client are not of the same version, or something else wrote it."""
 
 
-_TYPES: dict[str, Any] = {
-    kind.__name__: kind
-    for kind in (
-        *(Load, Generate, Compare, ListModels, Download, Stop),
-        *(Loaded, Prefilled, Said, Finished, Compared, Models, Fetching, Fetched, Stopped, Warned, Failed, Died),
-    )
-}
+_TYPES: dict[str, Any] = {kind.__name__: kind for base in (Command, Event) for kind in base.__subclasses__()}
 
 
 def encode(message: Command | Event) -> bytes:

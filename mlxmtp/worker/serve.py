@@ -114,9 +114,13 @@ class Worker:
         if self._prefixes:
             self._prefixes.close()
         self._engine = self._prefixes = None  # never two models at once
-        head, vocabulary = command.head, command.draft_vocab
-        options: dict[str, Any] = {"mtp": command.mtp, "identity": command.identity, "draft_vocab": vocabulary}
-        self._engine = engine = mlxmtp.load(command.model, head=head, **options)
+        self._engine = engine = mlxmtp.load(
+            command.model,
+            mtp=command.mtp,
+            head=command.head,
+            identity=command.identity,
+            draft_vocab=command.draft_vocab,
+        )
         self._prefixes = self._make_cache(command)
         source = engine.head_source
         plain = engine.head is None and command.identity == "fast"  # nothing to compare, so nothing to measure
