@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,10 +33,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Of all that has a say in speed."""
+def versions(packages: Sequence[str] = ("mlx", "mlx-lm")) -> dict[str, str]:
+    """Of Python, of mlxmtp, and of those of the packages that are installed; as it is, all that has a say in speed."""
     found = {"python": platform.python_version(), "mlxmtp": mlxmtp.__version__}
-    for package in ("mlx", "mlx-lm"):
+    for package in packages:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found

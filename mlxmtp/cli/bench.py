@@ -33,9 +33,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     add = command.add_argument
     add("--model", metavar="PATH|REPO", help="a model folder or a Hugging Face repo (default: the bundled demo)")
-    heads = command.add_mutually_exclusive_group()
-    heads.add_argument("--head", metavar="PATH|REPO", help="take the MTP head from here")
-    heads.add_argument("--no-mtp", action="store_true", help="measure plain decoding only")
+    add("--head", metavar="PATH|REPO", help="take the MTP head from here")
+    add("--no-mtp", action="store_true", help="measure plain decoding only")
     options.add_draft_vocab(add)
     add("--out", metavar="FOLDER", type=Path, help="measurements and report (default: mlxmtp-bench/MODEL-...)")
     add("--json", action="store_true", help="print the report as JSON, not as a table")
@@ -73,8 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings = chosen(arguments).checked()
     prompts = select(load_prompts(arguments.prompts), arguments.workload, arguments.limit)
-    mtp, head, vocabulary = not arguments.no_mtp, arguments.head, arguments.draft_vocab
-    engine = mlxmtp.load(arguments.model, mtp=mtp, head=head, draft_vocab=vocabulary)
+    engine = mlxmtp.load(arguments.model, **options.head(arguments))
     plan = make_plan(engine, settings, prompts)
     for note in plan.notes:
         warn(note)

@@ -48,6 +48,7 @@ def on_a_terminal() -> bool:
 def run(arguments: argparse.Namespace) -> int:
     if (arguments.temp, arguments.top_p, arguments.top_k, arguments.min_p, arguments.seed) != (0, 1, 0, 0, None):
         chosen_sampling(arguments)  # refuses what cannot be, before a model is loaded; it imports MLX, so not always
+    head = options.head(arguments)
     if not on_a_terminal():
         found = "chat needs a terminal, and standard input, output or error is none"
         raise OptionError(f"{found}; for a file or a pipe: mlxmtp generate --prompt TEXT")
@@ -70,10 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     chosen = Options(
         model=None if model == "demo" else model,
-        head=arguments.head,
-        mtp=not arguments.no_mtp,
         identity=arguments.identity,
-        draft_vocab=arguments.draft_vocab,
+        **head,
         choose=model is None,
         system=arguments.system,
         settings=settings,

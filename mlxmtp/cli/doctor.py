@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shlex
 import sys
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import mlxmtp
@@ -100,44 +97,29 @@ def machine() -> dict[str, Any]:
     """What computes here."""
     import mlx.core as mx
 
-    from mlxmtp.bench.machine import processor
-    from mlxmtp.conversion.pull import machine_memory, usable_memory
+    from mlxmtp.bench import machine as bench
+    from mlxmtp.conversion.pull import usable_memory
 
-    device = mx.default_device()
-    info = mx.device_info(device)
+    info = mx.device_info(mx.default_device())
     cuda: Any = getattr(mx, "cuda", None)
-    return {
-        "system": platform.platform(),
-        "processor": processor(),
-        "processors": os.cpu_count(),
-        "memory_bytes": machine_memory(),
+    return bench.machine() | {
         "usable_bytes": usable_memory(),
         "wired_limit_bytes": info.get("max_recommended_working_set_size"),
-        "device": str(device),
         "device_info": info,
         "metal": mx.metal.is_available(),
         "cuda": bool(cuda and cuda.is_available()),
-        "versions": {name: installed(name) for name in ("mlx", "mlx-lm", "transformers", "textual")}
-        | {"mlxmtp": mlxmtp.__version__, "python": platform.python_version()},
+        "versions": bench.versions(("mlx", "mlx-lm", "transformers", "textual")),
     }
-
-
-def installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def machine_rows(found: dict[str, Any]) -> dict[str, str]:
     wired = found["wired_limit_bytes"]
     has = [name for name in ("metal", "cuda") if found[name]]
-    named = found["device_info"].get("device_name", "")
     return {
-        "machine": f"{found['system']}, {found['processor']}, {found['processors']} processors",
+        "machine": f"{found['system']}, {found['processor']}, {found['cores']} processors",
         "memory": f"{size(found['memory_bytes'])}, of which {size(found['usable_bytes'])} for weights and caches"
         + (f"; the GPU may wire {size(wired)}" if wired else ""),
-        "MLX": f"{found['device']} {named}; {' and '.join(has) or 'neither Metal nor CUDA'} available",
+        "MLX": f"{found['device']} {found['device_name']}; {' and '.join(has) or 'neither Metal nor CUDA'} available",
         "with": ", ".join(f"{name} {number}" for name, number in found["versions"].items()),
     }
 

@@ -96,12 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = read_prompt(arguments.prompt)
     if not prompt:
         raise PromptError("the prompt is empty; give a text, or - to read one from standard input")
-    for option in ("head", "draft_vocab"):
-        if getattr(arguments, option) is not None and arguments.no_mtp:
-            raise OptionError(f"--{option.replace('_', '-')} is for a head and --no-mtp wants none; leave one out")
-    mtp, head, identity = not arguments.no_mtp, arguments.head, arguments.identity
-    vocabulary = arguments.draft_vocab
-    engine = mlxmtp.load(arguments.model, mtp=mtp, head=head, identity=identity, draft_vocab=vocabulary)
+    engine = mlxmtp.load(arguments.model, identity=arguments.identity, **options.head(arguments))
     return answer(engine, prompt, sampling, arguments)
 
 

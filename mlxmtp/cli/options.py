@@ -1,9 +1,10 @@
 """Numbers on the command line, with errors that say what was expected and what was found."""
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
 from typing import Any
 
+from mlxmtp.errors import OptionError
 from mlxmtp.identity.verdict import IDENTITIES
 from mlxmtp.limits import MAX_DEPTH
 
@@ -67,6 +68,14 @@ def add_draft_vocab(add: Callable[..., Any]) -> None:
         metavar="N|FILE",
         help="draft only the N most frequent tokens, or those of a file of token ids: cheaper drafts, the same text",
     )
+
+
+def head(arguments: Namespace) -> dict[str, Any]:
+    """What `mlxmtp.load` and its like are told of the head."""
+    for option in ("head", "draft_vocab"):
+        if getattr(arguments, option) is not None and arguments.no_mtp:
+            raise OptionError(f"--{option.replace('_', '-')} is for a head and --no-mtp wants none; leave one out")
+    return {"mtp": not arguments.no_mtp, "head": arguments.head, "draft_vocab": arguments.draft_vocab}
 
 
 def port(text: str) -> int:

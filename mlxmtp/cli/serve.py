@@ -51,10 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     serve(
         Options(
             model=None if arguments.model == "demo" else arguments.model,
-            head=arguments.head,
-            mtp=not arguments.no_mtp,
             identity=arguments.identity,
-            draft_vocab=arguments.draft_vocab,
+            **options.head(arguments),
             depth=arguments.depth,
             host=arguments.host,
             port=arguments.port,

@@ -152,7 +152,6 @@ def test_bad_input_is_one_line(main_: Cli, options: tuple[str, ...], said: str):
         (("--contexts", "0"), "expected tokens as 4096 or 4k"),
         (("--depths", "17"), "expected a whole number from 0"),
         (("--depths", "1", "auto"), "expected a whole number; auto is measured beside the fixed depths"),
-        (("--head", "x", "--no-mtp"), "not allowed with"),
     ],
 )
 def test_options_that_argparse_refuses(main_: Cli, options: tuple[str, ...], said: str):

@@ -1,6 +1,5 @@
-"""Conversations that go on after a restart, and files that are damaged, foreign, or have no room."""
+"""Conversations that go on after a restart, with several models and processes."""
 
-import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -8,82 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 import pytest
 
 from mlxmtp import Engine, Sampling, load
 from mlxmtp.chat.model_key import model_key
 from mlxmtp.chat.prefix_store import LEAST, POINTS, PrefixStore
-from mlxmtp.chat.prefixes import PrefixCache
 from mlxmtp.decoding.sequence import Sequence
-from tests.conversion.changes import Changes
-from tests.conversion.faults import small_disk, small_files
+from tests.chat.disk import Disk, answer, flip
+from tests.chat.kinds import KINDS, PLENTY, TRAINED, find, words
 from tests.running import prefilled
 from tests.scripted import assert_same_state, snapshot
-
-TRAINED = Path(__file__).parent.parent / "trained"
-KINDS = ("qwen3_5", "gemma4", "glm4_moe", "deepseek_v32")
-PLENTY = 1 << 30
-
-
-def find(kind: str, raw_checkpoint: Callable[..., Path]) -> Engine:
-    return load(raw_checkpoint(kind, dtype="float32", vocab=8) if kind == "qwen3_5" else TRAINED / kind)
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def engine(request: pytest.FixtureRequest, raw_checkpoint: Callable[..., Path]) -> Engine:
     return find(request.param, raw_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def hybrid(raw_checkpoint: Callable[..., Path]) -> Engine:
-    return find("qwen3_5", raw_checkpoint)
-
-
-class Disk:
-    """A folder for caches, and what they warned of.
-
-    Args:
-        most: bytes of the folder. memory: bytes of each cache.
-    """
-
-    def __init__(self, folder: Path, engine: Engine, most: int = PLENTY, memory: int = PLENTY) -> None:
-        self.folder, self.engine, self.most, self.memory = folder, engine, most, memory
-        self.key = model_key(engine)
-        self.warnings: list[str] = []
-
-    def cache(self) -> PrefixCache:
-        """As after a start of the program."""
-        return PrefixCache(self.memory, self.store())
-
-    def store(self) -> PrefixStore:
-        return PrefixStore(self.folder, self.most, self.key, self.warnings.append, least=1)
-
-    @property
-    def files(self) -> list[Path]:
-        return sorted(self.folder.glob("*")) if self.folder.exists() else []
-
-    def left(self) -> list[Path]:
-        return sorted(self.folder.glob(".*"))
-
-    def written(self, *prompts: list[int]) -> None:
-        """A run of the program in which these are turns."""
-        cache = self.cache()
-        for prompt in prompts:
-            answer(self.engine, prompt, cache)
-        cache.close()
-
-
-def words(engine: Engine, count: int, seed: int = 0) -> list[int]:
-    vocabulary = engine.target.text_config["vocab_size"]
-    return np.random.default_rng([seed, count]).integers(3, vocabulary, count).tolist()
-
-
-def answer(engine: Engine, prompt: list[int], prefixes: PrefixCache | None = None, **options: Any) -> tuple[Any, int]:
-    """A turn's tokens, and how many of the prompt's were not read."""
-    marks = [30, len(prompt) - 4]
-    found = engine.generate(prompt, max_tokens=9, prefixes=prefixes, marks=marks, **options)
-    return found.tokens, found.stats.reused_tokens
 
 
 # -- restarts -------------------------------------------------------------------------------------------------
@@ -220,67 +158,6 @@ def test_the_oldest_files_go(hybrid: Engine, tmp_path: Path) -> None:
     assert len(disk.files) == 2, "larger than all the room: for that, nothing goes"
 
 
-# -- damage ---------------------------------------------------------------------------------------------------
-
-
-def flip(data: bytearray, at: int) -> bytes:
-    data[at] ^= 1
-    return bytes(data)
-
-
-DAMAGES: dict[str, Callable[[bytearray], bytes]] = {
-    "a bit of the last tensor": lambda data: flip(data, len(data) - 1),
-    "a bit in the middle": lambda data: flip(data, len(data) // 2),
-    "a bit of a token": lambda data: flip(data, data.index(b"tokens") + 13),
-    "a bit of the length": lambda data: flip(data, 2),
-    "a brace": lambda data: flip(data, 8),
-    "cut short": lambda data: bytes(data[:-5]),
-    "the header alone": lambda data: bytes(data[:300]),
-    "nothing": lambda data: b"",
-    "something else": lambda data: b"\x10\0\0\0\0\0\0\0" + b'{"__metadata__":' + b"{}}" + bytes(40),
-    "longer": lambda data: bytes(data) + b"\0",
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_files_are_removed_and_told_once(hybrid: Engine, tmp_path: Path, damage: str) -> None:
-    disk, prompt = Disk(tmp_path, hybrid), words(hybrid, 70)
-    disk.written(prompt)
-    disk.files[0].write_bytes(DAMAGES[damage](bytearray(disk.files[0].read_bytes())))
-    cache, longer = disk.cache(), [*prompt, *answer(hybrid, prompt)[0], 5, 6]
-    for _ in range(2):
-        assert answer(hybrid, longer, cache)[0] == answer(hybrid, longer)[0]
-    assert disk.files == []
-    assert len(disk.warnings) == 1
-    assert "damaged" in disk.warnings[0]
-
-
-def test_a_damaged_file_does_not_hide_another(hybrid: Engine, tmp_path: Path) -> None:
-    disk, prompt = Disk(tmp_path, hybrid), words(hybrid, 70)
-    disk.written([*prompt[:50], 3, 4])
-    short = disk.files
-    disk.written(prompt)
-    (longer,) = set(disk.files) - set(short)
-    longer.write_bytes(flip(bytearray(longer.read_bytes()), -9))
-    tokens, reused = answer(hybrid, [*prompt, 5], disk.cache())
-    assert (tokens, reused) == (answer(hybrid, [*prompt, 5])[0], 48)
-    assert disk.files == short
-
-
-def test_files_that_only_seem_to_be_ours(hybrid: Engine, tmp_path: Path) -> None:
-    """Whole, and of the right name, but with another model's tensors in it."""
-    disk, other = Disk(tmp_path / "one", hybrid), Disk(tmp_path / "other", load(TRAINED / "glm4_moe"))
-    prompt = words(hybrid, 70)
-    other.written(prompt)
-    disk.folder.mkdir()
-    (file,) = other.files
-    shutil.copy(file, disk.folder / file.name.replace(other.key, disk.key))
-    tokens, reused = answer(hybrid, [*prompt, 5], disk.cache())
-    assert (tokens, reused) == (answer(hybrid, [*prompt, 5])[0], 0)
-    assert disk.files == []
-    assert len(disk.warnings) == 1
-
-
 # -- other models ---------------------------------------------------------------------------------------------
 
 
@@ -315,106 +192,6 @@ def test_what_a_key_depends_on(raw_checkpoint: Callable[..., Path], tmp_path: Pa
     weights.write_bytes(flip(bytearray(weights.read_bytes()), -2))
     keys["other weights, as many"] = model_key(load(weights.parent))
     assert len(set(keys.values())) == len(keys)
-
-
-# -- disks that take nothing ----------------------------------------------------------------------------------
-
-
-def assert_goes_on(disk: Disk, cache: PrefixCache, *prompts: list[int]) -> None:
-    """Turns come out as they should, and nothing half-written is left; what went wrong was told once."""
-    for prompt in prompts:
-        assert answer(disk.engine, prompt, cache)[0] == answer(disk.engine, prompt)[0]
-    cache.close()
-    assert disk.left() == []
-    assert len(disk.warnings) == 1
-    assert "the model reads it again" in disk.warnings[0]
-
-
-def test_a_disk_that_seems_full(hybrid: Engine, tmp_path: Path) -> None:
-    disk = Disk(tmp_path, hybrid)
-    with small_disk(300 << 10):
-        assert_goes_on(disk, disk.cache(), *(words(hybrid, 40, seed) for seed in range(3)))
-    assert disk.files == []
-    disk.written(words(hybrid, 40))
-    assert len(disk.files) == 1, "with room again"
-
-
-@pytest.mark.parametrize("nbytes", [100, 100_000])
-def test_a_write_that_the_kernel_refuses(hybrid: Engine, tmp_path: Path, nbytes: int) -> None:
-    disk = Disk(tmp_path, hybrid)
-    with small_files(nbytes):
-        assert_goes_on(disk, disk.cache(), *(words(hybrid, 40, seed) for seed in range(2)))
-    assert disk.files == []
-
-
-def test_a_disk_that_is_full_at_any_change(hybrid: Engine, tmp_path: Path) -> None:
-    """A folder that cannot be made or written, as a read-only one, looks the same from here."""
-    prompt, at = words(hybrid, 40), 0
-    cache, kept = PrefixCache(PLENTY), Sequence(hybrid.target, hybrid.mtp)
-    kept.prefill(prompt, marks=[30])
-    while True:
-        disk = Disk(tmp_path / str(at), hybrid)
-        store = disk.store()
-        disk.folder.rmdir()  # as if somebody had cleared it away meanwhile
-        with Changes(tmp_path, at=at, how=OSError) as changes:
-            store.save(kept)
-        assert disk.left() == [] or "remove" in changes.seen[-1], changes.seen
-        if not changes.reached:
-            break
-        assert len(disk.warnings) == (0 if "remove" in changes.seen[at] else 1), changes.seen
-        at += 1
-    assert at >= 3, "a folder, a file, a name"
-    assert len(disk.files) == 1
-    assert cache.nbytes == 0
-
-
-def test_a_folder_that_is_a_file(hybrid: Engine, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    disk = Disk(tmp_path / "file", hybrid)
-    cache = disk.cache()
-    answer(hybrid, words(hybrid, 40), cache)
-    cache.close()
-    assert len(disk.warnings) == 1
-    assert disk.folder.read_text() == "mine"
-
-
-def test_a_folder_that_cannot_be_written_is_told_at_once(hybrid: Engine, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    disk = Disk(tmp_path / "file" / "x", hybrid)
-    store = disk.store()
-    assert len(disk.warnings) == 1
-    assert f"{disk.folder}: no file can be written there (Not a directory)" in disk.warnings[0]
-    kept = Sequence(hybrid.target, hybrid.mtp)
-    kept.prefill(words(hybrid, 40))
-    store.save(kept)
-    assert len(disk.warnings) == 1, "and not again"
-    good = Disk(tmp_path / "good", hybrid)
-    good.store()
-    assert (good.warnings, good.files, good.left()) == ([], [], [])
-
-
-def test_a_sequence_over_the_bound_is_told_once(hybrid: Engine, tmp_path: Path) -> None:
-    disk = Disk(tmp_path, hybrid, most=1000)
-    store = disk.store()
-    for count in (40, 50):
-        kept = Sequence(hybrid.target, hybrid.mtp)
-        kept.prefill(words(hybrid, count))
-        store.save(kept)
-    assert disk.files == []
-    [told] = disk.warnings
-    assert "is not kept" in told
-    assert "--cache-bytes" in told
-
-
-def test_a_folder_that_cannot_be_read(hybrid: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk, prompt = Disk(tmp_path, hybrid), words(hybrid, 40)
-    disk.written(prompt)
-
-    def refuse(*_: object) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    assert answer(hybrid, [*prompt, 5], disk.cache()) == (answer(hybrid, [*prompt, 5])[0], 0)
 
 
 # -- several processes ----------------------------------------------------------------------------------------

@@ -5,18 +5,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from mlxmtp import Engine, PromptError, Sampling, load
+from mlxmtp import Engine, PromptError, Sampling
 from mlxmtp.chat.prefixes import PrefixCache
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Stats
+from tests.chat import kinds
+from tests.chat.kinds import PLENTY, find, words
 from tests.running import generated, prefilled, rounds
 
-TRAINED = Path(__file__).parent.parent / "trained"
-KINDS = ("qwen3_5", "gemma4", "glm4_moe", "deepseek_v3", "deepseek_v32")
-"""Kinds of caches: recurrent states and rows; windows, read by an assistant; rows; latents; latents that are chosen."""
+KINDS = (*kinds.KINDS, "deepseek_v3")  # its latents too
 GREEDY, SEEDED = Sampling(), Sampling(1.0, seed=5)
 COUNT = 9
 
@@ -25,29 +24,12 @@ Turn = tuple[list[int], Stats]
 
 def cache() -> PrefixCache:
     """With room for everything."""
-    return PrefixCache(1 << 30)
-
-
-def find(kind: str, raw_checkpoint: Callable[..., Path]) -> Engine:
-    """With 8 tokens in the vocabulary a random head is right now and then; the others are trained."""
-    return load(raw_checkpoint(kind, dtype="float32", vocab=8) if kind == "qwen3_5" else TRAINED / kind)
+    return PrefixCache(PLENTY)
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def engine(request: pytest.FixtureRequest, raw_checkpoint: Callable[..., Path]) -> Engine:
     return find(request.param, raw_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def some_engine(raw_checkpoint: Callable[..., Path]) -> Engine:
-    """For what has little to do with the kind: the one whose states cannot go back by themselves."""
-    return find("qwen3_5", raw_checkpoint)
-
-
-def words(engine: Engine, count: int, seed: int = 0) -> list[int]:
-    """What a user says: token ids."""
-    vocabulary = engine.target.text_config["vocab_size"]
-    return np.random.default_rng([seed, count]).integers(3, vocabulary, count).tolist()
 
 
 def turn(
@@ -111,21 +93,21 @@ def test_after_a_turn_that_was_closed(engine: Engine, depth: int) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_after_a_turn_cut_by_its_length(some_engine: Engine, count: int) -> None:
-    prefixes, prompt = cache(), words(some_engine, 13)
+def test_after_a_turn_cut_by_its_length(hybrid: Engine, count: int) -> None:
+    prefixes, prompt = cache(), words(hybrid, 13)
     for _ in range(3):
-        tokens, _ = turn(some_engine, prompt, prefixes, count=count)
+        tokens, _ = turn(hybrid, prompt, prefixes, count=count)
         assert len(tokens) == count
-        kept, prompt = len(prompt) + count, prompt + tokens + words(some_engine, 1)
-    tokens, stats = turn(some_engine, prompt, prefixes)
-    assert (tokens, stats.reused_tokens) == (turn(some_engine, prompt)[0], kept)
+        kept, prompt = len(prompt) + count, prompt + tokens + words(hybrid, 1)
+    tokens, stats = turn(hybrid, prompt, prefixes)
+    assert (tokens, stats.reused_tokens) == (turn(hybrid, prompt)[0], kept)
 
 
-def test_a_prompt_is_read_in_chunks_behind_what_is_kept(some_engine: Engine) -> None:
-    prefixes, prompt = cache(), words(some_engine, 13)
-    tokens, _ = turn(some_engine, prompt, prefixes)
-    kept, prompt = len(prompt) + len(tokens), prompt + tokens + words(some_engine, 40)
-    expected, anew = turn(some_engine, prompt)
+def test_a_prompt_is_read_in_chunks_behind_what_is_kept(hybrid: Engine) -> None:
+    prefixes, prompt = cache(), words(hybrid, 13)
+    tokens, _ = turn(hybrid, prompt, prefixes)
+    kept, prompt = len(prompt) + len(tokens), prompt + tokens + words(hybrid, 40)
+    expected, anew = turn(hybrid, prompt)
     told: list[tuple[int, int]] = []
     options: dict[str, Any] = {
         "max_tokens": COUNT,
@@ -133,56 +115,56 @@ def test_a_prompt_is_read_in_chunks_behind_what_is_kept(some_engine: Engine) -> 
         "prefill_rows": 16,
         "on_prefill": lambda *now: told.append(now),
     }
-    chunks = list(some_engine.stream(prompt, prefixes=prefixes, **options))
+    chunks = list(hybrid.stream(prompt, prefixes=prefixes, **options))
     assert [token for chunk in chunks for token in chunk.tokens] == expected
     assert drafting(chunks[-1].stats) == drafting(anew)
     new = len(prompt) - kept
     assert told == [(16, new), (32, new), (new, new)]
 
 
-def test_another_depth_starts_anew_where_the_head_has_read_nothing(some_engine: Engine) -> None:
+def test_another_depth_starts_anew_where_the_head_has_read_nothing(hybrid: Engine) -> None:
     """A turn without drafts leaves the head behind, and can itself go on from any. Two depths share all."""
-    prefixes, prompt = cache(), words(some_engine, 13)
+    prefixes, prompt = cache(), words(hybrid, 13)
     for before, depth in ((3, 0), (0, 3), (3, 1)):
-        tokens, stats = turn(some_engine, prompt, prefixes, depth=before, count=8)
+        tokens, stats = turn(hybrid, prompt, prefixes, depth=before, count=8)
         held = len(prompt) + len(tokens)
-        prompt = prompt + tokens + words(some_engine, 3)
-        expected, anew = turn(some_engine, prompt, depth=depth, count=8)
-        tokens, stats = turn(some_engine, prompt, prefixes, depth=depth, count=8)
+        prompt = prompt + tokens + words(hybrid, 3)
+        expected, anew = turn(hybrid, prompt, depth=depth, count=8)
+        tokens, stats = turn(hybrid, prompt, prefixes, depth=depth, count=8)
         assert tokens == expected
         assert drafting(stats) == drafting(anew)
         assert stats.reused_tokens == (0 if depth > before == 0 else held)
-        prompt = prompt + tokens + words(some_engine, 3)
+        prompt = prompt + tokens + words(hybrid, 3)
 
 
 @pytest.mark.parametrize(
     ("other", "reused"), [("shorter", 0), ("the same", -1), ("changed early", 0), ("changed late", -1), ("another", 0)]
 )
-def test_a_prompt_without_marks_that_does_not_go_on(some_engine: Engine, other: str, reused: int) -> None:
+def test_a_prompt_without_marks_that_does_not_go_on(hybrid: Engine, other: str, reused: int) -> None:
     """All rows but the last token's can be of use, or none: this model's states cannot go back."""
-    prefixes, prompt = cache(), words(some_engine, 13)
-    tokens, _ = turn(some_engine, prompt, prefixes)
+    prefixes, prompt = cache(), words(hybrid, 13)
+    tokens, _ = turn(hybrid, prompt, prefixes)
     whole = prompt + tokens
     changed = {
         "shorter": whole[:-1],
         "the same": whole,
         "changed early": [*whole[:2], (whole[2] + 1) % 8, *whole[3:], 5],
         "changed late": [*whole[:-1], (whole[-1] + 1) % 8, 5],
-        "another": words(some_engine, 40, seed=9),
+        "another": words(hybrid, 40, seed=9),
     }[other]
-    expected, _ = turn(some_engine, changed)
-    tokens, stats = turn(some_engine, changed, prefixes)
+    expected, _ = turn(hybrid, changed)
+    tokens, stats = turn(hybrid, changed, prefixes)
     assert (tokens, stats.reused_tokens) == (expected, reused and len(whole) + reused)
     prompt = changed + tokens + [5]
-    tokens, stats = turn(some_engine, prompt, prefixes)
-    assert (tokens, stats.reused_tokens) == (turn(some_engine, prompt)[0], len(prompt) - 1), "the new one is kept"
+    tokens, stats = turn(hybrid, prompt, prefixes)
+    assert (tokens, stats.reused_tokens) == (turn(hybrid, prompt)[0], len(prompt) - 1), "the new one is kept"
 
 
-def test_one_token_more_goes_on(some_engine: Engine) -> None:
-    prefixes, prompt = cache(), words(some_engine, 13)
-    prompt += [*turn(some_engine, prompt, prefixes)[0], 5]
-    tokens, stats = turn(some_engine, prompt, prefixes)
-    assert (tokens, stats.reused_tokens) == (turn(some_engine, prompt)[0], len(prompt) - 1)
+def test_one_token_more_goes_on(hybrid: Engine) -> None:
+    prefixes, prompt = cache(), words(hybrid, 13)
+    prompt += [*turn(hybrid, prompt, prefixes)[0], 5]
+    tokens, stats = turn(hybrid, prompt, prefixes)
+    assert (tokens, stats.reused_tokens) == (turn(hybrid, prompt)[0], len(prompt) - 1)
 
 
 class _HaltError(Exception):
@@ -219,62 +201,62 @@ def test_a_turn_halted_in_its_prompt_leaves_what_was_read(engine: Engine, call: 
     assert (tokens, stats.reused_tokens, drafting(stats)) == (expected, held + 8 * call, drafting(anew))
 
 
-def test_a_turn_that_nobody_began_leaves_nothing_wrong(some_engine: Engine) -> None:
-    prefixes, prompt = cache(), words(some_engine, 13)
-    prompt = prompt + turn(some_engine, prompt, prefixes)[0] + words(some_engine, 5)
-    some_engine.stream(prompt, prefixes=prefixes).close()  # type: ignore[attr-defined]
-    tokens, stats = turn(some_engine, prompt, prefixes)
-    assert (tokens, stats.reused_tokens) == (turn(some_engine, prompt)[0], len(prompt) - 5)
+def test_a_turn_that_nobody_began_leaves_nothing_wrong(hybrid: Engine) -> None:
+    prefixes, prompt = cache(), words(hybrid, 13)
+    prompt = prompt + turn(hybrid, prompt, prefixes)[0] + words(hybrid, 5)
+    hybrid.stream(prompt, prefixes=prefixes).close()  # type: ignore[attr-defined]
+    tokens, stats = turn(hybrid, prompt, prefixes)
+    assert (tokens, stats.reused_tokens) == (turn(hybrid, prompt)[0], len(prompt) - 5)
 
 
-def test_an_accident_among_the_rounds_leaves_nothing(some_engine: Engine) -> None:
-    prefixes, prompt = cache(), words(some_engine, 13)
-    prompt = prompt + turn(some_engine, prompt, prefixes)[0] + words(some_engine, 5)
-    stream = some_engine.stream(prompt, max_tokens=COUNT, prefixes=prefixes)
+def test_an_accident_among_the_rounds_leaves_nothing(hybrid: Engine) -> None:
+    prefixes, prompt = cache(), words(hybrid, 13)
+    prompt = prompt + turn(hybrid, prompt, prefixes)[0] + words(hybrid, 5)
+    stream = hybrid.stream(prompt, max_tokens=COUNT, prefixes=prefixes)
     tokens = next(stream).tokens
     with pytest.raises(_HaltError):
         stream.throw(_HaltError())  # type: ignore[attr-defined]
-    prompt = [*prompt, *tokens, *words(some_engine, 5)]
-    again, stats = turn(some_engine, prompt, prefixes)
-    assert (again, stats.reused_tokens) == (turn(some_engine, prompt)[0], 0)
+    prompt = [*prompt, *tokens, *words(hybrid, 5)]
+    again, stats = turn(hybrid, prompt, prefixes)
+    assert (again, stats.reused_tokens) == (turn(hybrid, prompt)[0], 0)
 
 
-def test_a_turn_closed_late_vouches_for_itself_only(some_engine: Engine) -> None:
+def test_a_turn_closed_late_vouches_for_itself_only(hybrid: Engine) -> None:
     """A traceback can hold an abandoned turn for a while: it is closed when another one has failed meanwhile."""
-    prefixes, prompt = cache(), words(some_engine, 13)
-    abandoned = some_engine.stream(prompt, max_tokens=COUNT, prefixes=prefixes)
+    prefixes, prompt = cache(), words(hybrid, 13)
+    abandoned = hybrid.stream(prompt, max_tokens=COUNT, prefixes=prefixes)
     said = list(next(abandoned).tokens)
-    newer = words(some_engine, 20, seed=1)
-    failing = some_engine.stream(newer, max_tokens=COUNT, prefixes=prefixes)
+    newer = words(hybrid, 20, seed=1)
+    failing = hybrid.stream(newer, max_tokens=COUNT, prefixes=prefixes)
     next(failing)
     with pytest.raises(_HaltError):
         failing.throw(_HaltError())  # type: ignore[attr-defined]
     abandoned.close()  # type: ignore[attr-defined]
     for begun, held in ((newer, 0), (prompt + said, len(prompt + said))):
-        longer = begun + words(some_engine, 3)
-        tokens, stats = turn(some_engine, longer, prefixes)
-        assert (tokens, stats.reused_tokens) == (turn(some_engine, longer)[0], held)
+        longer = begun + words(hybrid, 3)
+        tokens, stats = turn(hybrid, longer, prefixes)
+        assert (tokens, stats.reused_tokens) == (turn(hybrid, longer)[0], held)
 
 
-def test_a_refused_prompt_costs_nothing(some_engine: Engine) -> None:
-    prefixes, prompt = cache(), words(some_engine, 13)
-    prompt = prompt + turn(some_engine, prompt, prefixes)[0]
-    for bad in ([], [-1], [5] * some_engine.context):
+def test_a_refused_prompt_costs_nothing(hybrid: Engine) -> None:
+    prefixes, prompt = cache(), words(hybrid, 13)
+    prompt = prompt + turn(hybrid, prompt, prefixes)[0]
+    for bad in ([], [-1], [5] * hybrid.context):
         with pytest.raises(PromptError):
-            some_engine.stream(bad, prefixes=prefixes)
-    assert turn(some_engine, [*prompt, 5], prefixes)[1].reused_tokens == len(prompt)
+            hybrid.stream(bad, prefixes=prefixes)
+    assert turn(hybrid, [*prompt, 5], prefixes)[1].reused_tokens == len(prompt)
 
 
-def test_its_bytes_are_those_of_the_caches(some_engine: Engine) -> None:
-    prefixes, prompt = cache(), words(some_engine, 13)
+def test_its_bytes_are_those_of_the_caches(hybrid: Engine) -> None:
+    prefixes, prompt = cache(), words(hybrid, 13)
     assert prefixes.nbytes == 0
-    tokens, _ = turn(some_engine, prompt, prefixes)
+    tokens, _ = turn(hybrid, prompt, prefixes)
     short = prefixes.nbytes
     assert short > 0
-    turn(some_engine, prompt + tokens + words(some_engine, 300), prefixes, count=1)  # rows come in steps of 256
+    turn(hybrid, prompt + tokens + words(hybrid, 300), prefixes, count=1)  # rows come in steps of 256
     long = prefixes.nbytes
     assert long > short
-    turn(some_engine, words(some_engine, 14), prefixes, count=1)
+    turn(hybrid, words(hybrid, 14), prefixes, count=1)
     assert long + short // 2 < prefixes.nbytes < long + 2 * short, "of both conversations"
     prefixes.clear()
     assert prefixes.nbytes == 0
@@ -320,9 +302,9 @@ def test_twins_go_their_own_ways(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("depth", [0, 3])
-def test_twins_part_behind_a_prompt(some_engine: Engine, depth: int) -> None:
-    one = prefilled(some_engine, words(some_engine, 40), depth)
+def test_twins_part_behind_a_prompt(hybrid: Engine, depth: int) -> None:
+    one = prefilled(hybrid, words(hybrid, 40), depth)
     other, past = one.fork(), list(one.tokens)
     other.prefill([5, 6])
-    found = tokens_of([rounds(some_engine, sequence, 20, depth) for sequence in (one, other)])
-    assert found == [generated(some_engine, end, 20, depth=3 - depth) for end in (past, [*past, 5, 6])]
+    found = tokens_of([rounds(hybrid, sequence, 20, depth) for sequence in (one, other)])
+    assert found == [generated(hybrid, end, 20, depth=3 - depth) for end in (past, [*past, 5, 6])]

@@ -1,89 +1,25 @@
 """Turns that go back to a point of an earlier one say what they would say had everything been read anew."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxmtp import Engine, Sampling, load
-from mlxmtp.chat.prefixes import PrefixCache
-from mlxmtp.decoding.points import Outline, Place, Point, thinned
-from mlxmtp.decoding.sequence import POINTS
+from mlxmtp import Engine, load
 from mlxmtp.decoding.sequence import Sequence as Tokens
 from mlxmtp.targets import appends, parts
+from tests.chat.kinds import KINDS, find
+from tests.chat.talk import SEEDED, Talk
 from tests.running import prefilled, rounds
 from tests.scripted import assert_same_state, snapshot
-
-TRAINED = Path(__file__).parent.parent / "trained"
-KINDS = ("qwen3_5", "gemma4", "glm4_moe", "deepseek_v32")
-"""Kinds of caches: recurrent states and rows; windows that wrap; rows; latents that are chosen."""
-GREEDY, SEEDED = Sampling(), Sampling(1.0, seed=5)
-PLENTY = 1 << 30
-
-
-def find(kind: str, raw_checkpoint: Callable[..., Path]) -> Engine:
-    return load(raw_checkpoint(kind, dtype="float32", vocab=8) if kind == "qwen3_5" else TRAINED / kind)
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def engine(request: pytest.FixtureRequest, raw_checkpoint: Callable[..., Path]) -> Engine:
     return find(request.param, raw_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def hybrid(raw_checkpoint: Callable[..., Path]) -> Engine:
-    return find("qwen3_5", raw_checkpoint)
-
-
-@dataclass
-class Talk:
-    """Turns of one engine with one cache; each is compared with the same turn of an engine that remembers nothing.
-
-    `read`: of the newest turn, how many tokens were prefilled, by what `on_prefill` was told.
-    """
-
-    engine: Engine
-    depth: int = 3
-    sampling: Sampling = GREEDY
-    prefixes: PrefixCache = field(default_factory=lambda: PrefixCache(PLENTY))
-    read: int = 0
-    reused: int = 0
-
-    def words(self, count: int, seed: int) -> list[int]:
-        vocabulary = self.engine.target.text_config["vocab_size"]
-        return np.random.default_rng([seed, count]).integers(3, vocabulary, count).tolist()
-
-    def says(self, prompt: list[int], *marks: int, count: int = 12, depth: int | None = None) -> list[int]:
-        """The answer, which ends after `count` tokens or by itself."""
-        depth = self.depth if depth is None else depth
-        options = {"max_tokens": count, "depth": depth}
-        expected = self.engine.generate(prompt, self.sampling, **options)  # type: ignore[arg-type]
-        told = [(0, 0)]
-        found = self.engine.generate(
-            prompt,
-            self.sampling,
-            prefixes=self.prefixes,
-            marks=marks,
-            on_prefill=lambda *now: told.append(now),
-            **options,  # type: ignore[arg-type]
-        )
-        assert found.tokens == expected.tokens
-        stats, anew = found.stats, expected.stats
-        assert (stats.rounds, stats.accepted) == (anew.rounds, anew.accepted), "the head knows the same past"
-        self.read, self.reused = told[-1][1], stats.reused_tokens
-        assert self.read + self.reused in (len(prompt), len(prompt) - 1), "the last token is for the first round"
-        return found.tokens
-
-    def back_to(self, mark: int, common: int) -> int:
-        """Of `common` tokens, those that need not be read again when the last mark among them is `mark`."""
-        if not all(map(appends, parts(self.engine.target.make_cache()))):
-            return mark
-        own_rows = self.depth and self.engine.mtp
-        return common - bool(own_rows)
 
 
 def talks(engine: Engine) -> list[Talk]:
@@ -243,119 +179,6 @@ def test_branches_go_their_own_ways(engine: Engine) -> None:
     assert_same_state(snapshot(again.cache), snapshot(fresh.cache))
 
 
-# -- room -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["qwen3_5", "gemma4"])
-def test_a_title_request_does_not_evict_the_conversation(kind: str, raw_checkpoint: Callable[..., Path]) -> None:
-    """With room for two, the one that was used last but once goes when a third comes."""
-    probe = Talk(find(kind, raw_checkpoint))
-    main = probe.words(300, 1)
-    probe.says(main, 200, 290)
-    most = 2 * probe.prefixes.nbytes
-    talk = Talk(probe.engine, prefixes=PrefixCache(most))
-    for number in range(3):
-        main = [*main, *talk.says(main, 200, len(main) - 5, count=4), *talk.words(12, number)]
-        talk.says(talk.words(60, 50 + number), 50, count=4)
-        assert talk.prefixes.nbytes <= most
-    talk.says(main, count=4)
-    assert talk.read == 12
-    assert talk.prefixes.figures.evictions > 0, "titles of long ago"
-
-
-@pytest.mark.parametrize("share", [0.0, 0.9, 1.3, 2.2])
-def test_the_bound_holds_whatever_is_asked(hybrid: Engine, share: float) -> None:
-    probe = Talk(hybrid)
-    probe.says(probe.words(400, 0), 200, count=1)
-    most = int(share * probe.prefixes.nbytes)
-    talk = Talk(hybrid, prefixes=PrefixCache(most))
-    conversations = [talk.words(count, count) for count in (400, 390, 280, 20)]
-    for step, number in enumerate((0, 0, 1, 0, 2, 3, 3, 1)):
-        prompt = conversations[number]
-        prompt += [*talk.says(prompt, 200, len(prompt) - 3, count=4), *talk.words(5, step)]
-        figures = talk.prefixes.figures
-        assert figures.nbytes <= most
-        assert figures.hits + figures.misses == step + 1
-    assert bool(figures.hits) == (share > 0), "a short one at the least"
-
-
-def test_a_copy_that_has_no_room_beside_its_source_takes_its_place(hybrid: Engine) -> None:
-    talk = Talk(hybrid)
-    prompt = talk.words(300, 1)
-    talk.says(prompt, 250)
-    talk.prefixes = PrefixCache(talk.prefixes.nbytes * 3 // 2)
-    prompt += [*talk.says(prompt, 250), *talk.words(9, 1)]
-    talk.says(prompt, len(prompt) - 2)
-    edited = [*prompt[:260], prompt[260] ^ 1, 3, 4]
-    talk.says(edited)
-    assert talk.reused == 250
-    assert talk.prefixes.figures.conversations == 1
-
-
-def test_points_in_the_middle_go_before_conversations(hybrid: Engine) -> None:
-    talk = Talk(hybrid)
-    prompts = [talk.words(80, number) for number in range(2)]
-    for prompt in prompts:
-        talk.says(prompt, *range(10, 80, 10))
-    figures = talk.prefixes.figures
-    assert (figures.points, figures.conversations) == (14, 2)
-    tight = PrefixCache(figures.nbytes * 3 // 4)
-    talk.prefixes = tight
-    for prompt in prompts:
-        talk.says(prompt, *range(10, 80, 10))
-    assert tight.figures.conversations == 2
-    assert tight.figures.points < 14
-    for prompt in prompts:
-        talk.says([*prompt[:15], prompt[15] ^ 1, 3, 4])
-        assert talk.reused == 10
-
-
-def test_no_more_points_than_are_worth_it(hybrid: Engine) -> None:
-    talk = Talk(hybrid)
-    prompt = talk.words(40, 1)
-    for step in range(POINTS + 8):
-        prompt = [*prompt, *talk.says(prompt, 20, len(prompt) - 2, count=2), *talk.words(3, step)]
-    assert talk.prefixes.figures.points == POINTS
-    talk.says([*prompt[:20], prompt[20] ^ 1, 3])
-    assert talk.reused == 20
-
-
-@pytest.fixture(scope="module")
-def wide(gemma_checkpoint: Callable[..., Path], assistant: Callable[..., Path]) -> Engine:
-    """With windows of as many bytes that what holds them shows."""
-    sizes = {"style": "31B", "window": 512}
-    return load(gemma_checkpoint("gemma4", **sizes), head=assistant(**sizes))
-
-
-def test_points_hold_no_more_than_their_bytes(wide: Engine) -> None:
-    """A window's rows of a chunk that is longer than it, or a view of them, would hold far more than is counted."""
-    sequence = Tokens(wide.target, wide.mtp)
-    sequence.prefill(Talk(wide).words(1600, 1), marks=[1590])
-    points = sequence.points
-    counted = sum(point.nbytes for point in points)
-    windows = 4 * 2 * 512 * 2 * 32 * 4  # layers, keys and values, rows, heads, dimensions, bytes
-    assert windows < counted < 1.01 * windows
-    del sequence
-    mx.clear_cache()
-    before = mx.get_active_memory()
-    points.clear()
-    mx.clear_cache()
-    assert counted <= before - mx.get_active_memory() <= 1.1 * counted
-
-
-def test_a_kept_turn_holds_no_more_than_its_bytes(wide: Engine) -> None:
-    """What a round leaves to be computed would hold all of its rows, each with a window of its own."""
-    talk, prompt = Talk(wide), Talk(wide).words(600, 1)
-    mx.clear_cache()
-    empty = mx.get_active_memory()
-    with closing(wide.stream(prompt, max_tokens=30, depth=3, prefixes=talk.prefixes, marks=[40, 596])) as stream:
-        assert next(stream).stats.drafted == 3
-    mx.clear_cache()
-    held, counted = mx.get_active_memory() - empty, talk.prefixes.nbytes
-    assert counted > 1 << 20
-    assert held <= 1.1 * counted
-
-
 def test_without_marks_prompts_are_read_in_the_same_chunks(engine: Engine) -> None:
     """And with them, where the caches can be cut anywhere: the same chunks give the same bits on any device."""
     told: list[list[int]] = []
@@ -369,75 +192,6 @@ def test_without_marks_prompts_are_read_in_the_same_chunks(engine: Engine) -> No
     free = all(map(appends, parts(engine.target.make_cache())))
     assert told[1] == (told[0] if free else [0, 10, 41, 73, 95, 99])
     assert [point.rows for point in sequence.points] == ([] if free else [10, 41, 95])
-
-
-def test_a_turn_without_a_cache_keeps_no_points(hybrid: Engine) -> None:
-    told: list[int] = []
-    prompt = Talk(hybrid).words(100, 1)
-    hybrid.generate(prompt, max_tokens=1, marks=[10], on_prefill=lambda done, total: told.append(done))
-    assert told == [99]
-
-
-# -- outlines and points --------------------------------------------------------------------------------------
-
-
-def outline(appends: bool = False, head_rows: int | None = None, pending: int = 1) -> Outline:
-    """Of 20 tokens, 19 of them read, with points behind 5 and 12."""
-    places = tuple(Place(rows, pending) for rows in (5, 12))
-    return Outline(list(range(20)), Place(19, pending), places, appends, head_rows)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "expected"),
-    [
-        ([*range(20), 99], 19),
-        ([*range(20)], 19),
-        ([*range(19), 99], 19),
-        ([*range(19)], 12),
-        ([*range(13)], 12),
-        ([*range(12), 99], 12),
-        ([*range(12)], 5),
-        ([*range(5), 99, 98], 5),
-        ([*range(4), 99, 98], 0),
-        ([99], 0),
-    ],
-)
-def test_the_furthest_place_that_a_prompt_shares(prompt: list[int], expected: int) -> None:
-    for drafting in (False, True):
-        place = outline(head_rows=18).reach(prompt, drafting=drafting)
-        assert (place.rows if place else 0) == expected
-    place = outline(appends=True).reach(prompt, drafting=False)
-    shared = next((i for i, token in enumerate(prompt) if token != i), len(prompt))
-    assert (place.rows if place else 0) == min(shared, len(prompt) - 1, 19)
-
-
-@pytest.mark.parametrize(("head_rows", "expected"), [(None, 0), (3, 0), (5, 5), (11, 5), (12, 12), (16, 12)])
-def test_without_a_hidden_state_the_head_has_to_have_read_as_much(head_rows: int | None, expected: int) -> None:
-    kept = outline(head_rows=head_rows, pending=0)
-    place = kept.reach([*range(15), 99, 98], drafting=True)
-    assert (place.rows if place else 0) == expected
-    place = kept.reach([*range(12), 99], drafting=True)
-    assert (place.rows if place else 0) == min(expected, 5), "a token has to be left to make one from"
-
-
-def points(*rows: int) -> list[Point]:
-    return [Point(count, (), None) for count in rows]
-
-
-@pytest.mark.parametrize(
-    ("most", "marks", "expected"),
-    [
-        (9, (), [10, 100, 110, 200, 500]),
-        (4, (), [10, 100, 200, 500]),
-        (3, (), [10, 200, 500]),
-        (2, (), [10, 500]),
-        (0, (), [10, 500]),
-        (4, (110,), [10, 110, 200, 500]),
-        (3, (110, 100), [10, 100, 500]),
-    ],
-)
-def test_the_points_that_matter_least_go_first(most: int, marks: Sequence[int], expected: list[int]) -> None:
-    assert [point.rows for point in thinned(points(10, 100, 110, 200, 500), most, marks)] == expected
 
 
 def test_a_turn_that_is_closed_can_be_gone_back_from(hybrid: Engine) -> None:

@@ -29,7 +29,7 @@ def test_the_demo_on_this_backend(main_):
     assert ran.code == 0
     assert list(found) == ["machine", "memory", "MLX", "with", "model", "head", "float16", "fast", "promise", ""]
     assert (found["model"], found["head"]) == ("demo", "qwen-mtp")
-    assert "Device(cpu, 0)" in found["MLX"]
+    assert found["MLX"].startswith("cpu ")
     assert f"mlxmtp {mlxmtp.__version__}" in found["with"]
     assert "the same bits in passes of up to 8 rows" in found["fast"]
     assert found["fast"].endswith("128 greedy tokens are the same with and without MTP")

@@ -1,4 +1,4 @@
-"""`mlxmtp serve` and `mlxmtp chat`: options reach them; those that cannot be are refused before a model is loaded."""
+"""Options of commands that start something reach it; those that cannot be are refused before a model is loaded."""
 
 from __future__ import annotations
 
@@ -68,3 +68,10 @@ def test_options_that_can_be(main_, started):
 @pytest.mark.parametrize("option", [["--temp", "-1"], ["--top-p", "0"], ["--top-k", "-2"], ["--seed", "-1"]])
 def test_chat_refuses_sampling_that_cannot_be(main_, option):
     assert_refused(main_("chat", "--model", "demo", *option), option[1], "expected")
+
+
+@pytest.mark.parametrize("command", [["generate", "--prompt", "x"], ["chat"], ["serve", "--port", "0"], ["bench"]])
+@pytest.mark.parametrize("option", ["--head", "--draft-vocab"])
+def test_what_is_for_a_head_is_refused_without_one(main_, started, command, option):
+    assert_refused(main_(*command, "--no-mtp", option, "7"), f"{option} is for a head", "leave one out")
+    assert started == []
