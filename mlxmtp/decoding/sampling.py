@@ -145,5 +145,5 @@ def gumbel(key: mx.array, start: int, rows: int, vocabulary: int) -> mx.array:
     The noise of a position depends on (key, position) alone, so that a draft, its verification and plain decoding
     see the same noise for the same token, whatever the depth.
     """
-    keys = mx.stack([fold(key, start + row) for row in range(rows)])
-    return mx.vmap(lambda one: mx.random.gumbel((vocabulary,), key=one))(keys)
+    counters = mx.array([[start + row & 0xFFFFFFFF, 0] for row in range(rows)], mx.uint32)
+    return mx.vmap(lambda one: mx.random.gumbel((vocabulary,), key=one))(key + counters)

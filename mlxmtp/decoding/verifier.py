@@ -159,7 +159,8 @@ def _certain(tokens: mx.array, vocabulary: int) -> mx.array:
 
 def _sound(p: mx.array, draft: Draft, verdict: Verdict) -> mx.array:
     """Whether the emitted tokens' log-probabilities in p [B, k + 1, V] are finite."""
-    finite = mx.isfinite(mx.take_along_axis(p, emitted(draft, verdict)[..., None], axis=-1)[..., 0])
+    found = mx.take_along_axis(p, emitted(draft, verdict)[..., None], axis=-1)[..., 0]
+    finite = found > -mx.inf  # they are never above 0, and NaN is above nothing
     if draft.depth == 0:
         return finite[:, 0]
     return mx.all(finite | (mx.arange(p.shape[1])[None] > verdict.accepted[:, None]), axis=1)
