@@ -7,3 +7,8 @@ def size(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
     return f"{count} bytes"
+
+
+def memory(count: int) -> str:
+    """Bytes in powers of two, as memory is sold."""
+    return f"{count / 2**30:.1f} GiB"

@@ -34,7 +34,7 @@ class Run:
     Args:
         tokens: generated. rate: tokens a second of what came after the first round; 0.0 where nothing did.
         first_s: seconds to the first token behind a prompt that has been read. rounds: passes of the target.
-        drafted, accepted: drafts by depth.
+        drafted, accepted: drafts of the head by depth. looked_up, looked_up_accepted: of the text.
         peak_bytes: the most memory, weights included, without what only the benchmark holds.
         policy: what the engine says of the depths that it chose.
     """
@@ -47,6 +47,8 @@ class Run:
     accepted: tuple[int, ...]
     peak_bytes: int
     policy: str = ""
+    looked_up: int = 0
+    looked_up_accepted: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """For the record: all but the tokens themselves."""
@@ -71,7 +73,10 @@ class TokenEngine(Engine):
 
     def __init__(self, engine: Engine, acceptance: float | None = None) -> None:
         vars(self).update(vars(engine))
-        self._auto = AutoDepth(*self._auto_depths)  # begins anew: figures must not depend on earlier runs
+        if engine.mtp:
+            most, most_repeated = self._auto_depths
+            looked_up = most_repeated if acceptance is None else 0  # coins stand for the head's drafts
+            self._auto = AutoDepth(most, looked_up)  # begins anew: figures must not depend on earlier runs
         self.tokenizer = _Endless(engine.tokenizer)
         self._acceptance = acceptance
 
@@ -148,9 +153,9 @@ class ReadPrompt:
         for chunk in self.engine.stream(self.tokens, sampling, **options):
             tokens += chunk.tokens
         stats = chunk.stats
-        peak, policy = stats.peak_memory_bytes - held, stats.policy
+        peak, looked_up = stats.peak_memory_bytes - held, (stats.looked_up, stats.looked_up_accepted)
         measured = stats.decode_tps, stats.ttft_s, stats.rounds, stats.drafted_by_depth, stats.accepted_by_depth
-        return Run(tuple(tokens), *measured, peak, policy)
+        return Run(tuple(tokens), *measured, peak, stats.policy, *looked_up)
 
     def gap(self, tokens: Several[int], one: int, other: int) -> float:
         """How much likelier the first of two tokens is than the second behind the prompt and `tokens`, in nats."""

@@ -15,6 +15,8 @@ from mlxmtp.errors import OptionError
 
 Row = dict[str, Any]
 REPORT = "report.json"
+ENOUGH = 3
+"""Values before their spread says something."""
 
 
 def load_report(path: Path) -> Row:
@@ -71,7 +73,7 @@ def as_text(found: Row) -> str:
     for name, which in (("only_before", "first"), ("only_after", "second")):
         alone = "; ".join(f"{where} ({', '.join(arms)})" for where, arms in found[name].items())
         parts.append([f"only in the {which}: {alone}"] if alone else [])
-    parts.append(["* beyond the spread of both: their ranges do not overlap"] if found["arms"] else [])
+    parts.append([f"* beyond the spread of both: {ENOUGH} runs or more each, with no overlap"] if found["arms"] else [])
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -115,19 +117,22 @@ def _change(before: Row | None, after: Row | None) -> Row | None:
     if not before or not after:
         return None
     one, other = Spread(**before), Spread(**after)
-    apart = one.high < other.low or other.high < one.low
+    apart = min(one.count, other.count) >= ENOUGH and (one.high < other.low or other.high < one.low)
     return {"before": before, "after": after, "change": other.median / one.median - 1, "apart": apart}
 
 
 def _conditions(before: Row, after: Row) -> dict[str, tuple[Any, Any]]:
     """What was not the same, by its name."""
-    found = {}
-    for part in ("model", "machine", "versions", "settings"):
-        one: Mapping[str, Any] = before.get(part, {})
-        other: Mapping[str, Any] = after.get(part, {})
-        for name in dict.fromkeys((*one, *other)):
-            if one.get(name) != other.get(name):
-                found[f"{part} {name}"] = (one.get(name), other.get(name))
+    found: dict[str, tuple[Any, Any]] = {}
+    if not (before["complete"] and after["complete"]):
+        one, other = (f"{report['measured']} of {report['planned']}" for report in (before, after))
+        found["measured"] = one, other
+    for part in ("model", "machine", "versions", "settings", "prompts"):
+        old: Mapping[str, Any] = before.get(part, {})
+        new: Mapping[str, Any] = after.get(part, {})
+        for name in dict.fromkeys((*old, *new)):
+            if old.get(name) != new.get(name):
+                found[f"{part} {name}"] = old.get(name), new.get(name)
     return found
 
 

@@ -53,6 +53,7 @@ def model(engine: Engine) -> dict[str, Any]:
         "bytes": _nbytes(engine.target.model),
         "bits": quantization.get("bits"),
         "context": engine.context,
+        "identity": engine.identity,
         "head": engine.head,
         "head_repo": source.repo if source else None,
         "draft_vocabulary": len(engine.draft_tokens) if engine.draft_tokens else None,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from typing import Any
 
@@ -53,7 +55,7 @@ class Bench:
             "time": time.time(),
         }
         try:
-            with wired_limit(self._engine.target.model):
+            with redirect_stdout(sys.stderr), wired_limit(self._engine.target.model):  # it prints its warning
                 return record | self._arms(unit)
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
@@ -62,9 +64,9 @@ class Bench:
             return record | {"failed": f"out of memory: {error}"}
 
     def _cost(self, read: ReadPrompt) -> dict[str, Any] | None:
-        """Where the target can take rows back."""
+        """Where the target can take rows back, behind some."""
         engine = self._engine
-        if not engine.target.reversible:
+        if not engine.target.reversible or len(read.tokens) < 2:
             return None
         return asdict(measure_cost(engine.target, engine.mtp, read.ours, self._plan.rows, COST_REPEATS))
 

@@ -125,15 +125,16 @@ def speed_table(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    told = [*table.EXPLAINED, *(f"auto, {row['workload']}: {row['policy']}" for row in rows if row["policy"])]
+    told = [*table.EXPLAINED, *(f"{row['workload']}: {table.chosen(row)}" for row in rows if row["policy"])]
     return grid([head, *body]) + "".join(f'<p class="soft">{escape(line)}</p>' for line in told)
 
 
 def acceptance(report: Row) -> str:
     """By depth, of the deepest fixed arm, which says most."""
-    deepest = max((len(r["acceptance"]) for r in report["speed"] if r["arm"].startswith("depth ")), default=0)
-    if not deepest:
+    fixed = {int(r["arm"].split()[1]) for r in report["speed"] if r["arm"].startswith("depth ") and r["acceptance"]}
+    if not fixed:
         return ""
+    deepest = max(fixed)
     series = []
     for row in report["speed"]:
         if row["arm"] == f"depth {deepest}":

@@ -12,6 +12,7 @@ from mlxmtp.bench import machine
 from mlxmtp.bench.workloads import Prompt, long_text
 from mlxmtp.chat.engine import Engine
 from mlxmtp.chat.model_key import drafting_key
+from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.verifier import VerifyMode
 from mlxmtp.errors import OptionError, PromptError
 
@@ -54,8 +55,11 @@ class Settings:
             raise OptionError(f"--synthetic-acceptance is {self.acceptance}; expected a number from 0 to 1")
         if self.acceptance is not None and any(self.temperatures):
             raise OptionError("--synthetic-acceptance prices greedy rounds; leave --temps out, or at 0")
-        if any(not 0 <= temperature < float("inf") for temperature in self.temperatures):
-            raise OptionError(f"--temps are {self.temperatures}; expected 0 (greedy) or more")
+        for temperature in self.temperatures:
+            try:
+                Sampling(temperature)
+            except ValueError as error:
+                raise OptionError(f"--temps: {error}") from error
         return self
 
 
@@ -129,8 +133,9 @@ def make_plan(engine: Engine, settings: Settings, prompts: Sequence[Prompt]) -> 
         "identity": _identity(engine, settings, read, text),
         "machine": machine.machine(),
         "versions": machine.versions(),
-        "model": machine.model(engine),
+        "model": machine.model(engine) | {"key": drafting_key(engine)},
         "settings": asdict(settings),
+        "prompts": _told(read),
     }
     return Plan(settings, arms(engine, settings), tuple(units), head, tuple(notes))
 
@@ -169,6 +174,13 @@ def _read(
     if not read:
         raise PromptError(f"none of {too_long} prompts fits: {room}; try shorter ones, or fewer --tokens")
     return read, [f"prompts left out: {too_long}; {room}"] if too_long else []
+
+
+def _told(read: Sequence[tuple[str, int, tuple[int, ...]]]) -> dict[str, Any]:
+    """How many prompts of each workload, and which: two reports of others are not to be compared."""
+    workloads = [workload for workload, _, _ in read]
+    digest = hashlib.sha256(json.dumps(read).encode()).hexdigest()[:8]
+    return {name: workloads.count(name) for name in dict.fromkeys(workloads)} | {"digest": digest}
 
 
 def _identity(engine: Engine, settings: Settings, read: object, text: tuple[int, ...]) -> str:

@@ -55,8 +55,8 @@ class Records:
 
     @property
     def done(self) -> set[str]:
-        """The keys of the units that have been measured."""
-        return {record["key"] for record in self.all}
+        """The keys of the units that have been measured; what failed can be tried again."""
+        return {record["key"] for record in self.all if "failed" not in record}
 
     def append(self, record: dict[str, Any]) -> None:
         """Write a record, so that it is there whatever comes."""
@@ -127,7 +127,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What is different, in a few words."""
-    for part in ("model", "machine", "versions", "settings"):
+    for part in ("model", "machine", "versions", "settings", "prompts"):
         old, new = before.get(part, {}), json.loads(json.dumps(now.get(part, {})))
         for name in new:
             if name != "repeats" and old.get(name) != new[name]:

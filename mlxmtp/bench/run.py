@@ -52,8 +52,8 @@ def measure(
 
 def report(plan: Plan, records: Records, command: Sequence[str] = ()) -> dict[str, Any]:
     """The report of what the records have, as far as it belongs to the plan."""
-    wanted = {unit.key for unit in plan.units}
-    found = [record for record in records.all if record["key"] in wanted]
+    newest = {record["key"]: record for record in records.all}  # of what failed and was tried again
+    found = [newest[unit.key] for unit in plan.units if unit.key in newest]
     summary = summarise(records.head, found, planned=len(plan.units), notes=plan.notes)
     date = time.strftime("%Y-%m-%d %H:%M", time.localtime(found[0]["time"])) if found else ""
     return summary | {"command": " ".join(command), "date": date}

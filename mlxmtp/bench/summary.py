@@ -24,9 +24,9 @@ def summarise(head: Row, records: Sequence[Row], *, planned: int | None = None, 
     settings, planned = head["settings"], len(records) if planned is None else planned
     return {
         **head,
-        "measured": len(records),
+        "measured": len(runs),
         "planned": planned,
-        "complete": len(records) >= planned,
+        "complete": len(runs) >= planned,
         "synthetic": settings.get("acceptance"),
         "speed": _speed([record for record in runs if record["kind"] == "speed"]),
         "auto": _auto([record for record in runs if record["kind"] == "speed"]),
@@ -82,6 +82,7 @@ def _arm(records: Sequence[Row], arm: str) -> Row:
         "acceptance": [stood / proposed for stood, proposed in zip(accepted, drafted, strict=True) if proposed],
         "drafted": drafted,
         "ttft_s": _told(spread(_ttft(record, arm) for record in records)),
+        "looked_up": [sum(run.get(name, 0) for run in runs) for name in ("looked_up_accepted", "looked_up")],
         "policy": next((run["policy"] for run in reversed(runs) if run.get("policy")), ""),
     } | _reached(records, arm)
 
@@ -158,7 +159,12 @@ def _differences(record: Row) -> list[Row]:
 
 
 def _failures(records: Iterable[Row]) -> list[str]:
-    return [f"{record['key']} was not measured: {record['failed']}" for record in records if "failed" in record]
+    return [
+        f"{r['workload']} {r['number']}, temperature {r['temperature']:g}, repeat {r['repeat'] + 1} was not measured: "
+        f"{r['failed']}; the same command tries it again"
+        for r in records
+        if "failed" in r
+    ]
 
 
 def _what(record: Row) -> str:

@@ -10,6 +10,7 @@ from mlxmtp.units import size
 Row = dict[str, Any]
 NONE = "-"
 EXPLAINED = (
+    "to mlx-lm: its plain decoding of the same prompt in the same repeat is 1; tok/round: tokens that a pass gave",
     "ideal: the speed-up over ours plain, if rounds took what their pass and their drafts take alone, C(depth + 1) and",
     "depth draft steps; reached: the share of it that came",
 )
@@ -25,10 +26,11 @@ def about(report: Row) -> list[str]:
     """What was measured, on what."""
     model, machine, versions, settings = (report[name] for name in ("model", "machine", "versions", "settings"))
     head = f"with its {model['head']} head" if model["head"] else "without MTP"
+    few = f", which drafts {model['draft_vocabulary']:,} tokens" if model.get("draft_vocabulary") else ""
     memory = size(machine["memory_bytes"]) if machine["memory_bytes"] else "unknown memory"
     device = machine["device"] + (f" ({machine['device_name']})" if machine["device_name"] else "")
     lines = [
-        f"model    {model['name']} {head}, {size(model['bytes'])}",
+        f"model    {model['name']} {head}{few}, {size(model['bytes'])}",
         f"machine  {machine['processor']}, {machine['cores']} cores, {memory}, MLX on {device}, {machine['system']}",
         "versions " + ", ".join(f"{name} {version}" for name, version in versions.items()),
         f"runs     {settings['tokens']} tokens, {settings['repeats']} repeats, arms in turn; medians, in brackets the "
@@ -47,8 +49,15 @@ def speed(report: Row) -> list[str]:
     for workload, temperature in dict.fromkeys((r["workload"], r["temperature"]) for r in report["speed"]):
         table.append([f"{workload}, temperature {temperature:g}", *[""] * 7])
         table += [_arm(r) for r in report["speed"] if (r["workload"], r["temperature"]) == (workload, temperature)]
-    said = [f"{r['workload']}, temperature {r['temperature']:g}: {r['policy']}" for r in report["speed"] if r["policy"]]
+    said = [f"{r['workload']}, temperature {r['temperature']:g}: {chosen(r)}" for r in report["speed"] if r["policy"]]
     return [*aligned(table), *EXPLAINED, *said] if report["speed"] else []
+
+
+def chosen(row: Row) -> str:
+    """What auto came to, in a line."""
+    stood, count = row["looked_up"]
+    looked_up = f"; looked up in the text: {stood} of {count} stood" if count else ""
+    return f"{row['policy']}{looked_up}"
 
 
 def _arm(row: Row) -> list[str]:
@@ -97,7 +106,8 @@ def costs(report: Row) -> list[str]:
             f"{priced(cost)}: one row {cost['rows_s'][0] * 1e3:.2f} ms; C(m) {curve}; "
             f"draft step {cost['draft']:.2f} ({cost['draft_s'] * 1e3:.2f} ms); other {cost['other_s'] * 1e3:.2f} ms"
         )
-    return lines
+    said = "C(m): the time of a pass over m rows, in passes over one; a draft step likewise; other: the rest of a round"
+    return [*lines, said] if lines else []
 
 
 def priced(cost: Row) -> str:
@@ -119,7 +129,8 @@ def identity(report: Row) -> str:
     if report["synthetic"] is not None:
         return "tokens: not compared, as drafts stood by chance"
     if not report["differences"]:
-        return f"tokens: identical to mlx-lm's plain decoding in all {report['compared']} greedy runs"
+        same = f"identical to mlx-lm's plain decoding in all {report['compared']} greedy runs"
+        return f"tokens: {same}" if report["compared"] else "tokens: nothing greedy was compared with mlx-lm's"
     sampled = len(report["differences"]) - greedy
     seeded = f"; {sampled} seeded runs differ from plain ones" if sampled else ""
     return f"tokens: {greedy} of {report['compared']} greedy runs differ from mlx-lm's plain decoding{seeded}"
@@ -135,10 +146,10 @@ def difference(row: Row) -> str:
 
 
 def drifted(report: Row) -> str | None:
-    """What is said of drift; None where too little was measured."""
+    """What is said of drift; None where nothing was measured."""
     found = report["drift"]
     if found is None:
-        return None
+        return "drift: not known, which takes two repeats" if report["measured"] else None
     change = f"{found['change']:+.1%} from the first third to the last"
     if found["noticed"]:
         why = "it got warm, or had other work" if found["change"] < 0 else "it had other work at first"

@@ -32,7 +32,7 @@ from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.targets import Target
 
 AUTO_DEPTH = 8
-"""The most drafts a round where their number is not given."""
+"""The most drafts of a head a round where their number is not given."""
 MAX_LOGPROBS = 20
 
 GREEDY = Sampling()
@@ -168,7 +168,6 @@ class Engine:
             NumericsError: the model's logits are not finite.
         """
         started = time.perf_counter()
-        policy = self.policy(depth)
         stop = _stop_strings(stop)
         for name, value in (("max_tokens", max_tokens), ("prefill_rows", prefill_rows)):
             if not isinstance(value, int) or value < 1:
@@ -183,6 +182,9 @@ class Engine:
                 "shorten the prompt so that at least one token fits behind it"
             )
         verifier = self._verifier(sampling, verify, json_schema, tokens)
+        ready = time.perf_counter()
+        policy = self.policy(depth)  # the first time, that may measure the identity: not this turn's time
+        started += time.perf_counter() - ready
         head = None if depth == 0 else self.mtp
         text = TextStream(self.tokenizer, stop)
         kept = prefixes or PrefixCache(0)
@@ -226,7 +228,7 @@ class Engine:
     @property
     def _auto_depths(self) -> tuple[int, int]:
         """The most drafts that auto may choose: of the head, and looked up."""
-        most = self.target.fast_rows if self.identity == "fast" else min(self.target.fast_rows, self.verdict.rows)
+        most = min(self.target.fast_rows, self.verdict.rows)
         return min(AUTO_DEPTH, most - 1), min(MAX_DEPTH, most - 1)
 
     @cached_property

@@ -12,7 +12,7 @@ from mlxmtp.heads.check import TEXT
 from mlxmtp.identity.few_rows import available, few_row_matmul
 from mlxmtp.identity.greedy import GreedyRun, greedy_run
 from mlxmtp.identity.one_row import Kernel
-from mlxmtp.identity.probe import Finding, Plan, Rung, probe, use
+from mlxmtp.identity.probe import Finding, Plan, Rung, probe, still_equal, use
 from mlxmtp.identity.store import file_of, store, stored
 from mlxmtp.identity.verdict import IDENTITIES, Identity, Verdict
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DEPTH, TOKENS = 3, 128
 """Of a greedy run."""
+PARTED = "texts part where rounding does not explain it; please report this output"
 KERNELS: tuple[Kernel, ...] = (few_row_matmul,) if available() else ()
 """Kernels of our own, for strict identity to use where they are found equal and faster."""
 
@@ -33,12 +34,12 @@ def settle(engine: Engine, identity: Identity) -> Verdict:
     Where none is kept from an earlier run, it is measured: about as long as a hundred tokens take.
     """
     file = _file(engine, identity)
-    found = stored(file)
-    if found:
+    if found := stored(file):
         use(engine.target, found, KERNELS)
-    else:
-        found = probe(engine.target, _text(engine), identity, kernels=KERNELS)
-        store(file, found)
+        if found.promise != "identical-one-row" or not KERNELS or still_equal(engine.target, _text(engine)):
+            return found
+    found = probe(engine.target, _text(engine), identity, kernels=KERNELS)
+    store(file, found)
     return found
 
 
@@ -49,14 +50,14 @@ class Examined:
     Args:
         verdict: what holds. findings: what it rests on, the last arithmetic's that was tried.
         run: a greedy text with and without MTP; None: there is no head.
-        broken: the texts part where rounding does not explain it.
+        broken: what rounding does not explain; empty where all is well.
     """
 
     identity: Identity
     verdict: Verdict
     findings: tuple[Finding, ...]
     run: GreedyRun | None
-    broken: bool
+    broken: str
 
 
 def examine(engine: Engine, plan: Plan, tell: Callable[[str, int, int], None] = lambda *_: None) -> Iterator[Examined]:
@@ -85,13 +86,14 @@ def _examined(engine: Engine, identity: Identity, plan: Plan, tell: Callable[[st
     text = _text(engine)
     verdict = probe(engine.target, text, identity, plan, KERNELS, heard)
     findings = tuple(finding for rung, finding in every if rung == every[-1][0])
-    if engine.mtp is None:
-        return Examined(identity, verdict, findings, None, broken=False)
+    if every[0][1].error or engine.mtp is None:
+        return Examined(identity, verdict, findings, None, every[0][1].error)
     depth = min(DEPTH, verdict.rows - 1)
     head, doing = engine.mtp, f"{identity}: greedy text"
     run = greedy_run(engine.target, head, text, depth, TOKENS, lambda done, total: tell(doing, done, total))
-    difference = max(finding.difference for _, finding in every)  # where no rung holds, the first computes the text
-    broken = not run.same and (verdict.identical or not run.near_tie(difference))
+    asked = [finding for rung, finding in every if rung == every[0][0]]  # where no rung holds, it computes the text
+    difference = max(finding.difference for finding in asked)
+    broken = "" if run.same or (run.near_tie(difference) and not verdict.identical) else PARTED
     if not run.same and verdict.identical:
         because = f"a greedy text with MTP parts from plain decoding after {run.tokens} tokens, though all bits agreed"
         verdict = replace(verdict, promise="distribution", width=1, because=because)

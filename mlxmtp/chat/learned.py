@@ -36,9 +36,9 @@ def recalled(file: Path, most: int, most_repeated: int) -> AutoDepth:
 
 
 def keep(file: Path, policy: AutoDepth) -> None:
-    """Write what it knows, once it has seen plain steps; where nothing can be written, not."""
+    """Write what it knows, once it has seen drafts; where nothing can be written, not."""
     steps, looked_up = policy.costs.known(), policy.costs.known(looked_up=True)
-    if 0 in steps:
+    if policy.acceptance.usual:
         shares = {"acceptance": policy.acceptance.usual, "repeats": policy.repeats.usual}
         write(file, {"steps": steps, "looked_up_steps": looked_up, **shares})
 

@@ -38,7 +38,7 @@ def load(
             is as without.
 
     Raises:
-        OptionError: there is no such identity, or there are no such tokens.
+        OptionError: there is no such identity, there are no such tokens, or no head to draft them.
         CheckpointError: no such model, incomplete or damaged files, an unsupported architecture.
         HeadError: there is a head, but not one that can be run.
     """
@@ -63,7 +63,9 @@ def load(
     name = "demo" if path_or_repo is None else str(path_or_repo)
     source = found if loaded else None
     tokens: list[int] | None = None
-    if loaded and draft_vocab is not None:
+    if draft_vocab is not None:
+        if loaded is None:
+            raise OptionError(f"a draft vocabulary is for a head, and there is none: {plain_because}")
         tokens = draft_tokens(draft_vocab, tokenizer, target.output["weight"].shape[0])
         loaded.narrow(tokens)
     engine = Engine(checkpoint.folder, name, target, tokenizer, loaded, plain_because, source, identity, tokens)

@@ -35,8 +35,10 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--model", metavar="PATH|REPO", help="a model folder or a Hugging Face repo (default: the bundled demo)")
     add("--head", metavar="PATH|REPO", help="take the MTP head from here")
     add("--no-mtp", action="store_true", help="measure plain decoding only")
+    options.add_identity(add)
     options.add_draft_vocab(add)
-    add("--out", metavar="FOLDER", type=Path, help="measurements and report (default: mlxmtp-bench/MODEL-...)")
+    out = "measurements and report (default: mlxmtp-bench/MODEL-...; of a comparison: none)"
+    add("--out", metavar="FOLDER", type=Path, help=out)
     add("--json", action="store_true", help="print the report as JSON, not as a table")
     two = ("A", "B")
     add("--compare", metavar=two, type=Path, nargs=2, help="show how two reports differ; measures nothing")
@@ -49,12 +51,12 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--limit", metavar="N", type=positive, default=2, help="prompts of a workload (default: 2)")
     add("--tokens", metavar="N", type=options.at_least(8), default=128, help="of each run (default: 128)")
     add("--repeats", metavar="N", type=positive, default=3, help="of each arm at each prompt (default: 3)")
-    depths = "fixed drafts a round (default: 1 2 3 4; none: no fixed depth)"
+    depths = "fixed drafts a round (default: 1 2 3 4; without a K, none)"
     add("--depths", metavar="K", type=options.fixed_depth, nargs="*", default=[1, 2, 3, 4], help=depths)
     add("--temps", metavar="T", type=options.number, nargs="+", help="temperatures of the workloads (default: 0 0.7)")
     modes = ("token", "block", "seeded")
     add("--verify", choices=modes, default="block", help="above temperature 0 (default: block)")
-    contexts = "lengths, as 4096 or 4k (default: 1k to 32k, those that fit; none: no contexts)"
+    contexts = "lengths, as 4096 or 4k (default: 1k to 32k, those that fit; without an N, none)"
     add("--contexts", metavar="N", type=options.tokens, nargs="*", help=contexts)
     synthetic = "let each draft stand with probability A: prices models with random weights"
     add("--synthetic-acceptance", metavar="A", type=options.number, help=synthetic)
@@ -72,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings = chosen(arguments).checked()
     prompts = select(load_prompts(arguments.prompts), arguments.workload, arguments.limit)
-    engine = mlxmtp.load(arguments.model, **options.head(arguments))
+    engine = mlxmtp.load(arguments.model, identity=arguments.identity, **options.head(arguments))
     plan = make_plan(engine, settings, prompts)
     for note in plan.notes:
         warn(note)
@@ -84,8 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
         except BaseException:
             kept(plan, records, folder)
             raise
-        summary = write(plan, records, folder)
-    print(json.dumps(summary, ensure_ascii=False) if arguments.json else summary_text(summary))
+        summary = summarised(plan, records)
+    print(json.dumps(summary, ensure_ascii=False) if arguments.json else summary_text(summary), flush=True)
+    bench.write_report(folder, summary)
     print(f"report: {folder / bench.PAGE}, {folder / REPORT}", file=sys.stderr)
     return 0
 
@@ -106,19 +109,19 @@ def chosen(arguments: argparse.Namespace) -> Settings:
     )
 
 
-def write(plan: Plan, records: Records, folder: Path) -> dict[str, object]:
+def summarised(plan: Plan, records: Records) -> dict[str, object]:
     """The report of what there is."""
     from mlxmtp.bench import run as bench
 
-    summary = bench.report(plan, records, [shlex.quote(word) for word in ("mlxmtp", *sys.argv[1:])])
-    bench.write_report(folder, summary)
-    return summary
+    return bench.report(plan, records, [shlex.quote(word) for word in ("mlxmtp", *sys.argv[1:])])
 
 
 def kept(plan: Plan, records: Records, folder: Path) -> None:
     """Whatever ends a benchmark: say what is kept, and how it goes on."""
+    from mlxmtp.bench import run as bench
+
     try:
-        write(plan, records, folder)
+        bench.write_report(folder, summarised(plan, records))
     except OSError as error:
         warn(f"the report was not written: {error}")
     done = f"{len(records.done)} of {len(plan.units)} measurements are kept in {folder}"

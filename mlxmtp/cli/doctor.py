@@ -13,9 +13,10 @@ import mlxmtp
 from mlxmtp.cli.progress import Progress
 from mlxmtp.errors import CheckpointError, MlxmtpError, OptionError
 from mlxmtp.identity.verdict import PROMISES
-from mlxmtp.units import size
+from mlxmtp.units import memory
 
 if TYPE_CHECKING:
+    from mlxmtp import Engine
     from mlxmtp.chat.identity import Examined
 
 FOUND_FAULT = 1
@@ -76,21 +77,40 @@ def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
     say(arguments, {"model": engine.name, "head": engine.head or f"none: {engine.plain_because}"})
     states = engine.target.embed(mx.array([[0]]))
     if states.dtype == mx.bfloat16:
-        times = report["float16_times"] = precision.float16_times(states.shape[-1])
+        quantization = engine.target.config.get("quantization")
+        times = report["float16_times"] = precision.float16_times(states.shape[-1], quantization)
         say(arguments, {"float16": float16_told(times, arguments.model or str(engine.path))})
     found: list[Examined] = []
     try:
-        with Progress(sys.stderr, "Examining", lambda done, total: f"{done} of {total}") as progress:
-            found.extend(identity.examine(engine, FULL, lambda _, done, total: progress.update(done, total)))
+        with Examining() as progress:
+            found.extend(identity.examine(engine, FULL, progress.tell))
     finally:
         report["identities"] = {one.identity: as_json(one) for one in found}
         say(arguments, {one.identity: told(one) for one in found})
-    best = next((one for one in found if one.verdict.identical), found[0])
-    report["promise"] = best.verdict.promise
-    say(arguments, {"promise": PROMISES[best.verdict.promise], "": ADVICE[best.verdict.promise]})
-    if any(one.broken for one in found):
-        return broken(arguments, report, "texts part where rounding does not explain it; please report this output")
-    return 0
+    fast, best = found[0], next((one for one in found if one.verdict.identical), found[0])
+    report["promise"] = fast.verdict.promise
+    report["best"] = {"identity": best.identity, "promise": best.verdict.promise}
+    say(arguments, {"promise": PROMISES[fast.verdict.promise], "": advice(engine, best)})
+    return next((broken(arguments, report, one.broken) for one in found if one.broken), 0)
+
+
+def advice(engine: Engine, best: Examined) -> str:
+    """What to make of it."""
+    if engine.head is None:
+        return "there is no head, so decoding is plain; mlxmtp attach brings one"
+    return ADVICE[best.verdict.promise]
+
+
+class Examining(Progress):
+    """What is examined now, and how far."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr, "Examining", lambda done, total: f"{self._now}, {done} of {total}")
+        self._now = ""
+
+    def tell(self, now: str, done: int, total: int) -> None:
+        self._now = now
+        self.update(done, total)
 
 
 def machine() -> dict[str, Any]:
@@ -117,8 +137,8 @@ def machine_rows(found: dict[str, Any]) -> dict[str, str]:
     has = [name for name in ("metal", "cuda") if found[name]]
     return {
         "machine": f"{found['system']}, {found['processor']}, {found['cores']} processors",
-        "memory": f"{size(found['memory_bytes'])}, of which {size(found['usable_bytes'])} for weights and caches"
-        + (f"; the GPU may wire {size(wired)}" if wired else ""),
+        "memory": f"{memory(found['memory_bytes'])}, of which {memory(found['usable_bytes'])} for weights and caches"
+        + (f"; the GPU may wire {memory(wired)}" if wired else ""),
         "MLX": f"{found['device']} {found['device_name']}; {' and '.join(has) or 'neither Metal nor CUDA'} available",
         "with": ", ".join(f"{name} {number}" for name, number in found["versions"].items()),
     }
@@ -128,11 +148,11 @@ def float16_told(times: dict[int, float], name: str) -> str:
     """Beside a model in bfloat16: what float16 would take, and what to do where it is faster."""
     from mlxmtp.bench import precision
 
-    shares = ", ".join(f"{time:.2f} for {rows} row{'s' * (rows > 1)}" for rows, time in times.items())
-    told = f"takes of bfloat16's time {shares}"
+    shares = " and ".join(f"{time:.2f} (of {rows} row{'s' * (rows > 1)})" for rows, time in times.items())
+    told = f"takes {shares} of what bfloat16 takes"
     if not precision.pays(times):
         return f"{told}; bfloat16 is right here"
-    return f"{told}; faster here: mlxmtp convert {shlex.quote(name)} OUT --dtype float16"
+    return f"{told}; faster here, if the model's values fit: mlxmtp convert {shlex.quote(name)} OUT --dtype float16"
 
 
 def as_json(one: Examined) -> dict[str, Any]:
@@ -149,7 +169,7 @@ def told(one: Examined) -> str:
         parts.append(f"{one.run.tokens} greedy tokens are the same with and without MTP")
     elif one.run:
         kind = "not explained by rounding" if one.broken else "a near-tie"
-        parts.append(f"greedy texts part after {one.run.tokens} tokens, at a gap of {one.run.gap:.2g}: {kind}")
+        parts.append(f"greedy texts part after {one.run.tokens} tokens, at a gap of {one.run.gap:.2g} nats: {kind}")
     return "; ".join(parts)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import mlxmtp
 from mlxmtp.cli import options, report
-from mlxmtp.cli.progress import PrefillProgress
+from mlxmtp.cli.progress import PrefillProgress, Progress
 from mlxmtp.errors import MlxmtpError, OptionError, PromptError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def add_arguments(command: argparse.ArgumentParser, prompt: str | None = None) -
         "--seed",
         metavar="S",
         type=options.whole,
-        help="the same seed gives the same tokens, with and without MTP",
+        help="draw the same tokens again; with MTP too, where mlxmtp doctor finds them identical",
     )
 
     speculation = command.add_argument_group("speculation")
@@ -103,7 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
 def answer(engine: Engine, prompt: str, sampling: Sampling, arguments: argparse.Namespace) -> int:
     """Stream one turn to standard output, then its statistics to standard error."""
     if engine.head and arguments.depth != 0:
-        engine.verdict  # noqa: B018 - where it has to be measured, before the answer, which nothing should follow
+        with Progress(sys.stderr, "Comparing passes over one row and several, once for a model", lambda *_: ""):
+            engine.verdict  # noqa: B018 - before the answer, which nothing should follow
     chunks: list[Chunk] = []
     try:
         for chunk in stream(engine, prompt, sampling, arguments):
@@ -168,10 +169,10 @@ def show(engine: Engine, chunks: list[Chunk], arguments: argparse.Namespace) -> 
         report.warn(warning)
     plain = engine.plain_because or ("--depth is 0" if arguments.depth == 0 else None)
     if arguments.json:
-        print(json.dumps(report.as_json(engine, chunks, plain), ensure_ascii=False))
+        print(json.dumps(report.as_json(engine, chunks, plain, arguments.depth), ensure_ascii=False))
         return
     chosen = arguments.temp == 0 or (arguments.seed is not None and arguments.verify in (None, "seeded"))
     text = "".join(chunk.text for chunk in chunks)
     if text and not text.endswith("\n"):
         print(flush=True)
-    print(report.as_text(engine, chunks[-1], plain, chosen=chosen), file=sys.stderr)
+    print(report.as_text(engine, chunks[-1], plain, arguments.depth, chosen=chosen), file=sys.stderr)

@@ -1,5 +1,6 @@
 """The progress of long work on standard error: in place on a terminal, otherwise a line now and then."""
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -70,7 +71,8 @@ class Progress:
             if self._done is not None:
                 done, total = self._done
                 line = f"{self._doing}: {self._amount(done, total)} ({done / max(1, total):.0%})"
-            self._write(ERASE_LINE + line if self._in_place else line + "\n")
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps would not be erased
+            self._write(ERASE_LINE + line[:width] if self._in_place else line + "\n")
 
     def _write(self, text: str) -> None:
         self._out.write(text)

@@ -18,7 +18,8 @@ def warn(message: str) -> None:
     print(f"mlxmtp: warning: {message}", file=sys.stderr)
 
 
-def as_json(engine: Engine, chunks: list[Chunk], plain: str | None) -> dict[str, object]:
+def as_json(engine: Engine, chunks: list[Chunk], plain: str | None, depth: int | None) -> dict[str, object]:
+    """Of a turn at this depth; plain: why it decoded plainly, if it did."""
     last = chunks[-1]
     stats = last.stats.to_dict()
     del stats["prompt_tokens"], stats["tokens"]  # said outside
@@ -34,16 +35,16 @@ def as_json(engine: Engine, chunks: list[Chunk], plain: str | None) -> dict[str,
     if engine.head_source and engine.head_source.repo:
         answer |= {"head_source": engine.head_source.repo, "head_found_by_name": engine.head_source.by_name}
     if plain is None:
-        answer["promise"] = engine.verdict.promise
+        answer["promise"] = engine.verdict.at(depth)
     else:
         answer["plain_because"] = plain
     return answer
 
 
-def as_text(engine: Engine, last: Chunk, plain: str | None, *, chosen: bool) -> str:
+def as_text(engine: Engine, last: Chunk, plain: str | None, depth: int | None, *, chosen: bool) -> str:
     """The statistics of a turn that ended with `last`, set off from the text above them.
 
-    chosen: its tokens follow from the logits, by argmax or a given seed.
+    depth, plain: as for `as_json`. chosen: its tokens follow from the logits, by argmax or a given seed.
     """
     stats, ending = last.stats, last.finish_reason or INTERRUPTED
     rate = f" at {stats.decode_tps:,.1f} tok/s" if stats.decode_tps else ""  # one round has no rate
@@ -54,7 +55,7 @@ def as_text(engine: Engine, last: Chunk, plain: str | None, *, chosen: bool) -> 
         "output": f"{stats.tokens} tokens{rate} ({ending})",
         "MTP": f"off: {plain}" if plain else speculation(stats),
         "depth": stats.policy,
-        "exact": "" if plain else in_words(engine.verdict.promise, chosen=chosen),
+        "exact": "" if plain else in_words(engine.verdict.at(depth), chosen=chosen),
         "time": shares(stats),
         "memory": f"{stats.peak_memory_bytes / 1e6:,.0f} MB at the peak",
     }
@@ -65,8 +66,10 @@ def head(engine: Engine) -> str:
     """A head that stands apart is named, and it is said if nobody asked for it."""
     source = engine.head_source
     if source is None or source.repo is None:
-        return f"its {engine.head} head"
-    return f"the {engine.head} head {source.repo}" + (", found by the model's name" if source.by_name else "")
+        named = f"its {engine.head} head"
+    else:
+        named = f"the {engine.head} head {source.repo}" + (", found by the model's name" if source.by_name else "")
+    return named + (f", which drafts {len(engine.draft_tokens):,} tokens" if engine.draft_tokens else "")
 
 
 def speculation(stats: Stats) -> str:

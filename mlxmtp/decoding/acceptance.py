@@ -14,8 +14,8 @@ EXTREME = 4.0
 """No text is so much easier or harder than usual, as a difference of log-odds."""
 FADING = 0.98
 """What remains of a text's difference a token without drafts later."""
-SETTLED = 64
-"""Drafts that a share of an earlier run counts for."""
+SETTLED = 1
+"""Drafts that a share of an earlier run counts for: its text may have been another."""
 
 
 class Acceptance:

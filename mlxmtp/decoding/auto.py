@@ -13,20 +13,23 @@ from mlxmtp.decoding.costs import Costs
 from mlxmtp.decoding.repeats import Repeats
 from mlxmtp.decoding.stats import Round
 
-FIRST = 3
-"""The depth that is tried before anything is known."""
+FIRST, HOPEFUL = 3, 1.5
+"""The depth that is tried while costs are unknown, unless one draft a round is known to give fewer tokens than that."""
 HYSTERESIS = 1.01
 """Another depth has to be so much better."""
 PARKING = 1.05
 """So much better has plain decoding to be: without drafts there is nothing to learn of them."""
 SOONEST, LATEST = 3, 48
-"""Plain tokens before a look whether drafts would stand again; twice as many after one whose first draft fell."""
+"""Plain tokens before a look whether drafts would stand again: twice as many after one whose first draft fell, half
+after one whose drafts all stood."""
 AROUND = 384
 """Tokens between two looks at what other depths cost; and at most between two looks at drafts."""
 PLAIN_LOOK = 4
 """Plain tokens of such a look: the first and the last say nothing of the time between."""
 CLOSE, OFTEN, SELDOM = 1.3, 3, 8
 """Below this speed-up plain decoding may turn out to be the better: it gets one look in three, else one in eight."""
+NEAR, SOON = 1.06, 96
+"""Below this one it gets a look after so many tokens: there it costs next to nothing."""
 FULL, FULL_REPEATS = 8, 3
 """After so many rounds without a rejection, a deeper one is tried; so many whose drafts were looked up."""
 IN_A_ROW = 4
@@ -64,9 +67,12 @@ class AutoDepth:
 
     @property
     def why(self) -> str:
+        if len(self.costs.ratios()) < 2:
+            return "auto: depths are being tried"
         depth = max(self._depth, 1)
-        priced = f"{self._tokens[depth]:.1f} tokens a round for {self._steps[depth]:.1f} plain steps"
-        return f"depth {self._depth}, auto: {priced}" if self._depth else f"depth 0, auto: drafts would give {priced}"
+        tokens, steps = self._tokens[depth], self._steps[depth]
+        expected = f"{tokens:.1f} tokens a round expected, for the time of {steps:.1f} plain ones"
+        return f"depth {self._depth}, auto: {'' if self._depth else 'with drafts, '}{expected}"
 
     def begin(self) -> None:
         """A turn begins: its first plain step follows none."""
@@ -124,7 +130,8 @@ class AutoDepth:
     def _next_look(self, one: Round | None = None) -> list[int]:
         """The depths of rounds that are to teach something; none, where the best depth is to be used."""
         if len(self.costs.ratios()) < 2:  # nothing to compare
-            return [min(FIRST, self.most)] * 2 + [0] * PLAIN_LOOK
+            first = FIRST if self.acceptance.tokens(1)[1] > HOPEFUL else 1
+            return [min(first, self.most)] * 2 + [0] * (PLAIN_LOOK + 1)  # enough to be kept for the next run
         if one is None:
             return []
         return self._look_for_drafts(one) if self._depth == 0 else self._look_around()
@@ -136,7 +143,7 @@ class AutoDepth:
                 self._stood = True
                 return [1]
             if self._full:  # all stood
-                self._patience = SOONEST
+                self._patience = max(self._patience // 2, SOONEST)
             elif not self._stood:  # not even the first
                 self._patience = min(2 * self._patience, LATEST)
             self._stood = False
@@ -153,10 +160,11 @@ class AutoDepth:
         if self._full >= FULL and self._depth < self.most:
             self._full = 0
             return [min(2 * self._depth, self.most)]
-        if self._since < AROUND:
+        near = self._speedups[self._depth] < NEAR
+        if self._since < (SOON if near else AROUND):
             return []
         self._since, self._looks = 0, self._looks + 1
-        if self._looks % (OFTEN if self._speedups[self._depth] < CLOSE else SELDOM) == 0:
+        if near or self._looks % (OFTEN if self._speedups[self._depth] < CLOSE else SELDOM) == 0:
             return [0] * PLAIN_LOOK
         depth = self._depth + (1 if self._looks % 2 else -1)
         return [min(depth, self.most)] if depth else [0] * PLAIN_LOOK

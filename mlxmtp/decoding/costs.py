@@ -10,7 +10,7 @@ PLAIN = (False, 0)
 NOISE, DRIFT, OWN_DRIFT = 0.05, 0.03, 0.001
 """Standard deviations of logarithms: of a round's time; from one round to the next, of the machine's pace, and of what
 is a depth's own."""
-OUTLIER = 0.3
+OUTLIER = 0.15
 """Beyond this, as a logarithm, the machine was busy elsewhere."""
 FIRST_DOUBT, SETTLED_DOUBT = 0.3, 0.01
 """Of a depth that was measured once, which may have compiled what later rounds only run; of an earlier run's ratio."""
@@ -48,9 +48,10 @@ class Costs:
         return {depth: math.exp(log - plain) for (kind, depth), log in sorted(self._logs.items()) if kind == looked_up}
 
     def known(self, *, looked_up: bool = False) -> dict[int, float]:
-        """Those that are no more in doubt than a round's time: what a later run can start from."""
+        """Those that are no more in doubt than a round's time: what a later run can start from, if there is another."""
         found = self.ratios(looked_up=looked_up)
-        return {depth: ratio for depth, ratio in found.items() if self._variances[looked_up, depth] <= NOISE**2}
+        sure = {depth: ratio for depth, ratio in found.items() if self._variances[looked_up, depth] <= NOISE**2}
+        return sure if looked_up or (0 in sure and len(sure) > 1) else {}
 
     def observe(self, depth: int, seconds: float, *, looked_up: bool = False) -> None:
         """A round took so long. A run's first one warms caches up, and says nothing."""
@@ -59,7 +60,8 @@ class Costs:
             self._warm = True
             return
         if self._pace is None:
-            self._pace = found - self._logs.get(key, 0.0)
+            self._pace = found - self._expected(depth, looked_up)
+            self._pace_variance = FIRST_DOUBT**2 if self._logs else 0.0
         if key not in self._logs:
             self._logs[key], self._variances[key] = found - self._pace, FIRST_DOUBT**2
             return
@@ -92,6 +94,13 @@ class Costs:
         for depth in range(1, most + 1):
             found[depth] = self._weighed(True, depth, measured, max(found[depth] - depth * self._draft, 1.0))
         return found
+
+    def _expected(self, depth: int, looked_up: bool) -> float:
+        """The logarithm of a round's time as earlier runs have it; 0 where there were none."""
+        if PLAIN not in self._logs:
+            return 0.0
+        table = self.looked_up_table(depth) if looked_up else self.table(depth)
+        return self._logs[PLAIN] + math.log(table[depth])
 
     def _weighed(self, looked_up: bool, depth: int, measured: Mapping[int, float], supposed: float) -> float:
         count = NOISE**2 / self._variances[looked_up, depth] if depth in measured else 0.0

@@ -57,7 +57,8 @@ class AutoDrafter:
         self._policy = policy
         self._sequence = sequence
         self._text = Lookup()
-        self._repeats = False
+        self._text.extend(sequence.tokens)
+        self._priced = 0
         policy.begin()
 
     @property
@@ -66,13 +67,13 @@ class AutoDrafter:
 
     def next(self) -> int:
         depth = self._policy.repeat(self._text.match)
-        self._repeats = depth > 0
+        self._priced = self._text.match if depth else 0
         return depth or self._policy.next()
 
     def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
-        if not self._repeats:
+        if not self._priced:
             return self._head.propose(sequence, depth, verifier)
-        if not self._text.match:  # the last plain token, which was not known yet, did not repeat anything
+        if self._text.match < self._priced:  # the last plain token, which was not known yet, went another way
             return self._head.propose(sequence, 1, verifier)
         return Draft(mx.array([self._text.after(depth)], mx.uint32), [], looked_up=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 SHORTEST, LONGEST = 4, 32
-"""Tokens that have to be the same, and how many more are compared."""
+"""Tokens that have to be the same, and the most that are compared."""
 PLACES = 16
 """So many of the latest places are compared."""
 

@@ -96,7 +96,7 @@ def speculate(
         policy.observe(one)
         yield one
         _tidy(sequence, len(tokens))
-        number, depth = number + 1, policy.next()
+        number, depth = number + 1, depth if finish else policy.next()
 
 
 def decode_plainly(
@@ -136,8 +136,8 @@ def _plainly(
         while finish is None and depth == 0:
             now = ahead or _queue(target, sequence, verifier, logprobs)
             now.rows.commit(1)
-            left, depth = left - 1, policy.next()
-            ahead = None
+            left, ahead = left - 1, None
+            depth = policy.next() if left else 0
             if left and depth == 0 and target.reversible and not verifier.constrained:
                 ahead = _queue(target, sequence, verifier, logprobs, behind=now)
             _, tokens = now.outcome.fetch()

@@ -119,7 +119,7 @@ def top_p(x: mx.array, mass: float) -> mx.array:
     probabilities = mx.exp(ordered)
     above = mx.cumsum(probabilities, axis=-1, reverse=True, inclusive=False)
     total = above[..., :1] + probabilities[..., :1]
-    dropped = (above >= mass * total).sum(axis=-1, keepdims=True)
+    dropped = mx.minimum((above >= mass * total).sum(axis=-1, keepdims=True), x.shape[-1] - 1)
     return mx.where(x < mx.take_along_axis(ordered, dropped, axis=-1), -mx.inf, x)
 
 

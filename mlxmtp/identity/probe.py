@@ -15,19 +15,24 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from mlxmtp.conversion.pull import usable_memory
 from mlxmtp.identity.one_row import Kernel, OneRow
 from mlxmtp.identity.verdict import Identity, Promise, Verdict
+from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.targets import State, appends, parts, put, state_of
 
 if TYPE_CHECKING:
     from mlxmtp.targets import Cache, Target
 
 ROWS = 8
-"""The widest pass that promises are made for: above it, attention leaves its fast kernel on Apple GPUs."""
+"""The widest pass that promises are made for on GPUs: above it, attention leaves its fast kernel on Apple's."""
+MOST_ROWS = MAX_DEPTH + 1
+"""The widest that there can be, for devices whose kernels do not depend on it."""
 READ = 32
 """Tokens that are read for the context; a longer one repeats their keys."""
-BYTES = 1 << 29
-"""The most that a context may take; one that takes more is left out."""
+SHARE = 3
+"""A context may take one part in so many of the memory that the model leaves; it is there twice."""
+NO_ROOM = "it takes too much memory"
 
 Plan = tuple[tuple[int, tuple[int, ...]], ...]
 """Lengths of context, and the numbers of rows to look at there."""
@@ -35,6 +40,8 @@ Plan = tuple[tuple[int, tuple[int, ...]], ...]
 EVERY = tuple(range(2, ROWS + 1))
 QUICK: Plan = ((READ, EVERY), (1100, (2, 5, 8)), (4200, (2, 8)), (16_800, (2, 8)))
 """Every number of rows, and Metal's bounds of attention over many keys (1024, 4096): some 60 passes in all."""
+MORE: Plan = ((READ, tuple(range(ROWS + 1, MOST_ROWS + 1))), (1100, (MOST_ROWS,)))
+"""For devices that take no other kernels for more rows."""
 FULL: Plan = tuple((context, EVERY) for context in (READ, 300, 1100, 4200, 8400, 16_800, 33_600))
 """What `mlxmtp doctor` takes the time for."""
 
@@ -114,9 +121,12 @@ def probe(
             if not finding.equal:
                 break
         else:
-            return Verdict(rung.promise, ROWS, finding.context, rung.width, rung.alone)
+            more = target.fast_rows >= MOST_ROWS
+            more = more and all(one.equal for one in findings_of(target, tokens, rung, MORE, kernels))
+            return Verdict(rung.promise, MOST_ROWS if more else ROWS, finding.context, rung.width, rung.alone)
     AS_IS.apply(target)
-    return Verdict("distribution", ROWS, finding.context, because=finding.told, complete=not finding.error)
+    complete = finding.error in ("", NO_ROOM)
+    return Verdict("distribution", ROWS, finding.context, because=finding.told, complete=complete)
 
 
 def use(target: Target, verdict: Verdict, kernels: Sequence[Kernel] = ()) -> None:
@@ -125,10 +135,16 @@ def use(target: Target, verdict: Verdict, kernels: Sequence[Kernel] = ()) -> Non
     rung.apply(target, kernels)
 
 
+def still_equal(target: Target, tokens: Sequence[int]) -> bool:
+    """Whether the arithmetic in use has one row's bits: each process chooses its kernels anew."""
+    found = _compare(target, tokens, READ, EVERY)
+    return found is not None and found.equal
+
+
 def findings_of(
     target: Target, tokens: Sequence[int], rung: Rung, plan: Plan, kernels: Sequence[Kernel]
 ) -> Iterator[Finding]:
-    """Compare at each context of the plan that the model and the machine have room for; the shortest always."""
+    """Compare at each context of the plan that the model has room for, and beyond `QUICK` the machine."""
     most = target.text_config.get("max_position_embeddings") or plan[-1][0] + 2 * ROWS
     for number, (context, rows) in enumerate(plan):
         if number and context + 2 * ROWS > most:
@@ -138,9 +154,9 @@ def findings_of(
             finding = _compare(target, tokens, context, rows)
         except Exception as error:  # whatever it is, nothing has been shown
             finding = Finding(context, max(rows), equal=False, error=f"{type(error).__name__}: {error}")
-        if finding is None:
+        if finding is None and context > QUICK[-1][0]:
             return
-        yield finding
+        yield finding or Finding(context, max(rows), equal=False, error=NO_ROOM)
 
 
 def _compare(target: Target, tokens: Sequence[int], context: int, rows: Sequence[int]) -> Finding | None:
@@ -177,7 +193,7 @@ def _behind(target: Target, tokens: Sequence[int], context: int) -> Cache | None
     target.forward(mx.array([_endless(tokens, 0, READ)]), cache)
     mx.eval([layer.state for layer in cache])
     grows = sum(state_of(part).nbytes for part in parts(cache) if appends(part))
-    if context > READ and grows // READ * context > BYTES:
+    if context > READ and grows // READ * context > (usable_memory() - mx.get_active_memory()) // SHARE:
         return None
     for part in parts(cache) if context > READ else ():
         state = state_of(part)

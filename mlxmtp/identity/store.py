@@ -18,7 +18,7 @@ from mlxmtp.checkpoints.attached import data_folder
 from mlxmtp.files import write_whole
 from mlxmtp.identity.verdict import PROMISES, Verdict
 
-FORMAT = 1
+FORMAT = 2
 LARGEST = 1 << 16
 
 

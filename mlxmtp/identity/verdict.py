@@ -44,6 +44,15 @@ class Verdict:
         """Whether tokens are those of plain decoding, at temperature 0 or with a seed."""
         return self.promise != "distribution"
 
+    def at(self, depth: int | None) -> Promise:
+        """What holds of turns with so many drafts a round; None: as the engine chooses, which keeps within `rows`."""
+        return promise_at(self.promise, self.rows, depth)
+
+
+def promise_at(promise: Promise, rows: int, depth: int | None) -> Promise:
+    """A promise for passes of up to so many rows, as it holds at a depth."""
+    return promise if depth is None or depth < rows else "distribution"
+
 
 def in_words(promise: Promise, *, chosen: bool) -> str:
     """A promise as it holds for a turn; `chosen`: its tokens follow from the logits, by argmax or a given seed."""

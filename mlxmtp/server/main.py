@@ -199,7 +199,7 @@ def _greet(options: Options, loaded: Loaded, name: str, door: socket.socket) -> 
     how = f"MTP, {loaded.head}" if drafts else f"plain: {loaded.plain_because or 'depth 0'}"
     _tell(f"{name} at http://{shown}:{port}/v1 · {how} · context {loaded.context:,} tokens")
     if drafts:
-        _tell(f"at temperature 0 or with a seed: {PROMISES[loaded.promise]}")
+        _tell(f"at temperature 0 or with a seed: {PROMISES[loaded.promise_at(options.depth)]}")
     _tell("`mlxmtp connect` shows the settings of clients; ctrl+c ends the server")
     if not ipaddress.ip_address(address.split("%")[0]).is_loopback and not options.api_key:
         _tell(f"warning: {shown} can be reached from other machines, and anyone may ask; set --api-key")

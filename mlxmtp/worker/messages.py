@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mlxmtp.decoding.stats import Stats
-from mlxmtp.identity.verdict import Identity, Promise
+from mlxmtp.identity.verdict import Identity, Promise, promise_at
+from mlxmtp.limits import MAX_DEPTH
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Loaded(Event):
         head_source: the repo of a head that stands apart; `by_name`: nobody asked for it.
         folder: where its files are. context: its most tokens.
         memory_limit: bytes that the weights and caches can take here. thinks: its template has a thinking mode.
-        promise: what was shown of the text on this machine.
+        promise: what was shown of the text on this machine, for passes of up to so many rows.
     """
 
     name: str
@@ -128,11 +129,11 @@ class Loaded(Event):
     seconds: float
     folder: str = ""
     promise: Promise = "distribution"
+    rows: int = MAX_DEPTH + 1
 
-    @property
-    def token_identical(self) -> bool:
-        """Whether tokens that follow from the logits are those of plain decoding."""
-        return self.promise != "distribution"
+    def promise_at(self, depth: int | None) -> Promise:
+        """What holds at a depth."""
+        return promise_at(self.promise, self.rows, depth)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlxmtp.errors import MlxmtpError, is_out_of_memory
+from mlxmtp.identity.verdict import Verdict
+from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.worker import downloads
 from mlxmtp.worker.inbox import Inbox
 from mlxmtp.worker.lines import encode
@@ -123,7 +125,8 @@ class Worker:
         )
         self._prefixes = self._make_cache(command)
         source = engine.head_source
-        plain = engine.head is None and command.identity == "fast"  # nothing to compare, so nothing to measure
+        nothing = engine.head is None and command.identity == "fast"  # to compare, so nothing to measure
+        shown = Verdict("identical", MAX_DEPTH + 1, 0) if nothing else engine.verdict
         self._say(
             Loaded(
                 command.id,
@@ -137,7 +140,8 @@ class Worker:
                 thinks=engine.tokenizer.has_thinking,
                 seconds=time.perf_counter() - started,
                 folder=str(engine.path),
-                promise="identical" if plain else engine.verdict.promise,
+                promise=shown.promise,
+                rows=shown.rows,
             )
         )
 

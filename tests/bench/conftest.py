@@ -86,6 +86,7 @@ HEAD: dict[str, Any] = {
     },
     "versions": {"mlx": "1.0"},
     "model": {"name": "some/model", "bytes": 10**9, "head": "qwen-mtp", "plain_because": None},
+    "prompts": {"code": 1, "digest": "ab"},
     "settings": {"tokens": 100, "repeats": 3, "acceptance": None, "depths": [1]},
 }
 

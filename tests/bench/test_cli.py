@@ -137,6 +137,7 @@ def test_malformed_prompts_are_refused_before_a_model_is_loaded(main_: Cli, tmp_
         (("--workload", "cooking"), "no workload 'cooking'; expected one of ordering,"),
         (("--synthetic-acceptance", "2"), "expected a number from 0 to 1"),
         (("--synthetic-acceptance", "0.5", "--temps", "0.7"), "leave --temps out"),
+        (("--temps", "0", "1e-9"), "--temps: temperature is 1e-09; expected 0 (greedy) or at least 1e-6"),
         (("--compare", "/absent/a", "/absent/b"), "expected a report of `mlxmtp bench`"),
     ],
 )

@@ -25,9 +25,10 @@ def test_changes_beyond_the_spread_of_both(report: Row):
     assert plain["where"] == "code at 0"
     assert plain["rate"]["change"] == pytest.approx(1.2 / 1.1 - 1)
     assert not plain["rate"]["apart"], "1.0 to 1.2, and 1.15 to 1.25"
-    much = compare.compare(report, summarise(HEAD, [record(scale=2)]))
-    assert all(row["rate"]["apart"] for row in much["arms"])
-    assert "+81.8%*" in compare.as_text(much)
+    for runs, apart in ((2, False), (3, True)):  # of fewer, nobody knows the spread
+        much = compare.compare(report, summarise(HEAD, [record(repeat=i, scale=2) for i in range(runs)]))
+        assert all(row["rate"]["apart"] is apart for row in much["arms"])
+        assert ("+81.8%*" in compare.as_text(much)) is apart
 
 
 def test_what_only_one_has(report: Row):
@@ -41,8 +42,16 @@ def test_conditions_that_differ_are_named(report: Row):
     other = deepcopy(report)
     other["versions"]["mlx"] = "2.0"
     other["model"]["head"] = None
+    other["prompts"] = {"code": 3, "digest": "0f"}
+    other |= {"complete": False, "measured": 4, "planned": 9}
     found = compare.compare(report, other)
-    assert found["conditions"] == {"model head": ("qwen-mtp", None), "versions mlx": ("1.0", "2.0")}
+    assert found["conditions"] == {
+        "measured": ("12 of 12", "4 of 9"),
+        "model head": ("qwen-mtp", None),
+        "versions mlx": ("1.0", "2.0"),
+        "prompts code": (1, 3),
+        "prompts digest": ("ab", "0f"),
+    }
     assert "versions mlx: 1.0 -> 2.0" in compare.as_text(found)
 
 

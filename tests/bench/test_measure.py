@@ -84,8 +84,8 @@ def test_without_a_head_only_plain_decoding_is_measured(headless: Engine):
     [
         (Settings(acceptance=1.5), "--synthetic-acceptance is 1.5; expected a number from 0 to 1"),
         (Settings(acceptance=0.5), "leave --temps out"),
-        (Settings(temperatures=(-1.0,)), "expected 0 \\(greedy\\) or more"),
-        (Settings(temperatures=(float("nan"),)), "expected 0 \\(greedy\\) or more"),
+        (Settings(temperatures=(-1.0,)), "expected 0 \\(greedy\\) or at least"),
+        (Settings(temperatures=(float("nan"),)), "expected 0 \\(greedy\\) or at least"),
     ],
 )
 def test_settings_that_contradict_each_other(settings: Settings, said: str):
@@ -224,12 +224,24 @@ def test_what_auto_learns_stays_in_the_benchmark(
 ):
     """A later turn must not start from coins, nor a report depend on earlier turns."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    measured = TokenEngine(engine, acceptance)
-    assert measured.policy(None) is not TokenEngine(engine).policy(None)
-    measured.generate(list(range(20)), max_tokens=20)
-    assert not list(tmp_path.rglob("depth/*"))
-    load(engine.path).generate(list(range(20)), max_tokens=20)
-    assert list(tmp_path.rglob("depth/*")), "where it would stand"
+    taught = load(engine.path)
+    taught.generate(list(range(20)), max_tokens=60)
+    (file,) = tmp_path.rglob("depth/*")
+    assert taught.policy(None).costs.ratios()  # type: ignore[union-attr]
+    written = file.read_bytes()
+    measured = TokenEngine(taught, acceptance)
+    assert measured.policy(None).costs.ratios() == {}  # type: ignore[union-attr]
+    measured.generate(list(range(20)), max_tokens=60)
+    assert measured.policy(None).costs.ratios()  # type: ignore[union-attr]
+    assert file.read_bytes() == written
+
+
+def test_with_a_synthetic_acceptance_nothing_is_looked_up(engine: Engine):
+    """Coins stand for the head's drafts; those from the text would be free ones."""
+    policies = [TokenEngine(engine, acceptance).policy(None) for acceptance in (None, 0.9)]
+    assert [policy.most_repeated > 0 for policy in policies] == [True, False]  # type: ignore[union-attr]
+    read = ReadPrompt(TokenEngine(engine, 0.9), PROMPTS[0].tokens(engine.tokenizer) * 6, ours_first=True)
+    assert read.run_ours(None, 200, Sampling(), None).looked_up == 0
 
 
 def test_synthetic_coins_are_fair_and_the_same_again(engine: Engine):

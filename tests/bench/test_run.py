@@ -60,6 +60,22 @@ def test_killed_anywhere_it_goes_on(tmp_path: Path, engine: Engine, plan: Plan, 
     assert reports[0]["complete"]
 
 
+def test_what_failed_is_tried_again(tmp_path: Path, engine: Engine, plan: Plan, measured: list[str]):
+    last = plan.units[-1]
+    with Records(tmp_path, plan.head) as records:
+        for unit in plan.units[:-1]:
+            records.append(Bench(engine, plan).measure(unit))
+        fields = {"workload": "context", "number": 96, "temperature": 0.0, "repeat": 1, "time": 0.0}
+        records.append({"key": last.key, "kind": last.kind, "failed": "out of memory: no", **fields})
+        assert not run.report(plan, records)["complete"]
+    measured.clear()
+    with Records(tmp_path, plan.head) as records:
+        run.measure(engine, plan, records)
+        assert measured == [last.key]
+        assert run.report(plan, records)["complete"]
+        assert run.report(plan, records)["notes"] == []
+
+
 def test_progress_counts_what_was_there(tmp_path: Path, engine: Engine, plan: Plan, measured: list[str]):
     told: list[tuple[int, int]] = []
     with Records(tmp_path, plan.head) as records:

@@ -113,12 +113,15 @@ def test_drift_is_told():
     assert "mlx-lm's plain rate changed by -20.0% from the first third to the last: it got warm" in text
     faster = summarise(HEAD, [record(repeat=i, scale=1 + 0.1 * i) for i in range(3)])
     assert "changed by +20.0% from the first third to the last: it had other work at first" in table.as_text(faster)
-    assert "drift" not in table.as_text(summarise(HEAD, [record()]))
+    assert "drift: not known, which takes two repeats" in table.as_text(summarise(HEAD, [record()]))
+    assert "drift" not in table.as_text(summarise(HEAD, []))
 
 
 def test_differences_are_findings():
     same = summarise(HEAD, [record()])
     assert "tokens: identical to mlx-lm's plain decoding in all 3 greedy runs" in table.as_text(same)
+    sampled = summarise(HEAD, [record(temperature=0.7)])
+    assert "tokens: nothing greedy was compared with mlx-lm's" in table.as_text(sampled)
     differs = {"depth 1": {"at": 41, "expected": [5], "found": [7], "gap": 0.0625}}
     found = summarise(HEAD, [record(differs=differs), record(repeat=1)])
     assert found["differences"][0]["at"] == 41
@@ -127,11 +130,13 @@ def test_differences_are_findings():
     assert "code 0, temperature 0, repeat 1: depth 1 differs at token 42; its logit is 0.0625 lower" in text
 
 
-def test_what_did_not_fit_is_said_and_counts_as_done():
-    failed = {"key": "context/0/context/8192/0", "kind": "context", "failed": "out of memory: no"}
+def test_what_did_not_fit_is_said_and_not_counted():
+    where = {"kind": "context", "workload": "context", "number": 8192, "temperature": 0.0, "repeat": 1}
+    failed = where | {"key": "context/1/context/8192/0", "failed": "out of memory: no"}
     found = summarise(HEAD, [record(), failed], planned=2, notes=["one"])
-    assert found["complete"]
-    assert found["notes"] == ["one", "context/0/context/8192/0 was not measured: out of memory: no"]
+    assert (found["measured"], found["complete"]) == (1, False)
+    said = "context 8192, temperature 0, repeat 2 was not measured: out of memory: no; the same command tries it again"
+    assert found["notes"] == ["one", said]
 
 
 def test_a_partial_report_says_so(records: list[Row]):

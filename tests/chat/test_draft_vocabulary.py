@@ -139,5 +139,6 @@ def test_nothing_to_draft(trained: Engine, asked: Any, told: str) -> None:
         load(trained.path, draft_vocab=asked)
 
 
-def test_without_a_head_there_is_nothing_to_narrow(model: Path, file: Path) -> None:
-    assert load(model, mtp=False, draft_vocab=file).draft_tokens is None
+def test_without_a_head_there_is_nothing_to_narrow(trained: Engine, file: Path) -> None:
+    with pytest.raises(OptionError, match="a draft vocabulary is for a head, and there is none: MTP was switched off"):
+        load(trained.path, mtp=False, draft_vocab=file)

@@ -61,6 +61,7 @@ class Engine:
     verdict: Verdict = Verdict("identical", 8, 1100)  # noqa: RUF009 - it is frozen
     identity: str = "fast"
     draft_vocab: str | None = None
+    draft_tokens: list[int] | None = None
 
     def load(
         self,

@@ -179,12 +179,12 @@ def test_the_choice_is_told_with_its_figures() -> None:
     list(world.run(policy, TEXTS["calls"], 500, random.Random(1)))
     depth = int(policy.why.split()[1].rstrip(","))
     tokens = policy.acceptance.tokens(depth)[depth]
-    assert (
-        policy.why
-        == f"depth {depth}, auto: {tokens:.1f} tokens a round for {policy.costs.table(depth)[depth]:.1f} plain steps"
-    )
+    steps = policy.costs.table(depth)[depth]
+    expected = f"{tokens:.1f} tokens a round expected, for the time of {steps:.1f} plain ones"
+    assert policy.why == f"depth {depth}, auto: {expected}"
     list(world.run(policy, TEXTS["wrong"], 500, random.Random(1)))
-    assert policy.why.startswith("depth 0, auto: drafts would give 1.")
+    assert policy.why.startswith("depth 0, auto: with drafts, 1.")
+    assert AutoDepth(MOST).why == "auto: depths are being tried"
 
 
 # -- looking up -----------------------------------------------------------------------------------------------

@@ -25,7 +25,11 @@ from tests.scripted import TableTarget, assert_same_state, one_hot, random_table
 
 FEW = ((5, 50.0), (6, 50.0), (7, 50.0))
 """Of three tokens, a text soon repeats itself."""
-LAWS = {"greedy": Sampling(logit_bias=FEW), "seeded": Sampling(1.0, seed=5, logit_bias=FEW)}
+LAWS = {
+    "greedy": Sampling(logit_bias=FEW),
+    "seeded": Sampling(1.0, seed=5, logit_bias=FEW),
+    "penalised": Sampling(1.0, seed=5, logit_bias=FEW, frequency_penalty=0.01, presence_penalty=0.5),
+}
 WORDS = [40, 7, 99, 12, 150, 3]
 COUNT = 60
 
@@ -74,6 +78,70 @@ def test_tokens_and_caches_are_plain_decodings(raw_checkpoint: Callable[..., Pat
         drafts = [MTPChain(engine.mtp).propose(one, 4, Verifier(Sampling())).tokens for one in (sequence, fresh)]
         assert mx.array_equal(*drafts), "the head has not read what was looked up"
     assert {(True, True, False), (True, False, True)} <= seen, "drafts from the text that stood, and that did not"
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_whoever_leaves_behind_any_round_has_the_caches_of_its_tokens(
+    raw_checkpoint: Callable[..., Path], depth: int
+) -> None:
+    """Also between drafts from the text and plain rounds, of which one is under way."""
+    engine = load(raw_checkpoint("qwen3_5", dtype="float32"))
+    kinds = set()
+    for count in range(1, 12):
+        sequence = Sequence(engine.target, engine.mtp)
+        sequence.prefill(WORDS * 4)
+        auto = AutoDrafter(MTPChain(engine.mtp), Forced(3, depth), sequence)
+        law = Verifier(LAWS["seeded"])
+        rounds = speculate(engine.target, auto, sequence, law, auto, keep_all, COUNT)
+        kinds.add([next(rounds) for _ in range(count)][-1].looked_up)
+        rounds.close()
+        fresh = Sequence(engine.target, None)
+        fresh.prefill(WORDS * 4)
+        list(decode_plainly(engine.target, fresh, Verifier(LAWS["seeded"]), keep_all, len(sequence.tokens) - 24))
+        assert sequence.tokens == fresh.tokens
+        assert_same_state(snapshot(sequence.cache), snapshot(fresh.cache))
+    assert kinds == {True, False}
+
+
+def test_log_probabilities_are_those_of_plain_decoding(raw_checkpoint: Callable[..., Path]) -> None:
+    engine = load(raw_checkpoint("qwen3_5", dtype="float32"))
+    told = []
+    for repeated in (0, 5):
+        sequence = Sequence(engine.target, engine.mtp)
+        sequence.prefill(WORDS * 4)
+        auto = AutoDrafter(MTPChain(engine.mtp), Forced(repeated, 0), sequence)
+        law = Verifier(LAWS["greedy"])
+        run = list(speculate(engine.target, auto, sequence, law, auto, keep_all, COUNT, 2))
+        assert any(one.looked_up for one in run) == (repeated > 0)
+        told.append([one for told in run for one in told.logprobs])
+    assert len(told[0]) == COUNT
+    assert told[0] == told[1]
+
+
+class Shortening(Forced):
+    """Prices the first match that there is, as if the drafts were for one of so many tokens."""
+
+    def repeat(self, match: int) -> int:
+        return self.most_repeated if match >= 20 else 0
+
+
+def test_a_match_that_became_shorter_is_not_drafted_from(raw_checkpoint: Callable[..., Path]) -> None:
+    """What was priced is a long one; a plain token, under way when the depth was chosen, may have ended it."""
+    engine = load(raw_checkpoint("qwen3_5", dtype="float32"))
+    sequence = Sequence(engine.target, engine.mtp)
+    sequence.prefill([*WORDS * 6, 5, 6, 7, 5, 6, 7, 5, 6, 7, *WORDS * 6])
+    matches = []
+
+    class Watched(AutoDrafter):
+        def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
+            draft = super().propose(sequence, depth, verifier)
+            matches.append((self._text.match, draft.looked_up, draft.depth))
+            return draft
+
+    auto = Watched(MTPChain(engine.mtp), Shortening(9, 0), sequence)
+    list(speculate(engine.target, auto, sequence, Verifier(LAWS["seeded"]), auto, keep_all, COUNT))
+    assert matches
+    assert all(match >= 20 if looked_up else depth == 1 for match, looked_up, depth in matches)
 
 
 @pytest.mark.parametrize("mode", ["token", "block"])

@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp import Engine, load
-from mlxmtp.chat.identity import Examined, examine
+from mlxmtp.chat.identity import PARTED, Examined, examine
 from mlxmtp.identity.greedy import SLACK, GreedyRun, greedy_run
 from mlxmtp.identity.probe import EVERY, Plan
 from tests.identity.conftest import text
@@ -68,6 +68,17 @@ def test_every_identity_is_examined_where_it_is_not_and_kept() -> None:
     assert promises == {"fast": "distribution", "strict": "identical-one-row", "canonical": "identical-canonical"}
     assert not any(one.broken for one in every.values())
     assert all(every[identity].run.same for identity in ("strict", "canonical"))  # type: ignore[union-attr]
+
+
+def test_a_gap_that_rounding_does_not_explain_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured by what the arithmetic of the text moves, not by what another one does."""
+    model = load()
+    with backend(lambda rows: 1 if rows < 2 else 3):
+        differences: dict[float, str] = {}
+        for gap in (1e-6, 4.0):
+            monkeypatch.setattr("mlxmtp.chat.identity.greedy_run", lambda *_, gap=gap: GreedyRun(3, gap=gap))
+            differences[gap] = next(iter(examine(model, SHORT))).broken
+    assert differences == {1e-6: "", 4.0: PARTED}
 
 
 def test_a_promise_that_the_text_breaks_is_withdrawn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,10 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp import Engine, load
-from mlxmtp.identity.probe import QUICK, ROWS, Finding, Rung, probe
+from mlxmtp.identity.probe import QUICK, READ, ROWS, SHARE, Finding, Rung, probe
+from mlxmtp.identity.verdict import IDENTITIES, Identity
+from mlxmtp.limits import MAX_DEPTH
+from mlxmtp.targets import Target, appends, parts, state_of
 from tests.identity.conftest import KINDS, text
 from tests.identity.stand_in import backend, narrow, only
 
@@ -19,7 +22,7 @@ def test_every_model_is_identical_as_it_is_on_this_backend(engine: Engines, kind
     model = engine(kind)
     told: list[tuple[Rung, Finding]] = []
     verdict = probe(model.target, text(model), tell=lambda *one: told.append(one))
-    assert (verdict.promise, verdict.rows, verdict.width, verdict.because) == ("identical", ROWS, 1, "")
+    assert (verdict.promise, verdict.rows, verdict.width, verdict.because) == ("identical", MAX_DEPTH + 1, 1, "")
     assert verdict.context == max(finding.context for _, finding in told) >= 1100, "long contexts too"
     assert all(finding.equal and not finding.difference for _, finding in told)
 
@@ -45,6 +48,50 @@ def test_a_single_width_is_found(engine: Engines, width: int) -> None:
     model = engine("dense")
     with backend(only(width)):
         assert probe(model.target, text(model)).promise == "distribution"
+
+
+@pytest.mark.parametrize("width", range(ROWS + 1, MAX_DEPTH + 2))
+def test_a_single_wider_one_is_found_too(engine: Engines, width: int) -> None:
+    model = engine("dense")
+    with backend(only(width)):
+        assert probe(model.target, text(model)).rows == ROWS
+
+
+def test_a_context_that_memory_has_no_room_for_is_not_promised(
+    engine: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that only the doctor looks at are left out then, and nothing is said of them."""
+    model = engine("dense")
+    model.target.text_config["max_position_embeddings"] = 1 << 16
+    cache = model.target.make_cache()
+    model.target.forward(mx.array([text(model, READ)]), cache)
+    a_token = sum(state_of(part).nbytes for part in parts(cache) if appends(part)) // READ
+
+    def leave_room_for(context: int) -> None:
+        room = SHARE * a_token * context
+        monkeypatch.setattr("mlxmtp.identity.probe.usable_memory", lambda: mx.get_active_memory() + room)
+
+    leave_room_for(5_000)
+    verdict = probe(model.target, text(model))
+    assert (verdict.promise, verdict.context, verdict.complete) == ("distribution", 16_800, True)
+    assert verdict.because.endswith("behind 16,800 tokens: it takes too much memory")
+    leave_room_for(20_000)
+    verdict = probe(model.target, text(model), plan=((READ, (2,)), (16_800, (2,)), (33_600, (2,))))
+    assert (verdict.promise, verdict.context) == ("identical", 16_800)
+
+
+@pytest.mark.parametrize("identity", IDENTITIES)
+def test_what_holds_for_few_rows_is_not_promised_for_more(
+    engine: Engines, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does the engine's own choice go beyond; a GPU, which takes other kernels there, is not even asked."""
+    model = engine("dense")
+    with backend(lambda rows: 3 if rows > ROWS else 1):
+        verdict = probe(model.target, text(model), identity)
+    assert (verdict.promise, verdict.rows) == ("identical", ROWS)
+    assert [verdict.at(depth) for depth in (None, ROWS - 1, ROWS)] == ["identical", "identical", "distribution"]
+    monkeypatch.setattr(Target, "fast_rows", ROWS)
+    assert probe(model.target, text(model), identity).rows == ROWS
 
 
 @pytest.mark.parametrize("threshold", [1024, 4096])

@@ -145,10 +145,10 @@ def test_the_promise_is_that_of_the_identity_asked_for(
     with backend(narrow, norms=wide):
         asked = Load(1, raw), Load(2, raw, identity="strict"), Load(3, raw, identity="canonical")
         fast, strict, canonical = (event for event in serve(*asked) if isinstance(event, Loaded))
-    assert (fast.head, fast.token_identical, fast.promise) == ("qwen-mtp", False, "distribution")
-    assert (strict.head, strict.token_identical) == (None, False)
+    assert (fast.head, fast.promise) == ("qwen-mtp", "distribution")
+    assert (strict.head, strict.promise) == (None, "distribution")
     assert (strict.plain_because or "").startswith("strict identity cannot be kept here: logits differ")
-    assert (canonical.head, canonical.token_identical, canonical.promise) == ("qwen-mtp", True, "identical-canonical")
+    assert (canonical.head, canonical.promise_at(7)) == ("qwen-mtp", "identical-canonical")
 
 
 def test_a_new_model_starts_a_new_conversation() -> None:

@@ -60,7 +60,7 @@ def test_what_is_loaded(loaded: Loaded, engine: Engine) -> None:
     assert (loaded.name, loaded.head, loaded.plain_because) == ("demo", "qwen-mtp", None)
     assert (loaded.head_source, loaded.by_name) == (None, False)
     assert (loaded.context, loaded.thinks) == (4096, True)
-    assert (loaded.token_identical, loaded.promise) == (engine.token_identical, engine.verdict.promise)
+    assert (loaded.rows, loaded.promise) == (engine.verdict.rows, engine.verdict.promise)
     assert loaded.promise == "identical", "on this backend"
     assert loaded.memory_limit == usable_memory() > 0
     assert loaded.seconds > 0

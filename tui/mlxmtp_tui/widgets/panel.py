@@ -132,12 +132,13 @@ def room_lines(live: Live, loaded: Loaded | None) -> list[Line]:
 def promise_lines(loaded: Loaded | None, settings: Settings) -> list[Line]:
     if not loaded:
         return []
+    holds = loaded.promise_at(settings.depth)
     said = promise(
         speculates=bool(loaded.head) and settings.depth != 0,
-        identical=loaded.token_identical,
+        identical=holds != "distribution",
         greedy=settings.temperature == 0,
         seeded=settings.seed is not None,
-        canonical=loaded.promise == "identical-canonical",
+        canonical=holds == "identical-canonical",
     )
     first, *rest = textwrap.wrap(said, WIDTH - LABEL)
     return [row("exact", first), *(row("", line) for line in rest)]
