@@ -48,10 +48,11 @@ class Costs:
         return {depth: math.exp(log - plain) for (kind, depth), log in sorted(self._logs.items()) if kind == looked_up}
 
     def known(self, *, looked_up: bool = False) -> dict[int, float]:
-        """Those that are no more in doubt than a round's time: what a later run can start from, if there is another."""
-        found = self.ratios(looked_up=looked_up)
-        sure = {depth: ratio for depth, ratio in found.items() if self._variances[looked_up, depth] <= NOISE**2}
-        return sure if looked_up or (0 in sure and len(sure) > 1) else {}
+        """Those that are no more in doubt than a round's time, for a later run; empty where that has to begin anew."""
+        sure = self._sure(looked_up=False)
+        if 0 not in sure or len(sure) < 2:
+            return {}
+        return self._sure(looked_up=True) if looked_up else sure
 
     def observe(self, depth: int, seconds: float, *, looked_up: bool = False) -> None:
         """A round took so long. A run's first one warms caches up, and says nothing."""
@@ -101,6 +102,10 @@ class Costs:
             return 0.0
         table = self.looked_up_table(depth) if looked_up else self.table(depth)
         return self._logs[PLAIN] + math.log(table[depth])
+
+    def _sure(self, *, looked_up: bool) -> dict[int, float]:
+        found = self.ratios(looked_up=looked_up)
+        return {depth: ratio for depth, ratio in found.items() if self._variances[looked_up, depth] <= NOISE**2}
 
     def _weighed(self, looked_up: bool, depth: int, measured: Mapping[int, float], supposed: float) -> float:
         count = NOISE**2 / self._variances[looked_up, depth] if depth in measured else 0.0

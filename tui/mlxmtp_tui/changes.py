@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from textual.widget import MountError
+
 if TYPE_CHECKING:
     from mlxmtp_tui.app import ChatApp
     from mlxmtp_tui.conversation import Answer, Turn
@@ -61,8 +63,13 @@ class Changes:
     def _do(self, change: Callable[[Transcript], Awaitable[None]]) -> None:
         async def in_turn() -> None:
             async with self._changing:
-                if self._app.is_running and self._app.transcript:
-                    await change(self._app.transcript)
+                transcript = self._app.transcript
+                try:
+                    if self._app.is_running and transcript:
+                        await change(transcript)
+                except MountError:
+                    if self._app.is_running and transcript and transcript.is_attached:
+                        raise  # else the app was closed on the way
             self._open -= 1
 
         self._open += 1
