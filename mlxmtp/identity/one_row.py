@@ -1,4 +1,4 @@
-"""One-row arithmetic: each row of a verify pass with the bits that it would have alone, by stock MLX operations.
+"""One-row arithmetic: each row of a verify pass with the bits that it would have alone, by stock MLX operations mostly.
 
 On Apple GPUs a matrix product of several rows runs through other kernels than that of one, which add in another
 order (decoding.md 5). A decode step's kernel takes many rows in one launch where each is an expert's only row:
