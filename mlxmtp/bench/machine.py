@@ -25,7 +25,7 @@ def machine() -> dict[str, Any]:
     device = mx.default_device()
     return {
         "system": platform.platform(),
-        "processor": processor(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_bytes": machine_memory(),
         "device": "gpu" if device == mx.Device(mx.gpu) else "cpu",
@@ -72,7 +72,7 @@ def _device_name() -> str:
     return ""
 
 
-def processor() -> str:
+def _processor() -> str:
     """The name that it is sold under, or its architecture."""
     with suppress(OSError, subprocess.SubprocessError):
         if sys.platform == "darwin":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -128,15 +128,13 @@ def make_plan(engine: Engine, settings: Settings, prompts: Sequence[Prompt]) -> 
             *(Unit("context", repeat, "context", n, 0.0, text[:n]) for n in contexts),
         )
     ]
-    head = {
-        "schema": 1,
-        "identity": _identity(engine, settings, read, text),
+    facts = {
         "machine": machine.machine(),
         "versions": machine.versions(),
         "model": machine.model(engine) | {"key": drafting_key(engine)},
-        "settings": asdict(settings),
-        "prompts": _told(read),
     }
+    described = {"settings": asdict(settings), "prompts": _told(read)}
+    head = {"schema": 1, "identity": _identity(facts, settings, read, text), **facts, **described}
     return Plan(settings, arms(engine, settings), tuple(units), head, tuple(notes))
 
 
@@ -183,8 +181,7 @@ def _told(read: Sequence[tuple[str, int, tuple[int, ...]]]) -> dict[str, Any]:
     return {name: workloads.count(name) for name in dict.fromkeys(workloads)} | {"digest": digest}
 
 
-def _identity(engine: Engine, settings: Settings, read: object, text: tuple[int, ...]) -> str:
+def _identity(facts: Mapping[str, Any], settings: Settings, read: object, text: tuple[int, ...]) -> str:
     """What must be the same for figures to belong to one benchmark."""
     chosen = {name: value for name, value in asdict(settings).items() if name != "repeats"}
-    parts = [chosen, read, text, drafting_key(engine), machine.model(engine), machine.machine(), machine.versions()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([facts, chosen, read, text], sort_keys=True).encode()).hexdigest()[:16]

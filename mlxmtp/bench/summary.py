@@ -8,6 +8,7 @@ from typing import Any
 
 from mlxmtp.bench.figures import Spread, drift, ideal_speedup, median_cost, pooled, spread
 from mlxmtp.bench.plan import AUTO, MLX_LM, PLAIN
+from mlxmtp.bench.table import place
 from mlxmtp.decoding.cost_curve import CostCurve
 
 Row = dict[str, Any]
@@ -159,12 +160,8 @@ def _differences(record: Row) -> list[Row]:
 
 
 def _failures(records: Iterable[Row]) -> list[str]:
-    return [
-        f"{r['workload']} {r['number']}, temperature {r['temperature']:g}, repeat {r['repeat'] + 1} was not measured: "
-        f"{r['failed']}; the same command tries it again"
-        for r in records
-        if "failed" in r
-    ]
+    failed = (record for record in records if "failed" in record)
+    return [f"{place(one)} was not measured: {one['failed']}; the same command tries it again" for one in failed]
 
 
 def _what(record: Row) -> str:

@@ -136,13 +136,17 @@ def identity(report: Row) -> str:
     return f"tokens: {greedy} of {report['compared']} greedy runs differ from mlx-lm's plain decoding{seeded}"
 
 
+def place(row: Row) -> str:
+    """Which unit of the plan it was."""
+    return f"{row['workload']} {row['number']}, temperature {row['temperature']:g}, repeat {row['repeat'] + 1}"
+
+
 def difference(row: Row) -> str:
     """Where a run's tokens part from those that were expected."""
     gap = ""
     if row["gap"] is not None:
         gap = f"; its logit is {abs(row['gap']):.3g} {'lower' if row['gap'] >= 0 else 'higher'}"
-    where = f"{row['workload']} {row['number']}, temperature {row['temperature']:g}, repeat {row['repeat'] + 1}"
-    return f"{where}: {row['arm']} differs at token {row['at'] + 1}{gap}"
+    return f"{place(row)}: {row['arm']} differs at token {row['at'] + 1}{gap}"
 
 
 def drifted(report: Row) -> str | None:

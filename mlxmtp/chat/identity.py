@@ -12,7 +12,7 @@ from mlxmtp.heads.check import TEXT
 from mlxmtp.identity.few_rows import available, few_row_matmul
 from mlxmtp.identity.greedy import GreedyRun, greedy_run
 from mlxmtp.identity.one_row import Kernel
-from mlxmtp.identity.probe import Finding, Plan, Rung, probe, still_equal, use
+from mlxmtp.identity.probe import Finding, Plan, Rung, probe, still_holds, use
 from mlxmtp.identity.store import file_of, store, stored
 from mlxmtp.identity.verdict import IDENTITIES, Identity, Verdict
 
@@ -36,7 +36,8 @@ def settle(engine: Engine, identity: Identity) -> Verdict:
     file = _file(engine, identity)
     if found := stored(file):
         use(engine.target, found, KERNELS)
-        if found.promise != "identical-one-row" or not KERNELS or still_equal(engine.target, _text(engine)):
+        chosen_anew = KERNELS and found.promise == "identical-one-row"
+        if not chosen_anew or still_holds(engine.target, _text(engine), found, KERNELS):
             return found
     found = probe(engine.target, _text(engine), identity, kernels=KERNELS)
     store(file, found)

@@ -91,7 +91,8 @@ def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
     report["promise"] = fast.verdict.promise
     report["best"] = {"identity": best.identity, "promise": best.verdict.promise}
     say(arguments, {"promise": PROMISES[fast.verdict.promise], "": advice(engine, best)})
-    return next((broken(arguments, report, one.broken) for one in found if one.broken), 0)
+    faults = [one.broken for one in found if one.broken]
+    return broken(arguments, report, faults[0]) if faults else 0
 
 
 def advice(engine: Engine, best: Examined) -> str:

@@ -136,7 +136,12 @@ def top_k(x: mx.array, count: int) -> mx.array:
 
 def fold(key: mx.array, counter: int, purpose: int = 0) -> mx.array:
     """The key of one use. Threefry is counter-based: keys need to be distinct, not random."""
-    return key + mx.array([counter & 0xFFFFFFFF, purpose], mx.uint32)
+    return key + mx.array(_use(counter, purpose), mx.uint32)
+
+
+def _use(counter: int, purpose: int = 0) -> list[int]:
+    """What is added to the two words of a key for it."""
+    return [counter & 0xFFFFFFFF, purpose]
 
 
 def gumbel(key: mx.array, start: int, rows: int, vocabulary: int) -> mx.array:
@@ -145,5 +150,5 @@ def gumbel(key: mx.array, start: int, rows: int, vocabulary: int) -> mx.array:
     The noise of a position depends on (key, position) alone, so that a draft, its verification and plain decoding
     see the same noise for the same token, whatever the depth.
     """
-    counters = mx.array([[start + row & 0xFFFFFFFF, 0] for row in range(rows)], mx.uint32)
-    return mx.vmap(lambda one: mx.random.gumbel((vocabulary,), key=one))(key + counters)
+    keys = key + mx.array([_use(start + row) for row in range(rows)], mx.uint32)
+    return mx.vmap(lambda one: mx.random.gumbel((vocabulary,), key=one))(keys)

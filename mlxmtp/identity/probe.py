@@ -121,8 +121,7 @@ def probe(
             if not finding.equal:
                 break
         else:
-            more = target.fast_rows >= MOST_ROWS
-            more = more and all(one.equal for one in findings_of(target, tokens, rung, MORE, kernels))
+            more = target.fast_rows >= MOST_ROWS and _holds(target, tokens, rung, MORE, kernels)
             return Verdict(rung.promise, MOST_ROWS if more else ROWS, finding.context, rung.width, rung.alone)
     AS_IS.apply(target)
     complete = finding.error in ("", NO_ROOM)
@@ -131,14 +130,20 @@ def probe(
 
 def use(target: Target, verdict: Verdict, kernels: Sequence[Kernel] = ()) -> None:
     """Have a target compute as a verdict of it says."""
-    rung = Rung(verdict.promise, verdict.width, verdict.alone) if verdict.identical else AS_IS
-    rung.apply(target, kernels)
+    _rung_of(verdict).apply(target, kernels)
 
 
-def still_equal(target: Target, tokens: Sequence[int]) -> bool:
-    """Whether the arithmetic in use has one row's bits: each process chooses its kernels anew."""
-    found = _compare(target, tokens, READ, EVERY)
-    return found is not None and found.equal
+def still_holds(target: Target, tokens: Sequence[int], verdict: Verdict, kernels: Sequence[Kernel]) -> bool:
+    """Whether it does in this process, which chooses among kernels anew; behind a short context."""
+    return _holds(target, tokens, _rung_of(verdict), QUICK[:1], kernels)
+
+
+def _rung_of(verdict: Verdict) -> Rung:
+    return Rung(verdict.promise, verdict.width, verdict.alone) if verdict.identical else AS_IS
+
+
+def _holds(target: Target, tokens: Sequence[int], rung: Rung, plan: Plan, kernels: Sequence[Kernel]) -> bool:
+    return all(finding.equal for finding in findings_of(target, tokens, rung, plan, kernels))
 
 
 def findings_of(

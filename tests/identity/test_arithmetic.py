@@ -176,6 +176,18 @@ def shown(engine: Engine, kernel: Kernel) -> int:
         return kernel.calls - before
 
 
+def test_a_kept_verdict_is_tried_again_where_kernels_are_chosen_anew(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without kernels of our own nothing is chosen that was not measured, and the verdict is taken as it is."""
+    with backend():
+        assert load(small, identity="strict").verdict.promise == "identical-one-row"
+    with backend(narrow, norms=own):  # as if what is chosen now did not hold
+        assert load(small, identity="strict").verdict.promise == "identical-one-row"
+        monkeypatch.setattr("mlxmtp.chat.identity.KERNELS", (Kernel(),))
+        assert load(small, identity="strict").head is None
+
+
 def test_a_kernel_is_used_where_it_is_equal_and_faster(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"way": 1.0}
     monkeypatch.setattr(one_row, "_seconds", lambda way, *_: seconds.get(way.__name__, 2.0))

@@ -64,12 +64,12 @@ class Changes:
         async def in_turn() -> None:
             async with self._changing:
                 transcript = self._app.transcript
-                try:
-                    if self._app.is_running and transcript:
+                if self._app.is_running and transcript:
+                    try:
                         await change(transcript)
-                except MountError:
-                    if self._app.is_running and transcript and transcript.is_attached:
-                        raise  # else the app was closed on the way
+                    except MountError:
+                        if self._app.is_running and transcript.is_attached:
+                            raise  # else the app was closed on the way
             self._open -= 1
 
         self._open += 1
