@@ -38,6 +38,13 @@ class BackendError(MlxmtpError, ImportError):
 
 def is_out_of_memory(error: Exception) -> bool:
     """MLX has no exception for it, only texts: `[malloc] Unable to allocate`, `Insufficient Memory`."""
-    return isinstance(error, RuntimeError) and any(
-        mark in str(error) for mark in ("malloc", "Insufficient Memory", "OutOfMemory")
-    )
+    return _says(error, "malloc", "Insufficient Memory", "OutOfMemory", "out of memory")
+
+
+def is_device_failure(error: Exception) -> bool:
+    """A GPU that gave up: `[METAL] Command buffer execution failed: ...`, `cudaGraphLaunch(...) failed: ...`."""
+    return _says(error, "[METAL]", "cuda")
+
+
+def _says(error: Exception, *marks: str) -> bool:
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in marks)

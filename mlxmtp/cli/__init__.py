@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import mlxmtp
 from mlxmtp.cli import attach, bench, chat, connect, convert, doctor, generate, inspect, pull, serve
-from mlxmtp.errors import MlxmtpError, is_out_of_memory
+from mlxmtp.errors import MlxmtpError, is_device_failure, is_out_of_memory
 
 FAILED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 
@@ -85,9 +85,11 @@ def guarded(action: Callable[[], int]) -> int:
     except MemoryError:
         return fail("out of memory; try a smaller or a quantised model, or a shorter prompt", FAILED)
     except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        return fail(f"out of memory: {error}", FAILED)
+        if is_out_of_memory(error):
+            return fail(f"out of memory: {error}", FAILED)
+        if is_device_failure(error):
+            return fail(f"the device failed: {error}; run it again with less beside it", FAILED)
+        raise
     except OSError as error:
         return fail(str(error), FAILED)
 

@@ -148,6 +148,7 @@ def test_prompt_that_is_not_text(run, monkeypatch):
         (NumericsError("the logits are not finite"), 2),
         (MemoryError(), 1),
         (RuntimeError("[malloc] Unable to allocate 9 bytes."), 1),
+        (RuntimeError("[METAL] Command buffer execution failed: Impacting Interactivity"), 1),
         (OSError(28, "No space left on device", "cache"), 1),
     ],
 )

@@ -57,6 +57,17 @@ class ForbiddenDrafter:
         return Draft(mx.array([tokens], mx.uint32), [one_hot(token, V) for token in tokens]) if depth else NOTHING
 
 
+class LookedUpDrafter:
+    """Drafts without a distribution: the likeliest tokens, whatever the constraint says of them."""
+
+    def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
+        table, tokens = np.array(TARGET), list(sequence.tokens)
+        for _ in range(depth):
+            tokens.append(int(table[tokens[-2] * V + tokens[-1]].argmax()))
+        drafts = tokens[len(sequence.tokens) :]
+        return Draft(mx.array([drafts], mx.uint32), [], looked_up=True) if depth else NOTHING
+
+
 def turn(
     sampling: Sampling,
     depth: int | None,
@@ -93,6 +104,17 @@ def test_greedy_tokens_are_the_best_of_those_allowed(depth: int | None) -> None:
     found = turn(Sampling(), depth, 40)
     assert tokens_of(found) == greedy_by_hand(40)
     assert not depth or 0 < sum(one.accepted for one in found) < sum(one.drafted for one in found)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_looked_up_drafts_stand_where_they_are_allowed(depth: int) -> None:
+    found = turn(Sampling(), depth, 60, drafter=LookedUpDrafter())
+    assert tokens_of(found) == greedy_by_hand(60)
+    assert 0 < sum(one.accepted for one in found) < sum(one.drafted for one in found)
+    for seed in range(5):
+        sampling = Sampling(TEMPERATURE, top_p=0.9, seed=seed, frequency_penalty=0.3)
+        drafted = turn(sampling, depth, 40, drafter=LookedUpDrafter())
+        assert tokens_of(drafted) == tokens_of(turn(sampling, None, 40))
 
 
 def test_the_constraint_changes_the_tokens() -> None:
@@ -140,11 +162,12 @@ def enumerated_law() -> np.ndarray:
     return law
 
 
+@pytest.mark.parametrize("drafter", [TableDrafter(DRAFT), LookedUpDrafter()], ids=["head", "text"])
 @pytest.mark.parametrize(("verify", "depth"), [("token", None), ("token", 2), ("block", 2), ("block", 3)])
-def test_sampled_tokens_follow_the_constrained_law(verify: VerifyMode, depth: int | None) -> None:
+def test_sampled_tokens_follow_the_constrained_law(verify: VerifyMode, depth: int | None, drafter: Any) -> None:
     counts, accepted = np.zeros((V,) * FIRST, int), 0
     for seed in range(TURNS):
-        found = turn(Sampling(TEMPERATURE, seed=seed), depth, FIRST, verify)
+        found = turn(Sampling(TEMPERATURE, seed=seed), depth, FIRST, verify, drafter=drafter)
         counts[tuple(tokens_of(found))] += 1
         accepted += sum(one.accepted for one in found)
     assert depth is None or accepted > TURNS / 5

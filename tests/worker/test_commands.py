@@ -122,6 +122,7 @@ def test_a_stop_holds_for_the_commands_before_it(inbox: tuple[Inbox, Callable[[C
 NO_MEMORY = [
     RuntimeError("[malloc] Unable to allocate 123 bytes."),
     RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBufferCallback"),
+    RuntimeError("cudaMallocAsync(&data, size, stream) failed: out of memory"),
     MemoryError(),
 ]
 
