@@ -1,0 +1,137 @@
+"""What the choices of `--depth auto` are worth, on a machine too busy to time whole runs.
+
+    .venv/bin/python scripts/price_rounds.py [--model PATH] [--prompts FILE] [--temp 0.7] [--limit 4] [--depths 1 2 3]
+
+Plain decoding, fixed depths and auto, with looking up and without, go on from the same prompts. A round is priced with
+the mean time of all rounds of its kind, in plain steps of the same prompt: whatever else the machine does meanwhile
+falls on all arms alike. Below are the rates that come of it, plain decoding's being 1. Above temperature 0 a seed
+makes the tokens of all arms the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+
+from mlxmtp import Sampling, load
+from mlxmtp.bench.arms import TokenEngine
+from mlxmtp.bench.workloads import Prompt, load_prompts, select
+from mlxmtp.decoding.auto import AutoDepth
+from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
+from mlxmtp.decoding.drafting import generate
+from mlxmtp.decoding.loop import keep_all
+from mlxmtp.decoding.sequence import Sequence
+from mlxmtp.decoding.stats import Round
+from mlxmtp.decoding.verifier import Verifier
+
+PLAIN, AUTO, NO_LOOKUP = "plain", "auto", "no lookup"
+OUTLIER = 2.0
+"""A round that took so many times the median of its kind was disturbed, and counts as that."""
+
+Kind = tuple[str, int, bool]
+"""Plain, fixed or auto; drafts; whether they were looked up."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """An arm at a prompt. rounds: without the first, whose time is none of decoding. step: plain decoding's seconds."""
+
+    workload: str
+    arm: str
+    rounds: list[Round]
+    step: float
+
+    def kind(self, one: Round) -> Kind:
+        family = self.arm if self.arm == PLAIN else "fixed" if self.arm.startswith("depth") else "auto"
+        return family, one.drafted, one.looked_up
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a model's folder or Hub repo; the bundled demo without it")
+    parser.add_argument("--prompts", type=Path, help="JSON lines, as for `mlxmtp bench` (default: ours)")
+    parser.add_argument("--limit", type=int, default=4, help="prompts of a workload (default: 4)")
+    parser.add_argument("--temp", type=float, default=0.0, help="temperature (default: 0)")
+    parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3], help="fixed depths (default: 1 2 3)")
+    parser.add_argument("--tokens", type=int, default=128, help="of each run (default: 128)")
+    args = parser.parse_args()
+    loaded = load(args.model)
+    engine = TokenEngine(loaded)
+    auto = engine.policy(None)
+    if not isinstance(auto, AutoDepth):
+        sys.exit(f"{args.model} has no head to draft with: {loaded.plain_because}")
+    arms: dict[str, DepthPolicy] = {PLAIN: FixedDepth(0)}
+    arms |= {f"depth {depth}": FixedDepth(depth) for depth in args.depths}
+    arms |= {AUTO: auto, NO_LOOKUP: AutoDepth(auto.most)}
+    runs: list[Run] = []
+    prompts = select(load_prompts(args.prompts), (), args.limit)
+    for number, prompt in enumerate(prompts):
+        print(f"\r{number} of {len(prompts)} prompts ", end="", file=sys.stderr, flush=True)
+        tokens = list(prompt.tokens(loaded.tokenizer))
+        if len(tokens) + args.tokens < engine.context:
+            runs += runs_of(engine, prompt, tokens, number, arms, args)
+    print("\r", end="", file=sys.stderr)
+    report(runs, list(arms))
+
+
+def runs_of(
+    engine: TokenEngine,
+    prompt: Prompt,
+    tokens: list[int],
+    number: int,
+    arms: dict[str, DepthPolicy],
+    args: argparse.Namespace,
+) -> Iterator[Run]:
+    """All arms at a prompt, another first each time."""
+    read = Sequence(engine.target, engine.mtp)
+    read.prefill(tokens)
+    read.settle()
+    first, names, found = number % len(arms), list(arms), {}
+    for arm in names[first:] + names[:first]:
+        head = None if arm == PLAIN else engine.mtp
+        sequence = read.fork()
+        sequence.drafting = head is not None
+        verifier = Verifier(Sampling(args.temp, seed=number), "seeded")
+        found[arm] = list(generate(engine.target, head, sequence, verifier, arms[arm], keep_all, args.tokens))[1:]
+    step = median(one.seconds for one in found[PLAIN])
+    return (Run(prompt.workload, arm, rounds, step) for arm, rounds in found.items())
+
+
+def prices_of(runs: list[Run]) -> dict[Kind, float]:
+    """Plain steps that a round of each kind takes."""
+    times = defaultdict(list)
+    for run in runs:
+        for one in run.rounds:
+            if one.parts is None:  # else it was evaluated in parts
+                times[run.kind(one)].append(one.seconds / run.step)
+    typical = {kind: median(found) for kind, found in times.items()}
+    return {kind: fmean(min(time, OUTLIER * typical[kind]) for time in found) for kind, found in times.items()}
+
+
+def report(runs: list[Run], arms: list[str]) -> None:
+    prices = prices_of(runs)
+    plain = prices[PLAIN, 0, False]
+    print("| workload |", " | ".join(arms), "| auto to the best of plain and fixed | with looking up to without |")
+    print("| --- |" + " ---: |" * (len(arms) + 2))
+    for workload in [*dict.fromkeys(run.workload for run in runs), "all"]:
+        rates = {}
+        for arm in arms:
+            rounds = [(run, one) for run in runs if run.arm == arm and workload in (run.workload, "all")
+                      for one in run.rounds if run.kind(one) in prices]  # fmt: skip
+            steps = sum(prices[run.kind(one)] for run, one in rounds)
+            rates[arm] = sum(len(one.tokens) for _, one in rounds) * plain / steps
+        best = max(rate for arm, rate in rates.items() if arm not in (AUTO, NO_LOOKUP))
+        figures = [*rates.values(), rates[AUTO] / best, rates[AUTO] / rates[NO_LOOKUP]]
+        print(f"| {workload} |", " | ".join(f"{figure:.2f}" for figure in figures), "|")
+    said = (f"{family} {depth}{' looked up' * up} {prices[family, depth, up] / plain:.2f}"
+            for family, depth, up in sorted(prices))  # fmt: skip
+    print(f"\nplain steps that a round takes: {', '.join(said)}")
+
+
+if __name__ == "__main__":
+    main()
