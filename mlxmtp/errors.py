@@ -3,6 +3,8 @@
 Everything raised on purpose derives from `MlxmtpError`; anything else that escapes is a bug.
 """
 
+import re
+
 
 class MlxmtpError(Exception):
     """Base of every error raised on purpose by this package."""
@@ -43,8 +45,8 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def is_device_failure(error: Exception) -> bool:
     """A GPU that gave up: `[METAL] Command buffer execution failed: ...`, `cudaGraphLaunch(...) failed: ...`."""
-    return _says(error, "[METAL]", "cuda")
+    return _says(error, r"\[METAL\]", r"\bcuda\w+(\(.*\))? failed")
 
 
 def _says(error: Exception, *marks: str) -> bool:
-    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in marks)
+    return isinstance(error, RuntimeError) and any(re.search(mark, str(error)) for mark in marks)

@@ -21,6 +21,7 @@ from statistics import fmean, median
 from mlxmtp import Sampling, load
 from mlxmtp.bench.arms import TokenEngine
 from mlxmtp.bench.workloads import Prompt, load_prompts, select
+from mlxmtp.cli import options
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
 from mlxmtp.decoding.drafting import generate
@@ -55,10 +56,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a model's folder or Hub repo; the bundled demo without it")
     parser.add_argument("--prompts", type=Path, help="JSON lines, as for `mlxmtp bench` (default: ours)")
-    parser.add_argument("--limit", type=int, default=4, help="prompts of a workload (default: 4)")
-    parser.add_argument("--temp", type=float, default=0.0, help="temperature (default: 0)")
-    parser.add_argument("--depths", type=int, nargs="+", default=[1, 2, 3], help="fixed depths (default: 1 2 3)")
-    parser.add_argument("--tokens", type=int, default=128, help="of each run (default: 128)")
+    parser.add_argument("--limit", type=options.at_least(1), default=4, help="prompts of a workload (default: 4)")
+    parser.add_argument("--temp", type=options.number, default=0.0, help="temperature (default: 0)")
+    parser.add_argument(
+        "--depths", type=options.fixed_depth, nargs="+", default=[1, 2, 3], help="fixed depths (default: 1 2 3)"
+    )
+    parser.add_argument("--tokens", type=options.at_least(32), default=128, help="of each run (default: 128)")
     args = parser.parse_args()
     loaded = load(args.model)
     engine = TokenEngine(loaded)
@@ -75,8 +78,9 @@ def main() -> None:
         tokens = list(prompt.tokens(loaded.tokenizer))
         if len(tokens) + args.tokens < engine.context:
             runs += runs_of(engine, prompt, tokens, number, arms, args)
-    print("\r", end="", file=sys.stderr)
-    report(runs, list(arms))
+    print(f"\r{len(runs) // len(arms)} of {len(prompts)} prompts fit and were measured", file=sys.stderr)
+    if runs:
+        report(runs, list(arms))
 
 
 def runs_of(

@@ -104,11 +104,13 @@ def make_plan(engine: Engine, settings: Settings, prompts: Sequence[Prompt]) -> 
 
     Raises:
         PromptError: no prompt fits into the model's context.
-        OptionError: as `Settings.checked`, or a depth without a head.
+        OptionError: as `Settings.checked`, or the engine refuses a depth.
     """
     settings, notes = settings.checked(), []
     if engine.mtp is None:
         notes.append(f"no MTP: {engine.plain_because}; only plain decoding is measured")
+    for depth in settings.depths if engine.mtp else ():
+        engine.policy(depth)
     read, left_out = _read(engine, settings, prompts)
     notes += left_out
     contexts = [n for n in settings.contexts if n + _room(settings) <= engine.context]

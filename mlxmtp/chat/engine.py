@@ -110,7 +110,7 @@ class Engine:
     def verdict(self) -> Verdict:
         """Which identity with plain decoding holds here, as `identity` asks (identity/probe.py).
 
-        Looked up, or else measured and kept: about as long as a hundred tokens take, once for a model on a machine.
+        Looked up, or else measured and kept: as long as some hundred tokens take, once for a model on a machine.
         """
         return settle(self, self.identity)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mlxmtp.chat.model_key import model_key
+from mlxmtp.chat.model_key import target_key
 from mlxmtp.chat.prompt import encode
 from mlxmtp.heads.check import TEXT
 from mlxmtp.identity.few_rows import available, few_row_matmul
@@ -31,7 +31,7 @@ KERNELS: tuple[Kernel, ...] = (few_row_matmul,) if available() else ()
 def settle(engine: Engine, identity: Identity) -> Verdict:
     """The verdict on an identity, whose arithmetic the engine's target has from now on.
 
-    Where none is kept from an earlier run, it is measured: about as long as a hundred tokens take.
+    Where none is kept from an earlier run, it is measured: as long as some hundred tokens take.
     """
     file = _file(engine, identity)
     if found := stored(file):
@@ -107,4 +107,4 @@ def _text(engine: Engine) -> list[int]:
 
 
 def _file(engine: Engine, identity: Identity) -> Path:
-    return file_of("identity", model=model_key(engine), identity=identity)
+    return file_of("identity", model=target_key(engine), identity=identity)  # with a head and without it the same

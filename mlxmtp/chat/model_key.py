@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
@@ -19,22 +21,17 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 
-def model_key(engine: Engine, **more: str) -> str:
-    """What is kept of a model depends on it: the files of model and head, how they are read, what computes them.
+def target_key(engine: Engine, **more: Any) -> str:
+    """What is kept of a model without its head depends on it: its files, and what computes them.
 
     `more`: further facts.
 
     Files are known by name, size and time of change: to read gigabytes of weights would cost more than it saves.
     """
-    source, head = engine.head_source, engine.mtp
-    files = {engine.path / name for name in weight_files(os.listdir(engine.path))}
-    files.update(source.files.files if source and source.files else ())
-    stats = [(file.name, found.st_size, found.st_mtime_ns) for file in sorted(files) if (found := file.stat())]
     facts = {
         "format": FORMAT,
         "config": engine.target.config,
-        "files": stats,
-        "head": head and (head.family, repr(head.reading)),
+        "files": _known_by(engine.path / name for name in weight_files(os.listdir(engine.path))),
         **more,
         "versions": (version("mlx"), version("mlx-lm"), mlxmtp.__version__),
         "device": str(mx.default_device()),
@@ -43,6 +40,17 @@ def model_key(engine: Engine, **more: str) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def model_key(engine: Engine, **more: str) -> str:
+    """The same for what depends on the head too: its files, and how they are read."""
+    source, head = engine.head_source, engine.mtp
+    files = _known_by(source.files.files if source and source.files else ())
+    return target_key(engine, head=head and (head.family, repr(head.reading)), head_files=files, **more)
+
+
 def drafting_key(engine: Engine) -> str:
     """The same for what depends on its drafts: also on the tokens that the head is narrowed to."""
     return model_key(engine, draft_tokens=str(engine.draft_tokens))
+
+
+def _known_by(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    return [(file.name, found.st_size, found.st_mtime_ns) for file in sorted(files) if (found := file.stat())]

@@ -87,8 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
             kept(plan, records, folder)
             raise
         summary = summarised(plan, records)
-    print(json.dumps(summary, ensure_ascii=False) if arguments.json else summary_text(summary), flush=True)
     bench.write_report(folder, summary)
+    print(json.dumps(summary, ensure_ascii=False) if arguments.json else summary_text(summary), flush=True)
     print(f"report: {folder / bench.PAGE}, {folder / REPORT}", file=sys.stderr)
     return 0
 

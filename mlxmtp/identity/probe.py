@@ -41,7 +41,7 @@ EVERY = tuple(range(2, ROWS + 1))
 QUICK: Plan = ((READ, EVERY), (1100, (2, 5, 8)), (4200, (2, 8)), (16_800, (2, 8)))
 """Every number of rows, and Metal's bounds of attention over many keys (1024, 4096): some 60 passes in all."""
 MORE: Plan = ((READ, tuple(range(ROWS + 1, MOST_ROWS + 1))), (1100, (MOST_ROWS,)))
-"""For devices that take no other kernels for more rows."""
+"""For devices that take no other kernels for more rows; as many passes again."""
 FULL: Plan = tuple((context, EVERY) for context in (READ, 300, 1100, 4200, 8400, 16_800, 33_600))
 """What `mlxmtp doctor` takes the time for."""
 

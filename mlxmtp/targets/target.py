@@ -88,6 +88,8 @@ class Target:
         """
         if mx.default_device() != mx.Device(mx.gpu):
             return 2**31 - 1
+        if not mx.metal.is_available():
+            return 8
         heads = self.text_config.get("num_attention_heads") or 1
         gqa = heads // (self.text_config.get("num_key_value_heads") or heads)
         return max(min(8, 32 // gqa), 2)

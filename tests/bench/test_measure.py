@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mlxmtp.bench.arms import ReadPrompt, Run, TokenEngine
 from mlxmtp.bench.measure import Bench, rotated
 from mlxmtp.bench.plan import Plan, Settings, Unit, make_plan
 from mlxmtp.bench.workloads import Prompt
+from mlxmtp.targets import Target
 from tests.bench.conftest import PROMPTS, SMALL
 from tests.running import reference
 
@@ -53,6 +55,15 @@ def test_a_plan_is_the_same_plan_again_but_for_repeats(engine: Engine):
 def test_the_cost_curve_reaches_over_the_deepest_draft(engine: Engine):
     assert make_plan(engine, replace(SMALL, depths=(11,)), PROMPTS).rows == 12
     assert make_plan(engine, replace(SMALL, depths=()), PROMPTS).rows == 8
+
+
+def test_a_depth_that_the_engine_refuses_is_refused_before_anything_is_measured(
+    raw_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Target, "fast_rows", 8)
+    engine = load(raw_checkpoint("qwen3_5"), identity="strict")
+    with pytest.raises(OptionError, match="depth is 9"):
+        make_plan(engine, replace(SMALL, depths=(2, 9)), PROMPTS)
 
 
 def test_contexts_and_prompts_that_do_not_fit_are_left_out_and_named(engine: Engine):

@@ -64,6 +64,13 @@ def test_a_kept_verdict_brings_its_arithmetic(model: Path, probes: list[str]) ->
     assert probes == ["strict", "canonical"]
 
 
+def test_a_verdict_holds_with_the_head_and_without(model: Path, probes: list[str]) -> None:
+    """Else `--no-mtp` could be given another width than canonical identity has with drafts."""
+    found = verdict(load(model, identity="canonical"))
+    assert verdict(load(model, identity="canonical", mtp=False)) == found
+    assert probes == ["canonical"]
+
+
 def test_another_machine_model_or_version_is_probed_again(
     model: Path, raw_checkpoint: Callable[..., Path], probes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

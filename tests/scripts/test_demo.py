@@ -1,5 +1,6 @@
 """`scripts/demo`, once its environment is there: a generation, and its measurement beside plain decoding."""
 
+import itertools
 import json
 import os
 import runpy
@@ -7,8 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from mlxmtp import Sampling
+from mlxmtp.identity.verdict import Verdict
 
 REPO = Path(__file__).parents[2]
 
@@ -41,6 +46,29 @@ def test_sampling_without_a_seed_promises_nothing(demo):
     code, _, err = demo("--temp", "1")
     assert code == 0
     assert "--seed makes them equal" in err
+
+
+@pytest.mark.parametrize(
+    ("promise", "depth", "code", "said"),
+    [
+        ("identical", None, 1, "please report it"),
+        ("distribution", None, 0, "as near-ties may be"),
+        ("identical", 9, 0, "as near-ties may be"),
+    ],
+)
+def test_tokens_that_differ_are_a_fault_where_they_were_promised(monkeypatch, capsys, promise, depth, code, said):
+    compare = runpy.run_path(str(REPO / "scripts" / "demo.py"))["compare"]
+    runs = (SimpleNamespace(tokens=[number], stats=SimpleNamespace(decode_tps=1.0)) for number in itertools.count())
+    monkeypatch.setitem(compare.__globals__, "measure", lambda *_: next(runs))
+    engine = SimpleNamespace(verdict=Verdict(promise, 8, 32))
+    assert compare(engine, "x", Sampling(), SimpleNamespace(depth=depth, verify=None)) == code
+    assert said in capsys.readouterr().err
+
+
+def test_the_options_are_those_of_generate(demo):
+    code, _, err = demo("--head", "nowhere")
+    assert code == 2
+    assert "nowhere" in err
 
 
 def test_without_a_head_it_only_generates(demo):

@@ -13,14 +13,19 @@ from mlxmtp import load
 from mlxmtp.targets import Target
 
 
+@pytest.mark.parametrize("metal", [True, False])
 @pytest.mark.parametrize(
     ("heads", "key_heads", "rows"),
     [(16, 16, 8), (16, 4, 8), (24, 4, 5), (32, 4, 4), (64, 2, 2), (None, None, 8)],
 )
-def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch, heads: int | None, key_heads: int | None, rows: int) -> None:
-    """m at most 8, and m rows of gqa queries a key's head at most 32; two always."""
+def test_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, heads: int | None, key_heads: int | None, rows: int, metal: bool
+) -> None:
+    """m at most 8, and on Metal m rows of gqa queries a key's head at most 32; two always."""
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
     config = {"num_attention_heads": heads, "num_key_value_heads": key_heads}
+    rows = rows if metal else 8
     assert Target.fast_rows.fget(SimpleNamespace(text_config=config)) == rows  # type: ignore[attr-defined]
 
 
