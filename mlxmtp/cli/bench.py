@@ -87,8 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
             kept(plan, records, folder)
             raise
         summary = summarised(plan, records)
-    bench.write_report(folder, summary)
-    print(json.dumps(summary, ensure_ascii=False) if arguments.json else summary_text(summary), flush=True)
+    try:
+        print(json.dumps(summary, ensure_ascii=False) if arguments.json else summary_text(summary), flush=True)
+    finally:  # also where nobody reads it to its end
+        bench.write_report(folder, summary)
     print(f"report: {folder / bench.PAGE}, {folder / REPORT}", file=sys.stderr)
     return 0
 

@@ -57,6 +57,17 @@ def test_json_is_the_report(bench: Cli, tmp_path: Path):
     assert json.loads(ran.out) == json.loads((tmp_path / "out" / "report.json").read_text())
 
 
+def test_a_report_that_cannot_be_written_is_printed_still(bench: Cli, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mlxmtp.bench.run.write_report", full)
+    ran = bench()
+    assert ran.code == 1
+    assert "to mlx-lm" in ran.out
+    assert ran.err.endswith("No space left on device\n")
+
+
 def test_the_same_command_measures_nothing_again(bench: Cli, monkeypatch: pytest.MonkeyPatch):
     first = bench("--json")
     monkeypatch.setattr(Bench, "measure", lambda *_: pytest.fail("measured again"))
