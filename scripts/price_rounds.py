@@ -4,8 +4,9 @@
 
 Plain decoding, fixed depths and auto, with looking up and without, go on from the same prompts. A round is priced with
 the mean time of all rounds of its kind, in plain steps of the same prompt: whatever else the machine does meanwhile
-falls on all arms alike. Below are the rates that come of it, plain decoding's being 1. Above temperature 0 a seed
-makes the tokens of all arms the same.
+falls on all arms alike. The table has the rates that come of it, plain decoding's being 1. Below it are the prices, and
+what auto's own rounds took of the time that the others' of their kind did, where an overhead of its would show. Above
+temperature 0 a seed makes the tokens of all arms the same.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
+from math import hypot, inf, sqrt
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 
 from mlxmtp import Sampling, load
 from mlxmtp.bench.arms import TokenEngine
@@ -31,11 +34,12 @@ from mlxmtp.decoding.stats import Round
 from mlxmtp.decoding.verifier import Verifier
 
 PLAIN, AUTO, NO_LOOKUP = "plain", "auto", "no lookup"
+AUTOS = (AUTO, NO_LOOKUP)
 OUTLIER = 2.0
 """A round that took so many times the median of its kind was disturbed, and counts as that."""
 
-Kind = tuple[str, int, bool]
-"""Plain, fixed or auto; drafts; whether they were looked up."""
+Kind = tuple[int, bool]
+"""Drafts of a round; whether they were looked up."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,6 @@ class Run:
     arm: str
     rounds: list[Round]
     step: float
-
-    def kind(self, one: Round) -> Kind:
-        family = self.arm if self.arm == PLAIN else "fixed" if self.arm.startswith("depth") else "auto"
-        return family, one.drafted, one.looked_up
 
 
 def main() -> None:
@@ -106,35 +106,65 @@ def runs_of(
     return (Run(prompt.workload, arm, rounds, step) for arm, rounds in found.items())
 
 
-def prices_of(runs: list[Run]) -> dict[Kind, float]:
-    """Plain steps that a round of each kind takes."""
-    times = defaultdict(list)
+def kind_of(one: Round) -> Kind:
+    return one.drafted, one.looked_up
+
+
+def times_of(runs: list[Run]) -> dict[Kind, list[list[float]]]:
+    """Plain steps that rounds of each kind took, a list for each run that has any; what disturbed them is cut off."""
+    times: dict[Kind, list[list[float]]] = {}
     for run in runs:
+        found = defaultdict(list)
         for one in run.rounds:
             if one.parts is None:  # else it was evaluated in parts
-                times[run.kind(one)].append(one.seconds / run.step)
-    typical = {kind: median(found) for kind, found in times.items()}
-    return {kind: fmean(min(time, OUTLIER * typical[kind]) for time in found) for kind, found in times.items()}
+                found[kind_of(one)].append(one.seconds / run.step)
+        for kind, of_run in found.items():
+            times.setdefault(kind, []).append(of_run)
+    most = {kind: OUTLIER * median(chain(*found)) for kind, found in times.items()}
+    return {kind: [[min(time, most[kind]) for time in of_run] for of_run in found] for kind, found in times.items()}
+
+
+def mean_of(times: list[list[float]]) -> tuple[float, float]:
+    """The mean of all times and its standard error, by the means of runs: what disturbs a run has all its rounds."""
+    means = [fmean(of_run) for of_run in times]
+    return fmean(chain(*times)), stdev(means) / sqrt(len(means)) if len(means) > 1 else inf
+
+
+def overhead(runs: list[Run]) -> dict[Kind, tuple[float, float]]:
+    """Time of auto's rounds to that of the other arms' of the same kind, with the standard error."""
+    auto = times_of([run for run in runs if run.arm in AUTOS])
+    others = times_of([run for run in runs if run.arm not in AUTOS])
+    found = {}
+    for kind in sorted(auto.keys() & others):
+        (mine, error), (theirs, other) = mean_of(auto[kind]), mean_of(others[kind])
+        found[kind] = mine / theirs, mine / theirs * hypot(error / mine, other / theirs)
+    return found
 
 
 def report(runs: list[Run], arms: list[str]) -> None:
-    prices = prices_of(runs)
-    plain = prices[PLAIN, 0, False]
+    prices = {kind: mean_of(times)[0] for kind, times in times_of(runs).items()}
+    plain = prices[0, False]
     print("| workload |", " | ".join(arms), "| auto to the best of plain and fixed | with looking up to without |")
     print("| --- |" + " ---: |" * (len(arms) + 2))
     for workload in [*dict.fromkeys(run.workload for run in runs), "all"]:
         rates = {}
         for arm in arms:
-            rounds = [(run, one) for run in runs if run.arm == arm and workload in (run.workload, "all")
-                      for one in run.rounds if run.kind(one) in prices]  # fmt: skip
-            steps = sum(prices[run.kind(one)] for run, one in rounds)
-            rates[arm] = sum(len(one.tokens) for _, one in rounds) * plain / steps
-        best = max(rate for arm, rate in rates.items() if arm not in (AUTO, NO_LOOKUP))
+            rounds = [one for run in runs if run.arm == arm and workload in (run.workload, "all")
+                      for one in run.rounds if kind_of(one) in prices]  # fmt: skip
+            steps = sum(prices[kind_of(one)] for one in rounds)
+            rates[arm] = sum(len(one.tokens) for one in rounds) * plain / steps
+        best = max(rate for arm, rate in rates.items() if arm not in AUTOS)
         figures = [*rates.values(), rates[AUTO] / best, rates[AUTO] / rates[NO_LOOKUP]]
         print(f"| {workload} |", " | ".join(f"{figure:.2f}" for figure in figures), "|")
-    said = (f"{family} {depth}{' looked up' * up} {prices[family, depth, up] / plain:.2f}"
-            for family, depth, up in sorted(prices))  # fmt: skip
-    print(f"\nplain steps that a round takes: {', '.join(said)}")
+    print("\nplain steps that a round takes:", said({kind: f"{price / plain:.2f}" for kind, price in prices.items()}))
+    beside = {kind: f"{ratio:.2f} ± {error:.2f}" for kind, (ratio, error) in overhead(runs).items()}
+    print("\nauto's rounds to the others' of their kind:", said(beside))
+
+
+def said(figures: dict[Kind, str]) -> str:
+    return ", ".join(
+        f"{drafts} {'looked up' * up or 'drafted'} {figures[drafts, up]}" for drafts, up in sorted(figures)
+    )
 
 
 if __name__ == "__main__":

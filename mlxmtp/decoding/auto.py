@@ -15,6 +15,8 @@ from mlxmtp.decoding.stats import Round
 
 FIRST, HOPEFUL = 3, 1.5
 """The depth that is tried while costs are unknown, unless one draft a round is known to give fewer tokens than that."""
+START = 4
+"""Rounds of it: too few say little of drafts, and a first one nothing of time."""
 HYSTERESIS = 1.01
 """Another depth has to be so much better."""
 PARKING = 1.05
@@ -77,6 +79,7 @@ class AutoDepth:
     def begin(self) -> None:
         """A turn begins: its first plain step follows none."""
         self._row = 0
+        self.costs.begin()
 
     def next(self) -> int:
         """The depth of the next round. Of plain rounds it is asked one ahead: before `observe` tells of the present."""
@@ -131,7 +134,7 @@ class AutoDepth:
         """The depths of rounds that are to teach something; none, where the best depth is to be used."""
         if len(self.costs.ratios()) < 2:  # nothing to compare
             first = FIRST if self.acceptance.tokens(1)[1] > HOPEFUL else 1
-            return [min(first, self.most)] * 2 + [0] * (PLAIN_LOOK + 1)  # enough to be kept for the next run
+            return [min(first, self.most)] * START + [0] * (PLAIN_LOOK + 1)  # enough to be kept for the next run
         if one is None:
             return []
         return self._look_for_drafts(one) if self._depth == 0 else self._look_around()

@@ -5,17 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-PLAIN = (False, 0)
-"""The key of plain decoding among those of rounds: whether drafts were looked up, and how many."""
-NOISE, DRIFT, OWN_DRIFT = 0.05, 0.03, 0.001
-"""Standard deviations of logarithms: of a round's time; from one round to the next, of the machine's pace, and of what
-is a depth's own."""
-OUTLIER = 0.15
-"""Beyond this, as a logarithm, the machine was busy elsewhere."""
-FIRST_DOUBT, SETTLED_DOUBT = 0.3, 0.01
-"""Of a depth that was measured once, which may have compiled what later rounds only run; of an earlier run's ratio."""
-SUPPOSED_WEIGHT = 1.0
-"""How many rounds weigh as much as what is supposed of a depth by others: the straight line between its neighbours."""
+import numpy as np
+
+Kind = tuple[bool, int]
+"""Of a round: whether its drafts were looked up, and how many."""
+PLAIN: Kind = (False, 0)
+
+NOISE, DRIFT, OWN_DRIFT = 0.05, 0.02, 0.001
+"""Standard deviations of logarithms: of a round's time; from one round to the next, of a plain step and of a ratio."""
+CHANGE = 0.2
+"""Of a plain step when the machine's pace may be another: from turn to turn, and behind a jump."""
+JUMP = 4.0
+"""So many standard deviations off, a round met other work; where the next is too, the pace is another."""
+FIRST_NOISE, SETTLED_DOUBT, UNKNOWN = 0.2, 0.02, 10.0
+"""Of a kind's first round, which may compile what later ones only run; of an earlier run's ratio; of what is new."""
+SUPPOSED_DOUBT = 0.16
+"""Of what is supposed of a depth by others: the straight line between its neighbours."""
+SURE = 0.1
+"""What is in less doubt is kept for a later run."""
 DRAFT_WEIGHT = 0.2
 """The weight of the newest timing of draft steps."""
 
@@ -23,99 +30,115 @@ DRAFT_WEIGHT = 0.2
 class Costs:
     """Plain steps that a round of each depth takes, by where its drafts come from.
 
-    The logarithm of a round's time is the machine's pace, which the length of the context, heat and other work change,
-    and a ratio to a plain step that is the depth's own. A Kalman filter for each tells them apart: what was measured
-    often is doubted little, so that an unexpected time is the pace's, and rounds at different times can be compared.
+    The logarithm of a round's time is a plain step's, which the length of the context, heat and other work change, plus
+    that of a ratio, the depth's own. A Kalman filter keeps both, and how far their errors go together: what is well
+    known follows the pace and keeps its ratio, and a depth that was first tried just when the pace changed is put right
+    as it comes to be measured beside others.
 
     Args:
         ratios: of an earlier run, by depth. looked_up: of rounds whose drafts were looked up.
     """
 
     def __init__(self, ratios: Mapping[int, float] | None = None, looked_up: Mapping[int, float] | None = None) -> None:
-        self._logs = {(False, depth): math.log(ratio) for depth, ratio in (ratios or {}).items()}
-        self._logs |= {(True, depth): math.log(ratio) for depth, ratio in (looked_up or {}).items()}
-        self._variances = dict.fromkeys(self._logs, SETTLED_DOUBT**2)
-        self._pace: float | None = None
-        self._pace_variance = 0.0
+        self._places: dict[Kind, int] = {}
+        self._logs, self._covariance = np.zeros(1), np.full((1, 1), UNKNOWN**2)  # a plain step's first
+        self._compared = bool(ratios)
+        for kind, found in ((False, ratios or {}), (True, looked_up or {})):
+            for depth in found.keys() - ({0} if kind is False else ()):
+                self._add((kind, depth), math.log(found[depth]), SETTLED_DOUBT)
         self._warm = False
+        self._beyond = 0.0
         self._draft = 0.0
+
+    def begin(self) -> None:
+        """Time has gone by since the last round."""
+        self._covariance[0, 0] += CHANGE**2
 
     def ratios(self, *, looked_up: bool = False) -> dict[int, float]:
         """Plain steps a round, for the depths that were measured; empty before plain decoding was."""
-        plain = self._logs.get(PLAIN)
-        if plain is None:
-            return {}
-        return {depth: math.exp(log - plain) for (kind, depth), log in sorted(self._logs.items()) if kind == looked_up}
+        return self._ratios(looked_up, UNKNOWN)
 
     def known(self, *, looked_up: bool = False) -> dict[int, float]:
-        """Those that are no more in doubt than a round's time, for a later run; empty where that has to begin anew."""
-        sure = self._sure(looked_up=False)
-        if 0 not in sure or len(sure) < 2:
-            return {}
-        return self._sure(looked_up=True) if looked_up else sure
+        """Those that are sure enough for a later run; empty where that has to begin anew."""
+        return self._ratios(looked_up, SURE) if len(self._ratios(False, SURE)) > 1 else {}
 
     def observe(self, depth: int, seconds: float, *, looked_up: bool = False) -> None:
         """A round took so long. A run's first one warms caches up, and says nothing."""
-        key, found = (looked_up, depth), math.log(max(seconds, 1e-9))
+        kind, found, noise = (looked_up, depth), math.log(max(seconds, 1e-9)), NOISE
         if not self._warm:
             self._warm = True
             return
-        if self._pace is None:
-            self._pace = found - self._expected(depth, looked_up)
-            self._pace_variance = FIRST_DOUBT**2 if self._logs else 0.0
-        if key not in self._logs:
-            self._logs[key], self._variances[key] = found - self._pace, FIRST_DOUBT**2
-            return
-        error = found - self._pace - self._logs[key]
-        if self._variances[key] < FIRST_DOUBT**2:
-            error = max(min(error, OUTLIER), -OUTLIER)
-        pace, own = self._pace_variance + DRIFT**2, self._variances[key] + OWN_DRIFT**2
-        whole = pace + own + NOISE**2
-        self._pace += pace / whole * error
-        self._logs[key] += own / whole * error
-        self._pace_variance, self._variances[key] = pace * (1 - pace / whole), own * (1 - own / whole)
+        self._compared |= kind == PLAIN
+        if kind != PLAIN and kind not in self._places:
+            self._add(kind, 0.0, UNKNOWN)
+            noise = FIRST_NOISE
+        at = [0] if kind == PLAIN else [0, self._places[kind]]
+        self._covariance[at, at] += np.square((DRIFT, OWN_DRIFT)[: len(at)])
+        self._correct(at, found - float(self._logs[at].sum()), noise)
 
     def observe_draft(self, seconds: float) -> None:
         """A draft step took so long."""
-        if self._pace is not None and PLAIN in self._logs:
-            found = seconds / math.exp(self._pace + self._logs[PLAIN])
+        if self._compared and self._covariance[0, 0] < SURE**2:
+            found = seconds / math.exp(self._logs[0])
             self._draft += (DRAFT_WEIGHT if self._draft else 1.0) * (found - self._draft)
 
     def table(self, most: int) -> list[float]:
         """T(0) ... T(most) in plain steps; a depth that was seldom measured lies near the line between others."""
         measured, found = {0: 1.0} | self.ratios(), [1.0]
         for depth in range(1, most + 1):
-            line = _line([(known, ratio) for known, ratio in measured.items() if known != depth], depth)
-            found.append(self._weighed(False, depth, measured, line))
+            others = [(known, ratio) for known, ratio in measured.items() if known != depth]
+            supposed = _line(others, depth) if len(others) > 1 else measured.get(depth, 1.0)
+            found.append(self._weighed((False, depth), supposed))
         return found
 
     def looked_up_table(self, most: int) -> list[float]:
         """The same of drafts that were looked up; what was seldom measured takes what the head's take, without them."""
-        measured, found = self.ratios(looked_up=True), self.table(most)
+        found = self.table(most)
         for depth in range(1, most + 1):
-            found[depth] = self._weighed(True, depth, measured, max(found[depth] - depth * self._draft, 1.0))
+            found[depth] = self._weighed((True, depth), max(found[depth] - depth * self._draft, 1.0))
         return found
 
-    def _expected(self, depth: int, looked_up: bool) -> float:
-        """The logarithm of a round's time as earlier runs have it; 0 where there were none."""
-        if PLAIN not in self._logs:
-            return 0.0
-        table = self.looked_up_table(depth) if looked_up else self.table(depth)
-        return self._logs[PLAIN] + math.log(table[depth])
+    def _add(self, kind: Kind, log: float, doubt: float) -> None:
+        place = self._places[kind] = len(self._logs)
+        self._logs, self._covariance = np.append(self._logs, log), np.pad(self._covariance, (0, 1))
+        self._covariance[place, place] = doubt**2
 
-    def _sure(self, *, looked_up: bool) -> dict[int, float]:
-        found = self.ratios(looked_up=looked_up)
-        return {depth: ratio for depth, ratio in found.items() if self._variances[looked_up, depth] <= NOISE**2}
+    def _correct(self, at: list[int], error: float, noise: float) -> None:
+        """The filter's step: what was measured is the sum of the logarithms at these places, and this error."""
+        shared = self._covariance[at].sum(axis=0)
+        variance = float(shared[at].sum()) + noise**2
+        most = JUMP * math.sqrt(variance)
+        side = math.copysign(1.0, error) if abs(error) > most else 0.0
+        if side and side == self._beyond:  # the second in a row
+            self._beyond = 0.0
+            self._covariance[0, 0] += CHANGE**2
+            shared[0], variance = shared[0] + CHANGE**2, variance + CHANGE**2
+        else:
+            self._beyond, error = side, max(min(error, most), -most)
+        self._logs += shared * (error / variance)
+        self._covariance -= np.outer(shared, shared / variance)
 
-    def _weighed(self, looked_up: bool, depth: int, measured: Mapping[int, float], supposed: float) -> float:
-        count = NOISE**2 / self._variances[looked_up, depth] if depth in measured else 0.0
-        return (count * measured.get(depth, 0.0) + SUPPOSED_WEIGHT * supposed) / (count + SUPPOSED_WEIGHT)
+    def _ratios(self, looked_up: bool, doubt: float) -> dict[int, float]:
+        """What is in no more doubt than that, by depth; a plain step is as long as itself."""
+        if not self._compared:
+            return {}
+        found = {} if looked_up else {0: 1.0}
+        for (kind, depth), place in sorted(self._places.items()):
+            if kind == looked_up and self._covariance[place, place] <= doubt**2:
+                found[depth] = math.exp(self._logs[place])
+        return found
+
+    def _weighed(self, kind: Kind, supposed: float) -> float:
+        """What was measured and what is supposed, by how far each is in doubt."""
+        if kind not in self._places:
+            return supposed
+        place = self._places[kind]
+        weight = SUPPOSED_DOUBT**2 / (SUPPOSED_DOUBT**2 + float(self._covariance[place, place]))
+        return weight * math.exp(self._logs[place]) + (1 - weight) * supposed
 
 
 def _line(points: list[tuple[int, float]], depth: int) -> float:
     """At `depth`, the straight line through the points beside it, or through the last two; it never falls."""
-    if len(points) == 1:
-        return points[0][1]
     above = next((i for i, (known, _) in enumerate(points) if known > depth), len(points) - 1)
     (left, low), (right, high) = points[above - 1], points[above]
     return low + max(high - low, 0.0) / (right - left) * (depth - left)
