@@ -32,6 +32,7 @@ from mlxmtp.decoding.loop import keep_all
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from mlxmtp.decoding.verifier import Verifier
+from mlxmtp.errors import MlxmtpError
 
 PLAIN, AUTO, NO_LOOKUP = "plain", "auto", "no lookup"
 AUTOS = (AUTO, NO_LOOKUP)
@@ -172,4 +173,7 @@ def said(figures: dict[Kind, str]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except MlxmtpError as error:
+        sys.exit(str(error))
