@@ -24,7 +24,7 @@ from statistics import fmean, median, stdev
 from mlxmtp import Sampling, load
 from mlxmtp.bench.arms import TokenEngine
 from mlxmtp.bench.workloads import Prompt, load_prompts, select
-from mlxmtp.cli import options
+from mlxmtp.cli import Parser, guarded, options
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
 from mlxmtp.decoding.drafting import generate
@@ -32,7 +32,7 @@ from mlxmtp.decoding.loop import keep_all
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from mlxmtp.decoding.verifier import Verifier
-from mlxmtp.errors import MlxmtpError
+from mlxmtp.errors import HeadError
 
 PLAIN, AUTO, NO_LOOKUP = "plain", "auto", "no lookup"
 AUTOS = (AUTO, NO_LOOKUP)
@@ -53,8 +53,8 @@ class Run:
     step: float
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", help="a model's folder or Hub repo; the bundled demo without it")
     parser.add_argument("--prompts", type=Path, help="JSON lines, as for `mlxmtp bench` (default: ours)")
     parser.add_argument("--limit", type=options.at_least(1), default=4, help="prompts of a workload (default: 4)")
@@ -63,12 +63,15 @@ def main() -> None:
         "--depths", type=options.fixed_depth, nargs="+", default=[1, 2, 3], help="fixed depths (default: 1 2 3)"
     )
     parser.add_argument("--tokens", type=options.at_least(32), default=128, help="of each run (default: 128)")
-    args = parser.parse_args()
+    return guarded(lambda: priced(parser.parse_args()))
+
+
+def priced(args: argparse.Namespace) -> int:
     loaded = load(args.model)
     engine = TokenEngine(loaded)
     auto = engine.policy(None)
     if not isinstance(auto, AutoDepth):
-        sys.exit(f"{args.model} has no head to draft with: {loaded.plain_because}")
+        raise HeadError(f"there is no head to draft with: {loaded.plain_because}")
     arms: dict[str, DepthPolicy] = {PLAIN: FixedDepth(0)}
     arms |= {f"depth {depth}": FixedDepth(depth) for depth in args.depths}
     arms |= {AUTO: auto, NO_LOOKUP: AutoDepth(auto.most)}
@@ -86,6 +89,7 @@ def main() -> None:
     print(f"\r{len(runs) // len(arms)} of {len(prompts)} prompts fit and were measured", file=sys.stderr)
     if runs:
         report(runs, list(arms))
+    return 0
 
 
 def runs_of(
@@ -173,7 +177,4 @@ def said(figures: dict[Kind, str]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MlxmtpError as error:
-        sys.exit(str(error))
+    sys.exit(main())

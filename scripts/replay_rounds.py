@@ -27,7 +27,7 @@ import mlx.core as mx
 from mlxmtp import Sampling, load
 from mlxmtp.bench.arms import TokenEngine
 from mlxmtp.bench.workloads import Prompt, load_prompts, select
-from mlxmtp.cli import options
+from mlxmtp.cli import Parser, guarded, options
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafting import AutoDrafter, generate
@@ -35,7 +35,7 @@ from mlxmtp.decoding.loop import Kept
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier
-from mlxmtp.errors import MlxmtpError
+from mlxmtp.errors import HeadError
 
 if TYPE_CHECKING:
     from mlxmtp.decoding.drafters import Drafter
@@ -92,19 +92,22 @@ class Place:
         return Draft(mx.zeros((1, depth), mx.uint32), [])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", help="a model's folder or Hub repo; the bundled demo without it")
     parser.add_argument("--prompts", type=Path, help="JSON lines, as for `mlxmtp bench` (default: ours)")
     parser.add_argument("--limit", type=options.at_least(1), default=6, help="prompts of a workload (default: 6)")
     parser.add_argument("--temp", type=options.number, default=0.0, help="temperature (default: 0)")
     parser.add_argument("--tokens", type=options.at_least(32), default=192, help="of each text (default: 192)")
     parser.add_argument("--runs", type=options.at_least(2), default=16, help="of auto through all texts (default: 16)")
-    args = parser.parse_args()
+    return guarded(lambda: replayed(parser.parse_args()))
+
+
+def replayed(args: argparse.Namespace) -> int:
     loaded = load(args.model)
     engine = TokenEngine(loaded)
     if engine.mtp is None:
-        sys.exit(f"{args.model} has no head to draft with: {loaded.plain_because}")
+        raise HeadError(f"there is no head to draft with: {loaded.plain_because}")
     prompts = select(load_prompts(args.prompts), (), args.limit)
     found: list[Notes] = []
     for number, prompt in enumerate(prompts):
@@ -115,6 +118,7 @@ def main() -> None:
     print(f"\r{len(found)} of {len(prompts)} prompts fit and were decoded", file=sys.stderr)
     if found:
         report(found, args.runs)
+    return 0
 
 
 def take_notes(engine: TokenEngine, prompt: Prompt, tokens: list[int], sampling: Sampling, count: int) -> Notes:
@@ -198,7 +202,4 @@ def report(found: list[Notes], runs: int) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except MlxmtpError as error:
-        sys.exit(str(error))
+    sys.exit(main())

@@ -43,9 +43,10 @@ class Costs:
         self._places: dict[Kind, int] = {}
         self._logs, self._covariance = np.zeros(1), np.full((1, 1), UNKNOWN**2)  # a plain step's first
         self._compared = bool(ratios)
-        for kind, found in ((False, ratios or {}), (True, looked_up or {})):
-            for depth in found.keys() - ({0} if kind is False else ()):
-                self._add((kind, depth), math.log(found[depth]), SETTLED_DOUBT)
+        for up, found in ((False, ratios or {}), (True, looked_up or {})):
+            for depth, ratio in found.items():
+                if (up, depth) != PLAIN:
+                    self._add((up, depth), math.log(ratio), SETTLED_DOUBT)
         self._warm = False
         self._beyond = 0.0
         self._draft = 0.0
@@ -60,7 +61,10 @@ class Costs:
 
     def known(self, *, looked_up: bool = False) -> dict[int, float]:
         """Those that are sure enough for a later run; empty where that has to begin anew."""
-        return self._ratios(looked_up, SURE) if len(self._ratios(False, SURE)) > 1 else {}
+        sure = self._ratios(False, SURE)
+        if len(sure) < 2:
+            return {}
+        return self._ratios(True, SURE) if looked_up else sure
 
     def observe(self, depth: int, seconds: float, *, looked_up: bool = False) -> None:
         """A round took so long. A run's first one warms caches up, and says nothing."""
@@ -123,8 +127,8 @@ class Costs:
         if not self._compared:
             return {}
         found = {} if looked_up else {0: 1.0}
-        for (kind, depth), place in sorted(self._places.items()):
-            if kind == looked_up and self._covariance[place, place] <= doubt**2:
+        for (up, depth), place in sorted(self._places.items()):
+            if up == looked_up and self._covariance[place, place] <= doubt**2:
                 found[depth] = math.exp(self._logs[place])
         return found
 
