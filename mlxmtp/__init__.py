@@ -22,11 +22,11 @@ from mlxmtp.errors import (
 )
 
 if TYPE_CHECKING:
-    from mlxmtp.chat.engine import Engine, Result
-    from mlxmtp.chat.loading import load
-    from mlxmtp.chat.turn import Chunk
     from mlxmtp.decoding.sampling import Sampling
     from mlxmtp.decoding.stats import Stats, TokenLogprob
+    from mlxmtp.engine.engine import Engine, Result
+    from mlxmtp.engine.loading import load
+    from mlxmtp.engine.turn import Chunk
 
 __version__ = "0.1.0"
 
@@ -50,10 +50,10 @@ __all__ = [
 
 # Imported at first use: MLX and transformers take seconds, `mlxmtp --help` must not.
 _LAZY = {
-    "Chunk": "mlxmtp.chat.turn",
-    "Engine": "mlxmtp.chat.engine",
-    "Result": "mlxmtp.chat.engine",
-    "load": "mlxmtp.chat.loading",
+    "Chunk": "mlxmtp.engine.turn",
+    "Engine": "mlxmtp.engine.engine",
+    "Result": "mlxmtp.engine.engine",
+    "load": "mlxmtp.engine.loading",
     "Sampling": "mlxmtp.decoding.sampling",
     "Stats": "mlxmtp.decoding.stats",
     "TokenLogprob": "mlxmtp.decoding.stats",

@@ -151,25 +151,25 @@ def engine_program(text: str) -> tuple[str, ...]:
 
 def engine(arguments: argparse.Namespace) -> None:
     """The worker as it is, but for what its tokens say."""
-    from mlxmtp.chat import engine as chat_engine
-    from mlxmtp.decoding.loop import Kept
+    from mlxmtp.decoding.loop import StopDecision
+    from mlxmtp.engine import engine as chat_engine
     from mlxmtp.worker.serve import main
 
-    class Scripted(chat_engine.TextStream):
+    class Scripted(chat_engine.StreamingDetokenizer):
         """`CHARACTERS` of a text for each token, and no end token."""
 
         def __init__(self, tokenizer: object, stop: tuple[str, ...]) -> None:
             super().__init__(tokenizer, stop)
             self._script = script(arguments.text)
 
-        def feed(self, tokens: list[int]) -> Kept:
+        def feed(self, tokens: list[int]) -> StopDecision:
             self._ready += "".join(next(self._script) for _ in range(CHARACTERS * len(tokens)))
-            return Kept(len(tokens), None)
+            return StopDecision(len(tokens), None)
 
         def finish(self) -> None:
             pass
 
-    chat_engine.TextStream = Scripted  # type: ignore[misc]
+    chat_engine.StreamingDetokenizer = Scripted  # type: ignore[misc]
     main()
 
 
@@ -192,7 +192,7 @@ def random_model(folder: Path, layers: int) -> Path:
     from mlx.utils import tree_flatten
     from mlx_lm.models import qwen3
 
-    from mlxmtp.chat.loading import DEMO
+    from mlxmtp.engine.loading import DEMO
 
     folder.mkdir()
     config = {

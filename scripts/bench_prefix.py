@@ -26,8 +26,8 @@ import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
 
 from mlxmtp import Engine, load  # noqa: E402
-from mlxmtp.chat.loading import DEMO  # noqa: E402
-from mlxmtp.chat.prefixes import PrefixCache  # noqa: E402
+from mlxmtp.engine.loading import DEMO  # noqa: E402
+from mlxmtp.engine.prefix_cache import PrefixCache  # noqa: E402
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 CONTEXT = 32768
@@ -93,7 +93,7 @@ def turn(engine: Engine, prompt: list[int], prefixes: PrefixCache | None, clock:
     """Seconds to a turn's first token, its tokens, and how many of the prompt's were read."""
     tokens: list[int] = []
     started, seconds = clock(), 0.0
-    for chunk in engine.stream(prompt, max_tokens=12, prefixes=prefixes, marks=[len(prompt) - OPENING]):
+    for chunk in engine.stream(prompt, max_tokens=12, prefixes=prefixes, boundaries=[len(prompt) - OPENING]):
         seconds = seconds or clock() - started
         tokens += chunk.tokens
     return seconds, tokens, len(prompt) - chunk.stats.reused_tokens

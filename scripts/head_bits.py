@@ -16,9 +16,9 @@ from mlxmtp.bench.workloads import load_prompts, select
 from mlxmtp.conversion.convert import Packing, convert
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafting import generate
-from mlxmtp.decoding.loop import keep_all
+from mlxmtp.decoding.loop import never_stop
 from mlxmtp.decoding.sequence import Sequence
-from mlxmtp.decoding.stats import Stats, Tally
+from mlxmtp.decoding.stats import Stats, StatsAccumulator
 from mlxmtp.decoding.verifier import Verifier
 from mlxmtp.units import size
 
@@ -51,11 +51,11 @@ def main() -> None:
 def measure(engine: Engine, args: argparse.Namespace) -> tuple[tuple[int, ...], Stats]:
     """All tokens, generated past end tokens, and the sums of their rounds."""
     tokens: list[int] = []
-    tally = Tally(0, 0.0)
+    tally = StatsAccumulator(0, 0.0)
     for prompt in select(load_prompts(), (), 1):
         sequence = Sequence(engine.target, engine.mtp)
         sequence.prefill(list(prompt.tokens(engine.tokenizer)))
-        turn = sequence, Verifier(Sampling()), FixedDepth(args.depth), keep_all, args.tokens
+        turn = sequence, Verifier(Sampling()), FixedDepth(args.depth), never_stop, args.tokens
         for one in generate(engine.target, engine.mtp, *turn):
             tally.add(one, 0.0)
             tokens += one.tokens

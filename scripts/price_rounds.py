@@ -28,7 +28,7 @@ from mlxmtp.cli import Parser, guarded, options
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
 from mlxmtp.decoding.drafting import generate
-from mlxmtp.decoding.loop import keep_all
+from mlxmtp.decoding.loop import never_stop
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from mlxmtp.decoding.verifier import Verifier
@@ -110,7 +110,7 @@ def runs_of(
         sequence = read.fork()
         sequence.drafting = head is not None
         verifier = Verifier(Sampling(args.temp, seed=number), "seeded")
-        found[arm] = list(generate(engine.target, head, sequence, verifier, arms[arm], keep_all, args.tokens))[1:]
+        found[arm] = list(generate(engine.target, head, sequence, verifier, arms[arm], never_stop, args.tokens))[1:]
     step = median(one.seconds for one in found[PLAIN])
     return [Run(prompt.workload, arm, rounds, step) for arm, rounds in found.items()]
 

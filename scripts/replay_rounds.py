@@ -31,10 +31,10 @@ from mlxmtp.cli import Parser, guarded, options
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafting import AutoDrafter, generate
-from mlxmtp.decoding.loop import Kept
+from mlxmtp.decoding.loop import StopDecision
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
-from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier
+from mlxmtp.decoding.verifier import NO_DRAFT, Draft, Verifier
 from mlxmtp.errors import HeadError
 
 if TYPE_CHECKING:
@@ -128,7 +128,9 @@ def take_notes(engine: TokenEngine, prompt: Prompt, tokens: list[int], sampling:
     sequence.settle()
     verifier, policy = Verifier(sampling, "seeded"), FixedDepth(DEEPEST)
     limit = count + DEEPEST  # near its end, fewer are drafted
-    rounds = list(generate(engine.target, engine.mtp, sequence, verifier, policy, lambda _: Kept(1, None), limit))
+    rounds = list(
+        generate(engine.target, engine.mtp, sequence, verifier, policy, lambda _: StopDecision(1, None), limit)
+    )
     text = [one.tokens[0] for one in rounds]
     return Notes(prompt.workload, tokens, text, [one.accepted for one in rounds[:count]])
 
@@ -151,7 +153,7 @@ def chosen(notes: Notes, policy: AutoDepth, clock: Clock) -> float:
     done, depth = 0, auto.next()
     while done < count:
         depth = min(depth, count - done - 1)
-        draft = auto.propose(sequence, depth, verifier) if depth else NOTHING
+        draft = auto.propose(sequence, depth, verifier) if depth else NO_DRAFT
         ahead = auto.next() if depth == 0 else None  # of plain rounds it is asked before the last has been told
         accepted = min(notes.stand[done], draft.depth)
         if draft.looked_up:

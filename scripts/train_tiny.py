@@ -112,7 +112,7 @@ class Pair(nn.Module):
             following = mx.concatenate([ids[:, depth:], mx.zeros_like(ids[:, :depth])], axis=1)
             states = self.head(hidden, following, self.head.make_cache(cache))
             found.append(self.head_loss(states, ids, depth + 1))
-            hidden = self.head.recycle(states)
+            hidden = self.head.next_hidden(states)
         return found
 
     def head_loss(self, states: mx.array, ids: mx.array, ahead: int) -> mx.array:

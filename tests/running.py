@@ -11,7 +11,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxmtp import Engine, Sampling
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.loop import Keep, decode_plainly, keep_all, speculate
+from mlxmtp.decoding.loop import StopCheck, decode_plainly, never_stop, speculate
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from mlxmtp.decoding.verifier import Verifier, VerifyMode
@@ -49,7 +49,7 @@ def rounds(
     count: int,
     depth: int,
     sampling: Sampling | None = None,
-    keep: Keep = keep_all,
+    keep: StopCheck = never_stop,
     verify: VerifyMode | None = None,
 ) -> Iterator[Round]:
     """Up to `count` tokens after a prefilled sequence; depth 0 decodes plainly."""

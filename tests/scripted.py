@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from mlx_lm.models.cache import RotatingKVCache
 
-from mlxmtp.decoding.loop import Kept
+from mlxmtp.decoding.loop import StopDecision
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
-from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier
+from mlxmtp.decoding.verifier import NO_DRAFT, Draft, Verifier
 
 
 class ScriptedDrafter:
@@ -39,7 +39,7 @@ class ScriptedDrafter:
         assert sequence.take_pending() is None, "a scripted drafter leaves a head's rows unread"
         right = next(self._right)
         if not depth:
-            return NOTHING
+            return NO_DRAFT
         truth = self._truth[len(sequence.tokens) : len(sequence.tokens) + depth]
         tokens = [t if i < right else (t + 1) % self._vocabulary for i, t in enumerate(truth)]
         return Draft(mx.array([tokens], mx.uint32), [one_hot(t, self._vocabulary) for t in tokens])
@@ -65,10 +65,10 @@ class KeepUntil:
     def __init__(self, last: int) -> None:
         self._left = last
 
-    def __call__(self, tokens: list[int]) -> Kept:
+    def __call__(self, tokens: list[int]) -> StopDecision:
         count = min(len(tokens), self._left)
         self._left -= count
-        return Kept(count, None if self._left else "stop")
+        return StopDecision(count, None if self._left else "stop")
 
 
 def one_hot(token: int, vocabulary: int) -> mx.array:
@@ -181,7 +181,7 @@ class TableDrafter:
             tokens.append(token[:, None])
             laws += [] if q is None else [q]
             row = row % self._table.shape[-1] * self._table.shape[-1] + token
-        return Draft(mx.concatenate(tokens, axis=1), laws) if depth else NOTHING
+        return Draft(mx.concatenate(tokens, axis=1), laws) if depth else NO_DRAFT
 
 
 def random_table(vocabulary: int, seed: int, spread: float = 1.0) -> mx.array:

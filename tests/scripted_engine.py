@@ -24,8 +24,8 @@ from mlxmtp.worker.messages import (
     Loaded,
     Memory,
     Models,
-    Said,
     Stopped,
+    TurnDelta,
 )
 
 DEADLINE_S = 20.0
@@ -112,8 +112,8 @@ def headless(name: str = "plain") -> Loaded:
     return loaded(name, head=None, plain_because="the checkpoint has no head", thinks=False)
 
 
-def said(text: str, kind: str = "text", tokens: int = 40) -> Said:
-    return Said(0, [[kind, text]], stats(tokens), MEMORY)
+def said(text: str, kind: str = "text", tokens: int = 40) -> TurnDelta:
+    return TurnDelta(0, [[kind, text]], stats(tokens), MEMORY)
 
 
 def message(text: str, thinking: str = "", calls: Iterable[tuple[str, dict[str, Any]]] = ()) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class ScriptedEngine:
     def say(self, *all_events: Event, to: int | None = None) -> None:
         """Push events by hand, as answers to the newest command or to the one with the id `to`."""
         for event in all_events:
-            if isinstance(event, Said):
+            if isinstance(event, TurnDelta):
                 self._parts += event.parts
             if isinstance(event, ENDINGS) or (isinstance(event, Compared) and event.done == event.total):
                 self._running = None

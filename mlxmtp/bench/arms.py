@@ -15,14 +15,14 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 
-from mlxmtp.chat.engine import Engine
-from mlxmtp.chat.prefixes import PrefixCache
-from mlxmtp.chat.turn import Chunk
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import PREFILL_ROWS, Sequence
 from mlxmtp.decoding.verifier import Draft, Verifier, VerifyMode
-from mlxmtp.decoding.verify import Verdict
+from mlxmtp.decoding.verify import Acceptance
+from mlxmtp.engine.engine import Engine
+from mlxmtp.engine.prefix_cache import PrefixCache
+from mlxmtp.engine.turn import Chunk
 from mlxmtp.heads import Head
 from mlxmtp.targets import Cache, Target
 
@@ -57,7 +57,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Prefill:
     """How a prompt was read: seconds for all but its last token, and the most memory that it took."""
 
     seconds: float
@@ -103,13 +103,13 @@ class SyntheticVerifier(Verifier):
         self._coins = random.Random(seed)
 
     def verify(
-        self, logits: mx.array, draft: Draft, position: int, under_way: mx.array | None = None
-    ) -> tuple[Verdict, mx.array]:
-        verdict, sound = super().verify(logits, draft, position, under_way)
+        self, logits: mx.array, draft: Draft, position: int, pending_token: mx.array | None = None
+    ) -> tuple[Acceptance, mx.array]:
+        verdict, sound = super().verify(logits, draft, position, pending_token)
         coins = [self._coins.random() < self._acceptance for _ in range(draft.depth)]
         stand = coins.index(False) if False in coins else draft.depth
         accepted = mx.where(verdict.accepted >= 0, stand, 0).astype(mx.int32)  # still waits for the true verdict
-        return Verdict(accepted, verdict.token), sound
+        return Acceptance(accepted, verdict.token), sound
 
 
 class ReadPrompt:
@@ -122,7 +122,7 @@ class ReadPrompt:
     def __init__(self, engine: TokenEngine, tokens: Several[int], *, ours_first: bool) -> None:
         self.engine = engine
         self.tokens = list(tokens)
-        self.readings: dict[str, Reading] = {}
+        self.readings: dict[str, Prefill] = {}
         mx.synchronize()
         mx.clear_cache()
         self._weights = mx.get_active_memory()
@@ -192,7 +192,7 @@ class ReadPrompt:
         self._done("ours", start, held)
 
     def _done(self, who: str, start: float, held: int) -> None:
-        self.readings[who] = Reading(time.perf_counter() - start, mx.get_peak_memory() - held)
+        self.readings[who] = Prefill(time.perf_counter() - start, mx.get_peak_memory() - held)
 
 
 class _Fork(PrefixCache):

@@ -16,8 +16,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 import mlxmtp
-from mlxmtp.chat.engine import Engine
 from mlxmtp.conversion.pull import machine_memory
+from mlxmtp.engine.engine import Engine
 
 
 def machine() -> dict[str, Any]:

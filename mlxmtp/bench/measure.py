@@ -14,9 +14,9 @@ from mlx_lm.generate import wired_limit
 
 from mlxmtp.bench.arms import ReadPrompt, Run, TokenEngine
 from mlxmtp.bench.plan import MLX_LM, PLAIN, Plan, Unit, depth_of
-from mlxmtp.chat.engine import Engine
 from mlxmtp.decoding.cost_curve import measure_cost
 from mlxmtp.decoding.sampling import Sampling
+from mlxmtp.engine.engine import Engine
 from mlxmtp.errors import is_out_of_memory
 
 WARM_UP = 16

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from mlxmtp.bench import machine
 from mlxmtp.bench.workloads import Prompt, long_text
-from mlxmtp.chat.engine import Engine
-from mlxmtp.chat.model_key import drafting_key
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.verifier import VerifyMode
+from mlxmtp.engine.engine import Engine
+from mlxmtp.engine.model_key import drafting_key
 from mlxmtp.errors import OptionError, PromptError
 
 MLX_LM, PLAIN, AUTO = "mlx-lm", "plain", "auto"

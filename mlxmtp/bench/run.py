@@ -14,7 +14,7 @@ from mlxmtp.bench.measure import Bench, Tell
 from mlxmtp.bench.plan import Plan
 from mlxmtp.bench.records import Records
 from mlxmtp.bench.summary import summarise
-from mlxmtp.chat.engine import Engine
+from mlxmtp.engine.engine import Engine
 from mlxmtp.files import write_whole
 
 PAGE = "report.html"

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mlxmtp.chat.prompt import encode, render
+from mlxmtp.engine.prompt import encode, render
 from mlxmtp.errors import OptionError, PromptError
 
 BUILT_IN = "prompts.jsonl"

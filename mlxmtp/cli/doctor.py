@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import mlxmtp
 from mlxmtp.cli.progress import Progress
 from mlxmtp.errors import CheckpointError, MlxmtpError, OptionError
-from mlxmtp.identity.verdict import PROMISES
+from mlxmtp.exactness.verdict import PROMISES
 from mlxmtp.units import memory
 
 if TYPE_CHECKING:
     from mlxmtp import Engine
-    from mlxmtp.chat.identity import Examined
+    from mlxmtp.engine.identity import Examined
 
 FOUND_FAULT = 1
 ADVICE = {
@@ -69,8 +69,8 @@ def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
     import mlx.core as mx
 
     from mlxmtp.bench import precision
-    from mlxmtp.chat import identity
-    from mlxmtp.identity.probe import FULL
+    from mlxmtp.engine import identity
+    from mlxmtp.exactness.probe import FULL
 
     engine = load(arguments.model, head=arguments.head)
     report["model"] = {"name": engine.name, "head": engine.head, "plain_because": engine.plain_because}

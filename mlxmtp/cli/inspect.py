@@ -13,9 +13,9 @@ from mlxmtp.units import size
 
 if TYPE_CHECKING:
     from mlxmtp import Engine
-    from mlxmtp.chat.readings import Tried
     from mlxmtp.conversion.inspect import HeadReport, Report, Unreadable
     from mlxmtp.conversion.weights import Weights
+    from mlxmtp.engine.conventions import Tried
     from mlxmtp.heads import SelfCheck
 
 WHERE = {"folder": "", "cache": ", in the Hub cache", "hub": ", on the Hub, not downloaded"}
@@ -97,7 +97,7 @@ def head_and_text(model: str, head: str | None, file: Path | None) -> tuple[Engi
         HeadError: it has none. PromptError: the file cannot be read.
     """
     import mlxmtp
-    from mlxmtp.chat.prompt import encode
+    from mlxmtp.engine.prompt import encode
     from mlxmtp.heads.check import TEXT
 
     try:
@@ -114,7 +114,7 @@ def head_and_text(model: str, head: str | None, file: Path | None) -> tuple[Engi
 
 def tried(arguments: argparse.Namespace, there_is_one: bool) -> dict[str, Any]:
     """What trying the head adds to the JSON of a report; null where there is none."""
-    from mlxmtp.chat.readings import try_readings
+    from mlxmtp.engine.conventions import try_conventions
 
     if not there_is_one:
         asked = {"check": arguments.check, "readings": arguments.try_head}
@@ -122,19 +122,19 @@ def tried(arguments: argparse.Namespace, there_is_one: bool) -> dict[str, Any]:
     engine, tokens = head_and_text(arguments.model, arguments.head, arguments.text)
     found: dict[str, Any] = {"check": asdict(check(engine, tokens))} if arguments.check else {}
     if arguments.try_head:
-        found["readings"] = [asdict(one) for one in try_readings(engine, tokens)]
+        found["readings"] = [asdict(one) for one in try_conventions(engine, tokens)]
     return found
 
 
 def show_tries(arguments: argparse.Namespace) -> None:
-    from mlxmtp.chat.readings import try_readings
+    from mlxmtp.engine.conventions import try_conventions
 
     engine, tokens = head_and_text(arguments.model, arguments.head, arguments.text)
     if arguments.check:
         print(row("check", outcome(check(engine, tokens))), flush=True)
     if arguments.try_head:
         every = []
-        for one in try_readings(engine, tokens):
+        for one in try_conventions(engine, tokens):
             every.append(one)
             print(row("" if len(every) > 1 else "read", reading(one)), flush=True)
         print(row("best", verdict(every)))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mlxmtp.errors import OptionError
-from mlxmtp.identity.verdict import IDENTITIES
+from mlxmtp.exactness.verdict import IDENTITIES
 from mlxmtp.limits import MAX_DEPTH
 
 

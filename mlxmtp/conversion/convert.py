@@ -18,7 +18,7 @@ from mlxmtp.conversion.side_car import SideCar, side_car
 from mlxmtp.conversion.sources import OnBytes
 from mlxmtp.conversion.staging import check_absent, check_outside, check_space, staged_folder
 from mlxmtp.errors import OptionError
-from mlxmtp.heads import NoHeadError, fetched, judge, load_head
+from mlxmtp.heads import NoHeadError, download_head, load_head, resolve_head
 from mlxmtp.targets import TEXT_ONLY, Target, load_target
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -115,7 +115,7 @@ def convert(
 def _head_of(checkpoint: Checkpoint, target: Target, bits: int | None) -> tuple[SideCar | None, str | None]:
     """The head, packed, or why there is none."""
     try:
-        source = fetched(judge(checkpoint))
+        source = download_head(resolve_head(checkpoint))
         head = load_head(checkpoint, target, source, lazy=True)
     except NoHeadError as reason:
         return None, str(reason)

@@ -12,7 +12,7 @@ from mlxmtp.checkpoints.head_files import MLX_VLM, is_head_name, trunk_type
 from mlxmtp.checkpoints.hub import RemoteRepo, cached, wanted_files
 from mlxmtp.conversion.weights import Weights, weights_of
 from mlxmtp.errors import CheckpointError, HeadError
-from mlxmtp.heads import NoHeadError, judge, norms_of, trunk_is_raw
+from mlxmtp.heads import NoHeadError, norms_of, resolve_head, trunk_is_raw
 from mlxmtp.heads.families import family_of
 from mlxmtp.targets import check_architecture
 
@@ -165,7 +165,7 @@ def _judged(checkpoint: Checkpoint, files: Iterable[str]) -> tuple[Verdict, str]
     try:
         check_architecture(checkpoint)
         check_tokenizer(checkpoint.name, files)
-        source = judge(checkpoint)
+        source = resolve_head(checkpoint)
     except NoHeadError as reason:
         return "plain", str(reason)
     except CheckpointError as reason:

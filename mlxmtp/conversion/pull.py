@@ -18,7 +18,7 @@ from mlxmtp.checkpoints.tensors import EXPECTED, contents
 from mlxmtp.conversion.sources import OnBytes
 from mlxmtp.conversion.staging import check_space
 from mlxmtp.errors import CheckpointError
-from mlxmtp.heads import judge
+from mlxmtp.heads import resolve_head
 from mlxmtp.units import size
 
 USABLE = 0.75
@@ -108,7 +108,7 @@ def pull(plan: Plan, on_bytes: OnBytes | None = None) -> Path:
 def has_head(snapshot: Path) -> bool:
     """Whether a model's head is on this machine: among its files, attached, or a model of its own."""
     try:
-        return judge(open_checkpoint(snapshot)).files is not None
+        return resolve_head(open_checkpoint(snapshot)).files is not None
     except CheckpointError:
         return False
 
@@ -116,6 +116,6 @@ def has_head(snapshot: Path) -> bool:
 def head_to_pull(snapshot: Path) -> str | None:
     """The repo of a model's head, where that is a model of its own, found by name."""
     try:
-        return judge(open_checkpoint(snapshot)).repo
+        return resolve_head(open_checkpoint(snapshot)).repo
     except CheckpointError:
         return None

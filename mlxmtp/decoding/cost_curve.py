@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.loop import keep_all, speculate
+from mlxmtp.decoding.loop import never_stop, speculate
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.verifier import Verifier
 
@@ -104,7 +104,7 @@ class _Chain:
         self._head = head
         self._cache = sequence.head_cache
         states = head(*pending, self._cache)[:, -1:]
-        self._hidden = head.recycle(states)
+        self._hidden = head.next_hidden(states)
         self._token = mx.argmax(head.logits(states), axis=-1)
         mx.eval(self._hidden, self._token)
 
@@ -118,7 +118,7 @@ class _Chain:
         start = time.perf_counter()
         for _ in range(steps):
             states = self._head(hidden, token, self._cache)
-            token, hidden = mx.argmax(self._head.logits(states), axis=-1), self._head.recycle(states)
+            token, hidden = mx.argmax(self._head.logits(states), axis=-1), self._head.next_hidden(states)
             mx.async_eval(token)
         mx.eval(token)
         seconds = time.perf_counter() - start
@@ -129,7 +129,7 @@ class _Chain:
 
 def _rounds(target: Target, head: Head, sequence: Sequence, depth: int, tokens: int) -> Iterator[float]:
     """Seconds of greedy rounds, without those that are evaluated in parts, and the first, which begins a text."""
-    rounds = speculate(target, MTPChain(head), sequence, Verifier(Sampling()), FixedDepth(depth), keep_all, tokens)
+    rounds = speculate(target, MTPChain(head), sequence, Verifier(Sampling()), FixedDepth(depth), never_stop, tokens)
     next(rounds)
     while True:
         start = time.perf_counter()

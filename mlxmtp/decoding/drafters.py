@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import mlx.core as mx
 
-from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier
+from mlxmtp.decoding.verifier import NO_DRAFT, Draft, Verifier
 
 if TYPE_CHECKING:
     from mlxmtp.decoding.sequence import Sequence
@@ -29,7 +29,7 @@ class MTPChain:
     def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
         pending = sequence.take_pending() if depth else None
         if pending is None:
-            return NOTHING
+            return NO_DRAFT
         hidden, tokens = pending
         if hidden.shape[1] > 1:  # of these rows only what the cache keeps is computed: nothing asks for their states
             self._head(hidden[:, :-1], tokens[:, :-1], sequence.head_cache)
@@ -39,7 +39,7 @@ class MTPChain:
         for _ in range(depth):
             states = self._head(hidden, tokens, sequence.head_cache)
             token, q = verifier.draw(self._head.logits(states)[:, 0], len(sequence.tokens), drafts)
-            hidden, tokens = self._head.recycle(states), token[:, None]
+            hidden, tokens = self._head.next_hidden(states), token[:, None]
             mx.async_eval(tokens)  # the device drafts while the host builds what comes next
             drafts.append(tokens)
             distributions += [] if q is None else [q]

@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.lookup import Lookup
-from mlxmtp.decoding.loop import Keep, decode_plainly, speculate
+from mlxmtp.decoding.loop import StopCheck, decode_plainly, speculate
 from mlxmtp.decoding.verifier import Draft, Verifier
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def generate(
     sequence: Sequence,
     verifier: Verifier,
     policy: DepthPolicy,
-    keep: Keep,
+    keep: StopCheck,
     max_tokens: int,
     logprobs: int | None = None,
 ) -> Iterator[Round]:

@@ -11,9 +11,9 @@ import mlx.core as mx
 
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.logprobs import Report
-from mlxmtp.decoding.stats import Parts, Round, TokenLogprob
-from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier, emitted
-from mlxmtp.decoding.verify import Verdict
+from mlxmtp.decoding.stats import PhaseTimes, Round, TokenLogprob
+from mlxmtp.decoding.verifier import NO_DRAFT, Draft, Verifier, emitted
+from mlxmtp.decoding.verify import Acceptance
 from mlxmtp.errors import NumericsError
 
 if TYPE_CHECKING:
@@ -28,19 +28,19 @@ CLEAR_EVERY = 256  # tokens between returns of MLX's cached buffers, as mlx-lm d
 
 
 @dataclass(frozen=True)
-class Kept:
+class StopDecision:
     """How many of a round's tokens belong to the turn, and why the turn ends there, if it does."""
 
     count: int
     finish: str | None
 
 
-Keep = Callable[[list[int]], Kept]
+StopCheck = Callable[[list[int]], StopDecision]
 
 
-def keep_all(tokens: list[int]) -> Kept:
+def never_stop(tokens: list[int]) -> StopDecision:
     """For turns that go past end tokens."""
-    return Kept(len(tokens), None)
+    return StopDecision(len(tokens), None)
 
 
 def speculate(
@@ -49,7 +49,7 @@ def speculate(
     sequence: Sequence,
     verifier: Verifier,
     policy: DepthPolicy,
-    keep: Keep,
+    keep: StopCheck,
     max_tokens: int,
     logprobs: int | None = None,
 ) -> Iterator[Round]:
@@ -103,7 +103,7 @@ def decode_plainly(
     target: Target,
     sequence: Sequence,
     verifier: Verifier,
-    keep: Keep,
+    keep: StopCheck,
     max_tokens: int,
     logprobs: int | None = None,
 ) -> Iterator[Round]:
@@ -122,7 +122,7 @@ def _plainly(
     sequence: Sequence,
     verifier: Verifier,
     policy: DepthPolicy,
-    keep: Keep,
+    keep: StopCheck,
     left: int,
     logprobs: int | None,
 ) -> Generator[Round, None, tuple[int, str | None, int]]:
@@ -168,11 +168,13 @@ def _queue(
     target: Target, sequence: Sequence, verifier: Verifier, logprobs: int | None, behind: _Queued | None = None
 ) -> _Queued:
     """Feed the sequence's last token; or, behind a pass that is under way, the token that will come of it."""
-    under_way = behind.token[:, None] if behind else NOTHING.tokens
-    token = under_way if behind else mx.array([sequence.tokens[-1:]])
+    pending_token = behind.token[:, None] if behind else NO_DRAFT.tokens
+    token = pending_token if behind else mx.array([sequence.tokens[-1:]])
     rows = target.open(token, sequence.cache)
-    verdict, sound = verifier.verify(rows.logits, NOTHING, len(sequence.tokens) + under_way.shape[1], under_way)
-    queued = _Queued(rows, verdict.token, _Outcome(rows.logits, NOTHING, verdict, sound, logprobs))
+    verdict, sound = verifier.verify(
+        rows.logits, NO_DRAFT, len(sequence.tokens) + pending_token.shape[1], pending_token
+    )
+    queued = _Queued(rows, verdict.token, _Outcome(rows.logits, NO_DRAFT, verdict, sound, logprobs))
     queued.outcome.start()
     return queued
 
@@ -183,7 +185,9 @@ class _Outcome:
     With it, in the same evaluation, the log-probabilities that were asked for.
     """
 
-    def __init__(self, logits: mx.array, draft: Draft, verdict: Verdict, sound: mx.array, logprobs: int | None) -> None:
+    def __init__(
+        self, logits: mx.array, draft: Draft, verdict: Acceptance, sound: mx.array, logprobs: int | None
+    ) -> None:
         self._values = mx.where(sound, verdict.token.astype(mx.int32), -1)
         if draft.depth:
             counted = [verdict.accepted.astype(mx.int32), draft.tokens[0].astype(mx.int32)]
@@ -234,11 +238,11 @@ class _Clock:
     def verified(self, rows: Pass) -> None:
         self._mark(rows.logits)
 
-    def parts(self) -> Parts | None:
+    def parts(self) -> PhaseTimes | None:
         if not self._timed:
             return None
         start, drafted, verified = self._marks
-        return Parts(drafted - start, verified - drafted, time.perf_counter() - verified)
+        return PhaseTimes(drafted - start, verified - drafted, time.perf_counter() - verified)
 
     def _mark(self, *arrays: mx.array) -> None:
         if self._timed:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import mlx.core as mx
 
-from mlxmtp.decoding.points import Outline, Place, Point, thinned
+from mlxmtp.decoding.snapshots import Position, PrefixInfo, Snapshot, thin_out
 from mlxmtp.targets import appends, can_be_kept, parts, put, state_of
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Sequence:
         self.target = target
         self.rows = 0
         self.drafting = head is not None
-        self.points: list[Point] = []
+        self.snapshots: list[Snapshot] = []
         self.answered_at = 0
         self._pending: list[mx.array] = []
 
@@ -55,30 +55,30 @@ class Sequence:
         tokens: list[int],
         rows: int = PREFILL_ROWS,
         progress: Callable[[int, int], None] | None = None,
-        marks: Collection[int] = (),
+        boundaries: Collection[int] = (),
     ) -> None:
         """Append prompt tokens and read all but the last, `rows` at a time; `progress` is told (done, total).
 
         What `progress` raises leaves the sequence with the tokens read so far.
 
         Args:
-            marks: numbers of tokens behind which to keep a point, where the caches need one.
+            boundaries: numbers of tokens behind which to keep a point, where the caches need one.
         """
         unread = self.tokens[self.rows :] + tokens
         del self.tokens[self.rows :]
         start, end = self.rows, self.rows + len(unread) - 1
-        self.answered_at = max((mark for mark in marks if mark <= end), default=end) - 1
-        marks = {mark for mark in marks if self.rows <= mark <= end} if self._needs_points else set()
-        self._keep_point(marks)
+        self.answered_at = max((mark for mark in boundaries if mark <= end), default=end) - 1
+        boundaries = {mark for mark in boundaries if self.rows <= mark <= end} if self._needs_points else set()
+        self._keep_point(boundaries)
         while self.rows < end:
-            stop = min(self.rows + rows, end, *(mark for mark in marks if mark > self.rows))
+            stop = min(self.rows + rows, end, *(mark for mark in boundaries if mark > self.rows))
             chunk = unread[self.rows - start : stop - start]
             _, hidden = self.target.forward(mx.array([chunk]), self.cache)
             self.tokens += chunk
             self._extend_head(hidden)
             self.settle()
             self.rows = stop
-            self._keep_point(marks)
+            self._keep_point(boundaries)
             mx.clear_cache()
             if progress:
                 progress(stop - start, end - start)
@@ -88,7 +88,7 @@ class Sequence:
     def nbytes(self) -> int:
         """Bytes of the caches, and of all that is kept to go back."""
         caches: int = sum(layer.nbytes for layer in self.cache + self.head_cache)
-        return caches + sum(point.nbytes for point in self.points) + sum(hidden.nbytes for hidden in self._pending)
+        return caches + sum(point.nbytes for point in self.snapshots) + sum(hidden.nbytes for hidden in self._pending)
 
     def settle(self) -> None:
         """Compute what the last round left to be computed: until then it holds all that it is made from."""
@@ -97,24 +97,26 @@ class Sequence:
     def fork(self) -> Self:
         """A second sequence with the same past; each goes on without the other's caches changing."""
         twin = copy(self)
-        twin.tokens, twin.points = list(self.tokens), list(self.points)
+        twin.tokens, twin.snapshots = list(self.tokens), list(self.snapshots)
         # in one go: a head's cache can be a view of the target's
         twin.cache, twin.head_cache, twin._pending = deepcopy((self.cache, self.head_cache, self._pending))
         return twin
 
     @property
-    def outline(self) -> Outline:
+    def prefix_info(self) -> PrefixInfo:
         """What it can be of use for."""
         pending = sum(hidden.shape[1] for hidden in self._pending)
-        places = tuple(point.place for point in self.points)
+        places = tuple(point.place for point in self.snapshots)
         cut = all(map(appends, self._parts()))
-        return Outline(self.tokens, Place(self.rows, pending), places, cut, self._head_rows if self.head else None)
+        return PrefixInfo(
+            self.tokens, Position(self.rows, pending), places, cut, self._head_rows if self.head else None
+        )
 
-    def resume(self, prompt: list[int], place: Place, *, drafting: bool) -> None:
+    def resume(self, prompt: list[int], place: Position, *, drafting: bool) -> None:
         """Stand at one of the `outline`'s places, ready to prefill what `prompt` has beyond its tokens."""
         self._stand(self, prompt, place, drafting)
 
-    def branch(self, prompt: list[int], place: Place, *, drafting: bool) -> Self:
+    def branch(self, prompt: list[int], place: Position, *, drafting: bool) -> Self:
         """A second sequence that stands at such a place; this one stays as it is."""
         twin = type(self)(self.target, self.head)
         twin._stand(self, prompt, place, drafting)
@@ -126,13 +128,15 @@ class Sequence:
         return all(map(can_be_kept, self._parts()))
 
     @property
-    def whole(self) -> Point:
+    def whole(self) -> Snapshot:
         """A point where it stands, with the rows of the caches that append."""
         pending = _join(self._pending) if self._pending else None
-        return Point(self.rows, tuple(map(state_of, self._parts())), pending)
+        return Snapshot(self.rows, tuple(map(state_of, self._parts())), pending)
 
     @classmethod
-    def made_of(cls, target: Target, head: Head | None, tokens: list[int], points: list[Point], whole: Point) -> Self:
+    def made_of(
+        cls, target: Target, head: Head | None, tokens: list[int], points: list[Snapshot], whole: Snapshot
+    ) -> Self:
         """What had these tokens and points, and stood at `whole`.
 
         Raises:
@@ -146,7 +150,7 @@ class Sequence:
             if state is None:
                 raise ValueError("a cache without its state")
             put(part, state)
-        made.tokens, made.rows, made.points = tokens, whole.rows, points
+        made.tokens, made.rows, made.snapshots = tokens, whole.rows, points
         made.answered_at = (points[-1].rows if points else whole.rows) - 1
         made._pending = [] if whole.pending is None else [whole.pending]
         return made
@@ -156,7 +160,7 @@ class Sequence:
         self.tokens += tokens
         self.rows = len(self.tokens) - 1
         if self.head and self.drafting:
-            self._pending = [*self._pending, hidden] if self.head.own_rows else [hidden[:, -1:]]
+            self._pending = [*self._pending, hidden] if self.head.has_kv_cache else [hidden[:, -1:]]
 
     def take_pending(self) -> tuple[mx.array, mx.array] | None:
         """The rows that the head has not read: hidden states [1, n, H] and the tokens [1, n] that follow them."""
@@ -166,9 +170,9 @@ class Sequence:
         self._pending = []
         return hidden, mx.array([self.tokens[-hidden.shape[1] :]])
 
-    def thin(self, most: int = POINTS, marks: Collection[int] = ()) -> None:
-        """Let go of the points that matter least; those at `marks` matter most."""
-        self.points = thinned(self.points, most, marks)
+    def thin(self, most: int = POINTS, boundaries: Collection[int] = ()) -> None:
+        """Let go of the points that matter least; those at `boundaries` matter most."""
+        self.snapshots = thin_out(self.snapshots, most, boundaries)
 
     def _extend_head(self, hidden: mx.array) -> None:
         """Feed the head a prefill chunk, the last of the tokens, its newest row left pending."""
@@ -176,7 +180,7 @@ class Sequence:
             return
         hidden = _join([*self._pending, hidden])
         count = hidden.shape[1] - 1
-        if count and self.head.own_rows:
+        if count and self.head.has_kv_cache:
             self.head(hidden[:, :-1], mx.array([self.tokens[-count:]]), self.head_cache)
         self._pending = [mx.contiguous(hidden[:, -1:])]  # a view would keep the whole chunk alive
 
@@ -193,26 +197,26 @@ class Sequence:
     @property
     def _head_rows(self) -> int:
         """Rows that the head has read; one without rows of its own has no more to read than the target."""
-        if self.head is None or not self.head.own_rows:
+        if self.head is None or not self.head.has_kv_cache:
             return self.rows
         return min((part.offset for part in parts(self.head_cache) if appends(part)), default=0)
 
-    def _keep_point(self, marks: set[int]) -> None:
+    def _keep_point(self, boundaries: set[int]) -> None:
         """A point here, if one is wanted and there is none as good."""
-        if not self.rows or self.rows not in marks:
+        if not self.rows or self.rows not in boundaries:
             return
-        if any(point.place >= self.outline.end for point in self.points):
+        if any(point.place >= self.prefix_info.end for point in self.snapshots):
             return
         states = tuple(None if appends(part) else state_of(part) for part in self._parts())
         pending = mx.contiguous(_join(self._pending)) if self._pending else None
         mx.eval([state.arrays for state in states if state], pending)
-        self.points = [point for point in self.points if point.rows < self.rows]
-        self.points.append(Point(self.rows, states, pending))
-        self.thin(marks=marks)
+        self.snapshots = [point for point in self.snapshots if point.rows < self.rows]
+        self.snapshots.append(Snapshot(self.rows, states, pending))
+        self.thin(boundaries=boundaries)
 
-    def _stand(self, source: Sequence, prompt: list[int], place: Place, drafting: bool) -> None:
+    def _stand(self, source: Sequence, prompt: list[int], place: Position, drafting: bool) -> None:
         """Take over where `source`, which may be this very sequence, stood at `place`."""
-        point = next((point for point in source.points if point.place == place), None)
+        point = next((point for point in source.snapshots if point.place == place), None)
         target_parts, read = len(parts(self.cache)), min(place.rows - place.pending, source._head_rows)
         for i, (mine, its) in enumerate(zip(self._parts(), source._parts(), strict=True)):
             state = point.states[i] if point else None
@@ -223,11 +227,11 @@ class Sequence:
             elif mine is not its:
                 put(mine, state_of(its))
         count = len(source.tokens)
-        goes_on = place == source.outline.end and len(prompt) > count and source.tokens == prompt[:count]
+        goes_on = place == source.prefix_info.end and len(prompt) > count and source.tokens == prompt[:count]
         self.tokens = source.tokens[: count if goes_on else place.rows]
         pending = point.pending if point else _join(source._pending) if place.pending else None
         self._pending = [pending] if drafting and pending is not None else []
-        self.points = [point for point in source.points if point.rows <= place.rows]
+        self.snapshots = [point for point in source.snapshots if point.rows <= place.rows]
         self.rows, self.drafting = place.rows, drafting
 
 

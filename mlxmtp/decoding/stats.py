@@ -6,7 +6,7 @@ from typing import Any, Self
 
 
 @dataclass(frozen=True)
-class Parts:
+class PhaseTimes:
     """Seconds of one round that was evaluated in parts to be timed: an estimate for the rounds around it."""
 
     draft_s: float
@@ -48,7 +48,7 @@ class Round:
     accepted: int
     evaluations: int
     finish: str | None = None
-    parts: Parts | None = None
+    parts: PhaseTimes | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     seconds: float = 0.0
     looked_up: bool = False
@@ -117,7 +117,7 @@ class Stats:
         return cls(**{**content, **by_depth})
 
 
-class Tally:
+class StatsAccumulator:
     """Adds up the rounds of a turn.
 
     Args:
@@ -133,7 +133,7 @@ class Tally:
         self._drafted: list[int] = []
         self._accepted: list[int] = []
         self._looked_up = self._looked_up_accepted = 0
-        self._parts: list[Parts] = []
+        self._parts: list[PhaseTimes] = []
 
     def prefilled(self, clock: float) -> None:
         """The prompt has been read."""

@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlxmtp.decoding.constraint import Constraint, forbid
 from mlxmtp.decoding.penalties import Penalties
 from mlxmtp.decoding.sampling import Sampling, distribution, fold, gumbel, log_probs
-from mlxmtp.decoding.verify import Verdict, block, draw, matching, rejection
+from mlxmtp.decoding.verify import Acceptance, block, draw, matching, rejection
 
 VerifyMode = Literal["token", "block", "seeded"]
 
@@ -39,7 +39,7 @@ class Draft:
         return self.tokens.shape[1]
 
 
-NOTHING = Draft(mx.zeros((1, 0), mx.uint32), [])
+NO_DRAFT = Draft(mx.zeros((1, 0), mx.uint32), [])
 
 
 class Verifier:
@@ -95,7 +95,7 @@ class Verifier:
         """
         step = len(drafts)
         if self.sampling.penalised:
-            logits = self._penalised(logits[:, None], [NOTHING.tokens, *drafts])[:, 0]
+            logits = self._penalised(logits[:, None], [NO_DRAFT.tokens, *drafts])[:, 0]
         if self._constraint and step == 0:
             logits = forbid(logits, self._constraint.masks([]))
         if self.sampling.greedy:
@@ -106,18 +106,18 @@ class Verifier:
         return draw(q, fold(self._key, position, _DRAFTS + step)), q
 
     def verify(
-        self, logits: mx.array, draft: Draft, position: int, under_way: mx.array | None = None
-    ) -> tuple[Verdict, mx.array]:
+        self, logits: mx.array, draft: Draft, position: int, pending_token: mx.array | None = None
+    ) -> tuple[Acceptance, mx.array]:
         """The verdict on a draft from the target's logits [B, k + 1, V], and whether they were sound [B].
 
         Sound: every token that the verdict lets through has a finite log-probability, which a row with NaN or
         infinite logits never gives.
 
         Args:
-            under_way: [B, n], tokens before the drafts that stand, but have not been read and told to `advance`.
+            pending_token: [B, n], tokens before the drafts that stand, but have not been read and told to `advance`.
         """
         if self.sampling.penalised:
-            logits = self._penalised(logits, [draft.tokens] if under_way is None else [under_way, draft.tokens])
+            logits = self._penalised(logits, [draft.tokens] if pending_token is None else [pending_token, draft.tokens])
         if self._constraint:
             logits = forbid(logits, self._constraint.masks(_read(draft, while_running=logits)))
         p = log_probs(logits) if self.sampling.greedy else distribution(logits, self.sampling)
@@ -126,7 +126,7 @@ class Verifier:
             verdict = matching(mx.argmax(scores, axis=-1), draft.tokens)
         elif draft.depth == 0:
             token = draw(p[:, 0], self._verdict_key(position))
-            verdict = Verdict(mx.zeros(token.shape, mx.int32), token)
+            verdict = Acceptance(mx.zeros(token.shape, mx.int32), token)
         else:
             accept = block if self.mode == "block" else rejection
             q = mx.stack(draft.distributions, axis=1) if draft.distributions else _certain(draft.tokens, p.shape[-1])
@@ -143,7 +143,7 @@ class Verifier:
         return fold(self._key, position, _VERDICT)
 
 
-def emitted(draft: Draft, verdict: Verdict) -> mx.array:
+def emitted(draft: Draft, verdict: Acceptance) -> mx.array:
     """The tokens [B, k + 1] by rows: the drafts that stand, then the verdict's, over and over."""
     token = verdict.token[:, None]
     if draft.depth == 0:
@@ -157,7 +157,7 @@ def _certain(tokens: mx.array, vocabulary: int) -> mx.array:
     return mx.where(mx.arange(vocabulary) == tokens[..., None], 0.0, -mx.inf)
 
 
-def _sound(p: mx.array, draft: Draft, verdict: Verdict) -> mx.array:
+def _sound(p: mx.array, draft: Draft, verdict: Acceptance) -> mx.array:
     """Whether the emitted tokens' log-probabilities in p [B, k + 1, V] are finite."""
     found = mx.take_along_axis(p, emitted(draft, verdict)[..., None], axis=-1)[..., 0]
     finite = found > -mx.inf  # they are never above 0, and NaN is above nothing

@@ -14,7 +14,7 @@ import mlx.core as mx
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Acceptance:
     """The outcome of a round for each sequence.
 
     Args:
@@ -26,7 +26,7 @@ class Verdict:
     token: mx.array
 
 
-def matching(own: mx.array, drafts: mx.array) -> Verdict:
+def matching(own: mx.array, drafts: mx.array) -> Acceptance:
     """Accept while the target's own choice is the draft; exact where both see the same noise, or none.
 
     Args:
@@ -35,12 +35,12 @@ def matching(own: mx.array, drafts: mx.array) -> Verdict:
         drafts: [B, k].
     """
     if drafts.shape[1] == 0:
-        return Verdict(mx.zeros(own.shape[:1], mx.int32), own[:, 0])
+        return Acceptance(mx.zeros(own.shape[:1], mx.int32), own[:, 0])
     accepted = _prefix(own[:, :-1] == drafts)
-    return Verdict(accepted, _row(own, accepted))
+    return Acceptance(accepted, _row(own, accepted))
 
 
-def rejection(target: mx.array, drafts: mx.array, draft: mx.array, key: mx.array) -> Verdict:
+def rejection(target: mx.array, drafts: mx.array, draft: mx.array, key: mx.array) -> Acceptance:
     """Token-level rejection sampling: accept x_i iff u_i < p_i(x_i) / q_i(x_i), else draw from norm(max(0, p - q)).
 
     Args:
@@ -51,10 +51,10 @@ def rejection(target: mx.array, drafts: mx.array, draft: mx.array, key: mx.array
     p, q, px, qx = _probabilities(target, drafts, draft)
     u = mx.random.uniform(shape=drafts.shape, key=chance)
     accepted = _prefix((u * qx < px) & (qx > 0))
-    return Verdict(accepted, _residual(_row(p, accepted), _row(q, accepted), choice))
+    return Acceptance(accepted, _residual(_row(p, accepted), _row(q, accepted), choice))
 
 
-def block(target: mx.array, drafts: mx.array, draft: mx.array, key: mx.array) -> Verdict:
+def block(target: mx.array, drafts: mx.array, draft: mx.array, key: mx.array) -> Acceptance:
     """Block verification: judge the drafts as one block; accepts never fewer tokens in expectation.
 
     Arguments as for `rejection`. With P_i = min(1, P_{i-1} p_i(x_i) / q_i(x_i)), a block ends at the last i with
@@ -75,7 +75,7 @@ def block(target: mx.array, drafts: mx.array, draft: mx.array, key: mx.array) ->
     stands = mx.concatenate([inner, weight[:, -1:]], axis=1)  # h_1 .. h_k
     u = mx.random.uniform(shape=drafts.shape, key=chance)
     accepted = (mx.arange(1, drafts.shape[1] + 1) * (u < stands)).max(axis=1)
-    return Verdict(accepted, _residual(_row(p, accepted), _row(q, accepted), choice, _row(weight, accepted)))
+    return Acceptance(accepted, _residual(_row(p, accepted), _row(q, accepted), choice, _row(weight, accepted)))
 
 
 def draw(law: mx.array, key: mx.array) -> mx.array:

@@ -2,7 +2,16 @@
 
 from mlxmtp.heads.check import SelfCheck, self_check
 from mlxmtp.heads.head import Head
-from mlxmtp.heads.loading import HeadSource, NoHeadError, build_head, fetched, judge, load_head, norms_of, trunk_is_raw
+from mlxmtp.heads.loading import (
+    HeadSource,
+    NoHeadError,
+    build_head,
+    download_head,
+    load_head,
+    norms_of,
+    resolve_head,
+    trunk_is_raw,
+)
 
 __all__ = [
     "Head",
@@ -10,10 +19,10 @@ __all__ = [
     "NoHeadError",
     "SelfCheck",
     "build_head",
-    "fetched",
-    "judge",
+    "download_head",
     "load_head",
     "norms_of",
+    "resolve_head",
     "self_check",
     "trunk_is_raw",
 ]

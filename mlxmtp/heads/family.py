@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxmtp.heads.head import READINGS
+from mlxmtp.heads.head import CONVENTIONS
 
 Build = Callable[..., tuple[Any, dict[str, mx.array]]]
 """build(weights, target, *, trunk_is_raw, stated, config) -> the module, still empty, and its weights by its own names.
@@ -34,5 +34,5 @@ class Family:
     silent: tuple[str, ...] = ()
     norms_are_raw: Callable[..., bool] | None = None
     layers: int | None = 1
-    readings: tuple[Any, ...] = READINGS
+    conventions: tuple[Any, ...] = CONVENTIONS
     repo: Callable[[Iterable[str]], str | None] | None = None

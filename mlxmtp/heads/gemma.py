@@ -25,7 +25,7 @@ _NAME = re.compile(r"gemma-4-(E2B|E4B|12B|26B-A4B|31B)-it(?!\w)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Position:
+class DraftPosition:
     """Where the drafts stand: at the "next" token's index, as transformers and llama.cpp have it, or at the "last"
     one's that the target has read, as vLLM, SGLang and mlx-vlm have it."""
 
@@ -41,8 +41,8 @@ class GemmaHead(nn.Module):
     """
 
     family = "gemma4-assistant"
-    own_rows = False
-    reading = Position()
+    has_kv_cache = False
+    convention = DraftPosition()
     hidden_at: Where = "post"
 
     def __init__(self, target: Target, args: gemma4_text.ModelArgs, clusters: tuple[int, int] | None) -> None:
@@ -71,7 +71,7 @@ class GemmaHead(nn.Module):
         embedding = self._target.embed(tokens) * self._target.text_model.args.hidden_size**0.5
         x = self.pre_projection(mx.concatenate([embedding, hidden], axis=-1))
         rows = x.shape[1]
-        position = mx.array(cache[0].offset - rows + (self.reading.position == "next"))
+        position = mx.array(cache[0].offset - rows + (self.convention.position == "next"))
         for layer, shared in zip(self.model.layers, cache, strict=True):
             keys, mask = shared.fetch(rows)
             x, _, _ = layer(x, mask, None, shared_kv=keys, offset=position)
@@ -90,10 +90,10 @@ class GemmaHead(nn.Module):
         nothing = mx.full((*states.shape[:-1], self.masked_embedding.token_ordering.size), -mx.inf, chosen.dtype)
         return mx.put_along_axis(nothing, ids, chosen, axis=-1)
 
-    def narrow(self, tokens: Sequence[int]) -> None:  # noqa: ARG002
+    def restrict_vocab(self, tokens: Sequence[int]) -> None:  # noqa: ARG002
         raise OptionError("a Gemma 4 assistant is small and chooses its tokens by itself; leave --draft-vocab out")
 
-    def recycle(self, states: mx.array) -> mx.array:
+    def next_hidden(self, states: mx.array) -> mx.array:
         hidden: mx.array = self.post_projection(states)
         return hidden
 
@@ -145,4 +145,5 @@ def repo(names: Iterable[str]) -> str | None:
     return f"google/gemma-4-{found[1].upper()}-it-assistant" if found else None
 
 
-GEMMA = Family(GemmaHead.family, TRUNKS, build, layers=None, readings=(Position(), Position("last")), repo=repo)
+CONVENTIONS = (DraftPosition(), DraftPosition("last"))
+GEMMA = Family(GemmaHead.family, TRUNKS, build, layers=None, conventions=CONVENTIONS, repo=repo)

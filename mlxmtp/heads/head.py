@@ -17,15 +17,15 @@ class Head(Protocol):
     Row p pairs the target's hidden state of token p with token p + 1 and predicts token p + 2 (families.md 0.1).
 
     Args:
-        own_rows: its cache holds one row for each pair that it was fed, and must be fed them all; otherwise it reads
-            the target's keys and values, and only the newest pair counts.
+        has_kv_cache: its cache holds one row for each pair that it was fed, and must be fed them all; otherwise it
+            reads the target's keys and values, and only the newest pair counts.
         hidden_at: which hidden states of the target it is fed.
         reading: how it is read where references disagree, one of its family's `readings`.
     """
 
     family: str
-    own_rows: bool
-    reading: Any
+    has_kv_cache: bool
+    convention: Any
 
     @property
     def hidden_at(self) -> Where: ...
@@ -36,16 +36,16 @@ class Head(Protocol):
     def __call__(self, hidden: mx.array, tokens: mx.array, cache: Cache) -> mx.array:
         """Feed rows: hidden [B, T, H] with the tokens [B, T] that follow them; returns states for the two below.
 
-        True rows take the target's hidden states, a row one draft further what `recycle` makes of the row before it.
+        True rows take the target's hidden states; the row of the next draft takes what `next_hidden` returns.
         """
 
     def logits(self, states: mx.array) -> mx.array:
         """Logits [B, T, V] of the states that a call returned; -inf where a token is never drafted."""
 
-    def recycle(self, states: mx.array) -> mx.array:
+    def next_hidden(self, states: mx.array) -> mx.array:
         """The hidden states [B, T, H] that go on to the next depth."""
 
-    def narrow(self, tokens: Sequence[int]) -> None:
+    def restrict_vocab(self, tokens: Sequence[int]) -> None:
         """From now on draft these tokens only.
 
         Raises:
@@ -54,7 +54,7 @@ class Head(Protocol):
 
 
 @dataclass(frozen=True)
-class Reading:
+class Convention:
     """Hidden states before or after a norm (families.md 0.2).
 
     Args:
@@ -65,14 +65,14 @@ class Reading:
     recycled: Where = "post"
 
 
-READINGS = (Reading(), Reading(recycled="pre"), Reading(fed="pre"), Reading(fed="pre", recycled="pre"))
+CONVENTIONS = (Convention(), Convention(recycled="pre"), Convention(fed="pre"), Convention(fed="pre", recycled="pre"))
 
 
 class Recursion:
     """What heads share whose last norm stands between their block and the output matrix."""
 
-    own_rows = True
-    reading = READINGS[0]
+    has_kv_cache = True
+    convention = CONVENTIONS[0]
     _narrowed: DraftOutput | None = None
 
     @property
@@ -82,15 +82,15 @@ class Recursion:
 
     @property
     def hidden_at(self) -> Where:
-        return self.reading.fed
+        return self.convention.fed
 
-    def narrow(self, tokens: Sequence[int]) -> None:
+    def restrict_vocab(self, tokens: Sequence[int]) -> None:
         self._narrowed = DraftOutput(self.output, tokens)
 
     def normed(self, states: mx.array, norm: Any, *, for_logits: bool) -> mx.array:
         """The last norm, before the states are given out, or, where those are recycled without, before the logits."""
-        here = for_logits == (self.reading.recycled == "pre")
+        here = for_logits == (self.convention.recycled == "pre")
         return norm(states) if here else states
 
-    def recycle(self, states: mx.array) -> mx.array:
+    def next_hidden(self, states: mx.array) -> mx.array:
         return states

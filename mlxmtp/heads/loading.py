@@ -51,23 +51,23 @@ def load_head(checkpoint: Checkpoint, target: Target, source: HeadSource | None 
     """The MTP head of a checkpoint, ready to use, sharing the target's matrices; `lazy`: its weights still unread.
 
     Args:
-        source: what `judge` found; None: what it finds now.
+        source: what `resolve_head` found; None: what it finds now.
 
     Raises:
         NoHeadError: no head tensors, or no family for this kind of model.
         HeadError: there are head tensors, but they are not a head that can be run.
     """
-    source = source or judge(checkpoint)
+    source = source or resolve_head(checkpoint)
     if not target.reversible:
         raise NoHeadError("this model keeps caches that cannot take rejected drafts back yet")
-    source = fetched(source)
+    source = download_head(source)
     assert source.files is not None
     head: Head = build_head(source.files, target, trunk_is_raw=source.trunk_is_raw, lazy=lazy)
     target.hidden_at = head.hidden_at
     return head
 
 
-def judge(checkpoint: Checkpoint, head: str | Path | None = None) -> HeadSource:
+def resolve_head(checkpoint: Checkpoint, head: str | Path | None = None) -> HeadSource:
     """The head that names and shapes promise for a checkpoint, or why there is none to use.
 
     Args:
@@ -126,7 +126,7 @@ def _by_name(family: Family, checkpoint: Checkpoint) -> HeadSource:
     return HeadSource(None, repo=repo, by_name=True)
 
 
-def fetched(source: HeadSource) -> HeadSource:
+def download_head(source: HeadSource) -> HeadSource:
     """The same with files on this machine.
 
     Raises:

@@ -18,8 +18,8 @@ from mlxmtp.server.request import (
     refuse_unheard,
     settings,
 )
-from mlxmtp.server.turn import Called, Done, Event, Outcome, Spoken, Thought, Weighed, new_id
-from mlxmtp.server.wire import Answering, sse, timings
+from mlxmtp.server.turn import Event, LogprobsDelta, Outcome, ReasoningDelta, TextDelta, ToolCall, TurnEnd, new_id
+from mlxmtp.server.wire import ResponseContext, sse, timings
 from mlxmtp.worker.messages import Settings
 
 BILLING = "x-anthropic-billing-header:"
@@ -72,7 +72,7 @@ def error(problem: ApiError) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": str(problem)}}
 
 
-def whole(context: Answering, outcome: Outcome) -> dict[str, Any]:
+def whole(context: ResponseContext, outcome: Outcome) -> dict[str, Any]:
     """The answer as one object."""
     content: list[dict[str, Any]] = []
     if outcome.reasoning:
@@ -88,7 +88,7 @@ def whole(context: Answering, outcome: Outcome) -> dict[str, Any]:
 class MessagesWriter:
     """The answer as events: blocks that begin, grow and end."""
 
-    def __init__(self, context: Answering) -> None:
+    def __init__(self, context: ResponseContext) -> None:
         self._context = context
         self._index = -1
         self._open: str | None = None
@@ -99,26 +99,26 @@ class MessagesWriter:
 
     def feed(self, event: Event) -> Iterator[bytes]:
         match event:
-            case Thought():
+            case ReasoningDelta():
                 yield from self._block("thinking", {"type": "thinking", "thinking": "", "signature": ""})
                 yield self._delta(type="thinking_delta", thinking=event.text)
-            case Spoken():
+            case TextDelta():
                 yield from self._block("text", {"type": "text", "text": ""})
                 yield self._delta(type="text_delta", text=event.text)
-            case Called():
+            case ToolCall():
                 yield from self._end_block()
                 yield from self._block("tool_use", _use(event) | {"input": {}})
                 yield self._delta(type="input_json_delta", partial_json=event.arguments)
                 yield from self._end_block()
-            case Done():
+            case TurnEnd():
                 yield from self._end(event)
-            case Weighed():
+            case LogprobsDelta():
                 pass  # this API has no logprobs
 
     def fail(self, problem: ApiError) -> Iterator[bytes]:
         yield sse(error(problem), "error")
 
-    def _end(self, done: Done) -> Iterator[bytes]:
+    def _end(self, done: TurnEnd) -> Iterator[bytes]:
         if self._index < 0:
             yield from self._block("text", {"type": "text", "text": ""})
         yield from self._end_block()
@@ -241,7 +241,7 @@ def _schema(body: Fields) -> dict[str, Any] | None:
     return None if schema is None else dict(wanted.any("schema"))
 
 
-def _message(context: Answering) -> dict[str, Any]:
+def _message(context: ResponseContext) -> dict[str, Any]:
     return {
         "id": new_id("msg"),
         "type": "message",
@@ -253,13 +253,13 @@ def _message(context: Answering) -> dict[str, Any]:
     }
 
 
-def _stop(done: Done) -> dict[str, Any]:
+def _stop(done: TurnEnd) -> dict[str, Any]:
     reasons = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
     reason = "stop_sequence" if done.stopped_by else reasons.get(done.reason, "end_turn")
     return {"stop_reason": reason, "stop_sequence": done.stopped_by}
 
 
-def _usage(context: Answering, done: Done) -> dict[str, Any]:
+def _usage(context: ResponseContext, done: TurnEnd) -> dict[str, Any]:
     """Tokens; those of the cache are not among the input tokens."""
     reused = done.stats.reused_tokens if done.stats else 0
     return {
@@ -270,11 +270,11 @@ def _usage(context: Answering, done: Done) -> dict[str, Any]:
     }
 
 
-def _use(call: Called) -> dict[str, Any]:
+def _use(call: ToolCall) -> dict[str, Any]:
     return {"type": "tool_use", "id": call.id.replace("call_", "toolu_"), "name": call.name}
 
 
-def _object(call: Called) -> Any:
+def _object(call: ToolCall) -> Any:
     import json
 
     return json.loads(call.arguments)

@@ -24,11 +24,11 @@ from mlxmtp.server.metrics import Metrics
 from mlxmtp.server.problems import ApiError
 from mlxmtp.server.prompting import Prompter
 from mlxmtp.server.streaming import Begun, ClientGoneError, EventStream, Json, unless_gone
-from mlxmtp.server.turn import Done, Event, Outcome, answer
-from mlxmtp.server.wire import Answering, Wire, Writer
+from mlxmtp.server.turn import Event, Outcome, TurnEnd, answer
+from mlxmtp.server.wire import ApiAdapter, ResponseContext, Writer
 from mlxmtp.worker.messages import Settings
 
-WIRES: dict[str, Wire] = {
+WIRES: dict[str, ApiAdapter] = {
     "/v1/chat/completions": chat_completions,
     "/v1/completions": completions,
     "/v1/responses": responses,
@@ -123,7 +123,7 @@ class _Endpoint:
 class _Turns(_Endpoint):
     """The turns of one protocol."""
 
-    def __init__(self, service: Service, wire: Wire) -> None:
+    def __init__(self, service: Service, wire: ApiAdapter) -> None:
         super().__init__(service)
         self._wire = wire
 
@@ -135,7 +135,7 @@ class _Turns(_Endpoint):
         watch.dropped = asked.dropped
         service.host.queue.check()  # before the work of tokenising
         prepared = await unless_gone(service.prompter.prepare(asked), request.receive)
-        context = Answering(asked, prepared, service.name, service.prompter.tokenizer, int(time.time()))
+        context = ResponseContext(asked, prepared, service.name, service.prompter.tokenizer, int(time.time()))
         events = watch.over(answer(service.host, service.prompter.tokenizer, asked, prepared))
         if asked.stream:
             begun = Begun(events)
@@ -172,7 +172,7 @@ class _Watch:
         try:
             async with aclosing(events):
                 async for event in events:
-                    if isinstance(event, Done):
+                    if isinstance(event, TurnEnd):
                         status, done = 200, event
                     yield event
         except ApiError as problem:
@@ -188,7 +188,7 @@ class _Watch:
         self.end(problem.status, said=str(problem))
         return error_response(self._request.url.path, problem)
 
-    def end(self, status: int, done: Done | None = None, said: str = "") -> None:
+    def end(self, status: int, done: TurnEnd | None = None, said: str = "") -> None:
         if self._started < 0:
             return
         service, request = self._service, self._request

@@ -18,8 +18,8 @@ from mlxmtp.server.request import (
     schema_of,
     settings,
 )
-from mlxmtp.server.turn import Called, Done, Event, Outcome, Spoken, Thought, Weighed, new_id
-from mlxmtp.server.wire import Answering, openai_error, sse, timings, usage
+from mlxmtp.server.turn import Event, LogprobsDelta, Outcome, ReasoningDelta, TextDelta, ToolCall, TurnEnd, new_id
+from mlxmtp.server.wire import ResponseContext, openai_error, sse, timings, usage
 from mlxmtp.worker.messages import Settings
 
 LEAST = -9999.0
@@ -58,7 +58,7 @@ def read(body: Fields, defaults: Settings) -> Request:
     )
 
 
-def whole(context: Answering, outcome: Outcome) -> dict[str, Any]:
+def whole(context: ResponseContext, outcome: Outcome) -> dict[str, Any]:
     """The answer as one object."""
     message: dict[str, Any] = {"role": "assistant", "content": outcome.text or (None if outcome.calls else "")}
     if outcome.reasoning:
@@ -73,7 +73,7 @@ def whole(context: Answering, outcome: Outcome) -> dict[str, Any]:
     return answer | ({"timings": timings(stats)} if stats else {})
 
 
-def weights(context: Answering, tokens: list[Any]) -> list[dict[str, Any]]:
+def weights(context: ResponseContext, tokens: list[Any]) -> list[dict[str, Any]]:
     """Logprobs of tokens with their texts and bytes."""
 
     def one(id: int, logprob: float) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def weights(context: Answering, tokens: list[Any]) -> list[dict[str, Any]]:
 class ChatWriter:
     """The answer as chunks."""
 
-    def __init__(self, context: Answering) -> None:
+    def __init__(self, context: ResponseContext) -> None:
         self._context = context
         self._frame = _frame(context, "chat.completion.chunk")
         self._logprobs: list[Any] = []
@@ -97,23 +97,23 @@ class ChatWriter:
 
     def feed(self, event: Event) -> Iterator[bytes]:
         match event:
-            case Thought():
+            case ReasoningDelta():
                 yield self._delta({"reasoning_content": event.text})
-            case Spoken():
+            case TextDelta():
                 yield self._delta({"content": event.text})
-            case Called():
+            case ToolCall():
                 yield self._delta({"tool_calls": [{"index": self._calls, **_call(event)}]})
                 self._calls += 1
-            case Weighed():
+            case LogprobsDelta():
                 self._logprobs += event.tokens
-            case Done():
+            case TurnEnd():
                 yield from self._end(event)
 
     def fail(self, problem: ApiError) -> Iterator[bytes]:
         yield sse(openai_error(problem))
         yield sse("[DONE]")
 
-    def _end(self, done: Done) -> Iterator[bytes]:
+    def _end(self, done: TurnEnd) -> Iterator[bytes]:
         last = {"timings": timings(done.stats)} if done.stats else {}
         yield self._delta({}, done.reason, **({} if self._context.request.usage else last))
         if self._context.request.usage:
@@ -131,12 +131,12 @@ class ChatWriter:
 writer = ChatWriter
 
 
-def _frame(context: Answering, kind: str) -> dict[str, Any]:
+def _frame(context: ResponseContext, kind: str) -> dict[str, Any]:
     id = new_id("chatcmpl")
     return {"id": id, "object": kind, "created": context.created, "model": context.model}
 
 
-def _call(call: Called) -> dict[str, Any]:
+def _call(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 

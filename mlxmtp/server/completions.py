@@ -10,8 +10,8 @@ from mlxmtp.server.chat_completions import LEAST
 from mlxmtp.server.fields import Fields
 from mlxmtp.server.problems import ApiError
 from mlxmtp.server.request import HARMLESS, TOP_LOGPROBS, Neutral, Request, refuse_unheard, schema_of, settings
-from mlxmtp.server.turn import Called, Done, Event, Outcome, Weighed, new_id
-from mlxmtp.server.wire import Answering, openai_error, sse, timings, usage
+from mlxmtp.server.turn import Event, LogprobsDelta, Outcome, ToolCall, TurnEnd, new_id
+from mlxmtp.server.wire import ResponseContext, openai_error, sse, timings, usage
 from mlxmtp.worker.messages import Settings
 
 DEFAULT_TOKENS = 16
@@ -41,7 +41,7 @@ def read(body: Fields, defaults: Settings) -> Request:
     )
 
 
-def whole(context: Answering, outcome: Outcome) -> dict[str, Any]:
+def whole(context: ResponseContext, outcome: Outcome) -> dict[str, Any]:
     """The answer as one object."""
     stats = outcome.done.stats
     choice = _choice(outcome.text, _weights(context, outcome.logprobs), outcome.done.reason)
@@ -52,7 +52,7 @@ def whole(context: Answering, outcome: Outcome) -> dict[str, Any]:
 class CompletionWriter:
     """The answer as chunks."""
 
-    def __init__(self, context: Answering) -> None:
+    def __init__(self, context: ResponseContext) -> None:
         self._context = context
         self._frame = _frame(context)
         self._logprobs: list[Any] = []
@@ -63,11 +63,11 @@ class CompletionWriter:
 
     def feed(self, event: Event) -> Iterator[bytes]:
         match event:
-            case Weighed():
+            case LogprobsDelta():
                 self._logprobs += event.tokens
-            case Done():
+            case TurnEnd():
                 yield from self._end(event)
-            case Called():
+            case ToolCall():
                 raise AssertionError("a completion has no tools")
             case _:
                 yield sse(self._frame | {"choices": [_choice(event.text, self._weigh(), None)]})
@@ -76,7 +76,7 @@ class CompletionWriter:
         yield sse(openai_error(problem))
         yield sse("[DONE]")
 
-    def _end(self, done: Done) -> Iterator[bytes]:
+    def _end(self, done: TurnEnd) -> Iterator[bytes]:
         last = {"timings": timings(done.stats)} if done.stats else {}
         choice = _choice("", self._weigh(), done.reason)
         yield sse(self._frame | {"choices": [choice]} | ({} if self._context.request.usage else last))
@@ -104,7 +104,7 @@ def _prompt(body: Fields) -> str | list[int]:
     return prompt  # type: ignore[no-any-return]
 
 
-def _frame(context: Answering) -> dict[str, Any]:
+def _frame(context: ResponseContext) -> dict[str, Any]:
     return {"id": new_id("cmpl"), "object": "text_completion", "created": context.created, "model": context.model}
 
 
@@ -112,7 +112,7 @@ def _choice(text: str, weights: dict[str, Any] | None, finish: str | None) -> di
     return {"index": 0, "text": text, "logprobs": weights, "finish_reason": finish}
 
 
-def _weights(context: Answering, tokens: list[Any], start: int = 0) -> dict[str, Any] | None:
+def _weights(context: ResponseContext, tokens: list[Any], start: int = 0) -> dict[str, Any] | None:
     if context.request.settings.logprobs is None:
         return None
     texts = [context.token(id) for id, _, _ in tokens]

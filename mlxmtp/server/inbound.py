@@ -69,7 +69,7 @@ def said(text: str, reasoning: str = "", calls: Iterable[dict[str, Any]] = ()) -
 
 
 @dataclass(frozen=True)
-class Offer:
+class ToolSet:
     """The tools of a request.
 
     Args:
@@ -82,9 +82,9 @@ class Offer:
     namespaces: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
-def offer(items: list[Fields], read: Callable[[Fields], dict[str, Any] | None]) -> Offer:
+def offer(items: list[Fields], read: Callable[[Fields], dict[str, Any] | None]) -> ToolSet:
     """The tools among `items`; of two with a name, the later one gets its namespace's before its own."""
-    found = Offer()
+    found = ToolSet()
     for item in items:
         if item.any("type") != "namespace":
             _add(found, item, read)
@@ -95,7 +95,7 @@ def offer(items: list[Fields], read: Callable[[Fields], dict[str, Any] | None]) 
 
 
 def _add(
-    found: Offer, item: Fields, read: Callable[[Fields], dict[str, Any] | None], namespace: str | None = None
+    found: ToolSet, item: Fields, read: Callable[[Fields], dict[str, Any] | None], namespace: str | None = None
 ) -> None:
     one = read(item)
     if one is None:

@@ -18,10 +18,10 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from mlxmtp.chat.tokenizer import load_tokenizer
 from mlxmtp.decoding.sampling import Sampling
+from mlxmtp.engine.tokenizer import load_tokenizer
 from mlxmtp.errors import OptionError
-from mlxmtp.identity.verdict import PROMISES, Identity
+from mlxmtp.exactness.verdict import PROMISES, Identity
 from mlxmtp.server.app import Service, create_app
 from mlxmtp.server.host import Engine, Host
 from mlxmtp.server.prompting import Prompter

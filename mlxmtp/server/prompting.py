@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from mlxmtp.chat.prompt import Rendered, count_tokens, encode, render, written
+from mlxmtp.engine.prompt import Rendered, count_tokens, encode, render, written
 from mlxmtp.errors import PromptError
 from mlxmtp.server.problems import ApiError, too_long
 from mlxmtp.server.request import Message, Request
@@ -32,13 +32,13 @@ class Prepared:
     """A turn, ready for the engine."""
 
     tokens: list[int]
-    marks: list[int]
+    boundaries: list[int]
     opening: str
     settings: Settings
     raw: bool = False
 
     def command(self, number: int) -> Generate:
-        return Generate(number, self.tokens, self.settings, self.marks, self.opening, self.raw)
+        return Generate(number, self.tokens, self.settings, self.boundaries, self.opening, self.raw)
 
 
 class Prompter:
@@ -102,7 +102,7 @@ class Prompter:
             raise ApiError(f"logit_bias: {what}", code="invalid_value", param="logit_bias")
         wanted = request.settings.max_tokens
         settings = replace(request.settings, max_tokens=min(wanted, left) if wanted else left)
-        return Prepared(rendered.tokens, list(rendered.marks), opening, settings, request.raw)
+        return Prepared(rendered.tokens, list(rendered.boundaries), opening, settings, request.raw)
 
     def _text(self, request: Request) -> str:
         messages: Any = request.messages
@@ -125,7 +125,7 @@ class Prompter:
                 return rendered, ""
             opening = self._opening(request)
             tokens = self.tokenizer.encode(opening, add_special_tokens=False)
-            return Rendered([*rendered.tokens, *tokens], rendered.marks), opening
+            return Rendered([*rendered.tokens, *tokens], rendered.boundaries), opening
 
     def _opening(self, request: Request) -> str:
         """The beginning of a call, of the named tool or of any, as the template writes one."""

@@ -6,15 +6,15 @@ import base64
 from typing import Any
 
 from mlxmtp.server.problems import ApiError
-from mlxmtp.server.turn import Called, Outcome
-from mlxmtp.server.wire import Answering, timings
+from mlxmtp.server.turn import Outcome, ToolCall
+from mlxmtp.server.wire import ResponseContext, timings
 
 Item = dict[str, Any]
 SEALED = "mlxmtp:"
 """Codex echoes only what is called encrypted: there reasoning goes in the clear, behind this mark."""
 
 
-def response(context: Answering, id: str, items: list[Item], outcome: Outcome | None = None) -> Item:
+def response(context: ResponseContext, id: str, items: list[Item], outcome: Outcome | None = None) -> Item:
     """The response object; without an outcome it is in progress."""
     done = outcome.done if outcome else None
     cut = done is not None and done.reason == "length"
@@ -72,7 +72,7 @@ def unsealed(content: str | None) -> str:
         return ""
 
 
-def call_item(context: Answering, id: str, call: Called, status: str = "completed") -> dict[str, Any]:
+def call_item(context: ResponseContext, id: str, call: ToolCall, status: str = "completed") -> dict[str, Any]:
     """A call; of a tool from a namespace, Codex wants both names apart."""
     arguments = call.arguments if status == "completed" else ""
     about = {"call_id": call.id, "name": call.name, "arguments": arguments}
@@ -81,7 +81,7 @@ def call_item(context: Answering, id: str, call: Called, status: str = "complete
     return {"id": id, "type": "function_call", "status": status, **about}
 
 
-def _usage(context: Answering, said: int, reused: int) -> dict[str, Any]:
+def _usage(context: ResponseContext, said: int, reused: int) -> dict[str, Any]:
     return {
         "input_tokens": context.prompt_tokens,
         "input_tokens_details": {"cached_tokens": reused},
@@ -91,7 +91,7 @@ def _usage(context: Answering, said: int, reused: int) -> dict[str, Any]:
     }
 
 
-def failed(context: Answering, id: str, problem: ApiError) -> dict[str, Any]:
+def failed(context: ResponseContext, id: str, problem: ApiError) -> dict[str, Any]:
     """The response of a turn that broke off."""
     about = {"code": problem.code, "message": str(problem)}
     return response(context, id, []) | {"status": "failed", "error": about}

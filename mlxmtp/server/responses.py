@@ -21,7 +21,7 @@ from mlxmtp.server.request import (
 from mlxmtp.server.response_items import call_item, message_item, reasoning_item, response, unsealed
 from mlxmtp.server.responses_stream import ResponseWriter
 from mlxmtp.server.turn import Outcome, new_id
-from mlxmtp.server.wire import Answering, openai_error
+from mlxmtp.server.wire import ResponseContext, openai_error
 from mlxmtp.worker.messages import Settings
 
 NEUTRAL: Neutral = {
@@ -73,7 +73,7 @@ def read(body: Fields, defaults: Settings) -> Request:
     )
 
 
-def whole(context: Answering, outcome: Outcome) -> dict[str, Any]:
+def whole(context: ResponseContext, outcome: Outcome) -> dict[str, Any]:
     """The answer as one object."""
     items = []
     if outcome.reasoning:
@@ -96,7 +96,7 @@ def _echo(body: Fields) -> dict[str, Any]:
     }
 
 
-def _input(items: list[Fields], offer: inbound.Offer) -> list[Message]:
+def _input(items: list[Fields], offer: inbound.ToolSet) -> list[Message]:
     """Chat messages of input items: reasoning, text and calls of one answer become one message."""
     flat = {origin: name for name, origin in offer.namespaces.items()}
     messages: list[Message] = []

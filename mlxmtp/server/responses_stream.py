@@ -7,14 +7,14 @@ from typing import Any
 
 from mlxmtp.server.problems import ApiError
 from mlxmtp.server.response_items import call_item, failed, message_item, reasoning_item, response, text_part
-from mlxmtp.server.turn import Called, Done, Event, Outcome, Spoken, Thought, Weighed, new_id
-from mlxmtp.server.wire import Answering, sse
+from mlxmtp.server.turn import Event, LogprobsDelta, Outcome, ReasoningDelta, TextDelta, ToolCall, TurnEnd, new_id
+from mlxmtp.server.wire import ResponseContext, sse
 
 
 class ResponseWriter:
     """The answer as events."""
 
-    def __init__(self, context: Answering) -> None:
+    def __init__(self, context: ResponseContext) -> None:
         self._context = context
         self._id = new_id("resp")
         self._number = -1
@@ -30,18 +30,18 @@ class ResponseWriter:
 
     def feed(self, event: Event) -> Iterator[bytes]:
         match event:
-            case Thought():
+            case ReasoningDelta():
                 yield from self._begin("reasoning")
                 yield self._delta("response.reasoning_text.delta", event.text)
-            case Spoken():
+            case TextDelta():
                 yield from self._begin("message")
                 yield self._delta("response.output_text.delta", event.text, logprobs=[])
-            case Called():
+            case ToolCall():
                 yield from self._end_item()
                 yield from self._call(event)
-            case Done():
+            case TurnEnd():
                 yield from self._end(event)
-            case Weighed():
+            case LogprobsDelta():
                 pass  # asked for by no request that `read` lets through
 
     def fail(self, problem: ApiError) -> Iterator[bytes]:
@@ -74,7 +74,7 @@ class ResponseWriter:
         yield self._done(item)
         self._open = None
 
-    def _call(self, call: Called) -> Iterator[bytes]:
+    def _call(self, call: ToolCall) -> Iterator[bytes]:
         id, index = new_id("fc"), len(self._items)
         begun = call_item(self._context, id, call, "in_progress")
         yield self._event("response.output_item.added", output_index=index, item=begun)
@@ -83,7 +83,7 @@ class ResponseWriter:
         yield self._event("response.function_call_arguments.done", **about, arguments=call.arguments)
         yield self._done(call_item(self._context, id, call))
 
-    def _end(self, done: Done) -> Iterator[bytes]:
+    def _end(self, done: TurnEnd) -> Iterator[bytes]:
         if not self._items:
             yield from self._begin("message")
         yield from self._end_item("incomplete" if done.reason == "length" else "completed")

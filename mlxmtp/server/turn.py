@@ -9,31 +9,31 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxmtp.chat.parts import calls_of
 from mlxmtp.decoding.stats import Stats
+from mlxmtp.engine.parts import calls_of
 from mlxmtp.server.arguments import fits
 from mlxmtp.server.host import Host
 from mlxmtp.server.prompting import Prepared
 from mlxmtp.server.request import Request
-from mlxmtp.worker.messages import Finished, Said
+from mlxmtp.worker.messages import Finished, TurnDelta
 
 
 @dataclass(frozen=True)
-class Thought:
+class ReasoningDelta:
     """More of the reasoning."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Spoken:
+class TextDelta:
     """More of the answer."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Called:
+class ToolCall:
     """A whole tool call; `arguments` is a JSON object."""
 
     id: str
@@ -42,14 +42,14 @@ class Called:
 
 
 @dataclass(frozen=True)
-class Weighed:
+class LogprobsDelta:
     """Of tokens just generated: [id, logprob, [[id, logprob], ...]] each."""
 
     tokens: list[Any]
 
 
 @dataclass(frozen=True)
-class Done:
+class TurnEnd:
     """The end: "stop", "length" or "tool_calls".
 
     Args:
@@ -62,7 +62,7 @@ class Done:
     cache_bytes: int | None = None
 
 
-Event = Thought | Spoken | Called | Weighed | Done
+Event = ReasoningDelta | TextDelta | ToolCall | LogprobsDelta | TurnEnd
 
 
 @dataclass
@@ -71,26 +71,26 @@ class Outcome:
 
     text: str = ""
     reasoning: str = ""
-    calls: list[Called] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
-    done: Done = field(default_factory=lambda: Done("stop", None))
+    done: TurnEnd = field(default_factory=lambda: TurnEnd("stop", None))
 
     def add(self, event: Event) -> None:
         match event:
-            case Thought():
+            case ReasoningDelta():
                 self.reasoning += event.text
-            case Spoken():
+            case TextDelta():
                 self.text += event.text
-            case Called():
+            case ToolCall():
                 self.calls.append(event)
-            case Weighed():
+            case LogprobsDelta():
                 self.logprobs += event.tokens
-            case Done():
+            case TurnEnd():
                 self.done = event
 
 
 async def answer(host: Host, tokenizer: Any, request: Request, prepared: Prepared) -> AsyncGenerator[Event, None]:
-    """Generate a turn. The last event is `Done`; left before it, the turn is stopped.
+    """Generate a turn. The last event is `TurnEnd`; left before it, the turn is stopped.
 
     Raises:
         ApiError: as `Host.turn`.
@@ -100,22 +100,22 @@ async def answer(host: Host, tokenizer: Any, request: Request, prepared: Prepare
     async with aclosing(host.turn(request.client, prepared.command)) as events:
         async for event in events:
             match event:
-                case Said():
+                case TurnDelta():
                     stats = event.stats
                     if event.logprobs:
-                        yield Weighed(event.logprobs)
+                        yield LogprobsDelta(event.logprobs)
                     for kind, text in event.parts:
                         for one in reader.feed(kind, text):
                             yield one
                         if reader.called and not request.parallel:
-                            yield Done("tool_calls", stats)
+                            yield TurnEnd("tool_calls", stats)
                             return
                 case Finished():
                     for one in reader.finish(complete=event.reason == "stop" and not event.stopped_by):
                         yield one
                     reason = "tool_calls" if reader.called and event.reason == "stop" else event.reason
                     caches = event.memory.caches if event.memory else None
-                    yield Done(reason, event.stats or stats, event.stopped_by, caches)
+                    yield TurnEnd(reason, event.stats or stats, event.stopped_by, caches)
 
 
 class Reader:
@@ -140,7 +140,7 @@ class Reader:
 
     def feed(self, kind: str, text: str) -> list[Event]:
         if self._raw:
-            return [Spoken(text)] if text else []
+            return [TextDelta(text)] if text else []
         events: list[Event] = []
         if kind != "tool" and self._call is not None:
             events += self._end_call(complete=True)
@@ -156,7 +156,7 @@ class Reader:
         """The turn is over; complete: by an end token, not by a limit or a stop string."""
         events = self._end_call(complete=complete) if self._call is not None else []
         if self._held and self._kind == "text" and not (self._trim or self.called):
-            events.append(Spoken(self._held))
+            events.append(TextDelta(self._held))
         self._held = ""
         return events
 
@@ -165,7 +165,7 @@ class Reader:
             text, self._held = text.lstrip("\n"), ""
         text, self._held = _without_end(self._held + text)
         self._kind = "thinking" if text else self._kind
-        return [Thought(text)] if text else []
+        return [ReasoningDelta(text)] if text else []
 
     def _spoken(self, text: str) -> list[Event]:
         if self._kind == "thinking":
@@ -177,13 +177,13 @@ class Reader:
         text, self._held = _without_end(text)
         self._trim = self._trim and not text
         self._spoke = self._spoke or bool(text)
-        return [Spoken(text)] if text else []
+        return [TextDelta(text)] if text else []
 
     def _end_call(self, *, complete: bool) -> list[Event]:
         text, self._call = self._call or "", None
         start, end = self._tokenizer.tool_call_start or "", self._tokenizer.tool_call_end or ""
         found = calls_of(self._tokenizer, text, self._request.tools) if complete and self._schemas else None
-        calls = [Called(new_id("call"), one["name"], self._arguments(one)) for one in found or ()]
+        calls = [ToolCall(new_id("call"), one["name"], self._arguments(one)) for one in found or ()]
         if not all(one.arguments for one in calls) or not calls:
             return self._spoken(f"{start}{text}{end if complete else ''}")
         if not self._spoke or self._kind == "thinking":  # line ends between texts belong to them

@@ -25,21 +25,21 @@ class Writer(Protocol):
     def fail(self, problem: ApiError) -> Iterator[bytes]: ...
 
 
-class Wire(Protocol):
+class ApiAdapter(Protocol):
     """A protocol."""
 
     def read(self, body: Fields, defaults: Settings) -> Request:
         """Raises ApiError: the body is not what it should be, or asks for what is not there."""
 
-    def whole(self, context: Answering, outcome: Outcome) -> dict[str, Any]:
+    def whole(self, context: ResponseContext, outcome: Outcome) -> dict[str, Any]:
         """The answer of a client that does not stream."""
 
-    def writer(self, context: Answering) -> Writer: ...
+    def writer(self, context: ResponseContext) -> Writer: ...
 
     def error(self, problem: ApiError) -> dict[str, Any]: ...
 
 
-class Answering:
+class ResponseContext:
     """What an adapter knows about the turn that it writes.
 
     Args:
@@ -94,7 +94,7 @@ def timings(stats: Stats) -> dict[str, Any]:
     }
 
 
-def usage(context: Answering, stats: Stats | None) -> dict[str, Any]:
+def usage(context: ResponseContext, stats: Stats | None) -> dict[str, Any]:
     """Tokens, as Chat Completions counts them."""
     said = stats.tokens if stats else 0
     return {

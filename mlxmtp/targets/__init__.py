@@ -4,17 +4,17 @@ from mlxmtp.targets.latent import LatentAttention, has_latents
 from mlxmtp.targets.loading import TEXT_ONLY, check_architecture, load_target, materialise, stack_experts
 from mlxmtp.targets.shared import SharedRows
 from mlxmtp.targets.states import State, appends, can_be_kept, parts, put, state_of
-from mlxmtp.targets.target import Cache, Pass, Target, Watcher, Where, matrix_rows
+from mlxmtp.targets.target import Cache, Pass, PassListener, Target, Where, matrix_rows
 
 __all__ = [
     "TEXT_ONLY",
     "Cache",
     "LatentAttention",
     "Pass",
+    "PassListener",
     "SharedRows",
     "State",
     "Target",
-    "Watcher",
     "Where",
     "appends",
     "can_be_kept",

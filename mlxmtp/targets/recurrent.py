@@ -54,7 +54,7 @@ class RecurrentLayer:
         rebind(layer, gated_delta_update=self._update)
 
     def watch(self, rows: int) -> None:
-        """Keep the rows of the pass to come; 0: stop, for prefill keeps nothing."""
+        """StopCheck the rows of the pass to come; 0: stop, for prefill keeps nothing."""
         self._conv.open = rows > 0
 
     def take(self, before: State) -> RecurrentRows:

@@ -20,7 +20,7 @@ Where = Literal["post", "pre"]
 """Hidden states after the final norm, as the output matrix sees them, or before it."""
 
 
-class Watcher(Protocol):
+class PassListener(Protocol):
     """What has to know of the passes that `Target.open` makes."""
 
     def watch(self, rows: int) -> None:
@@ -36,7 +36,7 @@ class Target:
 
     `reversible`: every layer's cache can take rows back. One that cannot must never be asked to.
     `hidden_at`: which hidden states are given out.
-    `watchers`: are told of each pass besides the target's own layers.
+    `listeners`: are told of each pass besides the target's own layers.
     `width`: a pass that `open` makes has at least so many rows; those put behind the ones asked for are taken back.
     """
 
@@ -44,7 +44,7 @@ class Target:
         self.model = model
         self.config = config
         self.hidden_at: Where = "post"
-        self.watchers: list[Watcher] = []
+        self.listeners: list[PassListener] = []
         self.width = 1
         self._trunk: Any = getattr(self.text_model, "model", None)
         norm = getattr(self._trunk, "norm", None)
@@ -131,13 +131,13 @@ class Target:
     @contextmanager
     def _watching(self, cache: Cache, rows: int) -> Iterator[None]:
         windows = [layer for layer in cache if isinstance(layer, WindowCache)]
-        watchers: list[Watcher] = [*self._recurrent.values(), *self.latent, *windows, *self.watchers]
+        listeners: list[PassListener] = [*self._recurrent.values(), *self.latent, *windows, *self.listeners]
         try:
-            for watcher in watchers:
+            for watcher in listeners:
                 watcher.watch(rows)
             yield
         finally:
-            for watcher in watchers:
+            for watcher in listeners:
                 watcher.watch(0)
 
     def embed(self, tokens: mx.array) -> mx.array:

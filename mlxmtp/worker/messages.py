@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mlxmtp.decoding.stats import Stats
-from mlxmtp.identity.verdict import Identity, Promise, promise_at
+from mlxmtp.exactness.verdict import Identity, Promise, promise_at
 from mlxmtp.limits import MAX_DEPTH
 
 
@@ -64,13 +64,13 @@ class Generate(Command):
 
     Args:
         messages: chat messages, or token ids.
-        marks: of token ids, after how many a later prompt may part from this one (chat/prompt.py).
+        boundaries: of token ids, after how many a later prompt may part from this one (engine/prompt.py).
         opening: what the prompt ends with and the answer begins with. raw: the answer is not taken apart.
     """
 
     messages: list[dict[str, Any]] | list[int]
     settings: Settings
-    marks: list[int] = field(default_factory=list)
+    boundaries: list[int] = field(default_factory=list)
     opening: str = ""
     raw: bool = False
 
@@ -154,8 +154,8 @@ class Prefilled(Event):
 
 
 @dataclass(frozen=True)
-class Said(Event):
-    """What came since the last one: [kind, text] pairs as chat/parts.py has them, and the turn so far.
+class TurnDelta(Event):
+    """What came since the last one: [kind, text] pairs as engine/parts.py has them, and the turn so far.
 
     logprobs: where asked for, of each token its id, its logprob and the [id, logprob] pairs of the most likely ones.
     """
@@ -182,7 +182,7 @@ class Finished(Event):
 
 @dataclass(frozen=True)
 class Compared(Event):
-    """A measurement so far (chat/speed.py), complete where `done` is `total`."""
+    """A measurement so far (engine/speed.py), complete where `done` is `total`."""
 
     depth: int | None
     done: int

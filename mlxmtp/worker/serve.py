@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlxmtp.errors import MlxmtpError, is_out_of_memory
-from mlxmtp.identity.verdict import Verdict
+from mlxmtp.exactness.verdict import Guarantee
 from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.worker import downloads
 from mlxmtp.worker.inbox import Inbox
@@ -33,9 +33,9 @@ from mlxmtp.worker.messages import (
     Loaded,
     Memory,
     Prefilled,
-    Said,
     Settings,
     Stopped,
+    TurnDelta,
     Warned,
 )
 
@@ -126,7 +126,7 @@ class Worker:
         self._prefixes = self._make_cache(command)
         source = engine.head_source
         nothing = engine.head is None and command.identity == "fast"  # to compare, so nothing to measure
-        shown = Verdict("identical", MAX_DEPTH + 1, 0) if nothing else engine.verdict
+        shown = Guarantee("identical", MAX_DEPTH + 1, 0) if nothing else engine.verdict
         self._say(
             Loaded(
                 command.id,
@@ -146,19 +146,19 @@ class Worker:
         )
 
     def _generate(self, command: Generate) -> None:
-        from mlxmtp.chat.parts import Part
+        from mlxmtp.engine.parts import Segment
 
         engine = self._loaded()
-        parts: list[Part] = []
+        parts: list[Segment] = []
         logprobs: list[Any] = []
         sent = 0
         with closing(self._stream(command)) as turn:
             for chunk in turn:
-                parts += [Part("text", chunk.text)] if command.raw else chunk.parts
+                parts += [Segment("text", chunk.text)] if command.raw else chunk.parts
                 logprobs += [[one.token, one.logprob, one.top] for one in chunk.logprobs]
                 if chunk.finish_reason or self._due() or chunk.stats.rounds == 1:  # the first token does not wait
                     fresh = [[part.kind, part.text] for part in parts[sent:]]
-                    self._say(Said(command.id, fresh, chunk.stats, self._memory(), logprobs))
+                    self._say(TurnDelta(command.id, fresh, chunk.stats, self._memory(), logprobs))
                     sent, logprobs = len(parts), []
                 if self._inbox.stops(command):
                     break
@@ -181,14 +181,14 @@ class Worker:
             stop=wanted.stop,
             json_schema=wanted.json_schema,
             logprobs=wanted.logprobs,
-            marks=command.marks,
+            boundaries=command.boundaries,
             opening=command.opening,
             on_prefill=read,
             prefixes=self._prefixes,
         )
 
     def _compare(self, command: Compare) -> None:
-        from mlxmtp.chat.speed import compare
+        from mlxmtp.engine.speed import compare
 
         wanted = command.settings
         steps = compare(
@@ -217,9 +217,9 @@ class Worker:
 
     def _make_cache(self, command: Load) -> Any:
         """For the conversations' caches, now that the model's size is known."""
-        from mlxmtp.chat.model_key import model_key
-        from mlxmtp.chat.prefix_store import PrefixStore
-        from mlxmtp.chat.prefixes import PrefixCache
+        from mlxmtp.engine.model_key import model_key
+        from mlxmtp.engine.prefix_cache import PrefixCache
+        from mlxmtp.engine.prefix_disk import PrefixStore
 
         store = None
         if command.cache_dir:

@@ -9,7 +9,7 @@ from typing import Any
 
 import mlxmtp
 from mlxmtp.decoding.stats import Stats
-from mlxmtp.identity.verdict import Verdict
+from mlxmtp.exactness.verdict import Guarantee
 
 STATS = Stats(
     prompt_tokens=12,
@@ -58,7 +58,7 @@ class Engine:
     loaded: list[Any] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
 
-    verdict: Verdict = Verdict("identical", 8, 1100)  # noqa: RUF009 - it is frozen
+    verdict: Guarantee = Guarantee("identical", 8, 1100)  # noqa: RUF009 - it is frozen
     identity: str = "fast"
     draft_vocab: str | None = None
     draft_tokens: list[int] | None = None

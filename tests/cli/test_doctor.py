@@ -10,9 +10,9 @@ from mlxmtp import load
 from mlxmtp.bench import precision
 from mlxmtp.cli import doctor
 from mlxmtp.errors import BackendError, NumericsError
-from mlxmtp.identity import probe
-from mlxmtp.identity.greedy import GreedyRun
-from tests.identity.stand_in import backend, narrow, own
+from mlxmtp.exactness import probe
+from mlxmtp.exactness.greedy import GreedyRun
+from tests.exactness.stand_in import backend, narrow, own
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ def test_a_model_in_float16_needs_no_advice(main_, raw, tmp_path):
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_texts_that_part_without_a_reason(main_, raw, monkeypatch, options):
-    monkeypatch.setattr("mlxmtp.chat.identity.greedy_run", lambda *_: GreedyRun(3, gap=4.0))
+    monkeypatch.setattr("mlxmtp.engine.identity.greedy_run", lambda *_: GreedyRun(3, gap=4.0))
     ran = main_("doctor", "--model", str(raw), *options)
     assert ran.code == 1
     if options:
@@ -134,7 +134,7 @@ def test_whatever_happens_is_told(main_, monkeypatch, place, error):
     def fails(*_, **__):
         raise error
 
-    owner = {"machine": doctor, "load": mlxmtp, "examine": "mlxmtp.chat.identity.examine"}[place]
+    owner = {"machine": doctor, "load": mlxmtp, "examine": "mlxmtp.engine.identity.examine"}[place]
     if isinstance(owner, str):
         monkeypatch.setattr(owner, fails)
     else:

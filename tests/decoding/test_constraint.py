@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from mlxmtp.decoding.constraint import forbid
-from mlxmtp.decoding.loop import TIMED_FROM, decode_plainly, keep_all, speculate
+from mlxmtp.decoding.loop import TIMED_FROM, decode_plainly, never_stop, speculate
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
-from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier, VerifyMode
+from mlxmtp.decoding.verifier import NO_DRAFT, Draft, Verifier, VerifyMode
 from tests.decoding.law_tables import FALSE_ALARM, chance_of_worse
 from tests.scripted import Depths, KeepUntil, TableDrafter, TableTarget, counted_evaluations, one_hot, random_table
 
@@ -54,7 +54,7 @@ class ForbiddenDrafter:
         tokens: list[int] = []
         for _ in range(depth):
             tokens.append(allowed([*sequence.tokens[len(PROMPT) :], *tokens]).index(False))
-        return Draft(mx.array([tokens], mx.uint32), [one_hot(token, V) for token in tokens]) if depth else NOTHING
+        return Draft(mx.array([tokens], mx.uint32), [one_hot(token, V) for token in tokens]) if depth else NO_DRAFT
 
 
 class LookedUpDrafter:
@@ -65,7 +65,7 @@ class LookedUpDrafter:
         for _ in range(depth):
             tokens.append(int(table[tokens[-2] * V + tokens[-1]].argmax()))
         drafts = tokens[len(sequence.tokens) :]
-        return Draft(mx.array([drafts], mx.uint32), [], looked_up=True) if depth else NOTHING
+        return Draft(mx.array([drafts], mx.uint32), [], looked_up=True) if depth else NO_DRAFT
 
 
 def turn(
@@ -74,7 +74,7 @@ def turn(
     count: int,
     verify: VerifyMode | None = None,
     constraint: Sums | None = None,
-    keep: Any = keep_all,
+    keep: Any = never_stop,
     drafter: Any = None,
 ) -> list[Round]:
     target, law = TableTarget(TARGET), Verifier(sampling, verify, constraint or Sums())
@@ -121,7 +121,7 @@ def test_the_constraint_changes_the_tokens() -> None:
     target = TableTarget(TARGET)
     sequence = Sequence(target, None)  # type: ignore[arg-type]
     sequence.prefill(PROMPT)
-    free = list(decode_plainly(target, sequence, Verifier(Sampling()), keep_all, 40))  # type: ignore[arg-type]
+    free = list(decode_plainly(target, sequence, Verifier(Sampling()), never_stop, 40))  # type: ignore[arg-type]
     assert tokens_of(free) != greedy_by_hand(40)
 
 
@@ -204,7 +204,7 @@ def test_a_round_waits_once_more_for_its_drafts(sampling: Sampling) -> None:
     sequence = Sequence(target, None)  # type: ignore[arg-type]
     sequence.prefill(PROMPT)
     law = Verifier(sampling, None, Sums())
-    found = speculate(target, TableDrafter(DRAFT), sequence, law, policy, keep_all, 100)  # type: ignore[arg-type]
+    found = speculate(target, TableDrafter(DRAFT), sequence, law, policy, never_stop, 100)  # type: ignore[arg-type]
     drafted = 0
     for _ in range(TIMED_FROM + 3):
         with counted_evaluations() as calls:
@@ -218,7 +218,7 @@ def test_plain_decoding_still_waits_once_a_round() -> None:
     target = TableTarget(TARGET)
     sequence = Sequence(target, None)  # type: ignore[arg-type]
     sequence.prefill(PROMPT)
-    found = decode_plainly(target, sequence, Verifier(Sampling(), None, Sums()), keep_all, 100)  # type: ignore[arg-type]
+    found = decode_plainly(target, sequence, Verifier(Sampling(), None, Sums()), never_stop, 100)  # type: ignore[arg-type]
     for _ in range(5):
         with counted_evaluations() as calls:
             one = next(found)

@@ -17,7 +17,7 @@ from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.costs import Costs
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.drafting import AutoDrafter
-from mlxmtp.decoding.loop import decode_plainly, keep_all, speculate
+from mlxmtp.decoding.loop import decode_plainly, never_stop, speculate
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from mlxmtp.decoding.verifier import Draft, Verifier, VerifyMode
@@ -53,7 +53,7 @@ class Forced(AutoDepth):
 def drafted(target: object, sequence: Sequence, policy: AutoDepth, law: Verifier, count: int = COUNT) -> list[Round]:
     assert sequence.head
     auto = AutoDrafter(MTPChain(sequence.head), policy, sequence)
-    return list(speculate(target, auto, sequence, law, auto, keep_all, count))  # type: ignore[arg-type]
+    return list(speculate(target, auto, sequence, law, auto, never_stop, count))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -63,7 +63,7 @@ def test_tokens_and_caches_are_plain_decodings(raw_checkpoint: Callable[..., Pat
     prompt = WORDS * 4
     plain = Sequence(engine.target, None)
     plain.prefill(prompt)
-    list(decode_plainly(engine.target, plain, Verifier(LAWS[law]), keep_all, COUNT))
+    list(decode_plainly(engine.target, plain, Verifier(LAWS[law]), never_stop, COUNT))
     seen = set()
     for repeated, depths in ((1, (2,)), (3, (0,)), (5, (0, 0, 0, 1)), (16, (3, 0))):
         sequence = Sequence(engine.target, engine.mtp)
@@ -92,12 +92,12 @@ def test_whoever_leaves_behind_any_round_has_the_caches_of_its_tokens(
         sequence.prefill(WORDS * 4)
         auto = AutoDrafter(MTPChain(engine.mtp), Forced(3, depth), sequence)
         law = Verifier(LAWS["seeded"])
-        rounds = speculate(engine.target, auto, sequence, law, auto, keep_all, COUNT)
+        rounds = speculate(engine.target, auto, sequence, law, auto, never_stop, COUNT)
         kinds.add([next(rounds) for _ in range(count)][-1].looked_up)
         rounds.close()
         fresh = Sequence(engine.target, None)
         fresh.prefill(WORDS * 4)
-        list(decode_plainly(engine.target, fresh, Verifier(LAWS["seeded"]), keep_all, len(sequence.tokens) - 24))
+        list(decode_plainly(engine.target, fresh, Verifier(LAWS["seeded"]), never_stop, len(sequence.tokens) - 24))
         assert sequence.tokens == fresh.tokens
         assert_same_state(snapshot(sequence.cache), snapshot(fresh.cache))
     assert kinds == {True, False}
@@ -111,7 +111,7 @@ def test_log_probabilities_are_those_of_plain_decoding(raw_checkpoint: Callable[
         sequence.prefill(WORDS * 4)
         auto = AutoDrafter(MTPChain(engine.mtp), Forced(repeated, 0), sequence)
         law = Verifier(LAWS["greedy"])
-        run = list(speculate(engine.target, auto, sequence, law, auto, keep_all, COUNT, 2))
+        run = list(speculate(engine.target, auto, sequence, law, auto, never_stop, COUNT, 2))
         assert any(one.looked_up for one in run) == (repeated > 0)
         told.append([one for told in run for one in told.logprobs])
     assert len(told[0]) == COUNT
@@ -139,7 +139,7 @@ def test_a_match_that_became_shorter_is_not_drafted_from(raw_checkpoint: Callabl
             return draft
 
     auto = Watched(MTPChain(engine.mtp), Shortening(9, 0), sequence)
-    list(speculate(engine.target, auto, sequence, Verifier(LAWS["seeded"]), auto, keep_all, COUNT))
+    list(speculate(engine.target, auto, sequence, Verifier(LAWS["seeded"]), auto, never_stop, COUNT))
     assert matches
     assert all(match >= 20 if looked_up else depth == 1 for match, looked_up, depth in matches)
 
@@ -180,7 +180,7 @@ def test_decoding_plainly_one_draft_is_tried_now_and_then(raw_checkpoint: Callab
     sequence.prefill(WORDS)
     policy = Untimed(4, 0, Costs({0: 1.0, 1: 1.5, 2: 2.0}), Acceptance([0.05]))
     auto = AutoDrafter(Wrong(), policy, sequence)
-    run = list(speculate(engine.target, auto, sequence, Verifier(LAWS["greedy"]), auto, keep_all, 200))
+    run = list(speculate(engine.target, auto, sequence, Verifier(LAWS["greedy"]), auto, never_stop, 200))
     plain = "".join("d" if one.drafted else "p" for one in run).split("d")
     assert {one.drafted for one in run} == {0, 1}
     assert [len(tokens) for tokens in plain][:-1] == [4, 7, 13, 25, 49, 49]
@@ -202,6 +202,6 @@ def test_repeats_that_do_not_go_on_alike_are_no_longer_looked_up(raw_checkpoint:
 
     auto = Watched(MTPChain(engine.mtp), policy, sequence)
     verifier = Verifier(Sampling(5.0, seed=1, logit_bias=few))
-    run = list(speculate(engine.target, auto, sequence, verifier, auto, keep_all, 300))
+    run = list(speculate(engine.target, auto, sequence, verifier, auto, never_stop, 300))
     assert sum(match > 0 for match in matches) > 100, "there was something to look up"
     assert sum(one.looked_up for one in run) <= 10

@@ -11,11 +11,11 @@ import pytest
 
 from mlxmtp.decoding import verifier as verifier_module
 from mlxmtp.decoding import verify as verify_module
-from mlxmtp.decoding.loop import decode_plainly, keep_all, speculate
+from mlxmtp.decoding.loop import decode_plainly, never_stop, speculate
 from mlxmtp.decoding.sampling import Sampling, distribution, gumbel
 from mlxmtp.decoding.sequence import Sequence
-from mlxmtp.decoding.verifier import NOTHING, Draft, Verifier, VerifyMode
-from mlxmtp.decoding.verify import Verdict
+from mlxmtp.decoding.verifier import NO_DRAFT, Draft, Verifier, VerifyMode
+from mlxmtp.decoding.verify import Acceptance
 from tests.decoding.law_tables import (
     ALARM_AT,
     FALSE_ALARM,
@@ -40,10 +40,10 @@ def run_loop(law: Verifier, depth: int | None, tokens: int) -> tuple[list[int], 
     sequence = Sequence(target, None)  # type: ignore[arg-type]
     sequence.prefill([1, 2])
     if depth is None:
-        rounds = decode_plainly(target, sequence, law, keep_all, tokens)  # type: ignore[arg-type]
+        rounds = decode_plainly(target, sequence, law, never_stop, tokens)  # type: ignore[arg-type]
     else:
         drafter = TableDrafter(DRAFT_TABLE)
-        rounds = speculate(target, drafter, sequence, law, policy, keep_all, tokens)  # type: ignore[arg-type]
+        rounds = speculate(target, drafter, sequence, law, policy, never_stop, tokens)  # type: ignore[arg-type]
     return [token for one in rounds for token in one.tokens], policy
 
 
@@ -119,7 +119,7 @@ def rows(*laws: list[float], sequences: int = 20_000) -> mx.array:
 
 def judged(
     law: Verifier, logits: mx.array, proposal: mx.array, tokens: mx.array | None = None
-) -> tuple[Verdict, mx.array]:
+) -> tuple[Acceptance, mx.array]:
     """The verdict on drafts drawn from proposal [B, k, V], or on given ones."""
     drawn: list[tuple[mx.array, mx.array | None]] = []
     for i in range(proposal.shape[1]):
@@ -175,5 +175,5 @@ def test_no_token_comes_from_a_row_that_is_not_finite(verify: Any, broken: list[
 @pytest.mark.parametrize("sampling", [Sampling(), SOFT, Sampling(0.8, top_p=0.5, min_p=0.1, top_k=2)], ids=str)
 def test_a_plain_row_that_is_not_finite_is_not_sound(broken: list[float], sampling: Sampling) -> None:
     for verify in ("token", "seeded"):
-        _, sound = Verifier(sampling, verify).verify(mx.array([[broken]]), NOTHING, 0)
+        _, sound = Verifier(sampling, verify).verify(mx.array([[broken]]), NO_DRAFT, 0)
         assert sound.tolist() == [False]

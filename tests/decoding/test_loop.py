@@ -16,11 +16,11 @@ from mlx_lm.generate import generate_step
 
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.loop import TIMED_EVERY, TIMED_FROM, Keep, decode_plainly, keep_all, speculate
+from mlxmtp.decoding.loop import TIMED_EVERY, TIMED_FROM, StopCheck, decode_plainly, never_stop, speculate
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
-from mlxmtp.decoding.verifier import NOTHING, Verifier
+from mlxmtp.decoding.verifier import NO_DRAFT, Verifier
 from mlxmtp.heads import Head, load_head
 from mlxmtp.targets import Target, load_target
 from tests.scripted import (
@@ -68,7 +68,7 @@ class Plain:
         return sequence
 
     def scripted(
-        self, sequence: Sequence, rounds: list[tuple[int, int]], keep: Keep = keep_all, max_tokens: int = 1000
+        self, sequence: Sequence, rounds: list[tuple[int, int]], keep: StopCheck = never_stop, max_tokens: int = 1000
     ) -> Iterator[Round]:
         """Rounds that draft `depth` tokens of which the first `right` are the plain run's."""
         drafter = ScriptedDrafter(self.tokens, [right for _, right in rounds], self.vocabulary)
@@ -103,7 +103,7 @@ def by_hand(target: Target, head: Head, law: Verifier) -> Plain:
     while len(tokens) < len(PROMPT) + LENGTH:
         states.append(snapshot(cache))
         logits, _ = target.forward(mx.array([tokens[-1:]]), cache)
-        verdict, _ = law.verify(logits, NOTHING, len(tokens))
+        verdict, _ = law.verify(logits, NO_DRAFT, len(tokens))
         tokens.append(verdict.token.item())
     return Plain(target, head, law, tokens, states)
 
@@ -128,11 +128,11 @@ def test_every_acceptance_count_in_the_first_round_of_a_one_token_prompt(plain: 
     """The pass starts from empty caches."""
     first = Sequence(plain.target, None)
     first.prefill(PROMPT[:1])
-    truth = PROMPT[:1] + tokens_of(decode_plainly(plain.target, first, plain.law, keep_all, 8))
+    truth = PROMPT[:1] + tokens_of(decode_plainly(plain.target, first, plain.law, never_stop, 8))
     sequence = Sequence(plain.target, None)
     sequence.prefill(PROMPT[:1])
     drafter = ScriptedDrafter(truth, [right, 3], plain.vocabulary)
-    rounds = speculate(plain.target, drafter, sequence, plain.law, Depths(3), keep_all, 100)
+    rounds = speculate(plain.target, drafter, sequence, plain.law, Depths(3), never_stop, 100)
     assert [next(rounds).accepted, next(rounds).accepted] == [right, 3]
     assert sequence.tokens == truth[: right + 6]
     fed = plain.target.make_cache()
@@ -146,7 +146,9 @@ def tokens_of(rounds: Iterator[Round]) -> list[int]:
 
 
 def test_plain_decoding_is_the_run_by_hand(plain: Plain) -> None:
-    assert tokens_of(decode_plainly(plain.target, plain.start(), plain.law, keep_all, LENGTH)) == plain.tokens[-LENGTH:]
+    assert (
+        tokens_of(decode_plainly(plain.target, plain.start(), plain.law, never_stop, LENGTH)) == plain.tokens[-LENGTH:]
+    )
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -155,7 +157,7 @@ def test_plain_decoding_is_mlx_lms(shared_checkpoint: Callable[[str], Path], nam
     sequence = Sequence(target, None)
     sequence.prefill(PROMPT)
     theirs = [int(t) for t, _ in generate_step(mx.array(PROMPT), target.model, max_tokens=LENGTH)]
-    assert tokens_of(decode_plainly(target, sequence, Verifier(Sampling()), keep_all, LENGTH)) == theirs
+    assert tokens_of(decode_plainly(target, sequence, Verifier(Sampling()), never_stop, LENGTH)) == theirs
 
 
 # -- stops ----------------------------------------------------------------------------------------------------
@@ -184,11 +186,11 @@ def test_the_next_turn_goes_on_from_a_stop(plain: Plain, right: int, kept: int) 
         so_far = list(sequence.tokens)
         if more:
             sequence.prefill(more)
-        going_on = tokens_of(decode_plainly(plain.target, sequence, plain.law, keep_all, 8))
+        going_on = tokens_of(decode_plainly(plain.target, sequence, plain.law, never_stop, 8))
 
         fresh = Sequence(plain.target, None)
         fresh.prefill(so_far + more)
-        assert going_on == tokens_of(decode_plainly(plain.target, fresh, plain.law, keep_all, 8))
+        assert going_on == tokens_of(decode_plainly(plain.target, fresh, plain.law, never_stop, 8))
         assert_same_state(snapshot(sequence.cache), snapshot(fresh.cache))
         if not more:
             assert going_on == plain.tokens[len(so_far) : len(so_far) + 8]
@@ -229,7 +231,7 @@ def test_a_stop_with_the_budgets_last_token_is_a_stop(plain: Plain) -> None:
 @pytest.mark.parametrize("stop", ["keep", "budget", "close", "close at once"])
 def test_the_row_that_plain_decoding_queued_ahead_is_taken_back(plain: Plain, stop: str) -> None:
     sequence = plain.start()
-    keep = KeepUntil(5) if stop == "keep" else keep_all
+    keep = KeepUntil(5) if stop == "keep" else never_stop
     rounds = decode_plainly(plain.target, sequence, plain.law, keep, 5 if stop == "budget" else 30)
     if stop.startswith("close"):
         for _ in range(1 if stop == "close at once" else 5):
@@ -275,7 +277,7 @@ def test_the_heads_rows_are_the_targets_after_every_round(plain: Plain, depths: 
     assert len(sequence.tokens) == len(PROMPT) + 13
     sequence.prefill(MORE, rows=2)
     assert_head_is_true(plain.target, plain.head, sequence)
-    next(speculate(plain.target, MTPChain(plain.head), sequence, plain.law, Depths(3), keep_all, 9))
+    next(speculate(plain.target, MTPChain(plain.head), sequence, plain.law, Depths(3), never_stop, 9))
     assert_head_is_true(plain.target, plain.head, sequence)
 
 
@@ -290,12 +292,12 @@ def test_a_trained_heads_drafts_stand_and_its_rows_stay_true(
     sequence = Sequence(target, head)
     sequence.prefill(PROMPT, rows=5)
     found = []
-    for one in speculate(target, MTPChain(head), sequence, Verifier(Sampling()), Depths(3), keep_all, 40):
+    for one in speculate(target, MTPChain(head), sequence, Verifier(Sampling()), Depths(3), never_stop, 40):
         found.append(one)
         assert_head_is_true(target, head, sequence)
     plain = Sequence(target, None)
     plain.prefill(PROMPT, rows=5)
-    assert tokens_of(iter(found)) == tokens_of(decode_plainly(target, plain, Verifier(Sampling()), keep_all, 40))
+    assert tokens_of(iter(found)) == tokens_of(decode_plainly(target, plain, Verifier(Sampling()), never_stop, 40))
     assert_same_state(snapshot(sequence.cache), snapshot(plain.cache))
     assert sum(one.accepted for one in found) > 0
 
@@ -311,7 +313,7 @@ def test_a_round_waits_for_the_device_once(plain: Plain, verify: Any) -> None:
     """Three times in the rounds that are timed in parts. Reading any array, and `mx.eval`, are counted."""
     law = Verifier(Sampling()) if verify == "greedy" else Verifier(Sampling(1.0, top_p=0.9, top_k=50, seed=1), verify)
     drafter, sequence = MTPChain(plain.head), plain.start(head=True)
-    rounds = speculate(plain.target, drafter, sequence, law, Depths(2, 3, 0, 3, 1), keep_all, 1000)
+    rounds = speculate(plain.target, drafter, sequence, law, Depths(2, 3, 0, 3, 1), never_stop, 1000)
     drafted = 0
     for _ in range(TIMED_FROM + 3):
         with counted_evaluations() as calls:
@@ -325,7 +327,7 @@ def test_a_round_waits_for_the_device_once(plain: Plain, verify: Any) -> None:
 
 
 def test_plain_decoding_waits_for_the_device_once_a_round(plain: Plain) -> None:
-    rounds = decode_plainly(plain.target, plain.start(), plain.law, keep_all, 1000)
+    rounds = decode_plainly(plain.target, plain.start(), plain.law, never_stop, 1000)
     for _ in range(TIMED_FROM + 3):
         with counted_evaluations() as calls:
             one = next(rounds)
@@ -341,10 +343,10 @@ def test_timed_rounds_come_back_and_change_nothing() -> None:
         sequence = Sequence(target, None)  # type: ignore[arg-type]
         sequence.prefill([3])
         if depth is None:
-            rounds = decode_plainly(target, sequence, law, keep_all, tokens)  # type: ignore[arg-type]
+            rounds = decode_plainly(target, sequence, law, never_stop, tokens)  # type: ignore[arg-type]
         else:
             drafter = TableDrafter(random_table(VOCABULARY, seed=2))
-            rounds = speculate(target, drafter, sequence, law, Depths(1), keep_all, tokens)  # type: ignore[arg-type]
+            rounds = speculate(target, drafter, sequence, law, Depths(1), never_stop, tokens)  # type: ignore[arg-type]
         found.append(list(rounds))
     assert tokens_of(iter(found[0])) == tokens_of(iter(found[1]))
     timed = [number for number, one in enumerate(found[1]) if one.parts]

@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxmtp.decoding.loop import decode_plainly, keep_all, speculate
+from mlxmtp.decoding.loop import decode_plainly, never_stop, speculate
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.verifier import Verifier
@@ -36,7 +36,7 @@ def test_logits_that_are_not_finite_are_an_error_and_never_a_token(
 
     def keep(tokens: list[int]) -> Any:
         seen.append(tokens)
-        return keep_all(tokens)
+        return never_stop(tokens)
 
     law = Verifier(sampling)
     if depth is None:
@@ -55,7 +55,7 @@ def test_a_bad_row_behind_a_rejection_does_not_matter() -> None:
     honest = TableTarget(TABLE)
     first = Sequence(honest, None)  # type: ignore[arg-type]
     first.prefill([3, 4])
-    plain = decode_plainly(honest, first, Verifier(Sampling()), keep_all, 4)  # type: ignore[arg-type]
+    plain = decode_plainly(honest, first, Verifier(Sampling()), never_stop, 4)  # type: ignore[arg-type]
     truth = [3, 4, *(token for one in plain for token in one.tokens)]
     wrong = (truth[3] + 1) % VOCABULARY
     assert wrong not in truth
@@ -63,5 +63,5 @@ def test_a_bad_row_behind_a_rejection_does_not_matter() -> None:
     sequence = Sequence(target, None)  # type: ignore[arg-type]
     sequence.prefill([3, 4])
     drafter = ScriptedDrafter(truth, [1], VOCABULARY)
-    one = next(speculate(target, drafter, sequence, Verifier(Sampling()), Depths(2), keep_all, 9))  # type: ignore[arg-type]
+    one = next(speculate(target, drafter, sequence, Verifier(Sampling()), Depths(2), never_stop, 9))  # type: ignore[arg-type]
     assert list(one.tokens) == truth[2:4]

@@ -16,7 +16,7 @@ from mlx_lm.sample_utils import make_logits_processors
 from mlxmtp import Engine, OptionError, Sampling, load
 from mlxmtp.decoding import penalties as penalties_module
 from mlxmtp.decoding import verifier as verifier_module
-from mlxmtp.decoding.loop import TIMED_FROM, decode_plainly, keep_all, speculate
+from mlxmtp.decoding.loop import TIMED_FROM, decode_plainly, never_stop, speculate
 from mlxmtp.decoding.penalties import Penalties
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
@@ -145,8 +145,8 @@ def turn(law: Verifier, depth: int | None, count: int, drafted_from: mx.array = 
     sequence = Sequence(target, None)  # type: ignore[arg-type]
     sequence.prefill(PROMPT)
     if depth is None:
-        return list(decode_plainly(target, sequence, law, keep_all, count))  # type: ignore[arg-type]
-    return list(speculate(target, TableDrafter(drafted_from), sequence, law, Depths(depth), keep_all, count))  # type: ignore[arg-type]
+        return list(decode_plainly(target, sequence, law, never_stop, count))  # type: ignore[arg-type]
+    return list(speculate(target, TableDrafter(drafted_from), sequence, law, Depths(depth), never_stop, count))  # type: ignore[arg-type]
 
 
 def enumerated_law() -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from mlx_lm import sample_utils
 
 from mlxmtp.decoding.sampling import Sampling, distribution, gumbel, log_probs
-from mlxmtp.decoding.verifier import NOTHING, Verifier
+from mlxmtp.decoding.verifier import NO_DRAFT, Verifier
 
 ROWS, VOCABULARY = 64, 200
 # We divide by the temperature, mlx-lm multiplies by its reciprocal: a rounding of numbers as large as 20 / 0.1.
@@ -151,7 +151,7 @@ def near_tie() -> mx.array:
 
 
 def test_greedy_takes_its_argmax_where_mlx_lm_does() -> None:
-    verdict, sound = Verifier(Sampling()).verify(near_tie()[None], NOTHING, 0)
+    verdict, sound = Verifier(Sampling()).verify(near_tie()[None], NO_DRAFT, 0)
     assert verdict.token.tolist() == [0]
     assert sound.tolist() == [True]
 

@@ -16,8 +16,8 @@ from mlx.utils import tree_flatten
 from mlxmtp import Sampling, load
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.errors import HeadError
-from mlxmtp.heads import judge, load_head, self_check
-from mlxmtp.heads.gemma import Position
+from mlxmtp.heads import load_head, resolve_head, self_check
+from mlxmtp.heads.gemma import DraftPosition
 from mlxmtp.targets import SharedRows, load_target
 from tests import tiny
 from tests.comparing import assert_equal
@@ -53,7 +53,7 @@ class Golden:
         shared, hidden, states, logits = self.head.make_cache(cache), hidden[:, -1:], [], []
         for depth in range(DEPTHS):
             out = self.head(hidden, self.expected[f"next_tokens_{length}"][:, depth : depth + 1], shared)
-            hidden = self.head.recycle(out)
+            hidden = self.head.next_hidden(out)
             states.append(hidden)
             logits.append(self.head.logits(out))
         return mx.concatenate(states, axis=1), mx.concatenate(logits, axis=1)
@@ -64,7 +64,7 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     folder = GOLDENS / request.param
     checkpoint = open_checkpoint(folder / "target")
     target = load_target(checkpoint)
-    head = load_head(checkpoint, target, judge(checkpoint, folder / "assistant"))
+    head = load_head(checkpoint, target, resolve_head(checkpoint, folder / "assistant"))
     return Golden(target, head, mx.load(str(folder / "expected.safetensors")))
 
 
@@ -120,7 +120,7 @@ def test_a_wrong_formula_would_be_seen(golden: Golden, monkeypatch: pytest.Monke
     right = golden.expected[f"head_hidden_{LONG}"]
     assert difference(golden.drafts(hidden[:, :-1], cache, LONG)[0], right) > 100 * STATES
     with monkeypatch.context() as patch:
-        patch.setattr(golden.head, "reading", Position("last"))
+        patch.setattr(golden.head, "convention", DraftPosition("last"))
         assert difference(golden.drafts(hidden, cache, LONG)[0], right) > 100 * STATES
     monkeypatch.setattr(SharedRows, "fetch", lambda shared, _: ((shared._layer.keys, shared._layer.values), None))
     assert difference(golden.drafts(hidden, cache, LONG)[0], right) > 100 * STATES
@@ -133,7 +133,7 @@ def test_the_other_reading_stands_one_place_earlier(golden: Golden, monkeypatch:
     """And sees the same rows."""
     _, hidden, cache = golden.read(LONG)
     with monkeypatch.context() as patch:
-        patch.setattr(golden.head, "reading", Position("last"))
+        patch.setattr(golden.head, "convention", DraftPosition("last"))
         last = golden.drafts(hidden, cache, LONG)
     monkeypatch.setattr(SharedRows, "offset", property(lambda shared: shared._layer.offset - 1))
     for one, other in zip(last, golden.drafts(hidden, cache, LONG), strict=True):

@@ -12,11 +12,11 @@ from mlx_lm.models.cache import KVCache
 
 from mlxmtp import Engine, load
 from mlxmtp.conversion.convert import Packing, convert
-from mlxmtp.decoding.loop import keep_all, speculate
+from mlxmtp.decoding.loop import never_stop, speculate
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.verifier import Draft, Verifier
-from mlxmtp.heads.gemma import Position
+from mlxmtp.heads.gemma import DraftPosition
 from mlxmtp.targets import SharedRows
 from tests import tiny
 from tests.running import assert_plain, generated, plain_run, prefilled, reference, rounds
@@ -104,7 +104,7 @@ def test_the_other_reading_changes_drafts_and_no_token(pair: Engines, style: tin
     expected, found = reference(engine, prompt, 40), []
     for position in ("next", "last"):
         assert engine.mtp
-        engine.mtp.reading = Position(position)
+        engine.mtp.convention = DraftPosition(position)
         found.append(first_drafts(engine, prefilled(engine, prompt, 1)))
         assert generated(engine, prompt, 40, 2) == expected
     here, there = (mx.where(mx.isfinite(logits), logits, 0) for logits in found)
@@ -174,7 +174,7 @@ def scripted(engine: Engine, prompt: list[int]) -> Iterator[Sequence]:
     if len(prompt) > 1:  # or there is nothing to see yet
         yield sequence
     drafter = Scripted(truth, RIGHT, engine.target.text_model.args.vocab_size)
-    run = speculate(engine.target, drafter, sequence, Verifier(Sampling()), Depths(4), keep_all, 1000)
+    run = speculate(engine.target, drafter, sequence, Verifier(Sampling()), Depths(4), never_stop, 1000)
     for right, one in zip(RIGHT, run, strict=False):
         assert one.accepted == right
         assert sequence.tokens == truth[: len(sequence.tokens)]
@@ -253,5 +253,5 @@ def first_drafts(engine: Engine, sequence: Sequence) -> mx.array:
     for _ in range(3):
         states = engine.mtp(hidden, tokens, sequence.head_cache)
         logits.append(engine.mtp.logits(states))
-        hidden, tokens = engine.mtp.recycle(states), mx.argmax(logits[-1], axis=-1)
+        hidden, tokens = engine.mtp.next_hidden(states), mx.argmax(logits[-1], axis=-1)
     return mx.concatenate(logits, axis=1)

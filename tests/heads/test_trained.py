@@ -15,9 +15,9 @@ import pytest
 from mlx.utils import tree_map
 
 from mlxmtp import Engine, load
-from mlxmtp.chat import readings
-from mlxmtp.chat.readings import try_readings
 from mlxmtp.decoding.stats import Round
+from mlxmtp.engine import conventions
+from mlxmtp.engine.conventions import try_conventions
 from tests.running import generated, prefilled, reference, rounds
 
 TRAINED = Path(__file__).parent.parent / "trained"
@@ -91,7 +91,7 @@ def test_greedy_tokens_are_those_of_mlx_lm(engine: Engine, turns: list[list[Roun
 
 
 def test_the_reading_of_training_is_not_beaten(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readings, "STARTS", 4)
-    default, *others = try_readings(engine, prompts(engine)[0])
+    monkeypatch.setattr(conventions, "STARTS", 4)
+    default, *others = try_conventions(engine, prompts(engine)[0])
     assert default.default
     assert not any(other.clearly_beats(default) for other in others)

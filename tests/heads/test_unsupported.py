@@ -11,7 +11,7 @@ from mlx_lm.models import gemma3_text, mamba, minimax
 
 from mlxmtp import load
 from mlxmtp.checkpoints import Checkpoint, TensorInfo
-from mlxmtp.heads import NoHeadError, judge
+from mlxmtp.heads import NoHeadError, resolve_head
 from tests import tiny
 from tests.running import generated, prefilled, reference, rounds
 
@@ -39,17 +39,17 @@ def test_a_head_of_another_family_is_seen(model_type: str) -> None:
     layers, name = HEADS[model_type]
     trunk = ["model.embed_tokens.weight", "model.layers.3.mlp.up_proj.weight"]
     with pytest.raises(NoHeadError) as said:
-        judge(checkpoint(model_type, [*trunk, name], num_hidden_layers=layers))
+        resolve_head(checkpoint(model_type, [*trunk, name], num_hidden_layers=layers))
     assert f"no MTP head family for model type '{model_type}' yet" in str(said.value)
     assert f"the files hold 1 tensors of a head ({name}, ...)" in str(said.value)
     with pytest.raises(NoHeadError) as without:
-        judge(checkpoint(model_type, trunk, num_hidden_layers=layers))
+        resolve_head(checkpoint(model_type, trunk, num_hidden_layers=layers))
     assert str(without.value) == f"no MTP head family for model type '{model_type}' yet"
 
 
 def test_dspark_stages_are_named() -> None:
     with pytest.raises(NoHeadError, match=r"'deepseek_v41' yet; the mtp.* tensors are DSpark stages"):
-        judge(checkpoint("deepseek_v41", ["mtp.0.markov_head.markov_w1.weight"], num_hidden_layers=4))
+        resolve_head(checkpoint("deepseek_v41", ["mtp.0.markov_head.markov_w1.weight"], num_hidden_layers=4))
 
 
 def minimax_m2(folder: Path, *, head: bool) -> Path:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from mlxmtp import Sampling
-from mlxmtp.identity.verdict import Verdict
+from mlxmtp.exactness.verdict import Guarantee
 
 REPO = Path(__file__).parents[2]
 
@@ -60,7 +60,7 @@ def test_tokens_that_differ_are_a_fault_where_they_were_promised(monkeypatch, ca
     compare = runpy.run_path(str(REPO / "scripts" / "demo.py"))["compare"]
     runs = (SimpleNamespace(tokens=[number], stats=SimpleNamespace(decode_tps=1.0)) for number in itertools.count())
     monkeypatch.setitem(compare.__globals__, "measure", lambda *_: next(runs))
-    engine = SimpleNamespace(verdict=Verdict(promise, 8, 32))
+    engine = SimpleNamespace(verdict=Guarantee(promise, 8, 32))
     assert compare(engine, "x", Sampling(), SimpleNamespace(depth=depth, verify=None)) == code
     assert said in capsys.readouterr().err
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx2
 
-from mlxmtp.chat.loading import DEMO
-from mlxmtp.chat.parts import Splitter
-from mlxmtp.chat.tokenizer import load_tokenizer
+from mlxmtp.engine.loading import DEMO
+from mlxmtp.engine.parts import OutputParser
+from mlxmtp.engine.tokenizer import load_tokenizer
 from mlxmtp.server.app import WIRES, Service, create_app
 from mlxmtp.server.fields import Fields
 from mlxmtp.server.host import Host
@@ -44,14 +44,14 @@ def tokenizer() -> Any:
 
 
 def turn(text: str, reason: str = "stop", *, piece: int = 5, **changes: Any) -> Callable[[Generate], list[Event]]:
-    """What the worker says of a turn in which the model writes `text`, marks of thinking and calls included.
+    """What the worker says of a turn in which the model writes `text`, boundaries of thinking and calls included.
 
     Args:
         piece: so many characters come at a time; 0: all of them at once. changes: of `Finished`.
     """
 
     def answers(command: Generate) -> list[Event]:
-        splitter = Splitter(tokenizer(), [0], command.opening)
+        splitter = OutputParser(tokenizer(), [0], command.opening)
         pieces = [text[i : i + piece] for i in range(0, len(text), piece)] if piece else [text]
         parts = [[["text", one]] if command.raw else [[p.kind, p.text] for p in splitter.feed(one)] for one in pieces]
         parts += [] if command.raw else [[[p.kind, p.text] for p in splitter.finish()]]

@@ -11,7 +11,7 @@ import pytest
 from anthropic import Anthropic, AsyncAnthropic
 
 from mlxmtp import Engine
-from mlxmtp.chat.prompt import render
+from mlxmtp.engine.prompt import render
 from mlxmtp.worker.messages import Failed, Generate
 from tests.scripted_engine import asynchronous, said, until
 from tests.server.scripted import serving, turn

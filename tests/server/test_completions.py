@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlxmtp.worker.messages import Said
+from mlxmtp.worker.messages import TurnDelta
 from tests.scripted_engine import asynchronous, stats
 from tests.server.scripted import COMPLETIONS, Served, serving, tokenizer, turn
 
@@ -68,7 +68,7 @@ async def test_logprobs_stand_by_their_tokens(stream: bool) -> None:
 
     def answers(command: Any) -> Any:
         events = turn("ab", piece=1)(command)
-        for event, one in zip((e for e in events if isinstance(e, Said)), weighed, strict=True):
+        for event, one in zip((e for e in events if isinstance(e, TurnDelta)), weighed, strict=True):
             event.logprobs.append(one)
         return events
 

@@ -12,7 +12,7 @@ from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
 from mlxmtp import Engine
-from mlxmtp.chat.prompt import render
+from mlxmtp.engine.prompt import render
 from tests.scripted_engine import asynchronous
 from tests.server.scripted import serving, turn
 

@@ -78,8 +78,8 @@ async def test_an_answer_comes_back_as_the_model_gave_it(protocol: Protocol, str
 @both
 @asynchronous
 async def test_echoed_reasoning_is_in_the_prompt_of_a_template_that_wants_it(protocol: Protocol, stream: bool) -> None:
-    from mlxmtp.chat.loading import DEMO
-    from mlxmtp.chat.tokenizer import load_tokenizer
+    from mlxmtp.engine.loading import DEMO
+    from mlxmtp.engine.tokenizer import load_tokenizer
 
     tokens = load_tokenizer(DEMO)
     tokens._tokenizer.chat_template = REASONING_TEMPLATE

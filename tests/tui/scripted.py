@@ -124,7 +124,7 @@ class Talk:
     def reasons(self) -> list[str | None]:
         return [turn.answer.reason if turn.answer else None for turn in self.chat.conversation.turns]
 
-    async def reach(self, status: str) -> None:
+    async def longest_reusable_prefix(self, status: str) -> None:
         await until(lambda: self.status == status, f"status {status}", within=4.0)
 
     def on_disk(self) -> Conversation:
@@ -145,7 +145,7 @@ async def talking(
     talk = Talk(engines or Engines(), options or Options(), resumed)
     await talk.chat.start()
     try:
-        await talk.reach(status)
+        await talk.longest_reusable_prefix(status)
         yield talk
     finally:
         await talk.chat.close()
@@ -247,7 +247,7 @@ class Desk:
         """Wait until all the texts are on the terminal."""
         await until(lambda: all(text in self.seen() for text in texts), str(texts), seen=self._all)
 
-    async def reach(self, status: str) -> None:
+    async def longest_reusable_prefix(self, status: str) -> None:
         await self.until(lambda: self.chat.live.status == status, f"status {status}")
 
     def _all(self) -> str:
@@ -285,7 +285,7 @@ async def chatting(
         async with app.run_test(size=size) as pilot:
             desk = Desk(app, pilot, engines)
             await desk.until(lambda: app.transcript is not None, "the transcript")
-            await desk.reach(status)
+            await desk.longest_reusable_prefix(status)
             yield desk
 
 

@@ -8,9 +8,9 @@ from mlxmtp_tui.roles import Options
 from mlxmtp_tui.sessions import Session
 from mlxmtp_tui.widgets.panel import Panel
 from mlxmtp_tui.widgets.transcript import MOUNTED, Earlier
-from mlxmtp_tui.widgets.turns import Asked, Called, Figures, Thinking
+from mlxmtp_tui.widgets.turns import Asked, Figures, Thinking, ToolCallBlock
 
-from mlxmtp.worker.messages import Failed, Fetching, Finished, Generate, Load, Prefilled, Said
+from mlxmtp.worker.messages import Failed, Fetching, Finished, Generate, Load, Prefilled, TurnDelta
 from tests.tui.scripted import (
     MEMORY,
     Engines,
@@ -48,13 +48,13 @@ async def test_an_answer_of_all_kinds_of_parts_is_drawn_as_it_comes() -> None:
         desk.engine.say(said("o\n\n```python\nx = 1"))
         await desk.sees("• two", "x = 1")
         desk.engine.say(said("\n```\n"))
-        # two calls with nothing but an empty text between them, as chat/parts.py says them
-        first = Said(0, [["tool", '{"name": "wea'], ["tool", 'ther"}']], stats(40), MEMORY)
-        second = Said(0, [["text", ""], ["tool", '{"name": "time"}']], stats(40), MEMORY)
+        # two calls with nothing but an empty text between them, as engine/parts.py says them
+        first = TurnDelta(0, [["tool", '{"name": "wea'], ["tool", 'ther"}']], stats(40), MEMORY)
+        second = TurnDelta(0, [["text", ""], ["tool", '{"name": "time"}']], stats(40), MEMORY)
         desk.engine.say(first)
         await desk.sees('⚒ {"name": "weather"}')
         desk.engine.say(second)
-        await desk.until(lambda: len(desk.app.query(Called)) == 2, "two calls")
+        await desk.until(lambda: len(desk.app.query(ToolCallBlock)) == 2, "two calls")
         desk.engine.say(Finished(0, "stop", message("Let me look", "Which city?", CALLS), stats(90), MEMORY))
         await desk.sees("⚒ weather(city='Zürich')", "⚒ time(zone='CET')", "90 tok · 61.2 tok/s · 2.7 tok/round")
         assert "```" not in desk.seen()
@@ -66,7 +66,7 @@ async def test_calls_that_come_all_at_once_are_two_calls() -> None:
     async with chatting() as desk:
         await desk.enter("Weather?")
         parts = [["tool", "call one"], ["text", ""], ["tool", "call two"]]
-        desk.engine.say(Said(0, parts, stats(40), MEMORY))
+        desk.engine.say(TurnDelta(0, parts, stats(40), MEMORY))
         desk.engine.say(Finished(0, "stop", message("", "", CALLS), stats(40), MEMORY))
         await desk.sees("⚒ weather(city='Zürich')", "⚒ time(zone='CET')")
 
@@ -145,7 +145,7 @@ async def test_reading_and_fetching_have_their_progress() -> None:
         desk.engine.say(Fetching(0, "owner/name", 1_000_000_000, 4_000_000_000))
         await desk.sees("fetching owner/name", "25%", "1.0 GB of 4.0 GB")
         desk.engine.say(loaded("owner/name"))
-        await desk.reach("ready")
+        await desk.longest_reusable_prefix("ready")
         await desk.enter("go")
         desk.engine.say(Prefilled(0, 512, 2_048))
         await desk.sees("reading  512 of 2,048 tokens", "25%")
@@ -162,7 +162,7 @@ async def test_a_model_that_cannot_be_loaded_is_told_and_another_one_can_be() ->
         await desk.sees("no model · /model chooses one")
         desk.engine.on(Load, [loaded()])
         await desk.enter("/model demo")
-        await desk.reach("ready")
+        await desk.longest_reusable_prefix("ready")
 
 
 # -- a chat that was saved --------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ async def test_a_terminal_may_be_tiny() -> None:
     async with chatting(size=(20, 6)) as desk:
         await desk.enter("hello")
         desk.engine.say(*answering("world " * 50))
-        await desk.reach("ready")
+        await desk.longest_reusable_prefix("ready")
         await desk.press("f1", "escape", "ctrl+s", "ctrl+s", "ctrl+p", "escape")
         await desk.pilot.resize_terminal(120, 40)
         await desk.sees("hello", "world")

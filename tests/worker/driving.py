@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from mlxmtp.chat.parts import Part, joined
-from mlxmtp.chat.prefixes import PrefixCache
+from mlxmtp.engine.parts import Segment, joined
+from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.worker.client import PROGRAM, WorkerProcess
 from mlxmtp.worker.lines import ProtocolError, decode
 from mlxmtp.worker.messages import (
@@ -26,8 +26,8 @@ from mlxmtp.worker.messages import (
     Finished,
     Loaded,
     Models,
-    Said,
     Stopped,
+    TurnDelta,
 )
 from mlxmtp.worker.serve import Worker
 
@@ -98,9 +98,9 @@ class Driven:
         return self.until(Died)
 
 
-def said(events: Sequence[Event]) -> list[Part]:
+def said(events: Sequence[Event]) -> list[Segment]:
     """What a turn said, neighbours of a kind as one."""
-    return joined(Part(kind, text) for event in events if isinstance(event, Said) for kind, text in event.parts)
+    return joined(Segment(kind, text) for event in events if isinstance(event, TurnDelta) for kind, text in event.parts)
 
 
 def text_of(events: Sequence[Event]) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mlxmtp import Chunk, Engine
-from mlxmtp.chat.parts import Part
-from mlxmtp.chat.prefixes import PrefixCache
+from mlxmtp.engine.parts import Segment
+from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.worker.inbox import Inbox
 from mlxmtp.worker.lines import encode
 from mlxmtp.worker.messages import Command, Compare, Failed, Finished, Generate, ListModels, Prefilled, Settings, Stop
@@ -57,12 +57,12 @@ class Scripted:
         finally:
             self.closed = True
 
-    def message(self, parts: list[Part]) -> dict[str, Any]:
+    def message(self, parts: list[Segment]) -> dict[str, Any]:
         return {"role": "assistant", "content": "".join(part.text for part in parts)}
 
 
 def chunk(text: str, finish: str | None = None) -> Chunk:
-    return Chunk(text, (1,), STATS, finish, (Part("text", text),))
+    return Chunk(text, (1,), STATS, finish, (Segment("text", text),))
 
 
 def ask(number: int, **settings: Any) -> Generate:
@@ -147,7 +147,7 @@ def test_after_too_little_memory_the_next_turn_works() -> None:
     events = serve(ask(1), ask(2), engine=engine, stops=stops)
     assert events[0] == Failed(1, "memory", "too large")
     assert text_of(events) == "a"
-    assert events[-1] == Finished(2, "stop", engine.message([Part("text", "a")]), STATS, events[-1].memory)
+    assert events[-1] == Finished(2, "stop", engine.message([Segment("text", "a")]), STATS, events[-1].memory)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("an accident"), KeyError("x")], ids=repr)
@@ -258,4 +258,4 @@ def test_settings_are_passed_on() -> None:
     assert messages == HELLO
     chain = {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "seed": 11}
     assert vars(sampling) == chain | penalties | {"logit_bias": ((7, -1.5),)}
-    assert options == turn | {"logprobs": 2, "opening": "<", "marks": [1]}
+    assert options == turn | {"logprobs": 2, "opening": "<", "boundaries": [1]}

@@ -27,10 +27,10 @@ from mlxmtp.worker.messages import (
     ModelFound,
     Models,
     Prefilled,
-    Said,
     Settings,
     Stop,
     Stopped,
+    TurnDelta,
     Warned,
 )
 
@@ -43,7 +43,7 @@ MESSAGES = [
 ]
 ALL_SET = Settings(0.7, 0.9, 40, 0.05, 2**64 - 1, 0, 17, False)
 
-SAID = Said(3, [["text", "a\nb"], ["thinking", ""], ["tool", "{}"]], STATS, MEMORY)
+SAID = TurnDelta(3, [["text", "a\nb"], ["thinking", ""], ["tool", "{}"]], STATS, MEMORY)
 
 EXAMPLES: list[Command | Event] = [
     Load(1),
@@ -60,7 +60,7 @@ EXAMPLES: list[Command | Event] = [
     Loaded(1, "demo", "qwen-mtp", None, None, False, 3, 4096, 2**36, True, 2.25),
     Loaded(1, "owner/name", None, "no head", "other/head", True, 0, 2**31 - 1, 1, False, 0.0),
     Prefilled(2, 2048, 5000),
-    Said(3, [], STATS, MEMORY),
+    TurnDelta(3, [], STATS, MEMORY),
     SAID,
     Warned(0, "the disk is full"),
     Finished(4, "interrupted", {"role": "assistant", "content": ""}),

@@ -30,7 +30,7 @@ from mlxmtp.worker.messages import (
     Stopped,
 )
 from tests import tiny
-from tests.identity.stand_in import backend, narrow, wide
+from tests.exactness.stand_in import backend, narrow, wide
 from tests.worker.driving import Driven, serve, text_of
 
 HELLO = [{"role": "user", "content": "hello"}]

@@ -195,7 +195,7 @@ def test_a_line_that_is_no_command_leaves_no_orphan(line: bytes) -> None:
 PARENT = """
 import asyncio, sys
 from mlxmtp.worker.client import WorkerProcess
-from mlxmtp.worker.messages import Generate, Load, Said, Settings
+from mlxmtp.worker.messages import Generate, Load, TurnDelta, Settings
 
 async def main():
     idle, busy = await WorkerProcess.start(), await WorkerProcess.start()
@@ -203,7 +203,7 @@ async def main():
     question = [{"role": "user", "content": "Write a class."}]
     busy.send(Generate(busy.next_id(), question, Settings(max_tokens=3000)))
     async for event in busy.events():
-        if isinstance(event, Said):
+        if isinstance(event, TurnDelta):
             print(idle.pid, busy.pid, flush=True)
             await asyncio.sleep(60)
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from mlxmtp import Engine, Sampling
-from mlxmtp.chat.parts import Part, joined
 from mlxmtp.conversion.pull import usable_memory
+from mlxmtp.engine.parts import Segment, joined
 from mlxmtp.worker.messages import (
     Compare,
     Compared,
@@ -16,10 +16,10 @@ from mlxmtp.worker.messages import (
     Generate,
     Loaded,
     Prefilled,
-    Said,
     Settings,
     Stop,
     Stopped,
+    TurnDelta,
 )
 from tests.worker.driving import Driven, said, text_of
 
@@ -33,7 +33,7 @@ def user(text: str) -> Messages:
     return [{"role": "user", "content": text}]
 
 
-def alone(engine: Engine, messages: Messages, settings: Settings) -> tuple[list[Part], Any]:
+def alone(engine: Engine, messages: Messages, settings: Settings) -> tuple[list[Segment], Any]:
     """What a turn with fresh caches says, and its last chunk."""
     wanted = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.min_p, settings.seed)
     chunks = list(engine.stream(messages, wanted, max_tokens=settings.max_tokens, depth=settings.depth))
@@ -79,7 +79,7 @@ def test_what_is_loaded(loaded: Loaded, engine: Engine) -> None:
 def test_a_turn_is_what_the_engine_generates(worker: Driven, engine: Engine, text: str, settings: Settings) -> None:
     events = worker.answer(Generate, user(text), settings)
     finished = assert_is_as_alone(events, engine, user(text), settings)
-    *prefilled, end = [event for event in events if not isinstance(event, Said)]
+    *prefilled, end = [event for event in events if not isinstance(event, TurnDelta)]
     assert end is finished
     new = finished.stats.prompt_tokens - finished.stats.reused_tokens - 1  # the first round feeds the last one
     assert [event.total for event in prefilled] == [new] * len(prefilled)
@@ -98,7 +98,9 @@ def test_its_text_is_the_result(worker: Driven, engine: Engine) -> None:
 
 
 def test_statistics_only_grow(worker: Driven) -> None:
-    events = [event for event in worker.answer(Generate, user(ORDER), Settings(depth=3)) if isinstance(event, Said)]
+    events = [
+        event for event in worker.answer(Generate, user(ORDER), Settings(depth=3)) if isinstance(event, TurnDelta)
+    ]
     tokens = [event.stats.tokens for event in events]
     assert len(tokens) > 1
     assert tokens == sorted(set(tokens))
@@ -129,7 +131,7 @@ def test_the_next_turns_go_on_from_the_caches(worker: Driven, engine: Engine) ->
 def test_a_turn_can_be_stopped(worker: Driven, engine: Engine) -> None:
     settings = Settings(depth=3, max_tokens=3000)
     command = worker.send(Generate, user(LONG), settings)
-    before = worker.until(Said)
+    before = worker.until(TurnDelta)
     worker.process.stop()
     events = [before, *worker.rest(command)]
     finished = events[-1]
@@ -151,7 +153,7 @@ def test_a_stop_for_an_old_command_ends_no_newer_one(worker: Driven, engine: Eng
     old = worker.answer(Generate, user("Hello!"), Settings(depth=3, max_tokens=1))[-1].id
     command = worker.send(Generate, user(ORDER), Settings(depth=3))
     worker.process.send(Stop(old))
-    worker.until(Said)
+    worker.until(TurnDelta)
     worker.process.send(Stop(old))
     finished = worker.rest(command)[-1]
     assert (finished.reason, finished.stats.tokens) == ("stop", len(engine.generate(ORDER).tokens))
@@ -159,7 +161,7 @@ def test_a_stop_for_an_old_command_ends_no_newer_one(worker: Driven, engine: Eng
 
 def test_commands_that_wait_are_stopped_too(worker: Driven) -> None:
     first = worker.send(Generate, user(LONG), Settings(depth=3, max_tokens=3000))
-    worker.until(Said)
+    worker.until(TurnDelta)
     second = worker.send(Compare, user(LONG), Settings(depth=3))
     worker.process.stop()
     assert worker.rest(first)[-1].reason == "interrupted"
@@ -169,7 +171,7 @@ def test_commands_that_wait_are_stopped_too(worker: Driven) -> None:
 def test_a_turn_that_is_stopped_before_it_begins_is_finished_all_the_same(worker: Driven) -> None:
     """`Stopped` is for the other commands: who waits for a turn waits for `Finished`."""
     first = worker.send(Generate, user(LONG), Settings(depth=3, max_tokens=3000))
-    worker.until(Said)
+    worker.until(TurnDelta)
     second = worker.send(Generate, user(LONG), Settings(depth=3))
     worker.process.stop()
     assert worker.rest(first)[-1].reason == "interrupted"

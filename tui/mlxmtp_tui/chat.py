@@ -18,8 +18,8 @@ from mlxmtp.worker.messages import (
     Load,
     Loaded,
     Prefilled,
-    Said,
     Stopped,
+    TurnDelta,
     Warned,
 )
 from mlxmtp_tui.conversation import Answer, Conversation
@@ -250,7 +250,7 @@ class Chat:
                 self.live.prefill = event
             case Fetching():
                 self.live.fetching = event
-            case Said():
+            case TurnDelta():
                 self._parts += event.parts
                 self.live.said(event.stats, event.memory)
                 self._view.turn_said(event.parts)

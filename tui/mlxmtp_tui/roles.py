@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mlxmtp.identity.verdict import Identity
+from mlxmtp.exactness.verdict import Identity
 from mlxmtp.worker.messages import Command, Compared, Settings
 
 

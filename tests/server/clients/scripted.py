@@ -89,7 +89,7 @@ class Scripted:
 
     def make(self) -> None:
         """Write what a tokenizer needs."""
-        from mlxmtp.chat.loading import DEMO
+        from mlxmtp.engine.loading import DEMO
 
         for name in ("config.json", "tokenizer.json", "generation_config.json"):
             (self.folder / name).write_bytes((DEMO / name).read_bytes())
@@ -140,7 +140,7 @@ def serve(folder: str) -> None:
 
 def engine(folder: str) -> None:
     """The worker's protocol on standard input and output."""
-    from mlxmtp.chat.tokenizer import load_tokenizer
+    from mlxmtp.engine.tokenizer import load_tokenizer
     from mlxmtp.worker.lines import decode, encode
     from mlxmtp.worker.messages import Generate, Load, Loaded
 
@@ -163,9 +163,9 @@ def engine(folder: str) -> None:
 
 def turn(scripted: Scripted, tokenizer: Any, command: Any) -> Iterator[Any]:
     """The events of an answer, a token a round."""
-    from mlxmtp.chat.parts import Splitter
-    from mlxmtp.decoding.stats import Round, Tally
-    from mlxmtp.worker.messages import Finished, Memory, Prefilled, Said
+    from mlxmtp.decoding.stats import Round, StatsAccumulator
+    from mlxmtp.engine.parts import OutputParser
+    from mlxmtp.worker.messages import Finished, Memory, Prefilled, TurnDelta
 
     prompt = tokenizer.decode(command.messages)
     first = prompt.split(END)[0].splitlines()
@@ -174,16 +174,16 @@ def turn(scripted: Scripted, tokenizer: Any, command: Any) -> Iterator[Any]:
     answer = answers[min(prompt.count(TURN), len(answers)) - 1]
     scripted.wait()
     scripted.add(Asked(prompt, tools, answer, vars(command.settings)))
-    tally, memory = Tally(len(command.messages), time.perf_counter()), Memory(0, 0, 0)
+    tally, memory = StatsAccumulator(len(command.messages), time.perf_counter()), Memory(0, 0, 0)
     yield Prefilled(command.id, len(command.messages), len(command.messages))
     tally.prefilled(time.perf_counter())
-    splitter = Splitter(tokenizer, command.messages, command.opening)
+    splitter = OutputParser(tokenizer, command.messages, command.opening)
     for start in range(0, len(answer), PIECE):
         tally.add(Round((0,), 0, 0, 1, None), time.perf_counter())
         parts = splitter.feed(answer[start : start + PIECE])
-        yield Said(command.id, [[part.kind, part.text] for part in parts], tally.stats(0), memory)
+        yield TurnDelta(command.id, [[part.kind, part.text] for part in parts], tally.stats(0), memory)
     rest = [[part.kind, part.text] for part in splitter.finish()]
-    yield Said(command.id, rest, tally.stats(0), memory)
+    yield TurnDelta(command.id, rest, tally.stats(0), memory)
     yield Finished(command.id, "stop", {}, tally.stats(0), memory)
 
 

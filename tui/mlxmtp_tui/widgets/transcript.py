@@ -9,7 +9,7 @@ from textual.widgets import Static
 
 from mlxmtp_tui.conversation import Turn
 from mlxmtp_tui.figures import plural
-from mlxmtp_tui.widgets.turns import Answering, Asked, Thinking, drawn
+from mlxmtp_tui.widgets.turns import AnswerBlock, Asked, Thinking, drawn
 
 MOUNTED = 24
 """Turns on the screen at first, and more each time: layout takes time for each widget, seen or not."""
@@ -34,7 +34,7 @@ class Transcript(VerticalScroll):
         super().__init__()
         self._turns: list[Turn] = []
         self._first = 0
-        self._answering: Answering | None = None
+        self._answering: AnswerBlock | None = None
         self.unfolded = False
 
     async def show(self, turns: list[Turn]) -> None:
@@ -49,7 +49,7 @@ class Transcript(VerticalScroll):
             await self.mount_all(widgets)
             await self._mark_earlier()
         if now and now[-1].answer is None:
-            self._answering = Answering(self, unfolded=self.unfolded)
+            self._answering = AnswerBlock(self, unfolded=self.unfolded)
         self.anchor()
 
     async def begin(self, turn: Turn) -> None:
@@ -62,11 +62,11 @@ class Transcript(VerticalScroll):
             await self.remove_children(self.children[:keep])
             self._first += len(asked) - MOUNTED
             await self._mark_earlier()
-        self._answering = Answering(self, unfolded=self.unfolded)
+        self._answering = AnswerBlock(self, unfolded=self.unfolded)
         self.anchor()
 
     @property
-    def answering(self) -> Answering | None:
+    def answering(self) -> AnswerBlock | None:
         """Where the answer that comes is drawn."""
         return self._answering
 

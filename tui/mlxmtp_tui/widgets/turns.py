@@ -97,7 +97,7 @@ class Thinking(Vertical):
             body.update(self._text.strip("\n"))
 
 
-class Called(Static):
+class ToolCallBlock(Static):
     """A tool call: as the model writes it, then as it was understood."""
 
     def __init__(self, text: str) -> None:
@@ -119,7 +119,7 @@ class Figures(Static):
         super().__init__(turn_line(answer.stats, answer.reason, answer.speedup), markup=False)
 
 
-class Answering:
+class AnswerBlock:
     """The answer that comes, drawn at the end of the transcript.
 
     `feed` may be called at any rate: the screen follows as fast as it may, which is not always as fast as it can.
@@ -153,7 +153,7 @@ class Answering:
         for part in self._parts:
             if isinstance(part, Thinking):
                 part.finish()
-        called = (part for part in self._parts if isinstance(part, Called))
+        called = (part for part in self._parts if isinstance(part, ToolCallBlock))
         for part, call in zip(called, answer.calls, strict=False):
             part.understood(call_line(call).strip("`"))
         await self._transcript.mount(Figures(answer))
@@ -186,10 +186,10 @@ class Answering:
     async def _append(self, kind: str, text: str) -> None:
         last = self._open
         if kind == "tool":
-            if isinstance(last, Called):
+            if isinstance(last, ToolCallBlock):
                 last.feed(text)
             elif text:
-                await self._add(Called(text))
+                await self._add(ToolCallBlock(text))
         elif kind == "thinking":
             if isinstance(last, Thinking):
                 last.feed(text)
@@ -203,7 +203,7 @@ class Answering:
             markdown = GrowingMarkdown()
             await self._add(markdown)
             await markdown.append(text)
-        elif isinstance(last, Called):
+        elif isinstance(last, ToolCallBlock):
             self._open = None  # an empty text ends a call: the next one is another
 
     async def _add(self, part: Widget) -> None:
@@ -220,7 +220,7 @@ def drawn(turn: Turn, *, unfolded: bool) -> list[Widget]:
             widgets.append(Thinking(answer.thinking, unfolded=unfolded))
         if answer.text:
             widgets.append(GrowingMarkdown(answer.text))
-        widgets += [Called(call_line(call).strip("`")) for call in answer.calls]
+        widgets += [ToolCallBlock(call_line(call).strip("`")) for call in answer.calls]
         widgets.append(Figures(answer))
     return widgets
 

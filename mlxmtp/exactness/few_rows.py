@@ -1,0 +1,132 @@
+"""A quantised product over two to eight rows in which every row has the bits it has alone. Metal only.
+
+On Apple GPUs from M3 on, `mx.quantized_matmul` takes another kernel for two rows than for one, with another order of
+addition. The kernel here (few_rows.metal) keeps the order that MLX 0.32.4 has for one row and reads the weights once
+for all rows. It was written without a Mac: its arithmetic is tested on the host, but its speed is not known, nor
+whether Metal's compiler, which may fuse products with sums, does so here where it does in MLX's own kernel. One-row
+arithmetic finds out (exactness/one_row.py), on the machine and with the weights at hand, for each number of rows.
+
+Where rounding comes from: a lane takes 4, 8 or 16 inputs of each block (`lane_values`), and 32 lanes are added last.
+Shapes: x [..., K] with m rows in all, w [N, K * bits / 32] as uint32, scales and biases [N, K / group_size].
+"""
+
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
+from math import prod
+from typing import cast
+
+import mlx.core as mx
+
+from mlxmtp.errors import OptionError
+
+MOST_ROWS = 8
+BITS = (4, 8)
+GROUP_SIZES = (32, 64, 128)
+DTYPES = (mx.float16, mx.bfloat16, mx.float32)
+OTHER_ORDER = (64, 128)  # inputs; for so few, MLX multiplies one row with yet another kernel
+SIMD_GROUPS = 2  # of 32 lanes, in a threadgroup
+
+Launch = Callable[..., list[mx.array]]
+"""Called as what `mx.fast.metal_kernel` returns."""
+
+
+def why_not() -> str:
+    """What keeps the kernel from running on this machine; empty where nothing does."""
+    if not hasattr(mx.fast, "metal_kernel"):
+        return "this MLX has no mx.fast.metal_kernel"
+    if not mx.metal.is_available():
+        return "no Metal device"
+    if mx.default_device() != mx.gpu:
+        return f"MLX runs on {mx.default_device()}, not on the GPU"
+    return ""
+
+
+def available() -> bool:
+    """Whether this machine has what the kernel runs on. That it compiles and is right, a comparison alone can say."""
+    return not why_not()
+
+
+def lane_values(inputs: int, bits: int) -> int:
+    """How many inputs of a block a lane takes, in MLX's kernel for one row: twice as many where blocks fill K."""
+    wide = 64 // bits
+    return wide if inputs % (32 * wide) == 0 else wide // 2
+
+
+def refusal(
+    rows: int, dtype: mx.Dtype, w: mx.array, scales: mx.array, biases: mx.array | None, group_size: int, bits: int
+) -> str:
+    """Why the kernel does not take this product; empty where it does."""
+    if not 2 <= rows <= MOST_ROWS:
+        return f"it takes 2 to {MOST_ROWS} rows, not {rows}"
+    if bits not in BITS or group_size not in GROUP_SIZES:
+        return f"it takes 4 or 8 bits in groups of 32, 64 or 128, not {bits} bits in groups of {group_size}"
+    if biases is None:
+        return "it takes affine weights, and these have no biases"
+    if w.ndim != 2 or w.dtype != mx.uint32:
+        return f"it takes one matrix packed in uint32, not {w.dtype} of shape {w.shape}"
+    outputs, inputs = w.shape[0], w.shape[1] * 32 // bits
+    if scales.shape != (outputs, inputs // group_size) or biases.shape != scales.shape or inputs % group_size:
+        return f"scales {scales.shape} and biases {biases.shape} do not fit {outputs} outputs of {inputs} inputs"
+    if dtype not in DTYPES or scales.dtype != dtype or biases.dtype != dtype:
+        return f"it takes rows, scales and biases of one float type, not {dtype}, {scales.dtype} and {biases.dtype}"
+    if inputs in OTHER_ORDER:
+        return f"MLX adds one row of {inputs} inputs in an order of its own"
+    if max(w.size, rows * outputs) >= 2**31:
+        return f"it counts in 32 bits, too few for {outputs} outputs of {inputs} inputs"
+    return ""
+
+
+def few_row_matmul(
+    x: mx.array,
+    w: mx.array,
+    scales: mx.array,
+    biases: mx.array | None,
+    group_size: int,
+    bits: int,
+    launch: Launch | None = None,
+) -> mx.array:
+    """x · dequantised(w)ᵀ, [..., N] of x's type. Use it only where it was found equal.
+
+    Args:
+        x: [..., K], 2 to 8 rows in all; of one type with scales and biases: float16, bfloat16 or float32.
+        launch: in place of the Metal kernel.
+
+    Raises:
+        OptionError: a product that the kernel does not take, or, without `launch`, no Metal GPU; the message says why.
+    """
+    rows = prod(x.shape[:-1])
+    reason = refusal(rows, x.dtype, w, scales, biases, group_size, bits)
+    inputs = w.shape[-1] * 32 // bits
+    if not reason and x.shape[-1] != inputs:
+        reason = f"rows of {x.shape[-1]} values do not fit weights of {inputs} inputs"
+    if not reason and launch is None:
+        reason = why_not()
+    if reason:
+        raise OptionError(f"The few-row kernel cannot run: {reason}. Use mx.quantized_matmul.")
+    launch = launch or _metal()
+    outputs = w.shape[0]
+    each = 4 if rows <= 4 else 2  # outputs of a SIMD-group: at eight rows, four would need too many registers
+    groups = -(-outputs // (SIMD_GROUPS * each))
+    (y,) = launch(
+        inputs=[x.reshape(rows, inputs), w, scales, biases],
+        template=[
+            *[("T", x.dtype), ("ROWS", rows), ("OUTPUTS", each), ("BITS", bits), ("GROUP", group_size)],
+            ("LANE", lane_values(inputs, bits)),
+        ],
+        grid=(32, SIMD_GROUPS * groups, 1),
+        threadgroup=(32, SIMD_GROUPS, 1),
+        output_shapes=[(rows, outputs)],
+        output_dtypes=[x.dtype],
+    )
+    return y.reshape(*x.shape[:-1], outputs)
+
+
+@cache
+def _metal() -> Launch:
+    """The kernel; MLX compiles it at the first evaluation of each template."""
+    body = files("mlxmtp.exactness").joinpath("few_rows.metal").read_text(encoding="utf-8")
+    kernel = mx.fast.metal_kernel(
+        name="mlxmtp_few_rows", input_names=["x", "w", "scales", "biases"], output_names=["y"], source=body
+    )
+    return cast(Launch, kernel)

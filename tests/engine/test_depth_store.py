@@ -1,0 +1,99 @@
+"""What auto has learned goes from run to run, and what cannot be kept or read costs rounds and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mlxmtp import load
+from mlxmtp.decoding.acceptance import Acceptance
+from mlxmtp.decoding.auto import AutoDepth
+from mlxmtp.decoding.costs import Costs
+from mlxmtp.decoding.repeats import Repeats
+from mlxmtp.engine.depth_store import load, save
+
+COSTS = {0: 1.0, 1: 1.4, 3: 2.1}
+KNOWN = AutoDepth(6, 9, Costs(COSTS, {8: 2.5}), Acceptance([0.8, 0.7]), Repeats([[0.2], [0.5, 0.6], [], [0.9, 0.95]]))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def test_what_is_kept_is_recalled(tmp_path: Path) -> None:
+    save(tmp_path / "x" / "known.json", KNOWN)
+    found = load(tmp_path / "x" / "known.json", 6, 9)
+    assert (found.most, found.most_repeated) == (6, 9)
+    assert found.costs.ratios() == pytest.approx(COSTS)
+    assert found.costs.ratios(looked_up=True) == pytest.approx({8: 2.5})
+    assert found.acceptance.usual == pytest.approx([0.8, 0.7])
+    assert found.repeats.usual[3] == pytest.approx([0.9, 0.95])
+    assert [found.next() for _ in range(4)] == [found.next()] * 4, "nothing is left to be tried out first"
+
+
+def test_nothing_is_kept_of_a_policy_that_knows_no_plain_step(tmp_path: Path) -> None:
+    save(tmp_path / "known.json", AutoDepth(6, 9))
+    assert not list(tmp_path.iterdir())
+
+
+def good() -> dict[str, object]:
+    shares = {"acceptance": [0.5], "repeats": [[0.5]]}
+    return {"steps": {"0": 1.0, "3": 2.0}, "looked_up_steps": {}, **shares}
+
+
+DAMAGED = {
+    "nothing": b"",
+    "cut": json.dumps(good()).encode()[:-9],
+    "null": b"null",
+    "a list": b"[]",
+    "no steps": json.dumps(good() | {"steps": None}).encode(),
+    "a depth that is none": json.dumps(good() | {"steps": {"zero": 1}}).encode(),
+    "no time at all": json.dumps(good() | {"steps": {"0": 0}}).encode(),
+    "not a number": json.dumps(good() | {"steps": {"0": float("nan")}}).encode(),
+    "a text for a number": json.dumps(good() | {"acceptance": ["0.5"]}).encode(),
+    "more than all": json.dumps(good() | {"acceptance": [1.5]}).encode(),
+    "shares without lengths": json.dumps(good() | {"repeats": [0.5]}).encode(),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_file_is_as_none(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "known.json"
+    file.write_bytes(content)
+    assert load(file, 6, 9).costs.ratios() == {}
+    save(file, KNOWN)
+    assert load(file, 6, 9).costs.ratios()
+
+
+def test_an_engine_keeps_what_its_turns_taught_it(raw_checkpoint: Callable[..., Path], folder: Path) -> None:
+    model = raw_checkpoint("qwen3_5", dtype="float32")
+    prompt = list(range(5, 30))
+    engine = load(model)
+    engine.generate(prompt, max_tokens=40, depth=2)
+    assert not list(folder.rglob("depth/*.json")), "a depth that was asked for teaches nothing"
+    engine.generate(prompt, max_tokens=40)
+    (file,) = folder.rglob("depth/*.json")
+    shares = json.loads(file.read_text())["acceptance"]
+    assert shares
+    assert load(model).policy(None).acceptance.usual == pytest.approx(shares)  # type: ignore[union-attr]
+
+    again = load(model)
+    chunks = again.stream(prompt, max_tokens=40)
+    next(chunks)
+    file.unlink()
+    chunks.close()  # type: ignore[attr-defined]
+    assert file.exists(), "of a turn that is left early too"
+    load(raw_checkpoint("qwen3_5", dtype="float32", seed=1)).generate(prompt, max_tokens=40)
+    assert len(list(folder.rglob("depth/*.json"))) == 2, "each model has its own"
+
+
+def test_a_first_short_turn_with_a_good_head_teaches_the_next_run(folder: Path) -> None:
+    """Where drafts pay, plain steps are few; and without them nothing is known of what a round costs."""
+    load().generate("Write a story about a cat.", max_tokens=64)
+    assert list(folder.rglob("depth/*.json"))
+    assert load().policy(None).costs.ratios()[0] == 1.0  # type: ignore[union-attr]

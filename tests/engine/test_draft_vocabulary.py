@@ -1,0 +1,144 @@
+"""`--draft-vocab`: drafts from some tokens only, the text from all of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from tokenizers import Tokenizer, models
+
+from mlxmtp import Engine, OptionError, Sampling, load
+from mlxmtp.decoding.drafters import MTPChain
+from mlxmtp.decoding.sequence import Sequence
+from mlxmtp.decoding.verifier import Verifier
+from mlxmtp.engine.depth_store import file_for
+from mlxmtp.engine.draft_vocabulary import draft_tokens
+from mlxmtp.heads.draft_output import DraftOutput
+
+FEW = [3, 40, 41, 97, 150]
+PROMPT = list(range(5, 40))
+
+
+@pytest.mark.parametrize("kind", ["whole", "with a bias", "embedding", 4, 8])
+def test_the_rows_are_the_matrixs_own(kind: str | int) -> None:
+    """To the bit; of all other tokens, -inf."""
+    mx.random.seed(1)
+    if kind == "embedding":
+        matrix: Any = nn.Embedding(200, 64)
+        whole = matrix.as_linear
+    else:
+        matrix = whole = nn.Linear(64, 200, bias=kind == "with a bias")
+        if isinstance(kind, int):
+            matrix = whole = matrix.to_quantized(bits=kind, group_size=32)
+    states = mx.random.normal((2, 3, 64))
+    found, expected = DraftOutput(matrix, FEW)(states), whole(states)
+    assert found.shape == expected.shape
+    assert mx.array_equal(found[..., mx.array(FEW)], expected[..., mx.array(FEW)])
+    others = mx.array([token for token in range(200) if token not in FEW])
+    assert mx.all(found[..., others] == -mx.inf)
+
+
+@pytest.fixture(params=["qwen3_5", "glm4_moe_lite", "deepseek_v3"])
+def model(request: pytest.FixtureRequest, raw_checkpoint: Callable[..., Path], nextn_checkpoint: Any) -> Path:
+    if request.param == "qwen3_5":
+        return raw_checkpoint("qwen3_5", dtype="float32")
+    found: Path = nextn_checkpoint(request.param)
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained() -> Engine:
+    """The bundled model."""
+    return load()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "tokens.json"
+    path.write_text(json.dumps(FEW))
+    return path
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.9, seed=3)], ids=["greedy", "seeded"])
+def test_the_text_is_as_without_and_the_drafts_are_of_the_vocabulary(
+    model: Path, file: Path, sampling: Sampling
+) -> None:
+    engine, whole = load(model, draft_vocab=file), load(model)
+    assert engine.draft_tokens
+    assert set(FEW) <= set(engine.draft_tokens)
+    plain = whole.generate(PROMPT, sampling, max_tokens=40, depth=0).tokens
+    assert engine.generate(PROMPT, sampling, max_tokens=40, depth=3).tokens == plain
+    assert engine.generate(PROMPT, sampling, max_tokens=40).tokens == plain
+    sequence = Sequence(engine.target, engine.mtp)
+    sequence.prefill(PROMPT)
+    drafts = MTPChain(engine.mtp).propose(sequence, 6, Verifier(sampling)).tokens[0].tolist()  # type: ignore[arg-type]
+    assert set(drafts) <= set(engine.draft_tokens)
+    assert file_for(engine) != file_for(whole), "what is learned of one is not of the other"
+
+
+@pytest.mark.parametrize("verify", ["token", "block"])
+def test_rejection_sampling_takes_drafts_of_a_part(model: Path, file: Path, verify: Any) -> None:
+    """Tokens outside the vocabulary come as corrections and bonus tokens."""
+    engine = load(model, draft_vocab=file)
+    tokens = engine.generate(PROMPT, Sampling(1.0, seed=1), max_tokens=60, depth=2, verify=verify).tokens
+    assert set(tokens) - set(engine.draft_tokens or ())
+
+
+def test_a_number_takes_the_most_frequent_and_the_special_ones(trained: Engine) -> None:
+    tokenizer, vocabulary = trained.tokenizer, trained.target.output["weight"].shape[0]
+    found = draft_tokens(300, tokenizer, vocabulary)
+    special = {*tokenizer.added_tokens_decoder, *tokenizer.eos_token_ids}
+    assert set(range(300)) - special <= set(found) | special
+    assert special <= set(found)
+    assert len(found) <= 300 + len(special)
+    assert draft_tokens("1000000", tokenizer, vocabulary) == list(range(min(len(tokenizer), vocabulary)))
+
+
+def test_of_a_unigram_model_the_likeliest() -> None:
+    model = models.Unigram([("<unk>", 0.0), ("a", -5.0), ("b", -1.0), ("c", -3.0)], unk_id=0)
+    tokenizer = SimpleNamespace(backend_tokenizer=Tokenizer(model), added_tokens_decoder={}, eos_token_ids=set())
+    assert draft_tokens(3, tokenizer, 4) == [0, 2, 3]
+
+
+@pytest.mark.parametrize("text", ["7\n3\n3\n", "[7, 3]", " 3 7 "])
+def test_files_of_ids(tmp_path: Path, trained: Engine, text: str) -> None:
+    (tmp_path / "ids").write_text(text)
+    vocabulary = trained.target.output["weight"].shape[0]
+    special = {*trained.tokenizer.added_tokens_decoder, *trained.tokenizer.eos_token_ids}
+    assert set(draft_tokens(tmp_path / "ids", trained.tokenizer, vocabulary)) == {3, 7} | special
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "there are none"),
+        (b"[]", "there are none"),
+        (b"[1, 2", "Expecting"),
+        (b"one two", "invalid literal"),
+        (b"[1, 999999]", "999999 is no token of this model"),
+        (b"[1, -2]", "-2 is no token"),
+        (b"[1, true]", "True is no token"),
+        (b"\xff\xfe", "it is no text"),
+    ],
+)
+def test_a_file_that_will_not_do(tmp_path: Path, trained: Engine, content: bytes, told: str) -> None:
+    (tmp_path / "ids").write_bytes(content)
+    with pytest.raises(OptionError, match=told):
+        draft_tokens(tmp_path / "ids", trained.tokenizer, 1000)
+
+
+@pytest.mark.parametrize(("asked", "told"), [(0, "at least 1 token"), (-3, "at least 1 token"), ("no/file", "No such")])
+def test_nothing_to_draft(trained: Engine, asked: Any, told: str) -> None:
+    with pytest.raises(OptionError, match=told):
+        load(trained.path, draft_vocab=asked)
+
+
+def test_without_a_head_there_is_nothing_to_narrow(trained: Engine, file: Path) -> None:
+    with pytest.raises(OptionError, match="a draft vocabulary is for a head, and there is none: MTP was switched off"):
+        load(trained.path, mtp=False, draft_vocab=file)

@@ -1,0 +1,248 @@
+"""Conversations that go on after a restart, with several models and processes."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlxmtp import Engine, Sampling, load
+from mlxmtp.decoding.sequence import Sequence
+from mlxmtp.engine.model_key import model_key
+from mlxmtp.engine.prefix_disk import LEAST, POINTS, PrefixStore
+from tests.engine.disk import Disk, answer, flip
+from tests.engine.kinds import KINDS, PLENTY, TRAINED, find, words
+from tests.running import prefilled
+from tests.scripted import assert_same_state, snapshot
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def engine(request: pytest.FixtureRequest, raw_checkpoint: Callable[..., Path]) -> Engine:
+    return find(request.param, raw_checkpoint)
+
+
+# -- restarts -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"sampling": Sampling(1.0, seed=3)}, {"depth": 0}], ids=str)
+def test_a_conversation_goes_on_after_a_restart(engine: Engine, tmp_path: Path, options: dict[str, Any]) -> None:
+    """From its end, and from each of its points."""
+    disk = Disk(tmp_path / "new" / "folder", engine)
+    prompt, cache = words(engine, 70), disk.cache()
+    prompt += [*answer(engine, prompt, cache, **options)[0], *words(engine, 9)]
+    cache.close()
+    assert cache.nbytes == 0
+    assert len(disk.files) == 1
+    for changed, least in (
+        (prompt, len(prompt) - 9),
+        ([*prompt[:66], prompt[66] ^ 1, 3, 4], 65),
+        ([*prompt[:33], prompt[33] ^ 1, 3, 4, 5], 30),
+    ):
+        again = disk.cache()
+        tokens, reused = answer(engine, changed, again, **options)
+        assert tokens == answer(engine, changed, **options)[0]
+        assert reused >= least
+        assert again.figures.loaded == 1
+    assert disk.warnings == []
+
+
+def test_what_comes_back_is_what_was_written(engine: Engine, tmp_path: Path) -> None:
+    """To the last bit, points included."""
+    disk, prompt = Disk(tmp_path, engine), words(engine, 90)
+    one = Sequence(engine.target, engine.mtp)
+    one.prefill(prompt, 32, boundaries=[30, 80])
+    store = disk.store()
+    store.save(one)
+    other = store.load([*prompt, 5], engine.target, engine.mtp, 0)
+    assert other
+    assert (other.tokens, other.rows, other.prefix_info) == (one.tokens, one.rows, one.prefix_info)
+    assert_same_state(snapshot(other.cache), snapshot(one.cache))
+    changed = [*prompt[:30], prompt[30] ^ 1, *words(engine, 20)]
+    place = other.prefix_info.longest_reusable_prefix(changed, drafting=True)
+    assert place
+    other.resume(changed, place, drafting=True)
+    other.prefill(changed[len(other.tokens) :])
+    fresh = prefilled(engine, changed, 3)
+    assert_same_state(snapshot(other.cache), snapshot(fresh.cache))
+    last = mx.array([changed[-1:]])
+    assert mx.array_equal(*(engine.target.forward(last, sequence.cache)[0] for sequence in (other, fresh)))
+
+
+def test_what_memory_has_no_room_for_comes_back_from_the_disk(hybrid: Engine, tmp_path: Path) -> None:
+    disk = Disk(tmp_path, hybrid)
+    prompts = [words(hybrid, 70, seed) for seed in range(3)]
+    probe = disk.cache()
+    answer(hybrid, prompts[0], probe)
+    disk.memory = probe.nbytes * 3 // 2
+    cache = disk.cache()
+    for prompt in prompts:
+        answer(hybrid, prompt, cache)
+    assert cache.figures.conversations == 1
+    for prompt in prompts:
+        longer = [*prompt, *answer(hybrid, prompt)[0], 5, 6]
+        tokens, reused = answer(hybrid, longer, cache)
+        assert (tokens, reused) == (answer(hybrid, longer)[0], len(longer) - 2)
+        assert cache.nbytes <= disk.memory
+    assert disk.warnings == []
+
+
+def test_a_conversation_has_one_file(hybrid: Engine, tmp_path: Path) -> None:
+    """The newest; one that did not change is not written again."""
+    disk, prompt = Disk(tmp_path, hybrid), words(hybrid, 70)
+    for step in range(3):
+        cache = disk.cache()
+        prompt = [*prompt, *answer(hybrid, prompt, cache)[0], 3 + step]
+        cache.close()
+        assert len(disk.files) == 1
+    file = disk.files[0]
+    inode = file.stat().st_ino
+    cache = disk.cache()
+    store: Any = cache._store
+    cache.keep(store.load([*prompt], hybrid.target, hybrid.mtp, 0))
+    cache.close()
+    assert (disk.files, file.stat().st_ino) == ([file], inode)
+
+
+def test_a_file_is_not_read_for_a_few_tokens(hybrid: Engine, tmp_path: Path) -> None:
+    disk, prompt = Disk(tmp_path, hybrid), words(hybrid, 200)
+    cache = disk.cache()
+    hybrid.generate(prompt, max_tokens=2, prefixes=cache, boundaries=[12, 190])
+    cache.close()
+    again = disk.cache()
+    assert answer(hybrid, [*prompt[:12], prompt[12] ^ 1, *words(hybrid, 40)], again)[1] == 0
+    assert again.figures.loaded == 0
+
+
+def test_what_is_not_worth_a_file(hybrid: Engine, tmp_path: Path) -> None:
+    """A short conversation, and more points than a few."""
+    folder, key = tmp_path / "x", model_key(hybrid)
+    warnings: list[str] = []
+    store = PrefixStore(folder, PLENTY, key, warnings.append)
+    for count in (LEAST, LEAST + 1):
+        sequence = Sequence(hybrid.target, hybrid.mtp)
+        sequence.prefill(words(hybrid, count), boundaries=range(20, 200, 20))
+        store.save(sequence)
+        assert any(folder.iterdir()) == (count > LEAST)
+    loaded = store.load([*sequence.tokens, 5], hybrid.target, hybrid.mtp, 0)
+    assert loaded
+    assert len(loaded.snapshots) == POINTS < len(sequence.snapshots)
+    assert warnings == []
+
+
+def test_prompts_are_nobody_elses_to_read(hybrid: Engine, tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "made", hybrid)
+    disk.written(words(hybrid, 40))
+    assert [path.stat().st_mode & 0o077 for path in (disk.folder, *disk.files)] == [0, 0]
+
+
+def test_the_oldest_files_go(hybrid: Engine, tmp_path: Path) -> None:
+    disk = Disk(tmp_path, hybrid)
+    prompts = [words(hybrid, 70, seed) for seed in range(4)]
+    disk.written(prompts[0])
+    nbytes = disk.files[0].stat().st_size
+    disk.most = 2 * nbytes + nbytes // 2
+    os.utime(disk.files[0], (1, 1))
+    for prompt in prompts[1:3]:
+        disk.written(prompt)
+        assert sum(file.stat().st_size for file in disk.files) <= disk.most
+    assert answer(hybrid, [*prompts[0], 5, 6], disk.cache())[1] == 0, "it was the oldest"
+    for second, file in enumerate(disk.files):
+        os.utime(file, (second, second))
+    for prompt in prompts[1:3]:
+        assert answer(hybrid, [*prompt, 5, 6], disk.cache())[1] > 0
+    disk.most = nbytes // 2
+    disk.written(prompts[3])
+    assert len(disk.files) == 2, "larger than all the room: for that, nothing goes"
+
+
+# -- other models ---------------------------------------------------------------------------------------------
+
+
+def test_two_models_share_a_folder(hybrid: Engine, tmp_path: Path) -> None:
+    one, other = Disk(tmp_path, hybrid), Disk(tmp_path, load(TRAINED / "glm4_moe"))
+    prompt = words(hybrid, 70)
+    one.written(prompt)
+    assert answer(other.engine, [*prompt, 5], other.cache())[1] == 0
+    other.written(prompt)
+    assert len(one.files) == 2
+    for disk in (one, other):
+        longer = [*prompt, *answer(disk.engine, prompt)[0], 5, 6]
+        assert answer(disk.engine, longer, disk.cache())[1] == len(longer) - 2
+    assert one.warnings == other.warnings == []
+
+
+def test_what_a_key_depends_on(raw_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    source = raw_checkpoint("qwen3_5", dtype="float32", vocab=8)
+    keys = {}
+
+    def copied(name: str) -> Path:
+        shutil.copytree(source, tmp_path / name)  # with their times
+        return tmp_path / name
+
+    keys["as it is"] = model_key(load(copied("a")))
+    assert model_key(load(copied("b"))) == keys["as it is"], "the same files in another place"
+    keys["without its head"] = model_key(load(copied("c"), mtp=False))
+    config = copied("d") / "config.json"
+    config.write_text(config.read_text().replace("4096", "4095"))
+    keys["another config"] = model_key(load(config.parent))
+    weights = next(copied("e").glob("*.safetensors"))
+    weights.write_bytes(flip(bytearray(weights.read_bytes()), -2))
+    keys["other weights, as many"] = model_key(load(weights.parent))
+    assert len(set(keys.values())) == len(keys)
+
+
+# -- several processes ----------------------------------------------------------------------------------------
+
+
+def test_two_caches_on_one_folder(hybrid: Engine, tmp_path: Path) -> None:
+    """Each sees what the other writes; a file that the other removed is a file that is not there."""
+    disk = Disk(tmp_path, hybrid)
+    prompts = [words(hybrid, 70, seed) for seed in range(2)]
+    one, other = disk.cache(), disk.cache()
+    answer(hybrid, prompts[0], one)
+    one.close()
+    longer = [*prompts[0], *answer(hybrid, prompts[0])[0], 5, 6]
+    tokens, reused = answer(hybrid, longer, other)
+    assert (tokens, reused) == (answer(hybrid, longer)[0], len(longer) - 2)
+    other.close()
+    assert len(disk.files) == 1
+    third = disk.cache()
+    answer(hybrid, prompts[1], third)
+    for file in disk.files:
+        file.unlink()
+    assert answer(hybrid, [*longer, 5], third)[1] == 0
+    third.close()
+    assert len(disk.files) == 2
+    assert disk.warnings == []
+
+
+def test_a_file_that_goes_while_it_is_wanted(hybrid: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, prompt = Disk(tmp_path, hybrid), words(hybrid, 70)
+    disk.written(prompt)
+    cache = disk.cache()
+    store: Any = cache._store
+    refresh = store._refresh
+
+    def too_late() -> None:
+        refresh()
+        for file in disk.files:
+            file.unlink()
+
+    monkeypatch.setattr(store, "_refresh", too_late)
+    assert answer(hybrid, [*prompt, 5], cache) == (answer(hybrid, [*prompt, 5])[0], 0)
+    assert disk.warnings == []
+
+
+def test_what_a_killed_process_left_is_swept(hybrid: Engine, tmp_path: Path) -> None:
+    """And what one that lives is writing is not."""
+    disk = Disk(tmp_path, hybrid)
+    (tmp_path / ".dead.partial").write_bytes(b"half")
+    store = disk.store()
+    assert disk.left() == []
+    with store._staged() as (stage, _):
+        disk.cache()
+        assert stage.exists()
+    assert disk.left() == []

@@ -1,0 +1,198 @@
+"""Strict and canonical identity keep plain decoding's tokens on a backend that does not; and promise nothing more."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlxmtp import Engine, OptionError, load
+from mlxmtp.exactness import one_row
+from mlxmtp.exactness.probe import EVERY, ROWS, probe
+from mlxmtp.targets import Target
+from tests.exactness.conftest import KINDS, text
+from tests.exactness.stand_in import backend, narrow, own, wide
+from tests.running import generated, reference
+
+Engines = Callable[[str], Engine]
+SHORT = ((32, EVERY),)
+TOKENS = 40
+LATTE = "I'd like a large latte, and what do you have without milk?"
+
+USUAL = ("half", "4-bit", "next")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_strict_writes_what_plain_decoding_writes(engine: Engines, kind: str) -> None:
+    model = engine(kind)
+    with backend():
+        expected = reference(model, text(model), TOKENS)
+        verdict = probe(model.target, text(model), "strict", SHORT)
+        assert (verdict.promise, verdict.because) == ("identical-one-row", "")
+        for depth in (1, 3, ROWS - 1):
+            assert generated(model, text(model), TOKENS, depth) == expected
+        assert reference(model, text(model), TOKENS) == expected, "mlx-lm's own decoding is as it was"
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in USUAL else pytest.param(kind, marks=pytest.mark.exhaustive) for kind in KINDS]
+)
+def test_canonical_writes_the_same_at_every_depth(engine: Engines, kind: str) -> None:
+    model = engine(kind)
+    with backend():
+        verdict = probe(model.target, text(model), "canonical", SHORT)
+        assert (verdict.promise, verdict.width) == ("identical-canonical", 2)
+        expected = generated(model, text(model), TOKENS, 0)
+        for depth in (1, 3, ROWS - 1):
+            assert generated(model, text(model), TOKENS, depth) == expected
+
+
+@pytest.mark.parametrize("kind", ["half", "4-bit"])
+def test_without_either_the_texts_part(engine: Engines, kind: str) -> None:
+    """Or all this would show nothing."""
+    model = engine(kind)
+    with backend():
+        expected = reference(model, text(model), 4 * TOKENS)
+        assert any(generated(model, text(model), 4 * TOKENS, depth) != expected for depth in (1, 3, 7))
+
+
+@pytest.mark.parametrize("kind", ["half", "4-bit", "window"])
+def test_where_each_width_has_an_order_of_its_own_all_passes_get_one_width(engine: Engines, kind: str) -> None:
+    model = engine(kind)
+    with backend(own):
+        verdict = probe(model.target, text(model), "canonical", SHORT)
+        assert (verdict.promise, verdict.width) == ("identical-canonical", ROWS)
+        expected = generated(model, text(model), TOKENS, 0)
+        for depth in (1, 4):
+            assert generated(model, text(model), TOKENS, depth) == expected
+        assert probe(model.target, text(model), "strict", SHORT).promise == "identical-one-row"
+        assert model.target.width == 1
+        assert generated(model, text(model), TOKENS, 3) == reference(model, text(model), TOKENS)
+
+
+def test_rows_go_through_one_by_one_where_gathering_changes_them_too(engine: Engines) -> None:
+    model = engine("4-bit")
+    with backend(gathered=wide):
+        expected = reference(model, text(model), TOKENS)
+        verdict = probe(model.target, text(model), "strict", SHORT)
+        assert (verdict.promise, verdict.because) == ("identical-one-row", "")
+        assert generated(model, text(model), TOKENS, 3) == expected
+
+
+@pytest.fixture
+def small(raw_checkpoint: Callable[..., Path]) -> Path:
+    return raw_checkpoint("qwen3_5")
+
+
+def test_strict_gives_up_the_head_where_it_cannot_be_kept(small: Path) -> None:
+    """Norms that depend on rows are beyond one-row arithmetic."""
+    with backend(narrow, norms=wide):
+        model = load(small, identity="strict")
+        assert (model.verdict.promise, model.head) == ("distribution", None)
+        assert "strict identity cannot be kept here: logits differ" in (model.plain_because or "")
+        with pytest.raises(OptionError, match="strict identity cannot be kept here"):
+            model.stream(LATTE, depth=1)
+        written = model.generate(LATTE, max_tokens=12).tokens
+        assert written == load(small, mtp=False).generate(LATTE, max_tokens=12).tokens
+
+
+def test_canonical_has_the_width_that_it_needs(small: Path) -> None:
+    for norms, width in ((narrow, 1), (wide, 2), (own, ROWS)):
+        with backend(narrow, norms=norms):
+            target = load(small).target
+            verdict = probe(target, [5, 6, 7], "canonical", SHORT)
+            assert (verdict.identical, verdict.width, target.width) == (True, width, width)
+
+
+def test_nothing_at_all_can_be_kept(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend whose every pass comes out otherwise: both fall back to plain decoding."""
+    noisy = iter(range(1, 1 << 20))
+    forward = Target.forward
+    monkeypatch.setattr(Target, "forward", lambda *args: _shifted(forward(*args), next(noisy)))
+    for identity in ("strict", "canonical"):
+        model = load(small, identity=identity)
+        assert (model.head, model.verdict.promise, model.target.width) == (None, "distribution", 1)
+
+
+def _shifted(passed: tuple[mx.array, mx.array], by: int) -> tuple[mx.array, mx.array]:
+    return passed[0] + by, passed[1]
+
+
+def test_depths_that_were_not_shown_are_refused(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where no more rows are looked at."""
+    monkeypatch.setattr(Target, "fast_rows", ROWS)
+    model = load(small, identity="strict")
+    assert model.generate(LATTE, max_tokens=4, depth=ROWS - 1).tokens
+    with pytest.raises(OptionError, match=rf"depth is {ROWS}, but strict identity .* up to {ROWS - 1}"):
+        model.stream(LATTE, depth=ROWS)
+    assert load(small).generate(LATTE, max_tokens=4, depth=ROWS).tokens, "fast promises nothing for them"
+
+
+@pytest.mark.exhaustive
+def test_the_demo_with_strict_and_canonical() -> None:
+    with backend():
+        plain = load(mtp=False).generate(LATTE, max_tokens=32)
+        strict = load(identity="strict")
+        assert strict.verdict.promise == "identical-one-row"
+        found = strict.generate(LATTE, max_tokens=32)
+        assert found.tokens == plain.tokens
+        assert found.stats.accepted, "the head is at work"
+        canonical = [load(mtp=mtp, identity="canonical").generate(LATTE, max_tokens=32) for mtp in (True, False)]
+        assert canonical[0].tokens == canonical[1].tokens
+        assert not load().token_identical
+
+
+def test_an_unknown_identity_is_refused() -> None:
+    with pytest.raises(OptionError, match="identity is 'exact'; expected one of fast, strict, canonical"):
+        load(identity="exact")
+
+
+# -- kernels of our own ---------------------------------------------------------------------------------------
+
+
+class Kernel:
+    """An affine product of few rows, right or wrong; counts how often it is asked."""
+
+    def __init__(self, error: float = 0.0) -> None:
+        self.error = error
+        self.calls = 0
+
+    def __call__(
+        self, x: mx.array, w: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
+    ) -> mx.array:
+        self.calls += 1
+        packing = {"group_size": group_size, "bits": bits}
+        rows = [mx.quantized_matmul(row[None], w, scales, biases, **packing) for row in x]
+        return mx.concatenate(rows) + self.error
+
+
+def shown(engine: Engine, kernel: Kernel) -> int:
+    """Calls of the kernel in a text, once the ways are chosen; its tokens are plain decoding's."""
+    with backend():
+        expected = reference(engine, text(engine), TOKENS)
+        assert probe(engine.target, text(engine), "strict", SHORT, kernels=[kernel]).promise == "identical-one-row"
+        before = kernel.calls
+        assert generated(engine, text(engine), TOKENS, 3) == expected
+        return kernel.calls - before
+
+
+def test_a_kept_verdict_is_tried_again_where_kernels_are_chosen_anew(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without kernels of our own nothing is chosen that was not measured, and the verdict is taken as it is."""
+    with backend():
+        assert load(small, identity="strict").verdict.promise == "identical-one-row"
+    with backend(narrow, norms=own):  # as if what is chosen now did not hold
+        assert load(small, identity="strict").verdict.promise == "identical-one-row"
+        monkeypatch.setattr("mlxmtp.engine.identity.KERNELS", (Kernel(),))
+        assert load(small, identity="strict").head is None
+
+
+def test_a_kernel_is_used_where_it_is_equal_and_faster(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"way": 1.0}
+    monkeypatch.setattr(one_row, "_seconds", lambda way, *_: seconds.get(way.__name__, 2.0))
+    assert shown(engine("4-bit"), Kernel()) > 0
+    seconds["way"] = 3.0
+    assert shown(engine("4-bit"), Kernel()) == 0, "slower"
+    seconds["way"] = 1.0
+    assert shown(engine("4-bit"), Kernel(error=2.0**-6)) == 0, "not equal"

@@ -1,0 +1,138 @@
+"""The probe finds every dependence on the number of rows, and shows nothing that is not so."""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlxmtp import Engine, load
+from mlxmtp.exactness.probe import QUICK, READ, ROWS, SHARE, Finding, Strategy, probe
+from mlxmtp.exactness.verdict import IDENTITIES, Identity
+from mlxmtp.limits import MAX_DEPTH
+from mlxmtp.targets import Target, appends, parts, state_of
+from tests.exactness.conftest import KINDS, text
+from tests.exactness.stand_in import backend, narrow, only
+
+Engines = Callable[[str], Engine]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_model_is_identical_as_it_is_on_this_backend(engine: Engines, kind: str) -> None:
+    model = engine(kind)
+    told: list[tuple[Strategy, Finding]] = []
+    verdict = probe(model.target, text(model), tell=lambda *one: told.append(one))
+    assert (verdict.promise, verdict.rows, verdict.width, verdict.because) == ("identical", MAX_DEPTH + 1, 1, "")
+    assert verdict.context == max(finding.context for _, finding in told) >= 1100, "long contexts too"
+    assert all(finding.equal and not finding.difference for _, finding in told)
+
+
+def test_the_demo() -> None:
+    model = load()
+    assert model.verdict.promise == "identical"
+    assert model.token_identical
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_are_added_up_in_another_order_are_found(engine: Engines, kind: str) -> None:
+    model = engine(kind)
+    with backend():
+        verdict = probe(model.target, text(model))
+    assert verdict.promise == "distribution"
+    assert verdict.because.startswith("logits differ by up to ")
+    assert verdict.complete
+
+
+@pytest.mark.parametrize("width", range(2, ROWS + 1))
+def test_a_single_width_is_found(engine: Engines, width: int) -> None:
+    model = engine("dense")
+    with backend(only(width)):
+        assert probe(model.target, text(model)).promise == "distribution"
+
+
+@pytest.mark.parametrize("width", range(ROWS + 1, MAX_DEPTH + 2))
+def test_a_single_wider_one_is_found_too(engine: Engines, width: int) -> None:
+    model = engine("dense")
+    with backend(only(width)):
+        assert probe(model.target, text(model)).rows == ROWS
+
+
+def test_a_context_that_memory_has_no_room_for_is_not_promised(
+    engine: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that only the doctor looks at are left out then, and nothing is said of them."""
+    model = engine("dense")
+    model.target.text_config["max_position_embeddings"] = 1 << 16
+    cache = model.target.make_cache()
+    model.target.forward(mx.array([text(model, READ)]), cache)
+    a_token = sum(state_of(part).nbytes for part in parts(cache) if appends(part)) // READ
+
+    def leave_room_for(context: int) -> None:
+        room = SHARE * a_token * context
+        monkeypatch.setattr("mlxmtp.exactness.probe.usable_memory", lambda: mx.get_active_memory() + room)
+
+    leave_room_for(5_000)
+    verdict = probe(model.target, text(model))
+    assert (verdict.promise, verdict.context, verdict.complete) == ("distribution", 16_800, True)
+    assert verdict.because.endswith("behind 16,800 tokens: it takes too much memory")
+    leave_room_for(20_000)
+    verdict = probe(model.target, text(model), plan=((READ, (2,)), (16_800, (2,)), (33_600, (2,))))
+    assert (verdict.promise, verdict.context) == ("identical", 16_800)
+
+
+@pytest.mark.parametrize("identity", IDENTITIES)
+def test_what_holds_for_few_rows_is_not_promised_for_more(
+    engine: Engines, identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does the engine's own choice go beyond; a GPU, which takes other kernels there, is not even asked."""
+    model = engine("dense")
+    with backend(lambda rows: 3 if rows > ROWS else 1):
+        verdict = probe(model.target, text(model), identity)
+    assert (verdict.promise, verdict.rows) == ("identical", ROWS)
+    assert [verdict.at(depth) for depth in (None, ROWS - 1, ROWS)] == ["identical", "identical", "distribution"]
+    monkeypatch.setattr(Target, "fast_rows", ROWS)
+    assert probe(model.target, text(model), identity).rows == ROWS
+
+
+@pytest.mark.parametrize("threshold", [1024, 4096])
+def test_attention_that_changes_at_a_long_context_is_found(engine: Engines, threshold: int) -> None:
+    """As Metal's does, which splits its keys from there on; the tiny models were made for fewer than 4096."""
+    model = engine("dense")
+    model.target.text_config["max_position_embeddings"] = 1 << 15
+    found: list[Finding] = []
+    with backend(narrow, attends=lambda rows, keys: 3 if rows > 1 and keys >= threshold else 1):
+        verdict = probe(model.target, text(model), tell=lambda _, finding: found.append(finding))
+    assert verdict.promise == "distribution"
+    assert [finding.equal for finding in found] == [context < threshold for context, _ in QUICK][: len(found)]
+
+
+def test_logits_that_are_not_finite_show_nothing(engine: Engines) -> None:
+    model = engine("dense")
+    weight = model.target.model.layers[0].mlp.down_proj.weight
+    model.target.model.layers[0].mlp.down_proj.weight = mx.full(weight.shape, float("nan"))
+    verdict = probe(model.target, text(model))
+    assert (verdict.promise, verdict.complete) == ("distribution", False)
+    assert "not finite" in verdict.because
+
+
+@pytest.mark.parametrize("error", [RuntimeError("[malloc] Unable to allocate"), MemoryError(), KeyError("x")], ids=repr)
+@pytest.mark.parametrize("identity", ["fast", "strict", "canonical"])
+def test_what_breaks_shows_nothing(engine: Engines, identity: Any, error: Exception) -> None:
+    model = engine("dense")
+    opened = model.target.open
+
+    def breaks(tokens: mx.array, cache: Any) -> Any:
+        if tokens.shape[1] > 2:
+            raise error
+        return opened(tokens, cache)
+
+    model.target.open = breaks
+    verdict = probe(model.target, text(model), identity)
+    assert (verdict.promise, verdict.complete, verdict.width) == ("distribution", False, 1)
+    assert type(error).__name__ in verdict.because
+    assert model.target.width == 1, "it is left as it was"
+
+
+def test_a_single_token_is_text_enough(engine: Engines) -> None:
+    model = engine("dense")
+    assert probe(model.target, [5]).promise == "identical"

@@ -1,0 +1,164 @@
+"""Verdicts are kept for what they depend on, and what cannot be kept or read costs a probe and nothing else."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlxmtp import Engine, load
+from mlxmtp.engine import identity as chat_identity
+from mlxmtp.exactness import store as room
+from mlxmtp.exactness.store import file_of, store, stored
+from mlxmtp.exactness.verdict import Guarantee
+from tests.exactness.stand_in import backend
+
+VERDICT = Guarantee("identical-canonical", 8, 1100, 2)
+
+
+@pytest.fixture
+def model(raw_checkpoint: Callable[..., Path]) -> Path:
+    return raw_checkpoint("qwen3_5")
+
+
+@pytest.fixture
+def probes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The identities that were probed, in order."""
+    told: list[str] = []
+    probe = chat_identity.probe
+
+    def counted(target: object, tokens: object, identity: str, *rest: object, **options: object) -> Guarantee:
+        told.append(identity)
+        return probe(target, tokens, identity, *rest, **options)
+
+    monkeypatch.setattr(chat_identity, "probe", counted)
+    return told
+
+
+def verdict(engine: Engine) -> Guarantee:
+    return engine.verdict
+
+
+def test_a_model_is_probed_once_for_each_identity(model: Path, probes: list[str], data: Path) -> None:
+    for _ in range(2):
+        assert verdict(load(model)) == verdict(load(model, identity="strict"))
+    assert probes == ["fast", "strict"]
+    assert verdict(load(model)).promise == "identical"
+    assert len(list(data.rglob("*.json"))) == 2
+    assert not list(data.rglob("*.partial"))
+
+
+def test_a_kept_verdict_brings_its_arithmetic(model: Path, probes: list[str]) -> None:
+    with backend():
+        for identity, width in (("strict", 1), ("canonical", 2)):
+            first, again = load(model, identity=identity), load(model, identity=identity)
+            assert first.verdict == again.verdict
+            assert (first.target.width, again.target.width) == (width, width)
+            prompt = list(range(5, 30))
+            assert again.generate(prompt, max_tokens=20).tokens == first.generate(prompt, max_tokens=20).tokens
+        plain = load(model, mtp=False).generate(prompt, max_tokens=20).tokens
+        assert load(model, identity="strict").generate(prompt, max_tokens=20).tokens == plain
+    assert probes == ["strict", "canonical"]
+
+
+def test_a_verdict_holds_with_the_head_and_without(model: Path, probes: list[str]) -> None:
+    """Else `--no-mtp` could be given another width than canonical identity has with drafts."""
+    found = verdict(load(model, identity="canonical"))
+    assert verdict(load(model, identity="canonical", mtp=False)) == found
+    assert probes == ["canonical"]
+
+
+def test_another_machine_model_or_version_is_probed_again(
+    model: Path, raw_checkpoint: Callable[..., Path], probes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdict(load(model))
+    verdict(load(raw_checkpoint("qwen3_5", seed=1)))
+    assert len(probes) == 2
+    monkeypatch.setenv("MLX_SOME_SWITCH", "1")
+    verdict(load(model))
+    assert len(probes) == 3
+    monkeypatch.setattr(room, "machine_facts", lambda: {"device": "another"})
+    verdict(load(model))
+    assert len(probes) == 4
+    monkeypatch.setattr("mlxmtp.engine.model_key.version", lambda name: "0.0")
+    verdict(load(model))
+    assert len(probes) == 5
+
+
+def test_facts_make_the_name_and_nothing_that_changes_by_itself() -> None:
+    assert file_of("identity", model="a", identity="fast") == file_of("identity", model="a", identity="fast")
+    busy = mx.zeros((1 << 20,))
+    mx.eval(busy)
+    names = {file_of("identity", model=m, identity=i).name for m in "ab" for i in ("fast", "strict")}
+    assert len(names) == 4
+    assert file_of("identity", model="a", identity="fast").name in names, "memory in use is no fact"
+
+
+@pytest.mark.parametrize("kept", [VERDICT, replace(VERDICT, because="ü\n"), Guarantee("distribution", 8, 32)])
+def test_what_is_written_is_read(tmp_path: Path, kept: Guarantee) -> None:
+    file = tmp_path / "new" / "v.json"
+    assert stored(file) is None
+    store(file, kept)
+    assert stored(file) == kept
+    assert [entry.name for entry in file.parent.iterdir()] == ["v.json"]
+
+
+def test_a_probe_that_was_cut_short_is_not_kept(tmp_path: Path) -> None:
+    store(tmp_path / "v.json", replace(VERDICT, complete=False))
+    assert not list(tmp_path.iterdir())
+
+
+GOOD = asdict(VERDICT)
+DAMAGED = {
+    "empty": b"",
+    "cut": json.dumps(GOOD).encode()[:-5],
+    "not UTF-8": b"\xff\xfe{}",
+    "zeros": bytes(200),
+    "no object": b"[1, 2]",
+    "null": b"null",
+    "a field too many": json.dumps(GOOD | {"colour": "red"}).encode(),
+    "a field too few": json.dumps({"promise": "identical"}).encode(),
+    "an unknown promise": json.dumps(GOOD | {"promise": "surely"}).encode(),
+    "a promise of another type": json.dumps(GOOD | {"promise": ["identical"]}).encode(),
+    "a width of another type": json.dumps(GOOD | {"width": "2"}).encode(),
+    "no width": json.dumps(GOOD | {"width": 0}).encode(),
+    "a number for a truth": json.dumps(GOOD | {"alone": 1}).encode(),
+    "not complete": json.dumps(GOOD | {"complete": False}).encode(),
+    "deep": b"[" * 100_000,
+    "a number without end": b'{"rows": ' + b"9" * 50_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_file_is_no_verdict(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "v.json"
+    file.write_bytes(content)
+    assert stored(file) is None
+    store(file, VERDICT)
+    assert stored(file) == VERDICT
+
+
+def test_a_folder_in_its_place_is_no_verdict(tmp_path: Path) -> None:
+    file = tmp_path / "v.json"
+    file.mkdir()
+    assert stored(file) is None
+    store(file, VERDICT)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["v.json"], "and leaves nothing behind"
+
+
+@pytest.mark.parametrize("step", ["mkdir", "write_text", "replace"])
+def test_a_disk_that_takes_nothing_ends_nothing(
+    model: Path, probes: list[str], data: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    owner = {"mkdir": Path, "write_text": Path, "replace": os}[step]
+    monkeypatch.setattr(owner, step, full)
+    for _ in range(2):
+        assert verdict(load(model)).promise == "identical"
+    assert probes == ["fast", "fast"]
+    assert not [path for path in data.rglob("*") if path.is_file()]
