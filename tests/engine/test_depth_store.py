@@ -13,7 +13,7 @@ from mlxmtp.decoding.acceptance import Acceptance
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.costs import Costs
 from mlxmtp.decoding.repeats import Repeats
-from mlxmtp.engine.depth_store import load, save
+from mlxmtp.engine import depth_store
 
 COSTS = {0: 1.0, 1: 1.4, 3: 2.1}
 KNOWN = AutoDepth(6, 9, Costs(COSTS, {8: 2.5}), Acceptance([0.8, 0.7]), Repeats([[0.2], [0.5, 0.6], [], [0.9, 0.95]]))
@@ -26,8 +26,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_kept_is_recalled(tmp_path: Path) -> None:
-    save(tmp_path / "x" / "known.json", KNOWN)
-    found = load(tmp_path / "x" / "known.json", 6, 9)
+    depth_store.save(tmp_path / "x" / "known.json", KNOWN)
+    found = depth_store.load(tmp_path / "x" / "known.json", 6, 9)
     assert (found.most, found.most_repeated) == (6, 9)
     assert found.costs.ratios() == pytest.approx(COSTS)
     assert found.costs.ratios(looked_up=True) == pytest.approx({8: 2.5})
@@ -37,7 +37,7 @@ def test_what_is_kept_is_recalled(tmp_path: Path) -> None:
 
 
 def test_nothing_is_kept_of_a_policy_that_knows_no_plain_step(tmp_path: Path) -> None:
-    save(tmp_path / "known.json", AutoDepth(6, 9))
+    depth_store.save(tmp_path / "known.json", AutoDepth(6, 9))
     assert not list(tmp_path.iterdir())
 
 
@@ -65,9 +65,9 @@ DAMAGED = {
 def test_a_damaged_file_is_as_none(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "known.json"
     file.write_bytes(content)
-    assert load(file, 6, 9).costs.ratios() == {}
-    save(file, KNOWN)
-    assert load(file, 6, 9).costs.ratios()
+    assert depth_store.load(file, 6, 9).costs.ratios() == {}
+    depth_store.save(file, KNOWN)
+    assert depth_store.load(file, 6, 9).costs.ratios()
 
 
 def test_an_engine_keeps_what_its_turns_taught_it(raw_checkpoint: Callable[..., Path], folder: Path) -> None:
