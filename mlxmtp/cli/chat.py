@@ -18,7 +18,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "the time goes. Without --model it asks for one; /help inside shows keys and commands.",
         epilog="Example:\n  mlxmtp chat --model ./Qwen3.5-4B",
     )
-    add = command.add_argument
+    add, add_hidden = command.add_argument, options.for_experiments(command)
     add("--model", metavar="PATH|REPO", help="a model folder or a Hugging Face repo; demo: the bundled one")
     add("--head", metavar="PATH|REPO", help="take the MTP head from here")
     add("--system", metavar="TEXT", default="", help="instructions that stand before the chat")
@@ -32,7 +32,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     depth.add_argument("--depth", metavar="N", type=options.depth, help="drafts a round; 0: plain (default: auto)")
     depth.add_argument("--no-mtp", action="store_true", help="do not load the head")
     options.add_identity(add)
-    options.add_draft_vocab(add)
+    options.add_draft_vocab(add_hidden)
     resumed = command.add_mutually_exclusive_group()
     resumed.add_argument("--continue", dest="newest", action="store_true", help="go on with the newest chat")
     resumed.add_argument("--resume", metavar="CHAT", help="go on with this one: its id, title or file")

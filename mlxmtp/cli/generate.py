@@ -32,7 +32,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def add_arguments(command: argparse.ArgumentParser, prompt: str | None = None) -> None:
     """The options of one generation; `prompt` is the default, and where it is None one must be given."""
-    add = command.add_argument
+    add, add_hidden = command.add_argument, options.for_experiments(command)
     add(
         "--model",
         metavar="PATH|REPO",
@@ -82,13 +82,13 @@ def add_arguments(command: argparse.ArgumentParser, prompt: str | None = None) -
     depth = speculation.add_mutually_exclusive_group()
     depth.add_argument("--depth", metavar="N", type=options.depth, help="drafts a round; 0: plain (default: auto)")
     depth.add_argument("--no-mtp", action="store_true", help="decode plainly, one token a pass")
-    speculation.add_argument(
+    add_hidden(
         "--verify",
         choices=("token", "block", "seeded"),
         help="how drafts are verified when sampling (default: seeded with --seed, else block)",
     )
     options.add_identity(speculation.add_argument)
-    options.add_draft_vocab(speculation.add_argument)
+    options.add_draft_vocab(add_hidden)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,8 +1,11 @@
-"""Numbers on the command line, with errors that say what was expected and what was found."""
+"""Options that several commands share, and the types of their values.
 
-from argparse import ArgumentTypeError, Namespace
+A type raises ArgumentTypeError for a text that it cannot take. The error says what was expected and what was found.
+"""
+
+from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from mlxmtp.errors import OptionError
 from mlxmtp.exactness.verdict import IDENTITIES
@@ -48,6 +51,35 @@ def fixed_depth(text: str) -> int:
     if value is None:
         raise ArgumentTypeError("expected a whole number; auto is measured beside the fixed depths")
     return value
+
+
+class HelpAll(Action):
+    """`--help-all`: prints the help with the hidden options, and exits with code 0."""
+
+    def __init__(self, *, hidden: dict[Action, str], **options: Any) -> None:
+        super().__init__(**options, nargs=0)
+        self._hidden = hidden
+
+    def __call__(self, parser: ArgumentParser, *_: object) -> NoReturn:
+        for action, text in self._hidden.items():
+            action.help = text
+        parser.print_help()
+        parser.exit()
+
+
+def for_experiments(command: ArgumentParser) -> Callable[..., None]:
+    """Return an `add_argument` for options that `--help` does not show and `--help-all` does.
+
+    It gives the command its `--help-all`, so it is called once for a command, before other options are added.
+    """
+    hidden: dict[Action, str] = {}
+    command.add_argument("--help-all", action=HelpAll, hidden=hidden, help="show the options for experiments too")
+    group = command.add_argument_group("for experiments")
+
+    def add(*names: str, help: str, **options: Any) -> None:
+        hidden[group.add_argument(*names, help=SUPPRESS, **options)] = help
+
+    return add
 
 
 def add_identity(add: Callable[..., Any]) -> None:

@@ -15,14 +15,14 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "Messages, with MTP in all of them. `mlxmtp connect` shows the settings of many clients.",
         epilog="Example:\n  mlxmtp serve --model ./Qwen3.5-4B\n  mlxmtp connect codex",
     )
-    add = command.add_argument
+    add, add_hidden = command.add_argument, options.for_experiments(command)
     add("--model", metavar="PATH|REPO", help="a model folder or a Hugging Face repo (default: the bundled demo)")
     add("--head", metavar="PATH|REPO", help="take the MTP head from here")
     how = command.add_mutually_exclusive_group()
     how.add_argument("--depth", metavar="K", type=options.depth, help="drafts a round; 0: plain (default: auto)")
     how.add_argument("--no-mtp", action="store_true", help="do not load the head")
     options.add_identity(add)
-    options.add_draft_vocab(add)
+    options.add_draft_vocab(add_hidden)
     add("--host", metavar="ADDRESS", default="127.0.0.1", help="where to listen (default: 127.0.0.1)")
     add("--port", metavar="N", type=options.port, default=8080, help="(default: 8080; 0: any that is free)")
     add("--api-key", metavar="KEY", help="clients must send this key")

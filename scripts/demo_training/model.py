@@ -151,8 +151,8 @@ def shifted(x: Tensor, rows: int, dim: int = 1) -> Tensor:
     """Row i of the result is row i-rows of x, zeros first."""
     if not rows:
         return x
-    zeros = torch.zeros_like(x.restrict_vocab(dim, 0, rows))
-    return torch.cat([zeros, x.restrict_vocab(dim, 0, x.shape[dim] - rows)], dim)
+    zeros = torch.zeros_like(x.narrow(dim, 0, rows))
+    return torch.cat([zeros, x.narrow(dim, 0, x.shape[dim] - rows)], dim)
 
 
 def draft_attention(query: Tensor, keys: list[Tensor], values: list[Tensor], scale: float) -> Tensor:

@@ -12,8 +12,20 @@ from tests.cli.conftest import ROOT
 OPTIONS = {
     "generate": [
         "--model PATH|REPO", "--prompt TEXT|-", "--raw", "--max-tokens N", "--stop S", "--json", "--temp T",
-        "--top-p P", "--top-k K", "--min-p M", "--seed S", "--depth N", "--no-mtp", "--verify {token,block,seeded}",
+        "--top-p P", "--top-k K", "--min-p M", "--seed S", "--depth N", "--no-mtp",
+        "--identity {fast,strict,canonical}",
     ],
+    "chat": [
+        "--model PATH|REPO", "--head PATH|REPO", "--system TEXT", "--max-tokens N", "--temp T", "--top-p P",
+        "--top-k K", "--min-p M", "--seed S", "--depth N", "--no-mtp", "--identity {fast,strict,canonical}",
+        "--continue", "--resume CHAT", "--no-mouse",
+    ],
+    "serve": [
+        "--model PATH|REPO", "--head PATH|REPO", "--depth K", "--no-mtp", "--identity {fast,strict,canonical}",
+        "--host ADDRESS", "--port N", "--api-key KEY", "--cors ORIGIN", "--queue N", "--max-body BYTES",
+        "--cache-bytes BYTES", "--cache-dir PATH", "--temp T", "--top-p P", "--top-k K", "--min-p P",
+    ],
+    "doctor": ["--model PATH|REPO", "--head PATH|REPO", "--json"],
     "bench": [
         "--model PATH|REPO", "--head PATH|REPO", "--no-mtp", "--out FOLDER", "--json", "--compare A B",
         "--prompts FILE", "--workload NAME", "--limit N", "--tokens N", "--repeats N", "--depths [K ...]",
@@ -28,6 +40,13 @@ OPTIONS = {
     "pull": ["REPO", "--revision R", "--force"],
     "connect": ["CLIENT", "--url URL", "--model NAME", "--context N", "--api-key KEY", "--write"],
 }  # fmt: skip
+
+HIDDEN = {
+    "generate": ["--verify {token,block,seeded}", "--draft-vocab N|FILE"],
+    "chat": ["--draft-vocab N|FILE"],
+    "serve": ["--draft-vocab N|FILE"],
+}
+"""Options for experiments: `--help` leaves them out, `--help-all` shows them."""
 
 
 def test_help_names_the_commands_and_an_example(run):
@@ -45,6 +64,18 @@ def test_help_of_a_command_names_every_option_and_an_example(run, command):
     assert f"Example:\n  mlxmtp {command} " in ran.out
     for option in OPTIONS[command]:
         assert f"\n  {option}" in ran.out
+
+
+@pytest.mark.parametrize("command", HIDDEN)
+def test_options_for_experiments_are_in_help_all_only(run, command):
+    short, whole = run(command, "--help"), run(command, "--help-all")
+    assert (short.code, whole.code) == (0, 0)
+    assert "--help-all" in short.out
+    for option in HIDDEN[command]:
+        assert option.split()[0] not in short.out
+        assert f"\n  {option}" in whole.out
+    for option in OPTIONS[command]:
+        assert f"\n  {option}" in whole.out
 
 
 def test_version(run):
