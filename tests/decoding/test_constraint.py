@@ -174,6 +174,18 @@ def test_sampled_tokens_follow_the_constrained_law(verify: VerifyMode, depth: in
     assert chance_of_worse(counts.reshape(-1), enumerated_law().reshape(-1)) > FALSE_ALARM
 
 
+@pytest.mark.parametrize("verify", ["token", "block"])
+def test_the_first_draft_is_drawn_from_the_law_that_is_reported(verify: VerifyMode) -> None:
+    """The reported law is the head's, renormalised over what may come; 40 000 draws at once follow it."""
+    logits = np.array(DRAFT[:1], np.float64)
+    weights = np.where(allowed([]), np.exp(logits[0] / TEMPERATURE), 0)
+    law = Verifier(Sampling(TEMPERATURE, seed=1), verify, Sums())
+    tokens, reported = law.draw(mx.broadcast_to(DRAFT[:1], (40_000, V)), 0, [])
+    assert reported is not None
+    assert np.exp(np.array(reported[0])) == pytest.approx(weights / weights.sum(), abs=1e-6)
+    assert chance_of_worse(np.bincount(np.array(tokens), minlength=V), weights / weights.sum()) > FALSE_ALARM
+
+
 # -- what the constraint is told ------------------------------------------------------------------------------
 
 

@@ -118,30 +118,36 @@ def test_log_probabilities_are_those_of_plain_decoding(raw_checkpoint: Callable[
     assert told[0] == told[1]
 
 
-class Shortening(Forced):
-    """Prices the first match that there is, as if the drafts were for one of so many tokens."""
+class Late(Forced):
+    """Plain at first; then looks up whenever there is a match."""
+
+    def __init__(self, repeated: int) -> None:
+        super().__init__(repeated, 0)
+        self._first = True
 
     def repeat(self, match: int) -> int:
-        return self.most_repeated if match >= 20 else 0
+        first, self._first = self._first, False
+        return 0 if first else super().repeat(match)
 
 
 def test_a_match_that_became_shorter_is_not_drafted_from(raw_checkpoint: Callable[..., Path]) -> None:
-    """What was priced is a long one; a plain token, under way when the depth was chosen, may have ended it."""
+    """The depth behind the first plain token is chosen before that token is known, and it ends the match of 30."""
     engine = load(raw_checkpoint("qwen3_5", dtype="float32"))
     sequence = Sequence(engine.target, engine.mtp)
-    sequence.prefill([*WORDS * 6, 5, 6, 7, 5, 6, 7, 5, 6, 7, *WORDS * 6])
-    matches = []
+    sequence.prefill(WORDS * 6)
+    drafts: list[Draft] = []
 
     class Watched(AutoDrafter):
         def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
-            draft = super().propose(sequence, depth, verifier)
-            matches.append((self._text.match, draft.looked_up, draft.depth))
-            return draft
+            drafts.append(super().propose(sequence, depth, verifier))
+            return drafts[-1]
 
-    auto = Watched(MTPChain(engine.mtp), Shortening(9, 0), sequence)
-    list(speculate(engine.target, auto, sequence, Verifier(LAWS["seeded"]), auto, never_stop, COUNT))
-    assert matches
-    assert all(match >= 20 if looked_up else depth == 1 for match, looked_up, depth in matches)
+    auto = Watched(MTPChain(engine.mtp), Late(9), sequence)
+    rounds = speculate(engine.target, auto, sequence, Verifier(LAWS["seeded"]), auto, never_stop, COUNT)
+    plain, drafted = next(rounds), next(rounds)
+    assert plain.tokens[0] not in WORDS, "the text went on as before: the test shows nothing"
+    assert (drafts[0].looked_up, drafts[0].depth) == (False, 1), "one draft, and of the head"
+    assert (drafted.looked_up, drafted.drafted) == (False, 1)
 
 
 @pytest.mark.parametrize("mode", ["token", "block"])

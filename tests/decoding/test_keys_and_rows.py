@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -155,6 +156,22 @@ def test_a_head_with_nan_is_refused_and_the_law_stays(verify: VerifyMode, bad: i
     first = mx.where(verdict.accepted > 0, tokens[:, 0], verdict.token)
     counts = np.bincount(np.array(first), minlength=V)
     assert chance_of_worse(counts, chain(np.array(A), SOFT.temperature)) > FALSE_ALARM
+
+
+@pytest.mark.parametrize("behind", [NAN, INFINITE, A], ids=["nan", "infinite", "finite"])
+@pytest.mark.parametrize("verify", VERIFIERS)
+def test_nothing_stands_on_a_draft_that_cannot_come(verify: VerifyMode, behind: list[float]) -> None:
+    """Whatever the target's rows behind it hold: the token follows norm(max(0, p - q)) of the first row."""
+    impossible = [1.0, -math.inf, -1.0, 0.5]
+    law = Verifier(SOFT, verify)
+    tokens = mx.broadcast_to(mx.array([[1, 0, 2]]), (20_000, 3))
+    verdict, sound = judged(law, rows(impossible, behind, B, C), rows(D, D, D), tokens)
+    assert mx.all(verdict.accepted == 0)
+    assert mx.all(sound)
+    p, q = (chain(np.array(row), SOFT.temperature) for row in (impossible, D))
+    residual = np.maximum(p - q, 0)
+    counts = np.bincount(np.array(verdict.token), minlength=V)
+    assert chance_of_worse(counts, residual / residual.sum()) > FALSE_ALARM
 
 
 @pytest.mark.parametrize("row", range(3))

@@ -177,6 +177,11 @@ def test_every_position_and_seed_has_noise_of_its_own(start: int) -> None:
     assert all(math.isfinite(x) for row in rows for x in row)
 
 
+def test_positions_far_apart_share_no_noise() -> None:
+    starts = [0, *(2**bits for bits in range(32))]
+    assert len({tuple(gumbel(mx.random.key(1), start, 1, 50)[0].tolist()) for start in starts}) == len(starts)
+
+
 def test_noise_is_gumbels() -> None:
     """Mean 0.5772, variance 1.6449 and P(g < 0) = 1/e, each within five standard errors of 200 000 values."""
     noise = gumbel(mx.random.key(3), 0, 100, 2000)

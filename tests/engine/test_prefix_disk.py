@@ -191,6 +191,9 @@ def test_what_a_key_depends_on(raw_checkpoint: Callable[..., Path], tmp_path: Pa
     weights = next(copied("e").glob("*.safetensors"))
     weights.write_bytes(flip(bytearray(weights.read_bytes()), -2))
     keys["other weights, as many"] = model_key(load(weights.parent))
+    for seed in (1, 2):
+        head = raw_checkpoint("qwen3_5", dtype="float32", vocab=8, seed=seed)
+        keys[f"the head of another folder, {seed}"] = model_key(load(tmp_path / "a", head=head))
     assert len(set(keys.values())) == len(keys)
 
 

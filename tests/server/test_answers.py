@@ -233,9 +233,9 @@ async def test_speculation_is_told_as_llama_cpp_does(stream: bool) -> None:
 @both
 @asynchronous
 async def test_logprobs_of_chat_stand_by_their_tokens(stream: bool) -> None:
-    """One that cannot be has the API's own number for it: JSON has no infinity."""
+    """A token's own, which need not be the likeliest; what cannot be has the API's number: JSON has no infinity."""
     a, b = (tokenizer().encode(letter, add_special_tokens=False)[0] for letter in "ab")
-    weighed = [[a, -0.5, [[a, -0.5], [b, float("-inf")]]], [b, -0.25, []]]
+    weighed = [[a, -0.5, [[a, -0.5], [b, float("-inf")]]], [b, -1.5, [[a, -0.25]]]]
 
     def answers(command: Generate) -> list[Any]:
         events = turn("ab", piece=1)(command)
@@ -248,7 +248,7 @@ async def test_logprobs_of_chat_stand_by_their_tokens(stream: bool) -> None:
         else:
             choices = (await served.post(CHAT, body)).json()["choices"]
     found = [one for choice in choices if choice["logprobs"] for one in choice["logprobs"]["content"]]
-    assert [(one["token"], one["logprob"], one["bytes"]) for one in found] == [("a", -0.5, [97]), ("b", -0.25, [98])]
+    assert [(one["token"], one["logprob"], one["bytes"]) for one in found] == [("a", -0.5, [97]), ("b", -1.5, [98])]
     assert [(one["token"], one["logprob"]) for one in found[0]["top_logprobs"]] == [("a", -0.5), ("b", -9999.0)]
 
 

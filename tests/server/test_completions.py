@@ -62,9 +62,9 @@ async def test_token_ids_are_read_as_they_are(stream: bool) -> None:
 @both
 @asynchronous
 async def test_logprobs_stand_by_their_tokens(stream: bool) -> None:
-    """One that cannot be has the API's own number for it: JSON has no infinity."""
+    """A token's own, which need not be the likeliest; what cannot be has the API's number: JSON has no infinity."""
     a, b = tokenizer().encode("a", add_special_tokens=False)[0], tokenizer().encode("b", add_special_tokens=False)[0]
-    weighed = [[a, -0.5, [[a, -0.5], [b, float("-inf")]]], [b, -0.25, [[b, -0.25], [a, -1.5]]]]
+    weighed = [[a, -0.5, [[a, -0.5], [b, float("-inf")]]], [b, -1.5, [[a, -0.25], [b, -1.5]]]]
 
     def answers(command: Any) -> Any:
         events = turn("ab", piece=1)(command)
@@ -81,8 +81,8 @@ async def test_logprobs_stand_by_their_tokens(stream: bool) -> None:
         found = [choice["logprobs"] for choice in choices if choice["logprobs"]]
         assert [token for one in found for token in one["tokens"]] == ["a", "b"]
         assert [offset for one in found for offset in one["text_offset"]] == [0, 1]
-        assert [value for one in found for value in one["token_logprobs"]] == [-0.5, -0.25]
+        assert [value for one in found for value in one["token_logprobs"]] == [-0.5, -1.5]
         assert [top for one in found for top in one["top_logprobs"]] == [
             {"a": -0.5, "b": -9999.0},
-            {"b": -0.25, "a": -1.5},
+            {"a": -0.25, "b": -1.5},
         ]
