@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mlxmtp.decoding.stats import Parts, Round, Tally
+from mlxmtp.decoding.stats import PhaseTimes, Round, StatsAccumulator
 
-TIMED = Parts(draft_s=0.1, verify_s=0.3, other_s=0.1)
+TIMED = PhaseTimes(draft_s=0.1, verify_s=0.3, other_s=0.1)
 
 
 def rounds() -> list[tuple[float, Round]]:
@@ -20,8 +20,8 @@ def rounds() -> list[tuple[float, Round]]:
     ]
 
 
-def tally(count: int = 5) -> Tally:
-    found = Tally(prompt_tokens=10, started=1.0, reused=4)
+def tally(count: int = 5) -> StatsAccumulator:
+    found = StatsAccumulator(prompt_tokens=10, started=1.0, reused=4)
     found.prefilled(2.0)
     for clock, one in rounds()[:count]:
         found.add(one, clock)
@@ -61,7 +61,7 @@ def test_rates_are_of_what_came_in_their_time() -> None:
 def test_without_a_timed_round_all_time_is_verification() -> None:
     stats = tally(1).stats(0)
     assert (stats.decode_tps, stats.draft_s, stats.verify_s, stats.other_s) == (0.0, 0.0, 0.0, 0.0)
-    found = Tally(prompt_tokens=1, started=0.0)
+    found = StatsAccumulator(prompt_tokens=1, started=0.0)
     for clock in (1.0, 2.0, 4.0):
         found.add(Round((1,), 0, 0, 1), clock)
     stats = found.stats(0)

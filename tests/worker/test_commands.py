@@ -21,9 +21,9 @@ from mlxmtp.worker.messages import (
     Generate,
     ListModels,
     Prefilled,
-    Said,
     Settings,
     Stop,
+    TurnDelta,
 )
 from tests.worker.driving import serve, text_of, wait_until
 from tests.worker.test_messages import STATS
@@ -269,20 +269,16 @@ def test_settings_are_passed_on() -> None:
     assert messages == HELLO
     chain = {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "seed": 11}
     assert vars(sampling) == chain | penalties | {"logit_bias": ((7, -1.5),)}
-<<<<<<< HEAD
     assert options == turn | {"logprobs": 2, "opening": "<", "boundaries": [1]}
-=======
-    assert options == turn | {"logprobs": 2, "opening": "<", "marks": [1]}
 
 
 def test_log_probabilities_are_those_of_the_engine(engine: Engine) -> None:
     """Each token's, once and in order, however many rounds a message holds."""
     events = serve(ask(1, max_tokens=12, depth=2, logprobs=2), engine=engine)
-    told = [one for event in events if isinstance(event, Said) for one in event.logprobs]
+    told = [one for event in events if isinstance(event, TurnDelta) for one in event.logprobs]
     chunks = engine.stream(HELLO, max_tokens=12, depth=2, logprobs=2)
     expected = [
         [one.token, one.logprob, [list(pair) for pair in one.top]] for chunk in chunks for one in chunk.logprobs
     ]
     assert len(expected) > 8
     assert told == expected
->>>>>>> b5e3b91 (Planted bugs: scripts/mutants plants them one at a time and runs the tests that have to fail)
