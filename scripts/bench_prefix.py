@@ -110,7 +110,7 @@ def bare_passes(engine: Engine, prefixes: PrefixCache, runs: list[list[int]], cl
         logits, _ = engine.target.forward(mx.array([sequence.tokens[-1:]]), sequence.cache)
         mx.eval(logits)
         seconds.append(clock() - started)
-        sequence.rows += 1
+        sequence.offset += 1
         sequence.tokens.append(300)
     return statistics.median(seconds)
 

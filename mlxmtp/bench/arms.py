@@ -17,7 +17,7 @@ from mlx_lm.sample_utils import make_sampler
 
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.sampling import Sampling
-from mlxmtp.decoding.sequence import PREFILL_ROWS, Sequence
+from mlxmtp.decoding.sequence import PREFILL_TOKENS, Sequence
 from mlxmtp.decoding.verifier import Draft, Verifier, VerifyMode
 from mlxmtp.decoding.verify import Acceptance
 from mlxmtp.engine.engine import Engine
@@ -177,7 +177,7 @@ class ReadPrompt:
         model = self.engine.target.model
         self._theirs: Cache = make_prompt_cache(model)
         while len(left) > 1:  # in the chunks of `generate_step`
-            rows = min(PREFILL_ROWS, len(left) - 1)
+            rows = min(PREFILL_TOKENS, len(left) - 1)
             model(mx.array([left[:rows]]), cache=self._theirs)
             mx.eval([layer.state for layer in self._theirs])
             mx.clear_cache()

@@ -149,7 +149,7 @@ def _reading(record: Row, arm: str) -> Row:
 
 
 def _ttft(record: Row, arm: str) -> float:
-    """Prefill the prompt, and the first token behind it."""
+    """Reading the prompt, and the first token behind it."""
     seconds: float = _reading(record, arm)["seconds"] + record["runs"][arm]["first_s"]
     return seconds
 

@@ -114,7 +114,7 @@ def distribution(logits: mx.array, sampling: Sampling) -> mx.array:
 
 
 def top_p(x: mx.array, mass: float) -> mx.array:
-    """StopCheck the most likely tokens until they hold `mass`; the one that crosses it stays."""
+    """Keep the most likely tokens until they hold `mass`; the one that crosses it stays."""
     ordered = mx.sort(x, axis=-1)
     probabilities = mx.exp(ordered)
     above = mx.cumsum(probabilities, axis=-1, reverse=True, inclusive=False)
@@ -129,7 +129,7 @@ def min_p(x: mx.array, share: float) -> mx.array:
 
 
 def top_k(x: mx.array, count: int) -> mx.array:
-    """StopCheck exactly `count` tokens; ties at the edge fall as `argpartition` orders them, as in mlx-lm."""
+    """Keep exactly `count` tokens; ties at the edge fall as `argpartition` orders them, as in mlx-lm."""
     rest = mx.argpartition(-x, kth=count - 1, axis=-1)[..., count:]
     return mx.put_along_axis(x, rest, mx.array(-mx.inf, x.dtype), axis=-1)
 

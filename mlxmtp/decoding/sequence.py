@@ -1,4 +1,4 @@
-"""The state of one sequence: its tokens, and how far the caches of target and head have read them."""
+"""One sequence: its tokens, and the caches of target and head that have read them."""
 
 from __future__ import annotations
 
@@ -9,33 +9,36 @@ from typing import TYPE_CHECKING, Any, Self
 import mlx.core as mx
 
 from mlxmtp.decoding.snapshots import Position, PrefixInfo, Snapshot, thin_out
-from mlxmtp.targets import appends, can_be_kept, parts, put, state_of
+from mlxmtp.targets import can_snapshot, is_trimmable, leaf_caches, restore, snapshot
 
 if TYPE_CHECKING:
     from mlxmtp.heads import Head
     from mlxmtp.targets import Cache, Target
 
-PREFILL_ROWS = 2048  # mlx-lm's default: the same chunks give the same bits
-POINTS = 16
-"""Points that a sequence keeps: in a hybrid model, one takes the bytes of a few thousand tokens."""
+PREFILL_TOKENS = 2048
+"""Prompt tokens in one forward. mlx-lm's default: equal chunks give equal bits."""
+MAX_SNAPSHOTS = 16
+"""Snapshots of one sequence. In a hybrid model one has the bytes of a few thousand tokens of KV cache."""
 
 
 class Sequence:
     """Tokens and caches between rounds.
 
-    The target's cache holds a row for every token but the last, which the next round feeds. The head's rows and the
-    pending ones together are as many: row p pairs the target's hidden state of token p with token p + 1. At least
-    the newest row is left pending, because its output is the next round's first draft; of a head without rows of its
-    own, that one is all there is to keep.
+    The target's cache holds every token but the last, which the next round feeds. Entry p of the head's cache is made
+    from the target's hidden state of token p and from token p + 1. Hidden states that the head has not read are
+    pending; the newest is always pending, because its output is the first draft of the next round. A head without a
+    KV cache needs the newest state only.
 
-    Going back, or halted in its prompt, it has no token behind those that were read, until more are prefilled; gone
-    back to where no hidden state is kept, none is pending either. A plain turn leaves the head behind where it is.
+    After a rewind the sequence has no unread token, until `prefill` appends the rest of the prompt. Where no hidden
+    state was kept, none is pending. A turn without drafts leaves the head's cache at its offset.
 
     Args:
-        target, head: the models; without a head nothing is kept for one.
+        target, head: the models; None: no head.
 
-    `rows`: tokens that the target has read. `drafting`: whether the head goes along.
-    `answered_at`: rows from which on there is nothing but the newest answer, and what leads up to it.
+    Attributes:
+        offset: tokens that the target has read.
+        drafting: the head reads along.
+        answer_start: from this offset on, the sequence holds the newest answer and the tokens that introduce it.
     """
 
     def __init__(self, target: Target, head: Head | None) -> None:
@@ -44,138 +47,142 @@ class Sequence:
         self.head_cache: Cache = head.make_cache(self.cache) if head else []
         self.head = head
         self.target = target
-        self.rows = 0
+        self.offset = 0
         self.drafting = head is not None
         self.snapshots: list[Snapshot] = []
-        self.answered_at = 0
+        self.answer_start = 0
         self._pending: list[mx.array] = []
 
     def prefill(
         self,
         tokens: list[int],
-        rows: int = PREFILL_ROWS,
-        progress: Callable[[int, int], None] | None = None,
+        chunk_size: int = PREFILL_TOKENS,
+        on_progress: Callable[[int, int], None] | None = None,
         boundaries: Collection[int] = (),
     ) -> None:
-        """Append prompt tokens and read all but the last, `rows` at a time; `progress` is told (done, total).
+        """Append prompt tokens and read all but the last, `chunk_size` tokens in one forward.
 
-        What `progress` raises leaves the sequence with the tokens read so far.
+        An exception of `on_progress` leaves the sequence with the tokens read so far.
 
         Args:
-            boundaries: numbers of tokens behind which to keep a point, where the caches need one.
+            on_progress: called with (done, total) tokens after each chunk.
+            boundaries: token counts at which to take a snapshot, where the caches need one.
         """
-        unread = self.tokens[self.rows :] + tokens
-        del self.tokens[self.rows :]
-        start, end = self.rows, self.rows + len(unread) - 1
-        self.answered_at = max((mark for mark in boundaries if mark <= end), default=end) - 1
-        boundaries = {mark for mark in boundaries if self.rows <= mark <= end} if self._needs_points else set()
-        self._keep_point(boundaries)
-        while self.rows < end:
-            stop = min(self.rows + rows, end, *(mark for mark in boundaries if mark > self.rows))
-            chunk = unread[self.rows - start : stop - start]
+        unread = self.tokens[self.offset :] + tokens
+        del self.tokens[self.offset :]
+        start, end = self.offset, self.offset + len(unread) - 1
+        self.answer_start = max((boundary for boundary in boundaries if boundary <= end), default=end) - 1
+        wanted = {b for b in boundaries if self.offset <= b <= end} if self._needs_snapshots else set()
+        self._take_snapshot(wanted)
+        while self.offset < end:
+            stop = min(self.offset + chunk_size, end, *(b for b in wanted if b > self.offset))
+            chunk = unread[self.offset - start : stop - start]
             _, hidden = self.target.forward(mx.array([chunk]), self.cache)
             self.tokens += chunk
             self._extend_head(hidden)
             self.settle()
-            self.rows = stop
-            self._keep_point(boundaries)
+            self.offset = stop
+            self._take_snapshot(wanted)
             mx.clear_cache()
-            if progress:
-                progress(stop - start, end - start)
+            if on_progress:
+                on_progress(stop - start, end - start)
         self.tokens += unread[-1:]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the caches, and of all that is kept to go back."""
-        caches: int = sum(layer.nbytes for layer in self.cache + self.head_cache)
-        return caches + sum(point.nbytes for point in self.snapshots) + sum(hidden.nbytes for hidden in self._pending)
-
-    def settle(self) -> None:
-        """Compute what the last round left to be computed: until then it holds all that it is made from."""
-        mx.eval([layer.state for layer in self.cache + self.head_cache], self._pending)
-
-    def fork(self) -> Self:
-        """A second sequence with the same past; each goes on without the other's caches changing."""
-        twin = copy(self)
-        twin.tokens, twin.snapshots = list(self.tokens), list(self.snapshots)
-        # in one go: a head's cache can be a view of the target's
-        twin.cache, twin.head_cache, twin._pending = deepcopy((self.cache, self.head_cache, self._pending))
-        return twin
-
-    @property
-    def prefix_info(self) -> PrefixInfo:
-        """What it can be of use for."""
-        pending = sum(hidden.shape[1] for hidden in self._pending)
-        places = tuple(point.place for point in self.snapshots)
-        cut = all(map(appends, self._parts()))
-        return PrefixInfo(
-            self.tokens, Position(self.rows, pending), places, cut, self._head_rows if self.head else None
-        )
-
-    def resume(self, prompt: list[int], place: Position, *, drafting: bool) -> None:
-        """Stand at one of the `outline`'s places, ready to prefill what `prompt` has beyond its tokens."""
-        self._stand(self, prompt, place, drafting)
-
-    def branch(self, prompt: list[int], place: Position, *, drafting: bool) -> Self:
-        """A second sequence that stands at such a place; this one stays as it is."""
-        twin = type(self)(self.target, self.head)
-        twin._stand(self, prompt, place, drafting)
-        return twin
-
-    @property
-    def can_be_kept(self) -> bool:
-        """Whether all kinds of its caches are known: of others there are no points, and no `whole`."""
-        return all(map(can_be_kept, self._parts()))
-
-    @property
-    def whole(self) -> Snapshot:
-        """A point where it stands, with the rows of the caches that append."""
-        pending = _join(self._pending) if self._pending else None
-        return Snapshot(self.rows, tuple(map(state_of, self._parts())), pending)
-
-    @classmethod
-    def made_of(
-        cls, target: Target, head: Head | None, tokens: list[int], points: list[Snapshot], whole: Snapshot
-    ) -> Self:
-        """What had these tokens and points, and stood at `whole`.
-
-        Raises:
-            ValueError: these are not a sequence's of such models.
-        """
-        made = cls(target, head)
-        kinds = made._parts()
-        if any(len(point.states) != len(kinds) for point in (*points, whole)):
-            raise ValueError(f"the states of {len(whole.states)} caches; expected {len(kinds)}")
-        for part, state in zip(kinds, whole.states, strict=True):
-            if state is None:
-                raise ValueError("a cache without its state")
-            put(part, state)
-        made.tokens, made.rows, made.snapshots = tokens, whole.rows, points
-        made.answered_at = (points[-1].rows if points else whole.rows) - 1
-        made._pending = [] if whole.pending is None else [whole.pending]
-        return made
-
     def advance(self, tokens: list[int], hidden: mx.array) -> None:
-        """Append a round's tokens; hidden [1, n, H] are the states of the rows committed for them."""
+        """Append a round's tokens; hidden [1, n, H] are the target's states of the inputs that produced them."""
         self.tokens += tokens
-        self.rows = len(self.tokens) - 1
+        self.offset = len(self.tokens) - 1
         if self.head and self.drafting:
             self._pending = [*self._pending, hidden] if self.head.has_kv_cache else [hidden[:, -1:]]
 
     def take_pending(self) -> tuple[mx.array, mx.array] | None:
-        """The rows that the head has not read: hidden states [1, n, H] and the tokens [1, n] that follow them."""
+        """The pending hidden states [1, n, H] and the tokens [1, n] that follow them; then none is pending."""
         if not self._pending:
             return None
         hidden = _join(self._pending)
         self._pending = []
         return hidden, mx.array([self.tokens[-hidden.shape[1] :]])
 
-    def thin(self, most: int = POINTS, boundaries: Collection[int] = ()) -> None:
-        """Let go of the points that matter least; those at `boundaries` matter most."""
-        self.snapshots = thin_out(self.snapshots, most, boundaries)
+    def settle(self) -> None:
+        """Evaluate the caches: until then they keep the whole graph of the last round alive."""
+        mx.eval([layer.state for layer in self.cache + self.head_cache], self._pending)
+
+    def fork(self) -> Self:
+        """A second sequence with the same tokens and caches; later changes of one do not touch the other."""
+        fork = copy(self)
+        fork.tokens, fork.snapshots = list(self.tokens), list(self.snapshots)
+        # one deepcopy: a head's cache can be a view of the target's
+        fork.cache, fork.head_cache, fork._pending = deepcopy((self.cache, self.head_cache, self._pending))
+        return fork
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the caches, the snapshots and the pending hidden states."""
+        caches: int = sum(layer.nbytes for layer in self.cache + self.head_cache)
+        return caches + sum(s.nbytes for s in self.snapshots) + sum(hidden.nbytes for hidden in self._pending)
+
+    # -- prefix reuse -----------------------------------------------------------------------------------------
+
+    @property
+    def prefix_info(self) -> PrefixInfo:
+        """The facts that decide whether this sequence helps a prompt."""
+        return PrefixInfo(
+            tokens=self.tokens,
+            end=Position(self.offset, sum(hidden.shape[1] for hidden in self._pending)),
+            positions=tuple(snapshot.position for snapshot in self.snapshots),
+            trimmable=all(map(is_trimmable, self._leaf_caches())),
+            head_offset=self._head_offset if self.head else None,
+        )
+
+    def rewind(self, prompt: list[int], position: Position, *, drafting: bool) -> None:
+        """Go back to a position of `prefix_info`; `prefill` then reads the rest of `prompt`."""
+        self._copy_from(self, prompt, position, drafting)
+
+    def fork_at(self, prompt: list[int], position: Position, *, drafting: bool) -> Self:
+        """A second sequence at a position of `prefix_info`; this sequence stays as it is."""
+        fork = type(self)(self.target, self.head)
+        fork._copy_from(self, prompt, position, drafting)
+        return fork
+
+    @property
+    def can_snapshot(self) -> bool:
+        """Every kind of cache can be copied; otherwise there are no snapshots."""
+        return all(map(can_snapshot, self._leaf_caches()))
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """A snapshot at the present offset that copies the trimmable caches too."""
+        pending = _join(self._pending) if self._pending else None
+        return Snapshot(self.offset, tuple(map(snapshot, self._leaf_caches())), pending)
+
+    @classmethod
+    def from_snapshots(
+        cls, target: Target, head: Head | None, tokens: list[int], snapshots: list[Snapshot], last: Snapshot
+    ) -> Self:
+        """The sequence that had these tokens and snapshots, with the caches of `last`.
+
+        Raises:
+            ValueError: the states do not belong to these models.
+        """
+        sequence = cls(target, head)
+        leaves = sequence._leaf_caches()
+        if any(len(one.states) != len(leaves) for one in (*snapshots, last)):
+            raise ValueError(f"the states of {len(last.states)} caches; expected {len(leaves)}")
+        for leaf, state in zip(leaves, last.states, strict=True):
+            if state is None:
+                raise ValueError("a cache without its state")
+            restore(leaf, state)
+        sequence.tokens, sequence.offset, sequence.snapshots = tokens, last.offset, snapshots
+        sequence.answer_start = (snapshots[-1].offset if snapshots else last.offset) - 1
+        sequence._pending = [] if last.pending is None else [last.pending]
+        return sequence
+
+    def thin_out(self, limit: int = MAX_SNAPSHOTS, boundaries: Collection[int] = ()) -> None:
+        """Drop the snapshots that save the fewest tokens; those at `boundaries` go last."""
+        self.snapshots = thin_out(self.snapshots, limit, boundaries)
 
     def _extend_head(self, hidden: mx.array) -> None:
-        """Feed the head a prefill chunk, the last of the tokens, its newest row left pending."""
+        """Feed the head the hidden states of a chunk [1, n, H], the last of the tokens; the newest stays pending."""
         if not (self.head and self.drafting):
             return
         hidden = _join([*self._pending, hidden])
@@ -184,64 +191,63 @@ class Sequence:
             self.head(hidden[:, :-1], mx.array([self.tokens[-count:]]), self.head_cache)
         self._pending = [mx.contiguous(hidden[:, -1:])]  # a view would keep the whole chunk alive
 
-    # -- going back -------------------------------------------------------------------------------------------
-
-    def _parts(self) -> list[Any]:
-        """The parts of both caches, the head's last."""
-        return parts(self.cache) + parts(self.head_cache)
+    def _leaf_caches(self) -> list[Any]:
+        """The leaf caches of target and head, the head's last."""
+        return leaf_caches(self.cache) + leaf_caches(self.head_cache)
 
     @property
-    def _needs_points(self) -> bool:
-        return self.can_be_kept and not all(map(appends, self._parts()))
+    def _needs_snapshots(self) -> bool:
+        return self.can_snapshot and not all(map(is_trimmable, self._leaf_caches()))
 
     @property
-    def _head_rows(self) -> int:
-        """Rows that the head has read; one without rows of its own has no more to read than the target."""
+    def _head_offset(self) -> int:
+        """Tokens that the head has read; a head without a KV cache has read what the target has."""
         if self.head is None or not self.head.has_kv_cache:
-            return self.rows
-        return min((part.offset for part in parts(self.head_cache) if appends(part)), default=0)
+            return self.offset
+        return min((leaf.offset for leaf in leaf_caches(self.head_cache) if is_trimmable(leaf)), default=0)
 
-    def _keep_point(self, boundaries: set[int]) -> None:
-        """A point here, if one is wanted and there is none as good."""
-        if not self.rows or self.rows not in boundaries:
+    def _take_snapshot(self, boundaries: set[int]) -> None:
+        """Take a snapshot at a boundary, unless there is one that is as good."""
+        if not self.offset or self.offset not in boundaries:
             return
-        if any(point.place >= self.prefix_info.end for point in self.snapshots):
+        if any(one.position >= self.prefix_info.end for one in self.snapshots):
             return
-        states = tuple(None if appends(part) else state_of(part) for part in self._parts())
+        states = tuple(None if is_trimmable(leaf) else snapshot(leaf) for leaf in self._leaf_caches())
         pending = mx.contiguous(_join(self._pending)) if self._pending else None
         mx.eval([state.arrays for state in states if state], pending)
-        self.snapshots = [point for point in self.snapshots if point.rows < self.rows]
-        self.snapshots.append(Snapshot(self.rows, states, pending))
-        self.thin(boundaries=boundaries)
+        self.snapshots = [one for one in self.snapshots if one.offset < self.offset]
+        self.snapshots.append(Snapshot(self.offset, states, pending))
+        self.thin_out(boundaries=boundaries)
 
-    def _stand(self, source: Sequence, prompt: list[int], place: Position, drafting: bool) -> None:
-        """Take over where `source`, which may be this very sequence, stood at `place`."""
-        point = next((point for point in source.snapshots if point.place == place), None)
-        target_parts, read = len(parts(self.cache)), min(place.rows - place.pending, source._head_rows)
-        for i, (mine, its) in enumerate(zip(self._parts(), source._parts(), strict=True)):
-            state = point.states[i] if point else None
+    def _copy_from(self, source: Sequence, prompt: list[int], position: Position, drafting: bool) -> None:
+        """Take the caches that `source`, which may be this sequence, had at `position`."""
+        at = next((one for one in source.snapshots if one.position == position), None)
+        target_leaves = len(leaf_caches(self.cache))
+        head_offset = min(position.offset - position.pending, source._head_offset)
+        for i, (leaf, theirs) in enumerate(zip(self._leaf_caches(), source._leaf_caches(), strict=True)):
+            state = at.states[i] if at else None
             if state:
-                put(mine, state)
-            elif appends(its):
-                _cut(mine, its, place.rows if i < target_parts else read)
-            elif mine is not its:
-                put(mine, state_of(its))
+                restore(leaf, state)
+            elif is_trimmable(theirs):
+                _copy_prefix(leaf, theirs, position.offset if i < target_leaves else head_offset)
+            elif leaf is not theirs:
+                restore(leaf, snapshot(theirs))
         count = len(source.tokens)
-        goes_on = place == source.prefix_info.end and len(prompt) > count and source.tokens == prompt[:count]
-        self.tokens = source.tokens[: count if goes_on else place.rows]
-        pending = point.pending if point else _join(source._pending) if place.pending else None
+        continues = position == source.prefix_info.end and len(prompt) > count and source.tokens == prompt[:count]
+        self.tokens = source.tokens[: count if continues else position.offset]
+        pending = at.pending if at else _join(source._pending) if position.pending else None
         self._pending = [pending] if drafting and pending is not None else []
-        self.snapshots = [point for point in source.snapshots if point.rows <= place.rows]
-        self.rows, self.drafting = place.rows, drafting
+        self.snapshots = [one for one in source.snapshots if one.offset <= position.offset]
+        self.offset, self.drafting = position.offset, drafting
 
 
-def _cut(mine: Any, its: Any, rows: int) -> None:
-    """Take the first so many rows of a cache that appends, which may be the same; a view follows what it shows."""
-    if mine is its:
-        mine.trim(max(mine.offset - rows, 0))
+def _copy_prefix(leaf: Any, theirs: Any, length: int) -> None:
+    """Give `leaf` the first `length` tokens of a trimmable cache, which may be the same one."""
+    if leaf is theirs:
+        leaf.trim(max(leaf.offset - length, 0))
     else:
-        put(mine, state_of(its, rows))
+        restore(leaf, snapshot(theirs, length))
 
 
-def _join(rows: list[mx.array]) -> mx.array:
-    return mx.concatenate(rows, axis=1) if len(rows) > 1 else rows[0]
+def _join(states: list[mx.array]) -> mx.array:
+    return mx.concatenate(states, axis=1) if len(states) > 1 else states[0]

@@ -14,7 +14,7 @@ from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.constraint import Constraint
 from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
 from mlxmtp.decoding.sampling import Sampling
-from mlxmtp.decoding.sequence import PREFILL_ROWS
+from mlxmtp.decoding.sequence import PREFILL_TOKENS
 from mlxmtp.decoding.stats import Stats
 from mlxmtp.decoding.verifier import Verifier, VerifyMode
 from mlxmtp.engine import depth_store
@@ -136,7 +136,7 @@ class Engine:
         stop: Several[str] = (),
         raw: bool = False,
         on_prefill: Callable[[int, int], None] | None = None,
-        prefill_rows: int = PREFILL_ROWS,
+        prefill_rows: int = PREFILL_TOKENS,
         thinking: bool | None = None,
         prefixes: PrefixCache | None = None,
         boundaries: Several[int] = (),

@@ -18,7 +18,7 @@ from mlxmtp.checkpoints.tensors import weight_files
 if TYPE_CHECKING:
     from mlxmtp.engine.engine import Engine
 
-FORMAT = 1
+FORMAT = 2
 
 
 def target_key(engine: Engine, **more: Any) -> str:

@@ -80,7 +80,7 @@ class PrefixCache:
     def take(self, prompt: list[int], target: Target, head: Head | None) -> Sequence:
         """A sequence for a turn: it begins with tokens of `prompt` that need not be read, and goes back by `keep`."""
         found = self._best(prompt, target, head)
-        if self._store and (loaded := self._store.load(prompt, target, head, found[1].rows if found else 0)):
+        if self._store and (loaded := self._store.load(prompt, target, head, found[1].offset if found else 0)):
             self._loaded += 1
             self._kept.append(loaded)
             found = self._best(prompt, target, head) or found
@@ -96,7 +96,7 @@ class PrefixCache:
         """Take a sequence in, whose caches stand at its last token; nobody else may go on with it."""
         if self._in_use and self._in_use() is sequence:
             self._in_use = None
-        if not sequence.rows or any(one is sequence for one in self._kept):
+        if not sequence.offset or any(one is sequence for one in self._kept):
             return
         sequence.settle()
         self._kept.append(sequence)
@@ -109,7 +109,7 @@ class PrefixCache:
         for sequence in self._all():  # the one in use comes last
             if surplus > 0 and len(sequence.snapshots) > 2:
                 before = sequence.nbytes
-                sequence.thin(2)
+                sequence.thin_out(2)
                 surplus -= before - sequence.nbytes
         if newest and newest.nbytes > self._max_bytes:  # to evict the others for it would help nobody
             self._kept = [sequence for sequence in self._kept if sequence is not newest]
@@ -140,29 +140,29 @@ class PrefixCache:
         drafting, found = head is not None, []
         for age, sequence in enumerate(self._kept):
             if sequence.target is target and (head is None or sequence.head is head):
-                place = sequence.prefix_info.longest_reusable_prefix(prompt, drafting=drafting)
-                if place:
-                    found.append((place, _is_spare(sequence, place), age))
+                position = sequence.prefix_info.longest_reusable_prefix(prompt, drafting=drafting)
+                if position:
+                    found.append((position, _is_spare(sequence, position), age))
         if not found:
             return None
-        place, _, age = max(found)
-        return self._kept[age], place
+        position, _, age = max(found)
+        return self._kept[age], position
 
-    def _resumed(self, source: Sequence, place: Position, prompt: list[int], head: Head | None) -> Sequence:
+    def _resumed(self, source: Sequence, position: Position, prompt: list[int], head: Head | None) -> Sequence:
         drafting = head is not None
-        if not _is_spare(source, place):
-            if self._has_room_beside(source, place):
-                return source.branch(prompt, place, drafting=drafting)
+        if not _is_spare(source, position):
+            if self._has_room_beside(source, position):
+                return source.fork_at(prompt, position, drafting=drafting)
             self._evictions += 1
             if self._store:
                 self._store.save(source)
         self._kept = [sequence for sequence in self._kept if sequence is not source]
-        source.resume(prompt, place, drafting=drafting)
+        source.rewind(prompt, position, drafting=drafting)
         return source
 
-    def _has_room_beside(self, source: Sequence, place: Position) -> bool:
+    def _has_room_beside(self, source: Sequence, position: Position) -> bool:
         """Whether `source` could stay, were a copy of its first rows made: whether others would go first."""
-        needed = source.nbytes * place.rows // max(source.rows, 1)
+        needed = source.nbytes * position.offset // max(source.offset, 1)
         newer = self._kept[self._kept.index(source) :]
         return needed + sum(sequence.nbytes for sequence in newer) <= self._max_bytes
 
@@ -175,6 +175,6 @@ class PrefixCache:
         return sequence.nbytes
 
 
-def _is_spare(sequence: Sequence, place: Position) -> bool:
+def _is_spare(sequence: Sequence, position: Position) -> bool:
     """Whether a turn that begins there leaves nothing of a sequence behind but its newest answer."""
-    return place == sequence.prefix_info.end or place.rows >= sequence.answered_at
+    return position == sequence.prefix_info.end or position.offset >= sequence.answer_start

@@ -28,7 +28,7 @@ from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.snapshots import Position, PrefixInfo, Snapshot, thin_out
 from mlxmtp.errors import CheckpointError, is_out_of_memory
 from mlxmtp.heads import Head
-from mlxmtp.targets import State, Target
+from mlxmtp.targets import CacheState, Target
 from mlxmtp.units import size
 
 FACTS = "mlxmtp_prefix"
@@ -86,9 +86,9 @@ class PrefixStore:
         self._refresh()
         found: list[tuple[Position, str]] = []
         for name, stored in self._known.items():
-            place = stored.prefix_info.longest_reusable_prefix(prompt, drafting=head is not None)
-            if place and (place.rows - held) * WORTH >= stored.prefix_info.end.rows:
-                found.append((place, name))
+            position = stored.prefix_info.longest_reusable_prefix(prompt, drafting=head is not None)
+            if position and (position.offset - held) * WORTH >= stored.prefix_info.end.offset:
+                found.append((position, name))
         for _, name in sorted(found, reverse=True):
             if sequence := self._read(self._known[name], target, head):
                 return sequence
@@ -96,13 +96,13 @@ class PrefixStore:
 
     def save(self, sequence: Sequence) -> None:
         """Write a sequence; what it goes on from is removed. A failure is told, and leaves nothing behind."""
-        if not sequence.can_be_kept or sequence.rows < self._least:
+        if not sequence.can_snapshot or sequence.offset < self._least:
             return
         self._refresh()
         tokens, points = sequence.tokens, thin_out(sequence.snapshots, POINTS)
-        places = {point.place for point in points}
+        positions = {point.position for point in points}
         for stored in self._known.values():
-            if stored.prefix_info.tokens == tokens and places <= set(stored.prefix_info.places):
+            if stored.prefix_info.tokens == tokens and positions <= set(stored.prefix_info.positions):
                 self._touch(stored.file)
                 return
         arrays, facts = _packed(sequence, points)
@@ -247,8 +247,8 @@ class PrefixStore:
 def _packed(sequence: Sequence, points: list[Snapshot]) -> tuple[dict[str, mx.array], dict[str, Any]]:
     """Its arrays by names, and what says how they belong together."""
     arrays: dict[str, mx.array] = {}
-    outline, described = sequence.prefix_info, []
-    for number, point in enumerate([*points, sequence.whole]):
+    prefix_info, described = sequence.prefix_info, []
+    for number, point in enumerate([*points, sequence.snapshot]):
         states: list[Any] = []
         for i, state in enumerate(point.states):
             given = {f"{number}.{i}.{j}": array for j, array in enumerate(state.arrays if state else ())}
@@ -256,8 +256,13 @@ def _packed(sequence: Sequence, points: list[Snapshot]) -> tuple[dict[str, mx.ar
             states.append(state and [[name if name in arrays else None for name in given], state.offset, state.slot])
         if point.pending is not None:
             arrays[f"{number}.pending"] = point.pending
-        described.append([point.place.rows, point.place.pending, states])
-    facts = {"points": described, "tokens": outline.tokens, "appends": outline.appends, "head_rows": outline.head_rows}
+        described.append([point.position.offset, point.position.pending, states])
+    facts = {
+        "points": described,
+        "tokens": prefix_info.tokens,
+        "trimmable": prefix_info.trimmable,
+        "head_offset": prefix_info.head_offset,
+    }
     return arrays, facts
 
 
@@ -268,10 +273,10 @@ def _outlined(file: Path) -> _Stored:
         text = stream.read(header_length(stream.read(8), nbytes, file.name))
     parse_header(text, file, nbytes, file.name)
     facts = json.loads(json.loads(text)["__metadata__"][FACTS])
-    *places, end = (Position(int(rows), int(pending)) for rows, pending, _ in facts["points"])
-    tokens, head_rows = list(map(int, facts["tokens"])), facts["head_rows"]
-    head_rows = None if head_rows is None else int(head_rows)
-    return _Stored(file, PrefixInfo(tokens, end, tuple(places), bool(facts["appends"]), head_rows), facts)
+    *positions, end = (Position(int(rows), int(pending)) for rows, pending, _ in facts["points"])
+    tokens, head_offset = list(map(int, facts["tokens"])), facts["head_offset"]
+    head_offset = None if head_offset is None else int(head_offset)
+    return _Stored(file, PrefixInfo(tokens, end, tuple(positions), bool(facts["trimmable"]), head_offset), facts)
 
 
 def _unpacked(file: Path, facts: dict[str, Any], target: Target, head: Head | None) -> Sequence:
@@ -281,10 +286,11 @@ def _unpacked(file: Path, facts: dict[str, Any], target: Target, head: Head | No
     points = []
     for number, (rows, _, states) in enumerate(facts["points"]):
         made = [
-            state and State(tuple(name and arrays[name] for name in state[0]), state[1], state[2]) for state in states
+            state and CacheState(tuple(name and arrays[name] for name in state[0]), state[1], state[2])
+            for state in states
         ]
         points.append(Snapshot(rows, tuple(made), arrays.get(f"{number}.pending")))
-    return Sequence.made_of(target, head, list(facts["tokens"]), points[:-1], points[-1])
+    return Sequence.from_snapshots(target, head, list(facts["tokens"]), points[:-1], points[-1])
 
 
 def _digest(file: Path) -> str:

@@ -12,7 +12,7 @@ from mlxmtp.decoding.depth import DepthPolicy
 from mlxmtp.decoding.drafting import generate
 from mlxmtp.decoding.loop import never_stop
 from mlxmtp.decoding.sampling import Sampling
-from mlxmtp.decoding.sequence import PREFILL_ROWS, Sequence
+from mlxmtp.decoding.sequence import PREFILL_TOKENS, Sequence
 from mlxmtp.decoding.verifier import Verifier
 from mlxmtp.engine.engine import Engine
 from mlxmtp.engine.prompt import Prompt, encode
@@ -70,7 +70,7 @@ def compare(
     speed = Speed(depth, 0, 2 * (WARM_UP + repeats * tokens))
     with wired_limit(engine.target.model):
         read = Sequence(engine.target, None if depth == 0 else engine.mtp)
-        read.prefill(ids, PREFILL_ROWS, on_prefill)
+        read.prefill(ids, PREFILL_TOKENS, on_prefill)
         for run in range(repeats + 1):
             count = tokens if run else WARM_UP
             rates = []

@@ -54,11 +54,16 @@ class OneRow:
         for module in target.model.modules():
             self._teach(module, kernels)
 
-    def watch(self, rows: int) -> None:
-        """A pass over so many rows comes; 0: it is over."""
-        self._rows = rows if self.on and rows > 1 else 0
+    def begin_pass(self, num_tokens: int) -> None:
+        self._set_rows(num_tokens if self.on and num_tokens > 1 else 0)
+
+    def end_pass(self) -> None:
+        self._set_rows(0)
+
+    def _set_rows(self, rows: int) -> None:
+        self._rows = rows
         for latent in self._latent:
-            latent.alone = self._rows > 0
+            latent.alone = rows > 0
 
     def _teach(self, module: nn.Module, kernels: Sequence[Kernel]) -> None:
         kind: Any = type(module)

@@ -19,7 +19,7 @@ from mlxmtp.conversion.pull import usable_memory
 from mlxmtp.exactness.one_row import Kernel, OneRow
 from mlxmtp.exactness.verdict import Guarantee, Identity, Promise
 from mlxmtp.limits import MAX_DEPTH
-from mlxmtp.targets import State, appends, parts, put, state_of
+from mlxmtp.targets import CacheState, is_trimmable, leaf_caches, restore, snapshot
 
 if TYPE_CHECKING:
     from mlxmtp.targets import Cache, Target
@@ -56,7 +56,7 @@ class Strategy:
 
     def apply(self, target: Target, kernels: Sequence[Kernel] = ()) -> None:
         """Have the target compute this way from now on."""
-        target.width = self.width
+        target.min_tokens = self.width
         found = [watcher for watcher in target.listeners if isinstance(watcher, OneRow)]
         if self.promise == "identical-one-row" and not found:
             found = [OneRow(target, kernels)]
@@ -197,14 +197,14 @@ def _behind(target: Target, tokens: Sequence[int], context: int) -> Cache | None
     cache = target.make_cache()
     target.forward(mx.array([_endless(tokens, 0, READ)]), cache)
     mx.eval([layer.state for layer in cache])
-    grows = sum(state_of(part).nbytes for part in parts(cache) if appends(part))
+    grows = sum(snapshot(part).nbytes for part in leaf_caches(cache) if is_trimmable(part))
     if context > READ and grows // READ * context > (usable_memory() - mx.get_active_memory()) // SHARE:
         return None
-    for part in parts(cache) if context > READ else ():
-        state = state_of(part)
+    for part in leaf_caches(cache) if context > READ else ():
+        state = snapshot(part)
         if state.offset:  # of keys and values, that is; a recurrent state has the size that it has
             held = min(context, getattr(part, "max_size", context))
-            put(part, State(tuple(_repeated(rows, held) for rows in state.arrays), context, held))
+            restore(part, CacheState(tuple(_repeated(rows, held) for rows in state.arrays), context, held))
     mx.eval([layer.state for layer in cache])
     return cache
 

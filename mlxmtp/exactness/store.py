@@ -51,7 +51,7 @@ def read(file: Path) -> Any:
 
 
 def write(file: Path, content: Any) -> None:
-    """StopCheck it; on a full or read-only disk, not."""
+    """Keep it; on a full or read-only disk, not."""
     with suppress(OSError):
         write_whole(file, json.dumps(content))
 

@@ -77,7 +77,7 @@ class NextNHead(Recursion, nn.Module):
         rows = cache[0][0] if isinstance(cache[0], CacheList) else cache[0]
         mask = create_attention_mask(x, rows, return_array=True)
         if self._latent:
-            self._latent.watch(x.shape[1] if x.shape[1] <= ABSORBED else 0)
+            self._latent.on = 1 < x.shape[1] <= ABSORBED
         return self.normed(layer.block(x, mask, cache[0]), layer.norm, for_logits=False)
 
     def logits(self, states: mx.array) -> mx.array:

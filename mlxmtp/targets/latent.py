@@ -47,9 +47,11 @@ class LatentAttention:
         if rows_alone:
             self._one_at_a_time(attention)
 
-    def watch(self, rows: int) -> None:
-        """A pass over so many rows comes; 0: it is over."""
-        self.on = rows > 1
+    def begin_pass(self, num_tokens: int) -> None:
+        self.on = num_tokens > 1
+
+    def end_pass(self) -> None:
+        self.on = False
 
     def _one_at_a_time(self, attention: nn.Module) -> None:
         together: Any = type(attention).__call__

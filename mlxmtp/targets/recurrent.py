@@ -16,7 +16,7 @@ from mlx_lm.models.cache import ArraysCache
 
 from mlxmtp.targets.observe import observe, rebind
 
-State = tuple[mx.array | None, mx.array | None]
+RecurrentState = tuple[mx.array | None, mx.array | None]
 """A layer's cache: the convolution's last inputs [B, K - 1, C], the recurrent state [B, Hv, Dv, Dk]."""
 
 
@@ -30,7 +30,7 @@ class RecurrentRows:
         state_after: the recurrent state after n rows, 0 < n < m; None for a pass of one row, which needs none.
     """
 
-    before: State
+    before: RecurrentState
     conv_input: mx.array
     state_after: Callable[[int], mx.array] | None
 
@@ -46,18 +46,21 @@ class RecurrentRows:
 
 
 class RecurrentLayer:
-    """One gated-delta layer of mlx-lm, taught to keep the rows of a pass while `watching`."""
+    """One gated-delta layer of mlx-lm, taught to keep the rows of a pass while `in_pass`."""
 
     def __init__(self, layer: nn.Module) -> None:
         self._conv = observe(layer.conv1d)
         self._state_after: Callable[[int], mx.array] | None = None
         rebind(layer, gated_delta_update=self._update)
 
-    def watch(self, rows: int) -> None:
-        """StopCheck the rows of the pass to come; 0: stop, for prefill keeps nothing."""
-        self._conv.open = rows > 0
+    def begin_pass(self, num_tokens: int) -> None:  # noqa: ARG002
+        """Keep what a rollback of the pass needs; prefill keeps nothing."""
+        self._conv.open = True
 
-    def take(self, before: State) -> RecurrentRows:
+    def end_pass(self) -> None:
+        self._conv.open = False
+
+    def take(self, before: RecurrentState) -> RecurrentRows:
         """The rows of the pass just built, which began at `before`."""
         assert self._conv.input is not None
         rows = RecurrentRows(before, self._conv.input, self._state_after)

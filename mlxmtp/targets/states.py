@@ -15,7 +15,7 @@ from mlxmtp.targets.shared import SharedRows
 
 
 @dataclass(frozen=True)
-class State:
+class CacheState:
     """One part's arrays, None before there are any.
 
     Args:
@@ -32,40 +32,42 @@ class State:
         return sum(0 if array is None else array.nbytes for array in self.arrays)
 
 
-def parts(cache: Iterable[Any]) -> list[Any]:
+def leaf_caches(cache: Iterable[Any]) -> list[Any]:
     """The single caches that a model's cache consists of."""
-    return [part for layer in cache for part in (parts(layer.caches) if isinstance(layer, CacheList) else [layer])]
+    return [
+        part for layer in cache for part in (leaf_caches(layer.caches) if isinstance(layer, CacheList) else [layer])
+    ]
 
 
-def appends(part: Any) -> bool:
+def is_trimmable(part: Any) -> bool:
     """Whether a part only grows, so that cutting its end takes rows back; a view of another does as that one does."""
     return isinstance(part, (KVCache, SharedRows))
 
 
-def can_be_kept(part: Any) -> bool:
-    """Whether `state_of` knows this kind of cache."""
-    return appends(part) or isinstance(part, (RotatingKVCache, ArraysCache))
+def can_snapshot(part: Any) -> bool:
+    """Whether `snapshot` knows this kind of cache."""
+    return is_trimmable(part) or isinstance(part, (RotatingKVCache, ArraysCache))
 
 
-def state_of(part: Any, rows: int | None = None) -> State:
-    """What `put` makes an equal part from, lazy; later passes over the part do not change it.
+def snapshot(part: Any, rows: int | None = None) -> CacheState:
+    """What `restore` makes an equal part from, lazy; later passes over the part do not change it.
 
     Args:
-        rows: of a part that appends, take only its first so many.
+        rows: of a part that is_trimmable, take only its first so many.
     """
     if isinstance(part, SharedRows):
-        return State(())
+        return CacheState(())
     if isinstance(part, ArraysCache):
-        return State(tuple(None if array is None else mx.contiguous(array) for array in part.cache))
+        return CacheState(tuple(None if array is None else mx.contiguous(array) for array in part.cache))
     if isinstance(part, RotatingKVCache):
         return _window(part)
     rows = part.offset if rows is None else rows
     if part.keys is None or not rows:
-        return State((None, None))
-    return State((part.keys[:, :, :rows], part.values[:, :, :rows]), rows)
+        return CacheState((None, None))
+    return CacheState((part.keys[:, :, :rows], part.values[:, :, :rows]), rows)
 
 
-def put(part: Any, state: State) -> None:
+def restore(part: Any, state: CacheState) -> None:
     """Make a part stand where `state` was taken. Its arrays are shared: a pass writes into copies of them."""
     if hasattr(part, "cache"):
         part.cache = list(state.arrays)
@@ -76,10 +78,10 @@ def put(part: Any, state: State) -> None:
         part._idx = state.slot
 
 
-def _window(part: RotatingKVCache) -> State:
+def _window(part: RotatingKVCache) -> CacheState:
     """A window's rows; after a chunk that was longer than it, its newest, in the order of time."""
     if part.keys is None:
-        return State((None, None), part.offset, part._idx)
+        return CacheState((None, None), part.offset, part._idx)
     kept: Any = (part.keys, part.values)
     slot, surplus = part._idx, part.keys.shape[2] - part.max_size
     if surplus > 0:
@@ -87,4 +89,4 @@ def _window(part: RotatingKVCache) -> State:
         slot = part.max_size
     elif part.offset < part.keys.shape[2]:
         kept = (rows[:, :, : part.offset] for rows in kept)
-    return State(tuple(mx.contiguous(rows) for rows in kept), part.offset, slot)
+    return CacheState(tuple(mx.contiguous(rows) for rows in kept), part.offset, slot)

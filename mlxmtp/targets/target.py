@@ -12,7 +12,7 @@ from mlxmtp.checkpoints import text_config
 from mlxmtp.targets.latent import LatentAttention, has_latents
 from mlxmtp.targets.observe import observe
 from mlxmtp.targets.recurrent import RecurrentLayer, RecurrentRows
-from mlxmtp.targets.states import appends, parts
+from mlxmtp.targets.states import is_trimmable, leaf_caches
 from mlxmtp.targets.window import WindowCache, give_rows_their_rings, has_windows
 
 Cache = list[Any]
@@ -21,10 +21,13 @@ Where = Literal["post", "pre"]
 
 
 class PassListener(Protocol):
-    """What has to know of the passes that `Target.open` makes."""
+    """Learns of the passes that `Target.open` makes."""
 
-    def watch(self, rows: int) -> None:
-        """A pass over so many rows comes; 0: it is over."""
+    def begin_pass(self, num_tokens: int) -> None:
+        """A pass over `num_tokens` tokens begins."""
+
+    def end_pass(self) -> None:
+        """The pass has been built."""
 
 
 class Target:
@@ -37,7 +40,7 @@ class Target:
     `reversible`: every layer's cache can take rows back. One that cannot must never be asked to.
     `hidden_at`: which hidden states are given out.
     `listeners`: are told of each pass besides the target's own layers.
-    `width`: a pass that `open` makes has at least so many rows; those put behind the ones asked for are taken back.
+    `min_tokens`: `open` pads a pass to this many tokens and takes the padding back.
     """
 
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
@@ -45,7 +48,7 @@ class Target:
         self.config = config
         self.hidden_at: Where = "post"
         self.listeners: list[PassListener] = []
-        self.width = 1
+        self.min_tokens = 1
         self._trunk: Any = getattr(self.text_model, "model", None)
         norm = getattr(self._trunk, "norm", None)
         self._final_norm = None if norm is None else observe(norm, open=True)  # None: no family of heads stands on it
@@ -64,7 +67,7 @@ class Target:
             for attention in attentions:
                 give_rows_their_rings(attention)
         self.reversible = all(
-            all(map(appends, parts([layer]))) or isinstance(layer, WindowCache) or i in self._recurrent
+            all(map(is_trimmable, leaf_caches([layer]))) or isinstance(layer, WindowCache) or i in self._recurrent
             for i, layer in enumerate(self.make_cache())
         )
 
@@ -118,27 +121,28 @@ class Target:
 
     def open(self, tokens: mx.array, cache: Cache) -> "Pass":
         """Feed tokens [1, m] in a pass whose last rows can be taken back, each row computed as it would be alone."""
-        rows, fed = tokens.shape[1], max(tokens.shape[1], self.width)
-        if fed > rows:
-            tokens = mx.concatenate([tokens, mx.repeat(tokens[:, -1:], fed - rows, axis=1)], axis=1)
+        num_tokens, padded = tokens.shape[1], max(tokens.shape[1], self.min_tokens)
+        if padded > num_tokens:
+            tokens = mx.concatenate([tokens, mx.repeat(tokens[:, -1:], padded - num_tokens, axis=1)], axis=1)
         before = {i: (cache[i][0], cache[i][1]) for i in self._recurrent}
-        with self._watching(cache, rows=fed):
+        with self._in_pass(cache, num_tokens=padded):
             logits, hidden = self.forward(tokens, cache)
-        if fed > rows:
-            logits, hidden = logits[:, :rows], hidden[:, :rows]
-        return Pass(logits, hidden, cache, {i: layer.take(before[i]) for i, layer in self._recurrent.items()}, fed)
+        if padded > num_tokens:
+            logits, hidden = logits[:, :num_tokens], hidden[:, :num_tokens]
+        recurrent = {i: layer.take(before[i]) for i, layer in self._recurrent.items()}
+        return Pass(logits, hidden, cache, recurrent, padded)
 
     @contextmanager
-    def _watching(self, cache: Cache, rows: int) -> Iterator[None]:
+    def _in_pass(self, cache: Cache, num_tokens: int) -> Iterator[None]:
         windows = [layer for layer in cache if isinstance(layer, WindowCache)]
         listeners: list[PassListener] = [*self._recurrent.values(), *self.latent, *windows, *self.listeners]
         try:
-            for watcher in listeners:
-                watcher.watch(rows)
+            for listener in listeners:
+                listener.begin_pass(num_tokens)
             yield
         finally:
-            for watcher in listeners:
-                watcher.watch(0)
+            for listener in listeners:
+                listener.end_pass()
 
     def embed(self, tokens: mx.array) -> mx.array:
         """Embeddings [B, T, H] of tokens [B, T]: the matrix that heads share."""
@@ -173,31 +177,31 @@ def matrix_rows(matrix: nn.Module, ids: mx.array) -> mx.array:
 
 
 class Pass:
-    """One pass of the target over m rows: a transaction on the caches.
+    """One pass of the target over m tokens: a transaction on the caches.
+
+    Commit it once, before the next pass over the same caches.
 
     Args:
         logits: [B, m, V]. hidden: [B, m, H], as the target's `hidden_at` says.
-        fed: the rows that the caches have taken, m or more.
-
-    Committed once, before the next pass over the same caches.
+        padded: tokens that the caches have taken, at least m.
     """
 
     def __init__(
-        self, logits: mx.array, hidden: mx.array, cache: Cache, recurrent: dict[int, RecurrentRows], fed: int
+        self, logits: mx.array, hidden: mx.array, cache: Cache, recurrent: dict[int, RecurrentRows], padded: int
     ) -> None:
         self.logits = logits
         self.hidden = hidden
         self._cache = cache
         self._recurrent = recurrent
-        self._fed = fed
+        self._padded = padded
 
-    def commit(self, rows: int) -> None:
-        """Leave every layer's cache as if only the first `rows` rows had been fed."""
-        fed = self._fed
+    def commit(self, num_tokens: int) -> None:
+        """Leave every layer's cache as if only the first `num_tokens` tokens had been fed."""
+        padded = self._padded
         for i, layer in enumerate(self._cache):
             if i in self._recurrent:
-                self._recurrent[i].commit(layer, rows, of=fed)
+                self._recurrent[i].commit(layer, num_tokens, of=padded)
             elif isinstance(layer, WindowCache):
-                layer.commit(rows, of=fed)
-            elif rows < fed:
-                layer.trim(fed - rows)
+                layer.commit(num_tokens, of=padded)
+            elif num_tokens < padded:
+                layer.trim(padded - num_tokens)

@@ -19,13 +19,13 @@ _attention: Callable[..., mx.array] = scaled_dot_product_attention
 
 
 class WindowCache(RotatingKVCache):
-    """A `RotatingKVCache` for one sequence that, while `watching`, can go back to any row of the pass just made.
+    """A `RotatingKVCache` for one sequence that, while `in_pass`, can go back to any row of the pass just made.
 
     A pass over m > 1 rows that the window cannot hold reads keys and values [m, heads, window, D], one ring a row.
     The slot to be written next is dead: no row to come sees what is in it.
     """
 
-    watching = False
+    in_pass = False
     _rings: tuple[mx.array, mx.array] | None = None  # after each row; None: rows were appended, cutting takes them back
     _slots: list[int]  # where each row was written, and where the next one would be
 
@@ -34,14 +34,16 @@ class WindowCache(RotatingKVCache):
         """An empty one for the same window."""
         return cls(cache.max_size, cache.keep)
 
-    def watch(self, rows: int) -> None:
-        """A pass over so many rows comes, which may be taken back; 0: it is over."""
-        self.watching = rows > 0
+    def begin_pass(self, num_tokens: int) -> None:  # noqa: ARG002
+        self.in_pass = True
+
+    def end_pass(self) -> None:
+        self.in_pass = False
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         rows = keys.shape[2]
         self._rings = None
-        if not self.watching or rows == 1 or self.offset + rows <= self.max_size:
+        if not self.in_pass or rows == 1 or self.offset + rows <= self.max_size:
             fetched: tuple[mx.array, mx.array] = super().update_and_fetch(keys, values)  # type: ignore[no-untyped-call]
             return fetched
         old: Any = (keys[:, :, :0], values[:, :, :0]) if self.keys is None else (self.keys, self.values)
@@ -59,7 +61,7 @@ class WindowCache(RotatingKVCache):
 
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Any:  # noqa: N803
         """As mlx-lm's, or for rings: the slots [m, 1, 1, window] that each row finds filled; None: all."""
-        if not self.watching or N == 1 or self.offset + N <= self.max_size:
+        if not self.in_pass or N == 1 or self.offset + N <= self.max_size:
             return super().make_mask(N, window_size, return_array)
         if self.offset >= self.max_size:
             return None

@@ -82,7 +82,7 @@ class WorkerProcess:
             await self._process.wait()
 
     async def _listen(self) -> None:
-        """StopCheck its last words, or it would block on a full pipe."""
+        """Keep its last words, or it would block on a full pipe."""
         assert self._process.stderr
         with suppress(OSError, ValueError):
             async for line in self._process.stderr:

@@ -143,10 +143,10 @@ def test_a_run_counts_its_drafts(engine: Engine):
 
 def test_runs_leave_the_prompt_as_it_was_read(engine: Engine):
     read = ReadPrompt(TokenEngine(engine), PROMPTS[1].tokens(engine.tokenizer), ours_first=True)
-    before = list(read.ours.tokens), read.ours.rows, read.ours.drafting
+    before = list(read.ours.tokens), read.ours.offset, read.ours.drafting
     first = read.run_ours(2, 16, Sampling(), None).tokens
     read.run_ours(0, 16, Sampling(), None)
-    assert (list(read.ours.tokens), read.ours.rows, read.ours.drafting) == before
+    assert (list(read.ours.tokens), read.ours.offset, read.ours.drafting) == before
     assert read.run_ours(2, 16, Sampling(), None).tokens == first
 
 

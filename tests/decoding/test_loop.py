@@ -275,7 +275,7 @@ def test_the_heads_rows_are_the_targets_after_every_round(plain: Plain, depths: 
             assert_same_state(snapshot(sequence.cache), plain.state(count))
             assert_head_is_true(plain.target, plain.head, sequence)
     assert len(sequence.tokens) == len(PROMPT) + 13
-    sequence.prefill(MORE, rows=2)
+    sequence.prefill(MORE, chunk_size=2)
     assert_head_is_true(plain.target, plain.head, sequence)
     next(speculate(plain.target, MTPChain(plain.head), sequence, plain.law, Depths(3), never_stop, 9))
     assert_head_is_true(plain.target, plain.head, sequence)
@@ -290,13 +290,13 @@ def test_a_trained_heads_drafts_stand_and_its_rows_stay_true(
     target = load_target(checkpoint)
     head = load_head(checkpoint, target)
     sequence = Sequence(target, head)
-    sequence.prefill(PROMPT, rows=5)
+    sequence.prefill(PROMPT, chunk_size=5)
     found = []
     for one in speculate(target, MTPChain(head), sequence, Verifier(Sampling()), Depths(3), never_stop, 40):
         found.append(one)
         assert_head_is_true(target, head, sequence)
     plain = Sequence(target, None)
-    plain.prefill(PROMPT, rows=5)
+    plain.prefill(PROMPT, chunk_size=5)
     assert tokens_of(iter(found)) == tokens_of(decode_plainly(target, plain, Verifier(Sampling()), never_stop, 40))
     assert_same_state(snapshot(sequence.cache), snapshot(plain.cache))
     assert sum(one.accepted for one in found) > 0

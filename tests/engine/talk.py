@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from mlxmtp import Engine, Sampling
 from mlxmtp.engine.prefix_cache import PrefixCache
-from mlxmtp.targets import appends, parts
+from mlxmtp.targets import is_trimmable, leaf_caches
 from tests.engine.kinds import PLENTY, words
 
 GREEDY, SEEDED = Sampling(), Sampling(1.0, seed=5)
@@ -50,7 +50,7 @@ class Talk:
 
     def back_to(self, mark: int, common: int) -> int:
         """Of `common` tokens, those that need not be read again when the last mark among them is `mark`."""
-        if not all(map(appends, parts(self.engine.target.make_cache()))):
+        if not all(map(is_trimmable, leaf_caches(self.engine.target.make_cache()))):
             return mark
         has_kv_cache = self.depth and self.engine.mtp
         return common - bool(has_kv_cache)

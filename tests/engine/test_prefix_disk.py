@@ -58,12 +58,12 @@ def test_what_comes_back_is_what_was_written(engine: Engine, tmp_path: Path) -> 
     store.save(one)
     other = store.load([*prompt, 5], engine.target, engine.mtp, 0)
     assert other
-    assert (other.tokens, other.rows, other.prefix_info) == (one.tokens, one.rows, one.prefix_info)
+    assert (other.tokens, other.offset, other.prefix_info) == (one.tokens, one.offset, one.prefix_info)
     assert_same_state(snapshot(other.cache), snapshot(one.cache))
     changed = [*prompt[:30], prompt[30] ^ 1, *words(engine, 20)]
-    place = other.prefix_info.longest_reusable_prefix(changed, drafting=True)
-    assert place
-    other.resume(changed, place, drafting=True)
+    position = other.prefix_info.longest_reusable_prefix(changed, drafting=True)
+    assert position
+    other.rewind(changed, position, drafting=True)
     other.prefill(changed[len(other.tokens) :])
     fresh = prefilled(engine, changed, 3)
     assert_same_state(snapshot(other.cache), snapshot(fresh.cache))
@@ -183,7 +183,7 @@ def test_what_a_key_depends_on(raw_checkpoint: Callable[..., Path], tmp_path: Pa
         return tmp_path / name
 
     keys["as it is"] = model_key(load(copied("a")))
-    assert model_key(load(copied("b"))) == keys["as it is"], "the same files in another place"
+    assert model_key(load(copied("b"))) == keys["as it is"], "the same files in another position"
     keys["without its head"] = model_key(load(copied("c"), mtp=False))
     config = copied("d") / "config.json"
     config.write_text(config.read_text().replace("4096", "4095"))

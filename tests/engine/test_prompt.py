@@ -1,4 +1,4 @@
-"""Messages as the model reads them, and the places where other prompts part from them."""
+"""Messages as the model reads them, and the positions where other prompts part from them."""
 
 from itertools import pairwise
 from pathlib import Path

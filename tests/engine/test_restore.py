@@ -10,7 +10,7 @@ import pytest
 
 from mlxmtp import Engine, load
 from mlxmtp.decoding.sequence import Sequence as Tokens
-from mlxmtp.targets import appends, parts
+from mlxmtp.targets import is_trimmable, leaf_caches
 from tests.engine.kinds import KINDS, find
 from tests.engine.talk import SEEDED, Talk
 from tests.running import prefilled, rounds
@@ -133,11 +133,11 @@ def test_caches_gone_back_are_those_of_a_fresh_read(engine: Engine) -> None:
         one.prefill(prompt, 16, boundaries=[mark])
         list(rounds(engine, one, int(random.integers(1, 30)), 3))
         changed = [*prompt[:mark], prompt[mark] ^ 1, *talk.words(int(random.integers(2, 60)), number)]
-        place = one.prefix_info.longest_reusable_prefix(changed, drafting=True)
-        assert place
-        other = one.branch(changed, place, drafting=True)
+        position = one.prefix_info.longest_reusable_prefix(changed, drafting=True)
+        assert position
+        other = one.fork_at(changed, position, drafting=True)
         if number % 2:
-            one.resume(changed, place, drafting=True)
+            one.rewind(changed, position, drafting=True)
             other = one
         other.prefill(changed[len(other.tokens) :], 32)
         fresh = prefilled(engine, changed, 3)
@@ -158,9 +158,9 @@ def test_branches_go_their_own_ways(engine: Engine) -> None:
     one.prefill(prompt, boundaries=[40, 66])
     list(rounds(engine, one, 10, 3))
     changed = [*prompt[:40], *talk.words(12, 2)]
-    place = one.prefix_info.longest_reusable_prefix(changed, drafting=True)
-    assert place
-    other = one.branch(changed, place, drafting=True)
+    position = one.prefix_info.longest_reusable_prefix(changed, drafting=True)
+    assert position
+    other = one.fork_at(changed, position, drafting=True)
     other.prefill(changed[len(other.tokens) :])
     ends = [list(one.tokens), changed]
     turns = [rounds(engine, sequence, 40, 3) for sequence in (one, other)]
@@ -173,7 +173,7 @@ def test_branches_go_their_own_ways(engine: Engine) -> None:
         expected = [token for step in rounds(engine, alone, 40, 3) for token in step.tokens]
         assert tokens == expected[: len(tokens)]
         assert len(tokens) > 15
-    again = one.branch(changed, place, drafting=True)
+    again = one.fork_at(changed, position, drafting=True)
     again.prefill(changed[len(again.tokens) :])
     fresh = prefilled(engine, changed, 3)
     assert_same_state(snapshot(again.cache), snapshot(fresh.cache))
@@ -189,9 +189,9 @@ def test_without_marks_prompts_are_read_in_the_same_chunks(engine: Engine) -> No
         sequence.prefill(prompt, 32, lambda done, total: lengths.append(done), boundaries)  # noqa: B023
         told.append(lengths)
     assert told[0] == [0, 32, 64, 96, 99]
-    free = all(map(appends, parts(engine.target.make_cache())))
+    free = all(map(is_trimmable, leaf_caches(engine.target.make_cache())))
     assert told[1] == (told[0] if free else [0, 10, 41, 73, 95, 99])
-    assert [point.rows for point in sequence.snapshots] == ([] if free else [10, 41, 95])
+    assert [point.offset for point in sequence.snapshots] == ([] if free else [10, 41, 95])
 
 
 def test_a_turn_that_is_closed_can_be_gone_back_from(hybrid: Engine) -> None:

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp import Engine, load
-from mlxmtp.decoding.sequence import POINTS
+from mlxmtp.decoding.sequence import MAX_SNAPSHOTS
 from mlxmtp.decoding.sequence import Sequence as Tokens
 from mlxmtp.decoding.snapshots import Position, PrefixInfo, Snapshot, thin_out
 from mlxmtp.engine.prefix_cache import PrefixCache
@@ -70,13 +70,13 @@ def test_points_in_the_middle_go_before_conversations(hybrid: Engine) -> None:
     for prompt in prompts:
         talk.says(prompt, *range(10, 80, 10))
     figures = talk.prefixes.figures
-    assert (figures.snapshots, figures.conversations) == (14, 2)
+    assert (figures.points, figures.conversations) == (14, 2)
     tight = PrefixCache(figures.nbytes * 3 // 4)
     talk.prefixes = tight
     for prompt in prompts:
         talk.says(prompt, *range(10, 80, 10))
     assert tight.figures.conversations == 2
-    assert tight.figures.snapshots < 14
+    assert tight.figures.points < 14
     for prompt in prompts:
         talk.says([*prompt[:15], prompt[15] ^ 1, 3, 4])
         assert talk.reused == 10
@@ -85,9 +85,9 @@ def test_points_in_the_middle_go_before_conversations(hybrid: Engine) -> None:
 def test_no_more_points_than_are_worth_it(hybrid: Engine) -> None:
     talk = Talk(hybrid)
     prompt = talk.words(40, 1)
-    for step in range(POINTS + 8):
+    for step in range(MAX_SNAPSHOTS + 8):
         prompt = [*prompt, *talk.says(prompt, 20, len(prompt) - 2, count=2), *talk.words(3, step)]
-    assert talk.prefixes.figures.snapshots == POINTS
+    assert talk.prefixes.figures.points == MAX_SNAPSHOTS
     talk.says([*prompt[:20], prompt[20] ^ 1, 3])
     assert talk.reused == 20
 
@@ -138,10 +138,10 @@ def test_a_turn_without_a_cache_keeps_no_points(hybrid: Engine) -> None:
 # -- outlines and points --------------------------------------------------------------------------------------
 
 
-def outline(appends: bool = False, head_rows: int | None = None, pending: int = 1) -> PrefixInfo:
+def prefix_info(trimmable: bool = False, head_offset: int | None = None, pending: int = 1) -> PrefixInfo:
     """Of 20 tokens, 19 of them read, with points behind 5 and 12."""
-    places = tuple(Position(rows, pending) for rows in (5, 12))
-    return PrefixInfo(list(range(20)), Position(19, pending), places, appends, head_rows)
+    positions = tuple(Position(rows, pending) for rows in (5, 12))
+    return PrefixInfo(list(range(20)), Position(19, pending), positions, trimmable, head_offset)
 
 
 @pytest.mark.parametrize(
@@ -161,20 +161,20 @@ def outline(appends: bool = False, head_rows: int | None = None, pending: int = 
 )
 def test_the_furthest_place_that_a_prompt_shares(prompt: list[int], expected: int) -> None:
     for drafting in (False, True):
-        place = outline(head_rows=18).longest_reusable_prefix(prompt, drafting=drafting)
-        assert (place.rows if place else 0) == expected
-    place = outline(appends=True).longest_reusable_prefix(prompt, drafting=False)
+        position = prefix_info(head_offset=18).longest_reusable_prefix(prompt, drafting=drafting)
+        assert (position.offset if position else 0) == expected
+    position = prefix_info(trimmable=True).longest_reusable_prefix(prompt, drafting=False)
     shared = next((i for i, token in enumerate(prompt) if token != i), len(prompt))
-    assert (place.rows if place else 0) == min(shared, len(prompt) - 1, 19)
+    assert (position.offset if position else 0) == min(shared, len(prompt) - 1, 19)
 
 
-@pytest.mark.parametrize(("head_rows", "expected"), [(None, 0), (3, 0), (5, 5), (11, 5), (12, 12), (16, 12)])
-def test_without_a_hidden_state_the_head_has_to_have_read_as_much(head_rows: int | None, expected: int) -> None:
-    kept = outline(head_rows=head_rows, pending=0)
-    place = kept.longest_reusable_prefix([*range(15), 99, 98], drafting=True)
-    assert (place.rows if place else 0) == expected
-    place = kept.longest_reusable_prefix([*range(12), 99], drafting=True)
-    assert (place.rows if place else 0) == min(expected, 5), "a token has to be left to make one from"
+@pytest.mark.parametrize(("head_offset", "expected"), [(None, 0), (3, 0), (5, 5), (11, 5), (12, 12), (16, 12)])
+def test_without_a_hidden_state_the_head_has_to_have_read_as_much(head_offset: int | None, expected: int) -> None:
+    kept = prefix_info(head_offset=head_offset, pending=0)
+    position = kept.longest_reusable_prefix([*range(15), 99, 98], drafting=True)
+    assert (position.offset if position else 0) == expected
+    position = kept.longest_reusable_prefix([*range(12), 99], drafting=True)
+    assert (position.offset if position else 0) == min(expected, 5), "a token has to be left to make one from"
 
 
 def points(*rows: int) -> list[Snapshot]:
@@ -194,4 +194,4 @@ def points(*rows: int) -> list[Snapshot]:
     ],
 )
 def test_the_points_that_matter_least_go_first(most: int, boundaries: Sequence[int], expected: list[int]) -> None:
-    assert [point.rows for point in thin_out(points(10, 100, 110, 200, 500), most, boundaries)] == expected
+    assert [point.offset for point in thin_out(points(10, 100, 110, 200, 500), most, boundaries)] == expected

@@ -66,7 +66,7 @@ def test_where_each_width_has_an_order_of_its_own_all_passes_get_one_width(engin
         for depth in (1, 4):
             assert generated(model, text(model), TOKENS, depth) == expected
         assert probe(model.target, text(model), "strict", SHORT).promise == "identical-one-row"
-        assert model.target.width == 1
+        assert model.target.min_tokens == 1
         assert generated(model, text(model), TOKENS, 3) == reference(model, text(model), TOKENS)
 
 
@@ -101,7 +101,7 @@ def test_canonical_has_the_width_that_it_needs(small: Path) -> None:
         with backend(narrow, norms=norms):
             target = load(small).target
             verdict = probe(target, [5, 6, 7], "canonical", SHORT)
-            assert (verdict.identical, verdict.width, target.width) == (True, width, width)
+            assert (verdict.identical, verdict.width, target.min_tokens) == (True, width, width)
 
 
 def test_nothing_at_all_can_be_kept(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_nothing_at_all_can_be_kept(small: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Target, "forward", lambda *args: _shifted(forward(*args), next(noisy)))
     for identity in ("strict", "canonical"):
         model = load(small, identity=identity)
-        assert (model.head, model.verdict.promise, model.target.width) == (None, "distribution", 1)
+        assert (model.head, model.verdict.promise, model.target.min_tokens) == (None, "distribution", 1)
 
 
 def _shifted(passed: tuple[mx.array, mx.array], by: int) -> tuple[mx.array, mx.array]:

@@ -10,7 +10,7 @@ from mlxmtp import Engine, load
 from mlxmtp.exactness.probe import QUICK, READ, ROWS, SHARE, Finding, Strategy, probe
 from mlxmtp.exactness.verdict import IDENTITIES, Identity
 from mlxmtp.limits import MAX_DEPTH
-from mlxmtp.targets import Target, appends, parts, state_of
+from mlxmtp.targets import Target, is_trimmable, leaf_caches, snapshot
 from tests.exactness.conftest import KINDS, text
 from tests.exactness.stand_in import backend, narrow, only
 
@@ -65,7 +65,7 @@ def test_a_context_that_memory_has_no_room_for_is_not_promised(
     model.target.text_config["max_position_embeddings"] = 1 << 16
     cache = model.target.make_cache()
     model.target.forward(mx.array([text(model, READ)]), cache)
-    a_token = sum(state_of(part).nbytes for part in parts(cache) if appends(part)) // READ
+    a_token = sum(snapshot(part).nbytes for part in leaf_caches(cache) if is_trimmable(part)) // READ
 
     def leave_room_for(context: int) -> None:
         room = SHARE * a_token * context
@@ -130,7 +130,7 @@ def test_what_breaks_shows_nothing(engine: Engines, identity: Any, error: Except
     verdict = probe(model.target, text(model), identity)
     assert (verdict.promise, verdict.complete, verdict.width) == ("distribution", False, 1)
     assert type(error).__name__ in verdict.because
-    assert model.target.width == 1, "it is left as it was"
+    assert model.target.min_tokens == 1, "it is left as it was"
 
 
 def test_a_single_token_is_text_enough(engine: Engines) -> None:

@@ -56,7 +56,7 @@ def test_a_kept_verdict_brings_its_arithmetic(model: Path, probes: list[str]) ->
         for identity, width in (("strict", 1), ("canonical", 2)):
             first, again = load(model, identity=identity), load(model, identity=identity)
             assert first.verdict == again.verdict
-            assert (first.target.width, again.target.width) == (width, width)
+            assert (first.target.min_tokens, again.target.min_tokens) == (width, width)
             prompt = list(range(5, 30))
             assert again.generate(prompt, max_tokens=20).tokens == first.generate(prompt, max_tokens=20).tokens
         plain = load(model, mtp=False).generate(prompt, max_tokens=20).tokens

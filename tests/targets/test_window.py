@@ -178,7 +178,7 @@ def test_a_cache_that_keeps_its_first_rows(keep: int, start: tuple[int, int], ro
     for kept in range(rows + 1):
         cache = started(WindowCache.like(RotatingKVCache(WINDOW, keep)))
         assert cache.keep == keep
-        cache.watching = True
+        cache.in_pass = True
         mask = cache.make_mask(rows, WINDOW)
         rings = cache.update_and_fetch(keys, vals)
         if sum(start) + rows > WINDOW:
@@ -187,7 +187,7 @@ def test_a_cache_that_keeps_its_first_rows(keep: int, start: tuple[int, int], ro
                 slots = mx.array([slot for slot, there in enumerate(filled.tolist()) if there])
                 assert_same_state([ring[row : row + 1][:, :, slots] for ring in rings], list(expected), row)
         cache.commit(kept, of=rows)
-        cache.watching = False
+        cache.in_pass = False
         assert_same_state(snapshot([cache]), states[kept], kept)
 
 
@@ -202,7 +202,7 @@ def test_no_ring_outlives_its_pass() -> None:
     for row in range(window + 1):
         cache.update_and_fetch(keys[:, :, row : row + 1], vals[:, :, row : row + 1])
     for kept in (0, 2, 5):
-        cache.watching = True
+        cache.in_pass = True
         rings = cache.update_and_fetch(keys[:, :, window + 1 : window + 6], vals[:, :, window + 1 : window + 6])
         mx.eval(rings)
         assert [part.shape[0] for part in rings] == [5, 5]

@@ -1,4 +1,4 @@
-"""AnswerBlock again, taking back, and other chats, from every state of a chat."""
+"""Answering again, taking back, and other chats, from every state of a chat."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def load() -> list[str]:
 
 
 def add(prompt: str) -> None:
-    """StopCheck a prompt. A history that cannot be written is none; nobody is told."""
+    """Keep a prompt. A history that cannot be written is none; nobody is told."""
     if len(prompt) > LONGEST:
         return
     with suppress(OSError):
