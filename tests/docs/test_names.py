@@ -6,21 +6,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent.parent
 KNOWN: frozenset[str] = frozenset(
-    {
-        "Answering",
-        "Called",
-        "Command",
-        "Engine",
-        "Options",
-        "Plan",
-        "Point",
-        "Prompt",
-        "Reading",
-        "Report",
-        "Settings",
-        "Turn",
-        "Verdict",
-    }
+    {"Acceptance", "Command", "Engine", "Options", "Plan", "Prompt", "Report", "Settings", "Turn"}
 )
 """Names that have several owners and are known to; no new one is accepted."""
 

@@ -108,7 +108,7 @@ def test_links_of_documents_lead_somewhere(document: Path) -> None:
 @pytest.mark.parametrize("document", documents(REPO), ids=lambda file: str(file.relative_to(REPO)))
 def test_files_that_documents_name_exist(document: Path) -> None:
     named = re.findall(r"`((?:mlxmtp|tui|scripts|tests|docs|examples|\.github|\.ci)/[\w./-]+)`", document.read_text())
-    wrong = [name for name in named if not (REPO / name).exists()]
+    wrong = [name for name in named if not (REPO / name).exists() and "acme" not in name]  # CONTRIBUTING's example
     assert not wrong, "\n".join(wrong)
 
 

@@ -1,0 +1,54 @@
+"""Each example runs as its docstring says, on the bundled model; so do the blocks of docs/python.md."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.markdown import code_blocks
+from tests.server.process import ServeProcess
+
+REPO = Path(__file__).resolve().parent.parent.parent
+EXAMPLES = REPO / "examples"
+
+
+def run(name: str, *arguments: str) -> str:
+    """What an example prints."""
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    ran = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_stream() -> None:
+    text = run("stream.py", "Hello, how are you?")
+    found = re.search(r"(\d+) tokens in (\d+) passes", text)
+    assert found
+    assert int(found[2]) < int(found[1]), "drafts were accepted"
+    assert text.index("I am doing well") < found.start()
+
+
+def test_tools_by_the_openai_client(tmp_path: Path) -> None:
+    with ServeProcess(tmp_path) as server:
+        text = run("tools_openai.py", server.address)
+    assert 'get_menu_items({"query": "latte"}) -> [{"id": "menu_7", "name": "latte"}]' in text
+    assert re.search(r"^order    1 x ", text, re.MULTILINE)
+    cached = [int(count) for count in re.findall(r"(\d+) tokens from the cache", text)]
+    assert cached[0] == 0
+    assert min(cached[1:]) > 200, "later turns read what is new"
+
+
+def test_every_example_is_run_by_a_test() -> None:
+    tested = set(re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text()))
+    assert {file.name for file in EXAMPLES.glob("*.py")} == tested
+
+
+def test_the_blocks_of_the_python_document(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    blocks = code_blocks((REPO / "docs" / "python.md").read_text(), "python")
+    assert len(blocks) >= 4
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), names)
+    assert "qwen-mtp" in capsys.readouterr().out
