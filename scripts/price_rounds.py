@@ -23,7 +23,7 @@ from statistics import fmean, median, stdev
 
 from mlxmtp import Sampling, load
 from mlxmtp.bench.arms import TokenEngine
-from mlxmtp.bench.workloads import Prompt, load_prompts, select
+from mlxmtp.bench.workloads import WorkloadPrompt, load_prompts, select
 from mlxmtp.cli import Parser, guarded, options
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
@@ -94,7 +94,7 @@ def priced(args: argparse.Namespace) -> int:
 
 def runs_of(
     engine: TokenEngine,
-    prompt: Prompt,
+    prompt: WorkloadPrompt,
     tokens: list[int],
     number: int,
     arms: dict[str, DepthPolicy],

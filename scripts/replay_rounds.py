@@ -26,7 +26,7 @@ import mlx.core as mx
 
 from mlxmtp import Sampling, load
 from mlxmtp.bench.arms import TokenEngine
-from mlxmtp.bench.workloads import Prompt, load_prompts, select
+from mlxmtp.bench.workloads import WorkloadPrompt, load_prompts, select
 from mlxmtp.cli import Parser, guarded, options
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.depth import FixedDepth
@@ -121,7 +121,7 @@ def replayed(args: argparse.Namespace) -> int:
     return 0
 
 
-def take_notes(engine: TokenEngine, prompt: Prompt, tokens: list[int], sampling: Sampling, count: int) -> Notes:
+def take_notes(engine: TokenEngine, prompt: WorkloadPrompt, tokens: list[int], sampling: Sampling, count: int) -> Notes:
     """Decode with DEEPEST drafts a round of which one token is kept, however many stand."""
     sequence = Sequence(engine.target, engine.mtp)
     sequence.prefill(tokens)

@@ -1,1 +1,1 @@
-"""What MTP brings on this machine: measured beside mlx-lm's plain decoding, priced, and reported."""
+"""The benchmark: measures MTP against mlx-lm's plain decoding on this machine, and reports the result."""

@@ -1,4 +1,4 @@
-"""Two reports beside each other: what became faster, what slower, and what was different about them."""
+"""Compare two reports: which rates and costs changed, and which conditions differ."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from xml.sax.saxutils import escape
 
 from mlxmtp.bench import page, svg, table
 from mlxmtp.bench.figures import Spread
-from mlxmtp.bench.svg import Line, Point, Value
+from mlxmtp.bench.svg import PlotLine, PlotPoint, PlotValue
 from mlxmtp.errors import OptionError
 
 Row = dict[str, Any]
+"""An object of a report's JSON."""
 REPORT = "report.json"
 ENOUGH = 3
-"""Values before their spread says something."""
+"""Least number of runs for a spread to count. With fewer, no change is marked as beyond the spread."""
 
 
 def load_report(path: Path) -> Row:
-    """A report's JSON, or the one in a folder.
+    """Return a report, from its JSON file or from the folder that holds one.
 
     Raises:
-        OptionError: there is none.
+        OptionError: the file is missing, is not a report, or has another schema.
     """
     file = path / REPORT if path.is_dir() else path
     try:
@@ -40,12 +41,12 @@ def load_report(path: Path) -> Row:
 
 
 def compare(before: Row, after: Row) -> Row:
-    """What both have: rates and ratios to mlx-lm of each arm, C(m); and which of their conditions differ."""
+    """Return the comparison: rates and ratios to mlx-lm of each shared arm, C(m), and the conditions that differ."""
     old, new = _arms(before), _arms(after)
     rows = []
     for where in new:
         if where in old:
-            rate, ratio = (_change(old[where][part], new[where][part]) for part in ("rate", "ratio"))
+            rate, ratio = (_change(old[where][field], new[where][field]) for field in ("rate", "ratio"))
             rows.append({"where": where[0], "arm": where[1], "rate": rate, "ratio": ratio})
     costs = {cost["where"]: cost for cost in before["costs"]}
     shared = [(costs[cost["where"]], cost) for cost in after["costs"] if cost["where"] in costs]
@@ -59,61 +60,63 @@ def compare(before: Row, after: Row) -> Row:
     }
 
 
-def as_text(found: Row) -> str:
-    """For a terminal."""
-    lines = [f"{name}: {one} -> {other}" for name, (one, other) in found["conditions"].items()]
+def as_text(comparison: Row) -> str:
+    """Return the comparison as text for a terminal."""
+    lines = [f"{name}: {one} -> {other}" for name, (one, other) in comparison["conditions"].items()]
     rows = [["", "tok/s before", "after", "change", "to mlx-lm before", "after", "change"]]
-    for row in found["arms"]:
+    for row in comparison["arms"]:
         cells = [f"{row['where']}, {row['arm']}"]
-        for part, digits in (("rate", 1), ("ratio", 2)):
-            cells += _cells(row[part], digits)
+        for field, digits in (("rate", 1), ("ratio", 2)):
+            cells += _cells(row[field], digits)
         rows.append(cells)
-    parts = [lines, table.aligned(rows) if found["arms"] else ["the two reports have no run in common"]]
-    parts.append([_cost_line(cost) for cost in found["costs"]])
+    blocks = [lines, table.aligned(rows) if comparison["arms"] else ["the two reports have no run in common"]]
+    blocks.append([_cost_line(cost) for cost in comparison["costs"]])
     for name, which in (("only_before", "first"), ("only_after", "second")):
-        alone = "; ".join(f"{where} ({', '.join(arms)})" for where, arms in found[name].items())
-        parts.append([f"only in the {which}: {alone}"] if alone else [])
-    parts.append([f"* beyond the spread of both: {ENOUGH} runs or more each, with no overlap"] if found["arms"] else [])
-    return "\n\n".join("\n".join(part) for part in parts if part)
+        unshared = "; ".join(f"{where} ({', '.join(arms)})" for where, arms in comparison[name].items())
+        blocks.append([f"only in the {which}: {unshared}"] if unshared else [])
+    if comparison["arms"]:
+        blocks.append([f"* beyond the spread of both: {ENOUGH} runs or more each, with no overlap"])
+    return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
-def as_html(found: Row) -> str:
-    """As a page: changes as bars, both cost curves."""
-    conditions = [f"<li>{escape(f'{n}: {one} -> {other}')}</li>" for n, (one, other) in found["conditions"].items()]
-    parts = ["<h1>mlxmtp bench: two reports</h1>", f"<ul>{''.join(conditions)}</ul>" if conditions else ""]
-    wheres = list(dict.fromkeys(row["where"] for row in found["arms"]))
-    arms = list(dict.fromkeys(row["arm"] for row in found["arms"]))
-    of = {(row["where"], row["arm"]): row["rate"] for row in found["arms"]}
-    values = [[_bar(of.get((where, arm)), f"{where}, {arm}") for arm in arms] for where in wheres]
-    drawn = svg.bars(wheres, arms, values, "tok/s after, in times before", one=True) if found["arms"] else ""
+def as_html(comparison: Row) -> str:
+    """Return the comparison as a page: changes as bars, and both cost curves."""
+    pairs = comparison["conditions"].items()
+    conditions = [f"<li>{escape(f'{name}: {one} -> {other}')}</li>" for name, (one, other) in pairs]
+    sections = ["<h1>mlxmtp bench: two reports</h1>", f"<ul>{''.join(conditions)}</ul>" if conditions else ""]
+    wheres = list(dict.fromkeys(row["where"] for row in comparison["arms"]))
+    arms = list(dict.fromkeys(row["arm"] for row in comparison["arms"]))
+    rates = {(row["where"], row["arm"]): row["rate"] for row in comparison["arms"]}
+    values = [[_bar(rates.get((where, arm)), f"{where}, {arm}") for arm in arms] for where in wheres]
+    drawn = svg.bars(wheres, arms, values, "tok/s after, in times before", one=True) if comparison["arms"] else ""
     if drawn:
-        parts += ["<h2>Speed</h2>", f'<div class="wide">{drawn}</div>', svg.legend(arms)]
-    series = [_curve(cost, which) for cost in found["costs"] for which in ("before", "after")]
+        sections += ["<h2>Speed</h2>", f'<div class="wide">{drawn}</div>', svg.legend(arms)]
+    series = [_curve(cost, which) for cost in comparison["costs"] for which in ("before", "after")]
     if series:
-        parts += ["<h2>Cost of a pass by its rows</h2>", svg.lines(series, "rows of a pass", "milliseconds")]
-        parts.append(svg.legend([line.name for line in series]))
-    return page.document("mlxmtp bench: two reports", [*parts, f"<pre>{escape(as_text(found))}</pre>"])
+        sections += ["<h2>Cost of a pass by its rows</h2>", svg.lines(series, "rows of a pass", "milliseconds")]
+        sections.append(svg.legend([line.name for line in series]))
+    return page.document("mlxmtp bench: two reports", [*sections, f"<pre>{escape(as_text(comparison))}</pre>"])
 
 
 def _arms(report: Row) -> dict[tuple[str, str], Row]:
-    """Rows by (where, arm)."""
-    found = {(f"{r['workload']} at {r['temperature']:g}", r["arm"]): r for r in report["speed"]}
+    """Return the rows of a report by (where, arm)."""
+    rows = {(f"{r['workload']} at {r['temperature']:g}", r["arm"]): r for r in report["speed"]}
     for context in report["contexts"]:
-        found |= {(f"context {context['context']}", arm["arm"]): arm for arm in context["arms"]}
-    return found
+        rows |= {(f"context {context['context']}", arm["arm"]): arm for arm in context["arms"]}
+    return rows
 
 
 def _without(some: Mapping[tuple[str, str], Row], others: Mapping[tuple[str, str], Row]) -> dict[str, list[str]]:
-    """What is not among the others: arms by where."""
-    found: dict[str, list[str]] = {}
+    """Return the arms, by where, that the others lack."""
+    lacking: dict[str, list[str]] = {}
     for where, arm in some:
         if (where, arm) not in others:
-            found.setdefault(where, []).append(arm)
-    return found
+            lacking.setdefault(where, []).append(arm)
+    return lacking
 
 
 def _change(before: Row | None, after: Row | None) -> Row | None:
-    """None where either was not measured."""
+    """Return the change between two spreads, or None where either was not measured."""
     if not before or not after:
         return None
     one, other = Spread(**before), Spread(**after)
@@ -122,18 +125,18 @@ def _change(before: Row | None, after: Row | None) -> Row | None:
 
 
 def _conditions(before: Row, after: Row) -> dict[str, tuple[Any, Any]]:
-    """What was not the same, by its name."""
-    found: dict[str, tuple[Any, Any]] = {}
+    """Return the values of both reports for each condition that differs, by its name."""
+    differing: dict[str, tuple[Any, Any]] = {}
     if not (before["complete"] and after["complete"]):
         one, other = (f"{report['measured']} of {report['planned']}" for report in (before, after))
-        found["measured"] = one, other
-    for part in ("model", "machine", "versions", "settings", "prompts"):
-        old: Mapping[str, Any] = before.get(part, {})
-        new: Mapping[str, Any] = after.get(part, {})
+        differing["measured"] = one, other
+    for section in ("model", "machine", "versions", "settings", "prompts"):
+        old: Mapping[str, Any] = before.get(section, {})
+        new: Mapping[str, Any] = after.get(section, {})
         for name in dict.fromkeys((*old, *new)):
             if old.get(name) != new.get(name):
-                found[f"{part} {name}"] = old.get(name), new.get(name)
-    return found
+                differing[f"{section} {name}"] = old.get(name), new.get(name)
+    return differing
 
 
 def _cells(change: Row | None, digits: int) -> Sequence[str]:
@@ -154,16 +157,16 @@ def _cost_line(cost: Row) -> str:
     return f"{table.priced(cost['after'])}:\n  before {one}\n  after  {other}"
 
 
-def _bar(change: Row | None, name: str) -> Value | None:
+def _bar(change: Row | None, name: str) -> PlotValue | None:
     if change is None:
         return None
     base = change["before"]["median"]
-    middle, low, high = (change["after"][part] / base for part in ("median", "low", "high"))
-    return Value(middle, low, high, f"{name}: {change['change']:+.1%}")
+    middle, low, high = (change["after"][field] / base for field in ("median", "low", "high"))
+    return PlotValue(middle, low, high, f"{name}: {change['change']:+.1%}")
 
 
-def _curve(cost: Row, which: str) -> Line:
+def _curve(cost: Row, which: str) -> PlotLine:
     name = f"{cost['where']}, {which}"
     times = [seconds * 1e3 for seconds in cost[which]["rows_s"]]
-    points = (Point(m, Value(t, t, t, f"{name}: {m} rows {t:.2f} ms")) for m, t in enumerate(times, start=1))
-    return Line(name, tuple(points))
+    points = (PlotPoint(m, PlotValue(t, t, t, f"{name}: {m} rows {t:.2f} ms")) for m, t in enumerate(times, start=1))
+    return PlotLine(name, tuple(points))

@@ -1,4 +1,4 @@
-"""The arithmetic of the report: medians with spread, ratios of pairs, drift, and what could be reached."""
+"""Statistics of the report: medians with spread, drift, median costs, and the ideal speed-up."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from mlxmtp.decoding.cost_curve import CostCurve
 
 DRIFT = 0.03
-"""A change of the plain rate that is worth a word."""
+"""Relative change of the plain rate above which the report warns of drift."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The median of `count` values, the lowest and the highest."""
+    """The median, the lowest and the highest of `count` values."""
 
     median: float
     low: float
@@ -27,24 +27,25 @@ class Spread:
 
 
 def spread(values: Iterable[float]) -> Spread | None:
-    """Of no values, None."""
-    known = list(values)
-    if not known:
+    """Return the spread of the values, or None if there are none."""
+    measured = list(values)
+    if not measured:
         return None
-    return Spread(statistics.median(known), min(known), max(known), len(known))
+    return Spread(statistics.median(measured), min(measured), max(measured), len(measured))
 
 
 def drift(plain: Sequence[tuple[float, str, float]]) -> dict[str, Any] | None:
-    """How the plain rate of the last third compares with that of the first; None where too little was measured.
+    """Return how the plain rate changed from the first third of the runs to the last, or None for too few runs.
+
+    Some texts are slower than others, so each rate is divided by the mean rate of its text first.
 
     Args:
-        plain: (time, what was run, rate). A rate counts as a share of the mean of its like, as some texts are slower
-            than others.
+        plain: (time, text, rate) of each run.
     """
     rates: dict[str, list[float]] = {}
     for _, what, rate in plain:
         rates.setdefault(what, []).append(rate)
-    means = {what: statistics.mean(found) for what, found in rates.items() if len(found) > 1}
+    means = {what: statistics.mean(alike) for what, alike in rates.items() if len(alike) > 1}
     shares = [rate / means[what] for _, what, rate in sorted(plain) if means.get(what)]
     third = len(shares) // 3
     if not third:
@@ -74,7 +75,7 @@ def ideal_speedup(tokens_per_round: float, plain_rate: float, cost: CostCurve, d
 
 
 def pooled(counts: Iterable[Sequence[int]]) -> list[int]:
-    """Sums by place; shorter ones have nothing there."""
+    """Return the sums by position. Shorter sequences count as padded with zeros."""
     sums: list[int] = []
     for one in counts:
         sums += [0] * (len(one) - len(sums))

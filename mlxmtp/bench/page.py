@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no script, no font, no network."""
+"""The report as one self-contained HTML file: no script, no font, no network."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from mlxmtp.bench import svg, table
-from mlxmtp.bench.svg import Line, Point, Value
+from mlxmtp.bench.svg import PlotLine, PlotPoint, PlotValue
 
 Row = dict[str, Any]
+"""An object of the report's JSON."""
 
 LIGHT = ("#7d7d7d", "#3566b8", "#c0741f", "#2b8a57", "#a23b6d", "#6a4fb3", "#b5342c", "#1d8a99", "#8a7a1d", "#4a4a4a")
 DARK = ("#a0a0a0", "#7aa7f0", "#eda65a", "#64c992", "#e685b3", "#ab93f0", "#f0857c", "#5cc8d6", "#cdbb55", "#d0d0d0")
+"""Colours of the series, for light and for dark pages: one for each of `svg.COLOURS`."""
 STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --text: #1c1c1c; --faint: #d9d9d9; --soft: #666666; %(light)s }
 @media (prefers-color-scheme: dark) {
@@ -37,19 +39,19 @@ svg { max-width: 100%%; height: auto; } svg text { font: 12px system-ui, sans-se
 
 
 def as_html(report: Row) -> str:
-    """The page of one report."""
+    """Return the page of one report."""
     name = report["model"]["name"]
     partial = "" if report["complete"] else f" (partial: {report['measured']} of {report['planned']} measurements)"
-    parts = [f"<h1>mlxmtp bench: {escape(name)}{partial}</h1>", about(report), summary(report)]
+    sections = [f"<h1>mlxmtp bench: {escape(name)}{partial}</h1>", about(report), summary(report)]
     for temperature in dict.fromkeys(row["temperature"] for row in report["speed"]):
         rows = [row for row in report["speed"] if row["temperature"] == temperature]
-        parts += [f"<h2>Speed-up at temperature {temperature:g}</h2>", speed_plot(rows), speed_table(rows)]
-    parts += [acceptance(report), costs(report), contexts(report)]
-    return document(f"mlxmtp bench: {name}", parts)
+        sections += [f"<h2>Speed-up at temperature {temperature:g}</h2>", speed_plot(rows), speed_table(rows)]
+    sections += [acceptance(report), costs(report), contexts(report)]
+    return document(f"mlxmtp bench: {name}", sections)
 
 
-def document(title: str, parts: Sequence[str]) -> str:
-    """A page with our style around its parts."""
+def document(title: str, sections: Sequence[str]) -> str:
+    """Return an HTML document with the style sheet around the sections."""
     colours = range(svg.COLOURS)
     style = STYLE % {
         "light": " ".join(f"--s{i}: {LIGHT[i]};" for i in colours),
@@ -61,14 +63,14 @@ def document(title: str, parts: Sequence[str]) -> str:
         ),
     }
     head = f'<meta charset="utf-8"/><meta name="viewport" content="width=device-width"/><title>{escape(title)}</title>'
-    body = "\n".join(part for part in parts if part)
+    body = "\n".join(section for section in sections if section)
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}<style>{style}</style></head>\n<body>\n{body}\n</body></html>\n'
     )
 
 
 def grid(rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first row is its head."""
+    """Return a table. The first row is its head."""
     head, *rest = rows
     lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
     lines += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rest]
@@ -76,7 +78,7 @@ def grid(rows: Sequence[Sequence[str]]) -> str:
 
 
 def about(report: Row) -> str:
-    """What was measured, on what, with which command."""
+    """Return the list of what was measured, on which machine, with which command."""
     rows = [line.partition(" ") for line in table.about(report)]
     rows += [("command", " ", report["command"])] if report.get("command") else []
     rows += [("date", " ", report["date"])] if report.get("date") else []
@@ -84,31 +86,31 @@ def about(report: Row) -> str:
 
 
 def summary(report: Row) -> str:
-    """Findings first: auto, identity, drift, notes."""
+    """Return the findings: equal tokens, drift, notes, and auto against the best other arm."""
     rows = [f"<li>{escape(line.strip())}</li>" for line in table.remarks(report)]
-    parts = ["<h2>Findings</h2>", f"<ul>{''.join(rows)}</ul>"]
+    sections = ["<h2>Findings</h2>", f"<ul>{''.join(rows)}</ul>"]
     if report["auto"]:
         head = ["auto beside the best of plain and the fixed depths", "best", "auto to best"]
         body = [
             [f"{row['workload']}, temperature {row['temperature']:g}", row["best"], table.with_spread(row["share"])]
             for row in report["auto"]
         ]
-        parts.append(grid([head, *body]))
-    return "".join(parts)
+        sections.append(grid([head, *body]))
+    return "".join(sections)
 
 
 def speed_plot(rows: Sequence[Row]) -> str:
-    """Workloads beside each other, an arm a bar."""
+    """Return a plot with a group of bars for each workload, one bar for each arm."""
     workloads = list(dict.fromkeys(row["workload"] for row in rows))
     arms = list(dict.fromkeys(row["arm"] for row in rows if row["arm"] != "mlx-lm"))
-    found = {(row["workload"], row["arm"]): row for row in rows}
-    values = [[_value(found.get((w, arm)), "ratio", f"{w}, {arm}") for arm in arms] for w in workloads]
+    by_arm = {(row["workload"], row["arm"]): row for row in rows}
+    values = [[_value(by_arm.get((w, arm)), "ratio", f"{w}, {arm}") for arm in arms] for w in workloads]
     drawn = svg.bars(workloads, arms, values, "times mlx-lm's plain decoding", one=True, first=1)
     return f'<div class="wide">{drawn}</div>{svg.legend(arms, first=1)}' if drawn else ""
 
 
 def speed_table(rows: Sequence[Row]) -> str:
-    """All figures of the workloads."""
+    """Return the table of all figures of the workloads."""
     head = ["workload, arm", "tok/s", "to mlx-lm", "to ours plain", "tokens a round", "accepted by depth"]
     head += ["ideal", "reached", "TTFT s"]
     body = [
@@ -125,12 +127,12 @@ def speed_table(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    told = [*table.EXPLAINED, *(f"{row['workload']}: {table.chosen(row)}" for row in rows if row["policy"])]
-    return grid([head, *body]) + "".join(f'<p class="soft">{escape(line)}</p>' for line in told)
+    notes = [*table.EXPLAINED, *(f"{row['workload']}: {table.chosen(row)}" for row in rows if row["policy"])]
+    return grid([head, *body]) + "".join(f'<p class="soft">{escape(line)}</p>' for line in notes)
 
 
 def acceptance(report: Row) -> str:
-    """By depth, of the deepest fixed arm, which says most."""
+    """Return the plot of acceptance by draft depth, from the arm with the most drafts a round."""
     fixed = {int(r["arm"].split()[1]) for r in report["speed"] if r["arm"].startswith("depth ") and r["acceptance"]}
     if not fixed:
         return ""
@@ -140,25 +142,26 @@ def acceptance(report: Row) -> str:
         if row["arm"] == f"depth {deepest}":
             name = f"{row['workload']}, temperature {row['temperature']:g}"
             shares = enumerate(row["acceptance"], start=1)
-            points = [Point(k, Value(s, s, s, f"{name}: {s:.2f} at depth {k}")) for k, s in shares]
-            series.append(Line(name, tuple(points)))
+            points = [PlotPoint(k, PlotValue(s, s, s, f"{name}: {s:.2f} at depth {k}")) for k, s in shares]
+            series.append(PlotLine(name, tuple(points)))
     drawn = svg.lines(series, "depth of the draft", f"share that stood, drafting {deepest}", top=1.0)
     return f"<h2>Acceptance by depth</h2>{drawn}{svg.legend([line.name for line in series])}"
 
 
 def costs(report: Row) -> str:
-    """C(m), with the line on which rows would save nothing."""
+    """Return the plot and the table of C(m), with the line of m single passes for comparison."""
     if not report["costs"]:
         return ""
     series = []
     for cost in report["costs"]:
         name = table.priced(cost).removeprefix("cost ")
-        found = enumerate(cost["curve"], start=1)
-        points = [Point(m, Value(c, c, c, f"{name}: C({m}) = {c:.2f}")) for m, c in found]
-        series.append(Line(name, tuple(points)))
+        curve = enumerate(cost["curve"], start=1)
+        points = [PlotPoint(m, PlotValue(c, c, c, f"{name}: C({m}) = {c:.2f}")) for m, c in curve]
+        series.append(PlotLine(name, tuple(points)))
     most = len(report["costs"][0]["curve"])
-    alone = Line("m passes over one row", tuple(Point(m, Value(m, m, m)) for m in (1, most)), dashed=True)
-    drawn = svg.lines([*series, alone], "rows of a pass", "time, in passes over one row")
+    diagonal = tuple(PlotPoint(m, PlotValue(m, m, m)) for m in (1, most))
+    single = PlotLine("m passes over one row", diagonal, dashed=True)
+    drawn = svg.lines([*series, single], "rows of a pass", "time, in passes over one row")
     head = ["context", "one row ms", "C(2), C(3), ...", "draft step, in passes", "draft step ms", "other ms"]
     body = [
         [
@@ -171,30 +174,30 @@ def costs(report: Row) -> str:
         ]
         for cost in report["costs"]
     ]
-    legend = svg.legend([line.name for line in (*series, alone)])
+    legend = svg.legend([line.name for line in (*series, single)])
     return f"<h2>Cost of a pass by its rows</h2>{drawn}{legend}{grid([head, *body])}"
 
 
 def contexts(report: Row) -> str:
-    """Decoding, reading and memory over the length of context."""
+    """Return the plots and the table over the context length: decode rate, TTFT, prefill rate, peak memory."""
     if not report["contexts"]:
         return ""
     arms = [arm["arm"] for arm in report["contexts"][0]["arms"]]
-    rates = [Line(arm, _over_context(report, arm, "rate", "tok/s")) for arm in arms]
-    prefill = [Line(who, _prefill(report, who)) for who in report["contexts"][0]["prefill_rate"]]
-    first = [Line(arm, _over_context(report, arm, "ttft_s", "s")) for arm in arms]
+    rates = [PlotLine(arm, _over_context(report, arm, "rate", "tok/s")) for arm in arms]
+    prefill = [PlotLine(who, _prefill(report, who)) for who in report["contexts"][0]["prefill_rate"]]
+    first = [PlotLine(arm, _over_context(report, arm, "ttft_s", "s")) for arm in arms]
     memory = [
-        Line(arm["arm"], tuple(Point(r["context"], _gigabytes(r["arms"][i])) for r in report["contexts"]))
+        PlotLine(arm["arm"], tuple(PlotPoint(r["context"], _gigabytes(r["arms"][i])) for r in report["contexts"]))
         for i, arm in enumerate(report["contexts"][0]["arms"])
     ]
     where = "tokens of context"
-    parts = ["<h2>Over the length of context, greedy</h2>"]
+    sections = ["<h2>Over the length of context, greedy</h2>"]
     for series, label in ((rates, "tok/s"), (first, "seconds to the first token"), (prefill, "prefill tok/s")):
-        parts += [svg.lines(series, where, label, log_x=True), svg.legend([line.name for line in series])]
-    parts += [svg.lines(memory, where, "peak memory, GB", log_x=True), svg.legend([line.name for line in memory])]
+        sections += [svg.lines(series, where, label, log_x=True), svg.legend([line.name for line in series])]
+    sections += [svg.lines(memory, where, "peak memory, GB", log_x=True), svg.legend([line.name for line in memory])]
     cells = [line for row in report["contexts"] for line in _context_rows(row)]
     head = ["context, arm", "tok/s", "to mlx-lm", "tokens a round", "TTFT s", "prefill tok/s", "peak memory GB"]
-    return "".join([*parts, grid([head, *cells])])
+    return "".join([*sections, grid([head, *cells])])
 
 
 def _context_rows(row: Row) -> list[list[str]]:
@@ -207,27 +210,28 @@ def _context_rows(row: Row) -> list[list[str]]:
     return lines
 
 
-def _over_context(report: Row, arm: str, part: str, unit: str) -> tuple[Point, ...]:
+def _over_context(report: Row, arm: str, field: str, unit: str) -> tuple[PlotPoint, ...]:
     points = []
     for row in report["contexts"]:
-        found = next((one for one in row["arms"] if one["arm"] == arm), None)
-        if value := _value(found, part, f"{arm} at {row['context']}, {unit}"):
-            points.append(Point(row["context"], value))
+        measured = next((one for one in row["arms"] if one["arm"] == arm), None)
+        if value := _value(measured, field, f"{arm} at {row['context']}, {unit}"):
+            points.append(PlotPoint(row["context"], value))
     return tuple(points)
 
 
-def _prefill(report: Row, who: str) -> tuple[Point, ...]:
-    found = ((row["context"], _value(row["prefill_rate"], who, who)) for row in report["contexts"])
-    return tuple(Point(context, value) for context, value in found if value)
+def _prefill(report: Row, who: str) -> tuple[PlotPoint, ...]:
+    values = ((row["context"], _value(row["prefill_rate"], who, who)) for row in report["contexts"])
+    return tuple(PlotPoint(context, value) for context, value in values if value)
 
 
-def _gigabytes(arm: Row) -> Value:
+def _gigabytes(arm: Row) -> PlotValue:
     size = arm["peak_bytes"] / 1e9
-    return Value(size, size, size, f"{arm['arm']}: {size:.2f} GB")
+    return PlotValue(size, size, size, f"{arm['arm']}: {size:.2f} GB")
 
 
-def _value(row: Row | None, part: str, name: str) -> Value | None:
-    found = row.get(part) if row else None
-    if not found:
+def _value(row: Row | None, field: str, name: str) -> PlotValue | None:
+    """Return the spread in a field of a row as a value for a plot, or None where it was not measured."""
+    spread = row.get(field) if row else None
+    if not spread:
         return None
-    return Value(found["median"], found["low"], found["high"], f"{name}: {table.with_spread(found)}")
+    return PlotValue(spread["median"], spread["low"], spread["high"], f"{name}: {table.with_spread(spread)}")

@@ -1,4 +1,4 @@
-"""Whether this machine computes faster in float16 than in bfloat16, as GPUs do that have no bfloat16 of their own."""
+"""Whether float16 is faster than bfloat16 on this machine, as on GPUs without native bfloat16."""
 
 from __future__ import annotations
 
@@ -9,41 +9,46 @@ from typing import Any
 
 import mlx.core as mx
 
-ROWS = (1, 256)
-"""Of a decoding step, and enough of a prompt to show its pace."""
-FASTER, AS_FAST = 0.9, 1.05
-"""Of bfloat16's time: what makes float16 worth it, and what it must not cost at another number of rows."""
+NUM_TOKENS = (1, 256)
+"""Tokens of a timed product: a decoding step, and a part of a prompt."""
+FASTER = 0.9
+"""Time of float16 in times of bfloat16. At or below it, in one of the two, float16 pays."""
+AS_FAST = 1.05
+"""The same. Above it, in either of the two, float16 does not pay."""
 
 
 def float16_times(size: int, quantization: Mapping[str, Any] | None = None, repeats: int = 5) -> dict[int, float]:
-    """The time of float16 products to that of bfloat16 ones, by rows: the median of pairs that take turns.
+    """Return the time of a float16 product in times of a bfloat16 one, by number of tokens.
+
+    The products take turns; each ratio is the median of `repeats` pairs.
 
     Args:
-        size: of the square matrix, as the hidden size of a model. quantization: as in its config; None: dense.
+        size: side of the square matrix, such as the hidden size of a model.
+        quantization: `quantization` of the model's config, or None for a dense matrix.
     """
-    how = {name: value for name, value in (quantization or {}).items() if name in ("group_size", "bits", "mode")}
-    return {rows: statistics.median(_pairs(rows, size, how, repeats)) for rows in ROWS}
+    packing = {name: value for name, value in (quantization or {}).items() if name in ("group_size", "bits", "mode")}
+    return {count: statistics.median(_pairs(count, size, packing, repeats)) for count in NUM_TOKENS}
 
 
 def pays(times: dict[int, float]) -> bool:
-    """Whether a model is better converted to float16."""
+    """Return whether a model should be converted to float16."""
     return min(times.values()) <= FASTER and max(times.values()) <= AS_FAST
 
 
-def _pairs(rows: int, size: int, how: Mapping[str, Any], repeats: int) -> list[float]:
-    x, matrix = mx.random.normal((rows, size)), mx.random.normal((size, size))
-    products = [_product(x.astype(kind), matrix.astype(kind), how) for kind in (mx.float16, mx.bfloat16)]
+def _pairs(num_tokens: int, size: int, packing: Mapping[str, Any], repeats: int) -> list[float]:
+    x, matrix = mx.random.normal((num_tokens, size)), mx.random.normal((size, size))
+    products = [_product(x.astype(dtype), matrix.astype(dtype), packing) for dtype in (mx.float16, mx.bfloat16)]
     measured = [[_seconds(product) for product in products] for _ in range(repeats + 1)]
-    return [half / brain for half, brain in measured[1:]]  # the first time may compile kernels
+    return [float16 / bfloat16 for float16, bfloat16 in measured[1:]]  # the first pair may compile kernels
 
 
-def _product(x: mx.array, matrix: mx.array, how: Mapping[str, Any]) -> Callable[[], mx.array]:
-    if not how:
+def _product(x: mx.array, matrix: mx.array, packing: Mapping[str, Any]) -> Callable[[], mx.array]:
+    if not packing:
         mx.eval(x, matrix)
         return lambda: x @ matrix.T
-    parts = mx.quantize(matrix, **how)
-    mx.eval(x, parts)
-    return lambda: mx.quantized_matmul(x, *parts, transpose=True, **how)
+    quantized = mx.quantize(matrix, **packing)
+    mx.eval(x, quantized)
+    return lambda: mx.quantized_matmul(x, *quantized, transpose=True, **packing)
 
 
 def _seconds(product: Callable[[], mx.array]) -> float:

@@ -1,4 +1,4 @@
-"""The measurements of a benchmark, a JSON line each, written as they come; what was killed goes on behind them."""
+"""The measurements of a benchmark: a file of JSON lines, from which a benchmark that was stopped goes on."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ FILE = "measurements.jsonl"
 
 
 class RecordError(MlxmtpError):
-    """A file of measurements that is damaged, in use, or of another benchmark."""
+    """A file of measurements is damaged, in use, or belongs to another benchmark."""
 
 
 class Records:
-    """The records in a folder, and room for more; use it as a context.
+    """The records of a benchmark in its folder, as a context manager that holds the file and its lock.
 
     Args:
-        folder: made if it is not there. head: what the benchmark is, with its `identity`.
+        folder: made if it does not exist.
+        head: description of the benchmark, with its `identity` (plan.py).
 
     Raises:
-        RecordError: the file is damaged before its last line, of another benchmark, or another process writes it.
+        RecordError: a line before the last is damaged, the file belongs to another benchmark, or another process
+            writes it.
         OptionError: the folder cannot be made.
     """
 
@@ -35,7 +37,7 @@ class Records:
         self.path = folder / FILE
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = FileIO(self.path, "a+")  # without a buffer, which would be written again when it is closed
+            self._file = FileIO(self.path, "a+")  # unbuffered: closing a buffered file would write a failed line again
         except OSError as error:
             raise OptionError(f"{folder}: {error.strerror or error}; expected a folder to write to") from error
         try:
@@ -55,11 +57,11 @@ class Records:
 
     @property
     def done(self) -> set[str]:
-        """The keys of the units that have been measured; what failed can be tried again."""
+        """The keys of the units that were measured. Units that failed are not among them."""
         return {record["key"] for record in self.all if "failed" not in record}
 
     def append(self, record: dict[str, Any]) -> None:
-        """Write a record, so that it is there whatever comes."""
+        """Write a record and flush it to disk."""
         self._write(record)
         self.all.append(record)
 
@@ -70,19 +72,19 @@ class Records:
             raise RecordError(f"{self.path}: another benchmark writes it; wait, or give another --out") from error
 
     def _begin(self, head: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The head that counts, and the records behind it; a damaged last line is cut off."""
+        """Return the head and the records of the file. A damaged last line is cut off."""
         self._file.seek(0)
-        rows, sound = parse(self._file.readall(), str(self.path))
-        self._file.truncate(sound)
+        rows, intact_bytes = parse(self._file.readall(), str(self.path))
+        self._file.truncate(intact_bytes)
         if not rows:
             self._write(head)
             return head, []
-        found = rows[0].get("identity")
-        if found is None or any("key" not in row for row in rows[1:]):
+        identity = rows[0].get("identity")
+        if identity is None or any("key" not in row for row in rows[1:]):
             raise RecordError(f"{self.path}: not a benchmark's measurements; give another --out")
-        if found != head["identity"]:
+        if identity != head["identity"]:
             raise RecordError(f"{self.path}: of another benchmark ({_changed(rows[0], head)}); give another --out")
-        return rows[0] | {"settings": head["settings"]}, rows[1:]  # there may be more repeats now
+        return rows[0] | {"settings": head["settings"]}, rows[1:]  # the number of repeats may have grown
 
     def _write(self, row: dict[str, Any]) -> None:
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
@@ -99,13 +101,13 @@ class Records:
 
 
 def parse(content: bytes, name: str) -> tuple[list[dict[str, Any]], int]:
-    """The rows of a file, and how many of its bytes hold them: a last line that is damaged does not count.
+    """Return the rows of a file, and the number of its bytes without a damaged last line.
 
     Raises:
-        RecordError: another line is damaged.
+        RecordError: a line before the last is damaged.
     """
     rows: list[dict[str, Any]] = []
-    sound = 0
+    intact_bytes = 0
     lines = content.splitlines(keepends=True)
     for number, line in enumerate(lines, start=1):
         row = _row(line)
@@ -113,8 +115,8 @@ def parse(content: bytes, name: str) -> tuple[list[dict[str, Any]], int]:
             raise RecordError(f"{name}, line {number}: damaged; give another --out, or remove the file")
         if row is not None:
             rows.append(row)
-            sound += len(line)
-    return rows, sound
+            intact_bytes += len(line)
+    return rows, intact_bytes
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
@@ -126,10 +128,10 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What is different, in a few words."""
-    for part in ("model", "machine", "versions", "settings", "prompts"):
-        old, new = before.get(part, {}), json.loads(json.dumps(now.get(part, {})))
+    """Return the first difference between two heads in words."""
+    for section in ("model", "machine", "versions", "settings", "prompts"):
+        old, new = before.get(section, {}), json.loads(json.dumps(now.get(section, {})))
         for name in new:
             if name != "repeats" and old.get(name) != new[name]:
-                return f"{part} {name}: {old.get(name)} there, {new[name]} now"
+                return f"{section} {name}: {old.get(name)} there, {new[name]} now"
     return "other prompts"

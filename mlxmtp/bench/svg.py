@@ -1,4 +1,4 @@
-"""Two kinds of plots as inline SVG: bars with whiskers, and lines with bands. Colours are classes of the page's CSS."""
+"""Plots as inline SVG: bars with whiskers, and lines with bands. The page's CSS gives each colour class its colour."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 16, 52
+"""Margins around the plot area, in pixels."""
 CHARACTER = 6.6
-"""The width of a letter of the labels, about."""
+"""Mean width of a letter of a label, in pixels. Labels are left out where they would touch."""
 COLOURS = 10
+"""Number of colour classes. A plot with more series uses them again."""
 
 
 @dataclass(frozen=True)
-class Value:
-    """A height with its range, and the words that are shown when it is pointed at."""
+class PlotValue:
+    """A measured value.
+
+    Args:
+        y: the value, the centre of the range.
+        low, high: ends of the range.
+        title: text of the tooltip.
+    """
 
     y: float
     low: float
@@ -24,25 +32,30 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Point:
-    """A value at a place."""
+class PlotPoint:
+    """A value at a position on the x axis."""
 
     x: float
-    value: Value
+    value: PlotValue
 
 
 @dataclass(frozen=True)
-class Line:
-    """A named series; dashed where it is not measured. Points in order of x."""
+class PlotLine:
+    """A named series of points in order of x. A dashed line is a reference, not a measurement."""
 
     name: str
-    points: tuple[Point, ...]
+    points: tuple[PlotPoint, ...]
     dashed: bool = False
 
 
 @dataclass(frozen=True)
-class Axis:
-    """A linear or logarithmic (base 2) axis, from pixels to values: y axes grow upwards."""
+class PlotAxis:
+    """A linear or logarithmic (base 2) axis.
+
+    Args:
+        low, high: values at its ends.
+        start, end: pixels at its ends. On a y axis `start` is the larger.
+    """
 
     low: float
     high: float
@@ -51,6 +64,7 @@ class Axis:
     log: bool = False
 
     def at(self, value: float) -> float:
+        """Return the pixel of a value."""
         low, high, value = (math.log2(v) if self.log else v for v in (self.low, self.high, value))
         return self.start + (value - low) / ((high - low) or 1.0) * (self.end - self.start)
 
@@ -58,24 +72,27 @@ class Axis:
 def bars(
     groups: Sequence[str],
     names: Sequence[str],
-    values: Sequence[Sequence[Value | None]],
+    values: Sequence[Sequence[PlotValue | None]],
     y_label: str,
     *,
     one: bool = False,
     first: int = 0,
 ) -> str:
-    """Groups of bars side by side, each with a whisker from its lowest to its highest.
+    """Return groups of bars side by side, each bar with a whisker over its range. Without values, return "".
 
     Args:
-        groups: below the axis. names: of the bars in a group. values: [group][name]; None leaves a gap.
-        one: with a line across at 1. first: the colour of the first name.
+        groups: labels below the x axis.
+        names: names of the bars in each group.
+        values: [group][name]. None leaves a gap.
+        one: draw a line across at y = 1.
+        first: colour class of the first name.
     """
     known = [value for row in values for value in row if value]
     if not known:
         return ""
     width = max(480, LEFT + RIGHT + len(groups) * max(64, 16 * len(names) + 14))
     height, ticks = 320, nice_ticks(0, max(1.0 if one else 0.0, *(v.high for v in known)))
-    y = Axis(0, ticks[-1], height - BOTTOM, TOP)
+    y = PlotAxis(0, ticks[-1], height - BOTTOM, TOP)
     step = (width - LEFT - RIGHT) / len(groups)
     parts = [_frame(width, height, y, ticks, y_label)]
     for i, (group, row) in enumerate(zip(groups, values, strict=True)):
@@ -89,11 +106,14 @@ def bars(
     return _svg(width, height, parts, f"{y_label}: {', '.join(names)}")
 
 
-def lines(series: Sequence[Line], x_label: str, y_label: str, *, log_x: bool = False, top: float | None = None) -> str:
-    """Lines with points and bands from the lowest to the highest; the y axis begins at 0.
+def lines(
+    series: Sequence[PlotLine], x_label: str, y_label: str, *, log_x: bool = False, top: float | None = None
+) -> str:
+    """Return lines with points, and bands over their ranges. Without points, return "". The y axis begins at 0.
 
     Args:
-        top: of the y axis at least.
+        log_x: the x axis is logarithmic.
+        top: lowest end of the y axis.
     """
     points = [point for line in series for point in line.points]
     if not points:
@@ -102,23 +122,23 @@ def lines(series: Sequence[Line], x_label: str, y_label: str, *, log_x: bool = F
     xs = sorted({point.x for point in points})
     ticks = nice_ticks(0, max(top or 0.0, *(point.value.high for point in points)))
     margin = 0.0 if log_x else 0.25
-    x = Axis(xs[0] - margin, xs[-1] + margin, LEFT + 12, width - RIGHT - 12, log_x)
-    y = Axis(0, ticks[-1], height - BOTTOM, TOP)
+    x = PlotAxis(xs[0] - margin, xs[-1] + margin, LEFT + 12, width - RIGHT - 12, log_x)
+    y = PlotAxis(0, ticks[-1], height - BOTTOM, TOP)
     parts = [_frame(width, height, y, ticks, y_label)]
-    parts += [_text(x.at(value), height - BOTTOM + 18, short(value), "middle") for value in _apart(xs, x)]
+    parts += [_text(x.at(value), height - BOTTOM + 18, short(value), "middle") for value in _labelled(xs, x)]
     parts.append(_text((LEFT + width - RIGHT) / 2, height - 12, x_label, "middle"))
     parts += [_line(line, i, x, y) for i, line in enumerate(series)]
     return _svg(width, height, parts, f"{y_label} against {x_label}")
 
 
 def legend(names: Sequence[str], first: int = 0) -> str:
-    """Names with their colours, as HTML."""
+    """Return the names with their colours as HTML."""
     items = (f'<span><i class="s{i % COLOURS}"></i>{escape(name)}</span>' for i, name in enumerate(names, first))
     return f'<p class="legend">{"".join(items)}</p>'
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers from `low` or below to `high` or above."""
+    """Return about `count` round numbers that cover `low` to `high`."""
     if high <= low:
         high = low + 1.0
     rough = (high - low) / count
@@ -129,14 +149,14 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number as a label: 4096 as 4k, 0.25 as it is."""
+    """Return a number as a label: 4096 is "4k", 0.25 is "0.25"."""
     if value >= 1024 and value % 1024 == 0:
         return f"{value / 1024:g}k"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _frame(width: float, height: float, y: Axis, ticks: Sequence[float], label: str) -> str:
-    """Lines across at the ticks, with their numbers, the axis and its label."""
+def _frame(width: float, height: float, y: PlotAxis, ticks: Sequence[float], label: str) -> str:
+    """Return the grid lines with their numbers, the x axis, and the label of the y axis."""
     parts = []
     for tick in ticks:
         parts.append(f'<path class="grid" d="M{LEFT},{y.at(tick):.1f}H{width - RIGHT}"/>')
@@ -147,7 +167,7 @@ def _frame(width: float, height: float, y: Axis, ticks: Sequence[float], label: 
     return "".join([*parts, escape(label), "</text>"])
 
 
-def _bar(left: float, width: float, y: Axis, value: Value, colour: int) -> str:
+def _bar(left: float, width: float, y: PlotAxis, value: PlotValue, colour: int) -> str:
     top, middle = y.at(value.y), left + width / 2
     rect = f'<rect x="{left + 1:.1f}" y="{top:.1f}" width="{width - 2:.1f}" height="{y.at(0) - top:.1f}"/>'
     low, high, cap = y.at(value.low), y.at(value.high), min(4.0, width / 4)
@@ -157,27 +177,27 @@ def _bar(left: float, width: float, y: Axis, value: Value, colour: int) -> str:
     return f'<g class="s{colour % COLOURS}">{title}{rect}<path class="whisker" d="{whisker}"/></g>'
 
 
-def _line(line: Line, colour: int, x: Axis, y: Axis) -> str:
-    def path(places: Sequence[tuple[float, float]]) -> str:
-        return "M" + "L".join(f"{x.at(place):.1f},{y.at(height):.1f}" for place, height in places)
+def _line(line: PlotLine, colour: int, x: PlotAxis, y: PlotAxis) -> str:
+    def path(coordinates: Sequence[tuple[float, float]]) -> str:
+        return "M" + "L".join(f"{x.at(one):.1f},{y.at(other):.1f}" for one, other in coordinates)
 
     points = line.points
-    there = [(point.x, point.value.high) for point in points]
-    back = [(point.x, point.value.low) for point in reversed(points)]
-    band = "" if line.dashed or len(points) < 2 else f'<path class="band" d="{path(there + back)}Z"/>'
-    kind = "line dashed" if line.dashed else "line"
-    drawn = f'<path class="{kind}" d="{path([(point.x, point.value.y) for point in points])}"/>'
+    upper = [(point.x, point.value.high) for point in points]
+    lower = [(point.x, point.value.low) for point in reversed(points)]
+    band = "" if line.dashed or len(points) < 2 else f'<path class="band" d="{path(upper + lower)}Z"/>'
+    style = "line dashed" if line.dashed else "line"
+    drawn = f'<path class="{style}" d="{path([(point.x, point.value.y) for point in points])}"/>'
     dots = "" if line.dashed else "".join(_dot(point, x, y) for point in points)
     return f'<g class="s{colour % COLOURS}"><title>{escape(line.name)}</title>{band}{drawn}{dots}</g>'
 
 
-def _dot(point: Point, x: Axis, y: Axis) -> str:
-    place = f'cx="{x.at(point.x):.1f}" cy="{y.at(point.value.y):.1f}"'
-    return f'<circle {place} r="3.5"><title>{escape(point.value.title)}</title></circle>'
+def _dot(point: PlotPoint, x: PlotAxis, y: PlotAxis) -> str:
+    centre = f'cx="{x.at(point.x):.1f}" cy="{y.at(point.value.y):.1f}"'
+    return f'<circle {centre} r="3.5"><title>{escape(point.value.title)}</title></circle>'
 
 
-def _apart(values: Sequence[float], x: Axis) -> list[float]:
-    """Those of the values whose labels do not touch."""
+def _labelled(values: Sequence[float], x: PlotAxis) -> list[float]:
+    """Return the values whose labels do not touch."""
     kept: list[float] = []
     for value in values:
         room = (len(short(value)) + 2) * CHARACTER

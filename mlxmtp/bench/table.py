@@ -8,7 +8,9 @@ from typing import Any
 from mlxmtp.units import size
 
 Row = dict[str, Any]
+"""An object of the report's JSON."""
 NONE = "-"
+"""Text of a cell without a value."""
 EXPLAINED = (
     "to mlx-lm: its plain decoding of the same prompt in the same repeat is 1; tok/round: tokens that a pass gave",
     "ideal: the speed-up over ours plain, if rounds took what their pass and their drafts take alone, C(depth + 1) and",
@@ -17,13 +19,13 @@ EXPLAINED = (
 
 
 def as_text(report: Row) -> str:
-    """The whole report; parts of which nothing was measured are left out."""
-    parts = [about(report), speed(report), auto(report), contexts(report), costs(report), remarks(report)]
-    return "\n\n".join("\n".join(part) for part in parts if part)
+    """Return the whole report. Sections without measurements are left out."""
+    sections = [about(report), speed(report), auto(report), contexts(report), costs(report), remarks(report)]
+    return "\n\n".join("\n".join(section) for section in sections if section)
 
 
 def about(report: Row) -> list[str]:
-    """What was measured, on what."""
+    """Return the lines on what was measured, and on which machine."""
     model, machine, versions, settings = (report[name] for name in ("model", "machine", "versions", "settings"))
     head = f"with its {model['head']} head" if model["head"] else "without MTP"
     few = f", which drafts {model['draft_vocabulary']:,} tokens" if model.get("draft_vocabulary") else ""
@@ -44,19 +46,19 @@ def about(report: Row) -> list[str]:
 
 
 def speed(report: Row) -> list[str]:
-    """Workloads and arms."""
+    """Return the table of workloads and arms."""
     table = [["workload", "tok/s", "to mlx-lm", "tok/round", "accepted by depth", "ideal", "reached", "TTFT s"]]
     for workload, temperature in dict.fromkeys((r["workload"], r["temperature"]) for r in report["speed"]):
         table.append([f"{workload}, temperature {temperature:g}", *[""] * 7])
         table += [_arm(r) for r in report["speed"] if (r["workload"], r["temperature"]) == (workload, temperature)]
-    said = [f"{r['workload']}, temperature {r['temperature']:g}: {chosen(r)}" for r in report["speed"] if r["policy"]]
-    return [*aligned(table), *EXPLAINED, *said] if report["speed"] else []
+    lines = [f"{r['workload']}, temperature {r['temperature']:g}: {chosen(r)}" for r in report["speed"] if r["policy"]]
+    return [*aligned(table), *EXPLAINED, *lines] if report["speed"] else []
 
 
 def chosen(row: Row) -> str:
-    """What auto came to, in a line."""
-    stood, count = row["looked_up"]
-    looked_up = f"; looked up in the text: {stood} of {count} stood" if count else ""
+    """Return auto's last choice of depth, and how many prompt-lookup drafts were accepted."""
+    accepted, count = row["looked_up"]
+    looked_up = f"; looked up in the text: {accepted} of {count} stood" if count else ""
     return f"{row['policy']}{looked_up}"
 
 
@@ -74,7 +76,7 @@ def _arm(row: Row) -> list[str]:
 
 
 def auto(report: Row) -> list[str]:
-    """Auto beside the best other arm of ours."""
+    """Return the table of auto against the best other arm of mlxmtp."""
     if not report["auto"]:
         return []
     table = [["auto beside the best of plain and the fixed depths", "best", "auto to best"]]
@@ -86,7 +88,7 @@ def auto(report: Row) -> list[str]:
 
 
 def contexts(report: Row) -> list[str]:
-    """Lengths of context."""
+    """Return the table over context lengths."""
     table = [["context", "arm", "tok/s", "to mlx-lm", "TTFT s", "prefill tok/s", "peak memory"]]
     for row in report["contexts"]:
         for arm in row["arms"]:
@@ -98,7 +100,7 @@ def contexts(report: Row) -> list[str]:
 
 
 def costs(report: Row) -> list[str]:
-    """What rounds are made of."""
+    """Return the lines on the cost of passes and draft steps."""
     lines = []
     for cost in report["costs"]:
         curve = " ".join(f"{value:.2f}" for value in cost["curve"])
@@ -106,25 +108,27 @@ def costs(report: Row) -> list[str]:
             f"{priced(cost)}: one row {cost['rows_s'][0] * 1e3:.2f} ms; C(m) {curve}; "
             f"draft step {cost['draft']:.2f} ({cost['draft_s'] * 1e3:.2f} ms); other {cost['other_s'] * 1e3:.2f} ms"
         )
-    said = "C(m): the time of a pass over m rows, in passes over one; a draft step likewise; other: the rest of a round"
-    return [*lines, said] if lines else []
+    legend = (
+        "C(m): the time of a pass over m rows, in passes over one; a draft step likewise; other: the rest of a round"
+    )
+    return [*lines, legend] if lines else []
 
 
 def priced(cost: Row) -> str:
-    """Where a cost was measured."""
+    """Return where a cost was measured, as the head of its line."""
     return "cost at " + (f"{cost['context']:.0f} tokens" + (" (workloads)" if cost["where"] == "workloads" else ""))
 
 
 def remarks(report: Row) -> list[str]:
-    """Identity, drift, and what else there is to say."""
+    """Return the lines on equal tokens, on drift, and the notes."""
     lines = [identity(report), *(f"  {difference(row)}" for row in report["differences"])]
-    if (found := drifted(report)) is not None:
-        lines.append(found)
+    if (line := drifted(report)) is not None:
+        lines.append(line)
     return [*lines, *(f"note: {note}" for note in report["notes"])]
 
 
 def identity(report: Row) -> str:
-    """Whether greedy tokens were those of mlx-lm."""
+    """Return the line that says whether greedy tokens equal those of mlx-lm."""
     greedy = sum(row["temperature"] == 0 for row in report["differences"])
     if report["synthetic"] is not None:
         return "tokens: not compared, as drafts stood by chance"
@@ -137,12 +141,12 @@ def identity(report: Row) -> str:
 
 
 def place(row: Row) -> str:
-    """Which unit of the plan it was."""
+    """Return the name of a unit of the plan."""
     return f"{row['workload']} {row['number']}, temperature {row['temperature']:g}, repeat {row['repeat'] + 1}"
 
 
 def difference(row: Row) -> str:
-    """Where a run's tokens part from those that were expected."""
+    """Return the line on the first token of a run that differs from the expected one."""
     gap = ""
     if row["gap"] is not None:
         gap = f"; its logit is {abs(row['gap']):.3g} {'lower' if row['gap'] >= 0 else 'higher'}"
@@ -150,19 +154,19 @@ def difference(row: Row) -> str:
 
 
 def drifted(report: Row) -> str | None:
-    """What is said of drift; None where nothing was measured."""
-    found = report["drift"]
-    if found is None:
+    """Return the line on drift, or None where nothing was measured."""
+    drift = report["drift"]
+    if drift is None:
         return "drift: not known, which takes two repeats" if report["measured"] else None
-    change = f"{found['change']:+.1%} from the first third to the last"
-    if found["noticed"]:
-        why = "it got warm, or had other work" if found["change"] < 0 else "it had other work at first"
+    change = f"{drift['change']:+.1%} from the first third to the last"
+    if drift["noticed"]:
+        why = "it got warm, or had other work" if drift["change"] < 0 else "it had other work at first"
         return f"drift: mlx-lm's plain rate changed by {change}: {why}; trust the ratios, not the rates"
     return f"drift: none to speak of (mlx-lm's plain rate {change})"
 
 
 def aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as their widest cell, the first to the left."""
+    """Return the rows as lines. Each column is as wide as its widest cell; the first is aligned to the left."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return ["  ".join(_cells(row, widths)).rstrip() for row in table]
 
@@ -172,13 +176,13 @@ def _cells(row: Sequence[str], widths: Sequence[int]) -> Iterable[str]:
         yield cell.ljust(width) if i == 0 else cell.rjust(width)
 
 
-def median(found: Row | None) -> float | None:
-    return None if found is None else float(found["median"])
+def median(spread: Row | None) -> float | None:
+    return None if spread is None else float(spread["median"])
 
 
 def number(value: float | None, digits: int) -> str:
     return NONE if value is None else f"{value:,.{digits}f}"
 
 
-def with_spread(found: Row | None) -> str:
-    return NONE if found is None else f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+def with_spread(spread: Row | None) -> str:
+    return NONE if spread is None else f"{spread['median']:.2f} ({spread['low']:.2f} to {spread['high']:.2f})"

@@ -1,4 +1,4 @@
-"""What is generated behind: prompts by kind, ours or a file's, and long texts for the context lengths."""
+"""Prompts by workload, built-in or from a file, and long texts for the context lengths."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from mlxmtp.engine.prompt import encode, render
 from mlxmtp.errors import OptionError, PromptError
 
 BUILT_IN = "prompts.jsonl"
+"""Name of the built-in prompts, a file of this package."""
 FIELDS = "an object with `workload`, a name, and `turns`, a list of texts"
-# Modules of Python itself, present wherever we run; the demo model has not seen these in its training.
+# Modules of Python's standard library are on every machine. The demo model was not trained on these.
 LONG_TEXTS = (
     "statistics", "fractions", "calendar", "heapq", "textwrap", "csv", "string", "queue", "shlex", "bisect",
     "argparse", "typing", "inspect", "tarfile", "doctest", "subprocess", "pathlib", "zipfile", "ast", "difflib",
@@ -23,12 +24,15 @@ LONG_TEXTS = (
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """One prompt of a workload.
+class WorkloadPrompt:
+    """A prompt of a workload.
 
     Args:
-        text: of its first turn. raw: it is continued as it is, without the chat template.
-        tools: definitions that the template is given.
+        workload: name of the workload.
+        name: id of the prompt in its file.
+        text: the user's message.
+        raw: the text is continued as it is, without the chat template.
+        tools: tool definitions for the chat template.
     """
 
     workload: str
@@ -38,18 +42,18 @@ class Prompt:
     tools: tuple[dict[str, Any], ...] = ()
 
     def tokens(self, tokenizer: Any) -> tuple[int, ...]:
-        """As the model reads it; a model without a chat template reads the text."""
+        """Return the prompt's token ids. Without a chat template, they are those of the text."""
         if self.tools and not self.raw and tokenizer.has_chat_template:
             message = {"role": "user", "content": self.text}
             return tuple(render(tokenizer, [message], tools=self.tools).tokens)
         return tuple(encode(tokenizer, self.text, raw=self.raw))
 
 
-def load_prompts(path: Path | None = None) -> list[Prompt]:
-    """The prompts of a JSON-lines file, or our own; of several turns, the first.
+def load_prompts(path: Path | None = None) -> list[WorkloadPrompt]:
+    """Return the prompts of a JSON-lines file, or the built-in ones. Only the first turn of each is used.
 
     Raises:
-        PromptError: the file cannot be read, has no prompts, or a line is none; the line is named.
+        PromptError: the file cannot be read, has no prompts, or a line is not a prompt; the error names the line.
     """
     if path is None:
         return parse(files("mlxmtp.bench").joinpath(BUILT_IN).read_text(encoding="utf-8"), BUILT_IN)
@@ -62,34 +66,34 @@ def load_prompts(path: Path | None = None) -> list[Prompt]:
     return parse(text, str(path))
 
 
-def parse(text: str, name: str) -> list[Prompt]:
-    """The prompts of JSON lines; `name` is what errors call them."""
-    lines = enumerate(text.split("\n"), start=1)  # a text may hold other line ends, unescaped
+def parse(text: str, name: str) -> list[WorkloadPrompt]:
+    """Return the prompts of JSON lines. Errors call the text `name`."""
+    lines = enumerate(text.split("\n"), start=1)  # str.splitlines would also split at line ends inside of a text
     prompts = [_prompt(line, number, name) for number, line in lines if line.strip()]
     if not prompts:
         raise PromptError(f"{name} has no prompts; expected JSON lines, each {FIELDS}")
     return prompts
 
 
-def select(prompts: Iterable[Prompt], names: Sequence[str], limit: int) -> list[Prompt]:
-    """The first `limit` prompts of each of the named workloads; of all, where none is named.
+def select(prompts: Iterable[WorkloadPrompt], names: Sequence[str], limit: int) -> list[WorkloadPrompt]:
+    """Return the first `limit` prompts of each named workload. Without names, all workloads are used.
 
     Raises:
-        OptionError: there is no such workload.
+        OptionError: a name is not the name of a workload.
     """
-    found: dict[str, list[Prompt]] = {}
+    workloads: dict[str, list[WorkloadPrompt]] = {}
     for prompt in prompts:
-        found.setdefault(prompt.workload, []).append(prompt)
-    if unknown := [name for name in names if name not in found]:
-        raise OptionError(f"there is no workload {unknown[0]!r}; expected one of {', '.join(found)}")
-    return [prompt for name in dict.fromkeys(names or found) for prompt in found[name][:limit]]
+        workloads.setdefault(prompt.workload, []).append(prompt)
+    if unknown := [name for name in names if name not in workloads]:
+        raise OptionError(f"there is no workload {unknown[0]!r}; expected one of {', '.join(workloads)}")
+    return [prompt for name in dict.fromkeys(names or workloads) for prompt in workloads[name][:limit]]
 
 
 def long_text(tokenizer: Any, count: int) -> tuple[int, ...]:
-    """The first `count` tokens of a long text: the source code of Python's own modules.
+    """Return the first `count` tokens of a long text: source code of Python's standard library.
 
     Raises:
-        OptionError: this Python has not so much of its source code.
+        OptionError: the source code on this machine has fewer tokens.
     """
     tokens: list[int] = []
     for name in LONG_TEXTS:
@@ -102,7 +106,7 @@ def long_text(tokenizer: Any, count: int) -> tuple[int, ...]:
     return tuple(tokens[:count])
 
 
-def _prompt(line: str, number: int, name: str) -> Prompt:
+def _prompt(line: str, number: int, name: str) -> WorkloadPrompt:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -115,11 +119,13 @@ def _prompt(line: str, number: int, name: str) -> Prompt:
         raise PromptError(f"{name}, line {number}: the first of `turns` is {turns[0]!r}; expected a text")
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise PromptError(f"{name}, line {number}: `tools` is {tools!r}; expected a list of objects")
-    return Prompt(workload, str(fields.get("id", number)), turns[0], bool(fields.get("raw", False)), tuple(tools))
+    return WorkloadPrompt(
+        workload, str(fields.get("id", number)), turns[0], bool(fields.get("raw", False)), tuple(tools)
+    )
 
 
 def _source(module: str) -> str | None:
-    """A module's source code, without running it."""
+    """Return a module's source code without importing the module."""
     spec = find_spec(module)
     loader: Any = spec.loader if spec else None
     source: str | None = loader.get_source(module) if hasattr(loader, "get_source") else None

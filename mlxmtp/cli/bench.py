@@ -1,4 +1,4 @@
-"""`mlxmtp bench`: what MTP brings, measured beside mlx-lm's plain decoding."""
+"""`mlxmtp bench`: measure MTP against mlx-lm's plain decoding."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from mlxmtp.cli.progress import Progress
 from mlxmtp.cli.report import warn
 
 if TYPE_CHECKING:
-    from mlxmtp.bench.plan import Plan, Settings
+    from mlxmtp.bench.plan import BenchPlan, BenchSettings
     from mlxmtp.bench.records import Records
 
 BAR = 20
+"""Width of the progress bar, in characters."""
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     from mlxmtp.bench.records import Records
     from mlxmtp.bench.workloads import load_prompts, select
 
-    settings = chosen(arguments).checked()
+    settings = settings_of(arguments).checked()
     prompts = select(load_prompts(arguments.prompts), arguments.workload, arguments.limit)
     engine = mlxmtp.load(arguments.model, identity=arguments.identity, **options.head(arguments))
     plan = make_plan(engine, settings, prompts)
@@ -81,27 +82,30 @@ def run(arguments: argparse.Namespace) -> int:
     folder = arguments.out or bench.default_folder(plan)
     with Records(folder, plan.head) as records:
         try:
-            with Shown() as shown:
-                bench.measure(engine, plan, records, shown.update, shown.tell)
+            with BenchProgress() as progress:
+                bench.measure(engine, plan, records, progress.update, progress.show_step)
         except BaseException:
-            kept(plan, records, folder)
+            keep_partial(plan, records, folder)
             raise
-        summary = summarised(plan, records)
+        summary = report_of(plan, records)
     try:
         print(json.dumps(summary, ensure_ascii=False) if arguments.json else summary_text(summary), flush=True)
-    finally:  # also where nobody reads it to its end
+    finally:  # even if standard output was closed
         bench.write_report(folder, summary)
     print(f"report: {folder / bench.PAGE}, {folder / REPORT}", file=sys.stderr)
     return 0
 
 
-def chosen(arguments: argparse.Namespace) -> Settings:
-    from mlxmtp.bench.plan import CONTEXTS, Settings
+def settings_of(arguments: argparse.Namespace) -> BenchSettings:
+    """Return the benchmark's settings from the command line."""
+    from mlxmtp.bench.plan import CONTEXTS, BenchSettings
 
     synthetic = arguments.synthetic_acceptance
     default = (0.0,) if synthetic is not None else (0.0, 0.7)
-    return Settings(
-        depths=tuple(sorted({depth for depth in arguments.depths if depth})),  # 0 is plain, which is always there
+    return BenchSettings(
+        depths=tuple(
+            sorted({depth for depth in arguments.depths if depth})
+        ),  # depth 0 is the arm "plain", always measured
         temperatures=tuple(dict.fromkeys(arguments.temps or default)),
         contexts=CONTEXTS if arguments.contexts is None else tuple(sorted(set(arguments.contexts))),
         tokens=arguments.tokens,
@@ -111,19 +115,19 @@ def chosen(arguments: argparse.Namespace) -> Settings:
     )
 
 
-def summarised(plan: Plan, records: Records) -> dict[str, object]:
-    """The report of what there is."""
+def report_of(plan: BenchPlan, records: Records) -> dict[str, object]:
+    """Return the report of the records, with this command line."""
     from mlxmtp.bench import run as bench
 
     return bench.report(plan, records, [shlex.quote(word) for word in ("mlxmtp", *sys.argv[1:])])
 
 
-def kept(plan: Plan, records: Records, folder: Path) -> None:
-    """Whatever ends a benchmark: say what is kept, and how it goes on."""
+def keep_partial(plan: BenchPlan, records: Records, folder: Path) -> None:
+    """Write the report of a benchmark that was stopped, and say how to go on."""
     from mlxmtp.bench import run as bench
 
     try:
-        bench.write_report(folder, summarised(plan, records))
+        bench.write_report(folder, report_of(plan, records))
     except OSError as error:
         warn(f"the report was not written: {error}")
     done = f"{len(records.done)} of {len(plan.units)} measurements are kept in {folder}"
@@ -131,55 +135,56 @@ def kept(plan: Plan, records: Records, folder: Path) -> None:
 
 
 def summary_text(summary: dict[str, object]) -> str:
+    """Return the report as text."""
     from mlxmtp.bench import table
 
     return table.as_text(summary)
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Two reports beside each other."""
+    """Print the comparison of two reports, and return the exit code."""
     from mlxmtp.bench import compare as reports
     from mlxmtp.bench import run as bench
 
-    found = reports.compare(*map(reports.load_report, arguments.compare))
+    comparison = reports.compare(*map(reports.load_report, arguments.compare))
     if arguments.out:
-        written = bench.write_comparison(arguments.out, found)
+        written = bench.write_comparison(arguments.out, comparison)
         print(f"report: {', '.join(map(str, written))}", file=sys.stderr)
-    print(json.dumps(found, ensure_ascii=False) if arguments.json else reports.as_text(found))
+    print(json.dumps(comparison, ensure_ascii=False) if arguments.json else reports.as_text(comparison))
     return 0
 
 
-class Shown(Progress):
-    """A bar of the units done, what is measured now, and how long the rest will take at this pace."""
+class BenchProgress(Progress):
+    """Shows a bar of the units done, the time that is left at this pace, and the present step."""
 
     def __init__(self) -> None:
-        super().__init__(sys.stderr, "Measuring", self._words)
-        self._now = ""
-        self._begun: tuple[int, float] | None = None
+        super().__init__(sys.stderr, "Measuring", self._line)
+        self._step = ""
+        self._started: tuple[int, float] | None = None  # units done, clock
 
-    def tell(self, now: str) -> None:
-        """What is measured now."""
-        self._now = now
+    def show_step(self, step: str) -> None:
+        """Show the step that begins now."""
+        self._step = step
         if self._done:
             super().update(*self._done)
 
     def update(self, done: int, total: int) -> None:
-        if self._begun is None:
-            self._begun = done, time.monotonic()
+        if self._started is None:
+            self._started = done, time.monotonic()
         super().update(done, total)
 
-    def _words(self, done: int, total: int) -> str:
+    def _line(self, done: int, total: int) -> str:
         full = BAR * done // max(1, total)
-        words = f"[{'#' * full}{'.' * (BAR - full)}] {done} of {total}"
-        assert self._begun
-        behind, seconds = done - self._begun[0], time.monotonic() - self._begun[1]
-        if behind:
-            words += f", {rest(seconds / behind * (total - done))} left"
-        return f"{words}; {self._now}" if self._now else words
+        line = f"[{'#' * full}{'.' * (BAR - full)}] {done} of {total}"
+        assert self._started
+        measured, seconds = done - self._started[0], time.monotonic() - self._started[1]
+        if measured:
+            line += f", {duration(seconds / measured * (total - done))} left"
+        return f"{line}; {self._step}" if self._step else line
 
 
-def rest(seconds: float) -> str:
-    """A time to wait, as people say it."""
+def duration(seconds: float) -> str:
+    """Return a duration in words, rounded."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

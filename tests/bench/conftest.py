@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from mlxmtp import Engine, load
-from mlxmtp.bench.plan import Plan, Settings, make_plan
+from mlxmtp.bench.plan import BenchPlan, BenchSettings, make_plan
 from mlxmtp.bench.summary import summarise
-from mlxmtp.bench.workloads import Prompt
+from mlxmtp.bench.workloads import WorkloadPrompt
 
-PROMPTS = [Prompt("talk", "one", "Hello there"), Prompt("code", "two", "def f(x):\n", raw=True)]
-SMALL = Settings(depths=(1, 2), temperatures=(0.0, 0.8), contexts=(96,), tokens=12, repeats=2)
+PROMPTS = [WorkloadPrompt("talk", "one", "Hello there"), WorkloadPrompt("code", "two", "def f(x):\n", raw=True)]
+SMALL = BenchSettings(depths=(1, 2), temperatures=(0.0, 0.8), contexts=(96,), tokens=12, repeats=2)
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def headless(raw_checkpoint: Callable[..., Path]) -> Engine:
 
 
 @pytest.fixture
-def plan(engine: Engine) -> Plan:
+def plan(engine: Engine) -> BenchPlan:
     return make_plan(engine, SMALL, PROMPTS)
 
 

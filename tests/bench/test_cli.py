@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mlxmtp.bench.measure import Bench
-from mlxmtp.bench.plan import Unit
+from mlxmtp.bench.measure import Measurement
+from mlxmtp.bench.plan import BenchUnit
 from mlxmtp.cli import bench as command
 from mlxmtp.cli import options
 from tests.cli.conftest import Ran, assert_refused, impatient, main_
@@ -70,7 +70,7 @@ def test_a_report_that_cannot_be_written_is_printed_still(bench: Cli, monkeypatc
 
 def test_the_same_command_measures_nothing_again(bench: Cli, monkeypatch: pytest.MonkeyPatch):
     first = bench("--json")
-    monkeypatch.setattr(Bench, "measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(Measurement, "measure", lambda *_: pytest.fail("measured again"))
     again = bench("--json")
     assert again.code == 0
     assert json.loads(again.out) == json.loads(first.out)
@@ -79,15 +79,15 @@ def test_the_same_command_measures_nothing_again(bench: Cli, monkeypatch: pytest
 def test_control_c_keeps_what_was_measured_and_says_how_to_go_on(
     bench: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real, units = Bench.measure, []
+    real, units = Measurement.measure, []
 
-    def interrupted(self: Bench, unit: Unit) -> dict[str, Any]:
+    def interrupted(self: Measurement, unit: BenchUnit) -> dict[str, Any]:
         units.append(unit.key)
         if len(units) == 2:
             raise KeyboardInterrupt
         return real(self, unit)
 
-    monkeypatch.setattr(Bench, "measure", interrupted)
+    monkeypatch.setattr(Measurement, "measure", interrupted)
     ran = bench()
     assert (ran.code, ran.out) == (130, "")
     assert f"1 of 2 measurements are kept in {tmp_path / 'out'}; the same command goes on from there" in ran.err
@@ -201,7 +201,7 @@ def test_progress_says_what_is_measured(bench: Cli):
 
 @pytest.mark.parametrize(("seconds", "said"), [(12.4, "12 s"), (89, "89 s"), (150, "2 min"), (7200, "2.0 h")])
 def test_a_time_to_wait(seconds: float, said: str):
-    assert command.rest(seconds) == said
+    assert command.duration(seconds) == said
 
 
 @pytest.mark.parametrize(("text", "tokens"), [("4096", 4096), ("4k", 4096), ("1K", 1024), ("7", 7)])

@@ -12,9 +12,9 @@ import pytest
 
 from mlxmtp import Engine, OptionError, PromptError, Sampling, load
 from mlxmtp.bench.arms import ReadPrompt, Run, TokenEngine
-from mlxmtp.bench.measure import Bench, rotated
-from mlxmtp.bench.plan import Plan, Settings, Unit, make_plan
-from mlxmtp.bench.workloads import Prompt
+from mlxmtp.bench.measure import Measurement, rotated
+from mlxmtp.bench.plan import BenchPlan, BenchSettings, BenchUnit, make_plan
+from mlxmtp.bench.workloads import WorkloadPrompt
 from mlxmtp.targets import Target
 from tests.bench.conftest import PROMPTS, SMALL
 from tests.running import reference
@@ -22,11 +22,11 @@ from tests.running import reference
 ARMS = ("mlx-lm", "plain", "depth 1", "depth 2", "auto")
 
 
-def unit_of(plan: Plan, kind: str, temperature: float = 0.0) -> Unit:
+def unit_of(plan: BenchPlan, kind: str, temperature: float = 0.0) -> BenchUnit:
     return next(unit for unit in plan.units if (unit.kind, unit.temperature) == (kind, temperature))
 
 
-def test_a_plan_goes_repeat_by_repeat(plan: Plan):
+def test_a_plan_goes_repeat_by_repeat(plan: BenchPlan):
     """Whoever stops has some of everything, and what drifts is seen."""
     assert plan.arms == ARMS
     assert [unit.key for unit in plan.units[: len(plan.units) // 2]] == [
@@ -38,12 +38,12 @@ def test_a_plan_goes_repeat_by_repeat(plan: Plan):
     ]
     assert {unit.repeat for unit in plan.units[len(plan.units) // 2 :]} == {1}
     assert len({unit.key for unit in plan.units}) == len(plan.units)
-    assert plan.rows == 8
+    assert plan.cost_tokens == 8
     assert plan.notes == ()
 
 
 def test_a_plan_is_the_same_plan_again_but_for_repeats(engine: Engine):
-    def identity(settings: Settings = SMALL, prompts: list[Prompt] = PROMPTS) -> str:
+    def identity(settings: BenchSettings = SMALL, prompts: list[WorkloadPrompt] = PROMPTS) -> str:
         return make_plan(engine, settings, prompts).head["identity"]
 
     assert identity() == identity()
@@ -53,8 +53,8 @@ def test_a_plan_is_the_same_plan_again_but_for_repeats(engine: Engine):
 
 
 def test_the_cost_curve_reaches_over_the_deepest_draft(engine: Engine):
-    assert make_plan(engine, replace(SMALL, depths=(11,)), PROMPTS).rows == 12
-    assert make_plan(engine, replace(SMALL, depths=()), PROMPTS).rows == 8
+    assert make_plan(engine, replace(SMALL, depths=(11,)), PROMPTS).cost_tokens == 12
+    assert make_plan(engine, replace(SMALL, depths=()), PROMPTS).cost_tokens == 8
 
 
 def test_a_depth_that_the_engine_refuses_is_refused_before_anything_is_measured(
@@ -68,7 +68,7 @@ def test_a_depth_that_the_engine_refuses_is_refused_before_anything_is_measured(
 
 def test_contexts_and_prompts_that_do_not_fit_are_left_out_and_named(engine: Engine):
     """The model's context is 512."""
-    long = Prompt("talk", "long", "x" * 600)
+    long = WorkloadPrompt("talk", "long", "x" * 600)
     plan = make_plan(engine, replace(SMALL, contexts=(128, 512, 1024)), [*PROMPTS, long])
     assert {unit.number for unit in plan.units if unit.kind == "context"} == {128}
     assert plan.notes == (
@@ -84,7 +84,7 @@ def test_without_a_head_only_plain_decoding_is_measured(headless: Engine):
     assert plan.arms == ("mlx-lm", "plain")
     assert plan.notes[0].startswith("no MTP: ")
     assert str(headless.plain_because) in plan.notes[0]
-    record = Bench(headless, plan).measure(unit_of(plan, "speed"))
+    record = Measurement(headless, plan).measure(unit_of(plan, "speed"))
     assert set(record["runs"]) == {"mlx-lm", "plain"}
     assert record["differs"] == {}
     assert record["cost"]["draft"] == 0.0
@@ -93,13 +93,13 @@ def test_without_a_head_only_plain_decoding_is_measured(headless: Engine):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (Settings(acceptance=1.5), "--synthetic-acceptance is 1.5; expected a number from 0 to 1"),
-        (Settings(acceptance=0.5), "leave --temps out"),
-        (Settings(temperatures=(-1.0,)), "expected 0 \\(greedy\\) or at least"),
-        (Settings(temperatures=(float("nan"),)), "expected 0 \\(greedy\\) or at least"),
+        (BenchSettings(acceptance=1.5), "--synthetic-acceptance is 1.5; expected a number from 0 to 1"),
+        (BenchSettings(acceptance=0.5), "leave --temps out"),
+        (BenchSettings(temperatures=(-1.0,)), "expected 0 \\(greedy\\) or at least"),
+        (BenchSettings(temperatures=(float("nan"),)), "expected 0 \\(greedy\\) or at least"),
     ],
 )
-def test_settings_that_contradict_each_other(settings: Settings, said: str):
+def test_settings_that_contradict_each_other(settings: BenchSettings, said: str):
     with pytest.raises(OptionError, match=said):
         settings.checked()
 
@@ -136,9 +136,9 @@ def test_a_run_counts_its_drafts(engine: Engine):
     assert run.drafted == stats.drafted_by_depth
     assert sum(run.accepted) == stats.accepted
     assert run.rounds == stats.rounds
-    told = run.to_dict()
-    assert told["tokens"] == 40
-    assert told["drafted"] == list(run.drafted)
+    fields = run.to_dict()
+    assert fields["tokens"] == 40
+    assert fields["drafted"] == list(run.drafted)
 
 
 def test_runs_leave_the_prompt_as_it_was_read(engine: Engine):
@@ -150,35 +150,35 @@ def test_runs_leave_the_prompt_as_it_was_read(engine: Engine):
     assert read.run_ours(2, 16, Sampling(), None).tokens == first
 
 
-def test_a_unit_s_record(engine: Engine, plan: Plan):
-    told: list[str] = []
-    bench = Bench(engine, plan, told.append)
+def test_a_unit_s_record(engine: Engine, plan: BenchPlan):
+    steps: list[str] = []
+    bench = Measurement(engine, plan, steps.append)
     unit = unit_of(plan, "speed")
     record = bench.measure(unit)
     assert record["key"] == unit.key
     assert set(record["runs"]) == set(record["order"]) == set(ARMS)
     assert record["differs"] == {}
     assert set(record["readings"]) == {"mlx-lm", "ours"}
-    assert "talk 0, depth 2" in told
-    assert told.count("warming up") == 1
+    assert "talk 0, depth 2" in steps
+    assert steps.count("warming up") == 1
     second = bench.measure(plan.units[plan.units.index(unit) + 1])
     assert second["order"] != record["order"], "the order goes round"
-    assert told.count("warming up") == 1, "once for a kind"
+    assert steps.count("warming up") == 1, "once for a kind"
 
 
 @pytest.mark.parametrize("verify", ["token", "block", "seeded"])
 def test_sampled_units_can_be_repeated(engine: Engine, verify: Any):
     plan = make_plan(engine, replace(SMALL, verify=verify), PROMPTS[:1])
     unit = unit_of(plan, "speed", 0.8)
-    one, other = (Bench(engine, plan).measure(unit) for _ in range(2))
+    one, other = (Measurement(engine, plan).measure(unit) for _ in range(2))
     assert one["differs"] == {}
     for arm in set(ARMS) - {"auto"}:  # which goes by the clock
         assert one["runs"][arm]["accepted"] == other["runs"][arm]["accepted"]
         assert one["runs"][arm]["rounds"] == other["runs"][arm]["rounds"]
 
 
-def test_contexts_and_the_cost_of_rounds_there(engine: Engine, plan: Plan):
-    record = Bench(engine, plan).measure(unit_of(plan, "context"))
+def test_contexts_and_the_cost_of_rounds_there(engine: Engine, plan: BenchPlan):
+    record = Measurement(engine, plan).measure(unit_of(plan, "context"))
     assert (record["number"], record["prompt_tokens"], record["differs"]) == (96, 96, {})
     assert record["cost"]["context"] == 96
     assert len(record["cost"]["rows"]) == 8
@@ -188,24 +188,24 @@ def test_contexts_and_the_cost_of_rounds_there(engine: Engine, plan: Plan):
 def test_of_a_model_that_takes_no_row_back_nothing_is_priced(headless: Engine, monkeypatch: Any):
     monkeypatch.setattr(headless.target, "reversible", False)
     plan = make_plan(headless, SMALL, PROMPTS)
-    assert Bench(headless, plan).measure(unit_of(plan, "speed"))["cost"] is None
+    assert Measurement(headless, plan).measure(unit_of(plan, "speed"))["cost"] is None
 
 
 @pytest.mark.parametrize(("arm", "temperature", "verify"), [("depth 2", 0.0, "token"), ("depth 1", 0.8, "seeded")])
 def test_a_difference_is_a_finding(engine: Engine, monkeypatch: Any, arm: str, temperature: float, verify: Any):
     """With its place, and by how much its token was less likely."""
     plan = make_plan(engine, replace(SMALL, verify=verify), PROMPTS[:1])
-    real = Bench._run
+    real = Measurement._run
 
-    def wrong(self: Bench, read: ReadPrompt, name: str, unit: Unit, count: int) -> Run:
+    def wrong(self: Measurement, read: ReadPrompt, name: str, unit: BenchUnit, count: int) -> Run:
         run = real(self, read, name, unit, count)
         if name != arm:
             return run
         return replace(run, tokens=(*run.tokens[:5], (run.tokens[5] + 1) % 288, *run.tokens[6:]))
 
-    monkeypatch.setattr(Bench, "_run", wrong)
+    monkeypatch.setattr(Measurement, "_run", wrong)
     unit = unit_of(plan, "speed", temperature)
-    (name, found), *others = Bench(engine, plan).measure(unit)["differs"].items()
+    (name, found), *others = Measurement(engine, plan).measure(unit)["differs"].items()
     assert (name, found["at"], others) == (arm, 5, [])
     assert found["found"] == [(found["expected"][0] + 1) % 288]
     if not temperature:
@@ -265,26 +265,26 @@ def test_synthetic_coins_are_fair_and_the_same_again(engine: Engine):
 
 def test_synthetic_units_compare_plain_decoding_only(engine: Engine):
     plan = make_plan(engine, replace(SMALL, acceptance=0.5, temperatures=(0.0,)), PROMPTS[:1])
-    assert Bench(engine, plan).measure(unit_of(plan, "speed"))["differs"] == {}
+    assert Measurement(engine, plan).measure(unit_of(plan, "speed"))["differs"] == {}
 
 
-def test_what_does_not_fit_into_memory_is_a_record(engine: Engine, plan: Plan, monkeypatch: Any):
+def test_what_does_not_fit_into_memory_is_a_record(engine: Engine, plan: BenchPlan, monkeypatch: Any):
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("[malloc] Unable to allocate 1 bytes")
 
     monkeypatch.setattr("mlxmtp.bench.measure.ReadPrompt", full)
-    record = Bench(engine, plan).measure(unit_of(plan, "context"))
+    record = Measurement(engine, plan).measure(unit_of(plan, "context"))
     assert record["failed"].startswith("out of memory: ")
     assert "runs" not in record
 
 
-def test_other_errors_are_errors(engine: Engine, plan: Plan, monkeypatch: Any):
+def test_other_errors_are_errors(engine: Engine, plan: BenchPlan, monkeypatch: Any):
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("something else")
 
     monkeypatch.setattr("mlxmtp.bench.measure.ReadPrompt", broken)
     with pytest.raises(RuntimeError, match="something else"):
-        Bench(engine, plan).measure(unit_of(plan, "context"))
+        Measurement(engine, plan).measure(unit_of(plan, "context"))
 
 
 def test_arms_take_turns():

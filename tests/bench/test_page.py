@@ -11,7 +11,7 @@ import pytest
 
 from mlxmtp.bench import page, svg
 from mlxmtp.bench.summary import summarise
-from mlxmtp.bench.svg import Axis, Line, Point, Value
+from mlxmtp.bench.svg import PlotAxis, PlotLine, PlotPoint, PlotValue
 from tests.bench.conftest import HEAD, record
 
 Row = dict[str, Any]
@@ -83,7 +83,7 @@ def test_without_a_head_there_are_no_drafts_to_plot():
 
 def test_bars_are_drawn_to_scale():
     """With 200 as the highest tick: a bar of 100 is half as high as the axis."""
-    drawn = ElementTree.fromstring(svg.bars(["a"], ["x", "y"], [[Value(100, 50, 200, "t<"), None]], "tok/s"))
+    drawn = ElementTree.fromstring(svg.bars(["a"], ["x", "y"], [[PlotValue(100, 50, 200, "t<"), None]], "tok/s"))
     (rect,) = drawn.iter(f"{SVG}rect")
     height = float(drawn.get("height", "")) - svg.TOP - svg.BOTTOM
     assert float(rect.get("height", "")) == pytest.approx(height / 2, abs=0.1)
@@ -95,8 +95,8 @@ def test_bars_are_drawn_to_scale():
 
 
 def test_lines_are_drawn_to_scale():
-    points = tuple(Point(x, Value(y, y, y)) for x, y in ((1024, 10.0), (2048, 20.0), (4096, 40.0)))
-    drawn = ElementTree.fromstring(svg.lines([Line("l", points)], "x", "y", log_x=True))
+    points = tuple(PlotPoint(x, PlotValue(y, y, y)) for x, y in ((1024, 10.0), (2048, 20.0), (4096, 40.0)))
+    drawn = ElementTree.fromstring(svg.lines([PlotLine("l", points)], "x", "y", log_x=True))
     places = [(float(dot.get("cx", "")), float(dot.get("cy", ""))) for dot in drawn.iter(f"{SVG}circle")]
     assert places[1][0] == pytest.approx((places[0][0] + places[2][0]) / 2, abs=0.1), "twice as long, one step"
     bottom = float(drawn.get("height", "")) - svg.BOTTOM
@@ -107,12 +107,12 @@ def test_lines_are_drawn_to_scale():
 
 def test_nothing_to_plot_is_no_plot():
     assert svg.bars(["a"], ["x"], [[None]], "y") == ""
-    assert svg.lines([Line("empty", ())], "x", "y") == ""
+    assert svg.lines([PlotLine("empty", ())], "x", "y") == ""
 
 
 def test_one_point_and_equal_values_can_be_drawn():
-    ElementTree.fromstring(svg.lines([Line("l", (Point(1, Value(0, 0, 0)),))], "x", "y"))
-    ElementTree.fromstring(svg.lines([Line("l", (Point(1024, Value(3, 3, 3)),))], "x", "y", log_x=True))
+    ElementTree.fromstring(svg.lines([PlotLine("l", (PlotPoint(1, PlotValue(0, 0, 0)),))], "x", "y"))
+    ElementTree.fromstring(svg.lines([PlotLine("l", (PlotPoint(1024, PlotValue(3, 3, 3)),))], "x", "y", log_x=True))
 
 
 @pytest.mark.parametrize(
@@ -134,5 +134,5 @@ def test_labels():
 
 
 def test_an_axis_maps_its_ends():
-    axis = Axis(1, 8, 100, 400, log=True)
+    axis = PlotAxis(1, 8, 100, 400, log=True)
     assert [axis.at(value) for value in (1, 2, 8)] == pytest.approx([100, 200, 400])

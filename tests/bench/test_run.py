@@ -11,8 +11,8 @@ import pytest
 
 from mlxmtp import Engine
 from mlxmtp.bench import run
-from mlxmtp.bench.measure import Bench
-from mlxmtp.bench.plan import Plan, Unit
+from mlxmtp.bench.measure import Measurement
+from mlxmtp.bench.plan import BenchPlan, BenchUnit
 from mlxmtp.bench.records import FILE, Records
 from mlxmtp.files import write_whole
 from tests.bench.conftest import record
@@ -23,7 +23,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Keys of the units that were measured, which takes no time."""
     keys: list[str] = []
 
-    def invented(self: Bench, unit: Unit) -> dict[str, Any]:
+    def invented(self: Measurement, unit: BenchUnit) -> dict[str, Any]:
         keys.append(unit.key)
         return record(unit.kind, unit.repeat, unit.number) | {
             "key": unit.key,
@@ -32,11 +32,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             "time": 0.0,
         }
 
-    monkeypatch.setattr(Bench, "measure", invented)
+    monkeypatch.setattr(Measurement, "measure", invented)
     return keys
 
 
-def test_killed_anywhere_it_goes_on(tmp_path: Path, engine: Engine, plan: Plan, measured: list[str]):
+def test_killed_anywhere_it_goes_on(tmp_path: Path, engine: Engine, plan: BenchPlan, measured: list[str]):
     every = [unit.key for unit in plan.units]
     reports = []
     for stop in range(len(every) + 1):
@@ -60,11 +60,11 @@ def test_killed_anywhere_it_goes_on(tmp_path: Path, engine: Engine, plan: Plan, 
     assert reports[0]["complete"]
 
 
-def test_what_failed_is_tried_again(tmp_path: Path, engine: Engine, plan: Plan, measured: list[str]):
+def test_what_failed_is_tried_again(tmp_path: Path, engine: Engine, plan: BenchPlan, measured: list[str]):
     last = plan.units[-1]
     with Records(tmp_path, plan.head) as records:
         for unit in plan.units[:-1]:
-            records.append(Bench(engine, plan).measure(unit))
+            records.append(Measurement(engine, plan).measure(unit))
         fields = {"workload": "context", "number": 96, "temperature": 0.0, "repeat": 1, "time": 0.0}
         records.append({"key": last.key, "kind": last.kind, "failed": "out of memory: no", **fields})
         assert not run.report(plan, records)["complete"]
@@ -76,15 +76,17 @@ def test_what_failed_is_tried_again(tmp_path: Path, engine: Engine, plan: Plan, 
         assert run.report(plan, records)["notes"] == []
 
 
-def test_progress_counts_what_was_there(tmp_path: Path, engine: Engine, plan: Plan, measured: list[str]):
+def test_progress_counts_what_was_there(tmp_path: Path, engine: Engine, plan: BenchPlan, measured: list[str]):
     told: list[tuple[int, int]] = []
     with Records(tmp_path, plan.head) as records:
-        records.append(Bench(engine, plan).measure(plan.units[3]))
+        records.append(Measurement(engine, plan).measure(plan.units[3]))
         run.measure(engine, plan, records, lambda *now: told.append(now))
     assert told == [(done, len(plan.units)) for done in range(1, len(plan.units) + 1)]
 
 
-def test_the_report_is_written_as_json_and_as_a_page(tmp_path: Path, plan: Plan, engine: Engine, measured: list[str]):
+def test_the_report_is_written_as_json_and_as_a_page(
+    tmp_path: Path, plan: BenchPlan, engine: Engine, measured: list[str]
+):
     with Records(tmp_path, plan.head) as records:
         run.measure(engine, plan, records)
         summary = run.report(plan, records, ["mlxmtp", "bench"])
@@ -111,7 +113,7 @@ def test_a_full_disk_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("name", "begins"), [("demo", "demo-"), ("owner/Some Model (4)", "Some-Model-4-"), ("..", "model-")]
 )
-def test_the_default_folder_has_a_name_of_its_own(plan: Plan, name: str, begins: str):
+def test_the_default_folder_has_a_name_of_its_own(plan: BenchPlan, name: str, begins: str):
     plan.head["model"]["name"] = name
     folder = run.default_folder(plan)
     assert folder.parent == Path("mlxmtp-bench")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlxmtp import Engine, OptionError, PromptError
-from mlxmtp.bench.workloads import LONG_TEXTS, Prompt, load_prompts, long_text, parse, select
+from mlxmtp.bench.workloads import LONG_TEXTS, WorkloadPrompt, load_prompts, long_text, parse, select
 
 GOOD = '{"workload": "math", "id": "q1", "turns": ["How many?", "And now?"]}\n'
 
@@ -26,7 +26,10 @@ def test_ours_have_every_kind_of_workload():
 def test_a_file_of_prompts(tmp_path: Path):
     file = tmp_path / "prompts.jsonl"
     file.write_text(GOOD + "\n" + json.dumps({"workload": "code", "turns": ["a\u2028b"], "raw": True}) + "\n")
-    assert load_prompts(file) == [Prompt("math", "q1", "How many?"), Prompt("code", "3", "a\u2028b", raw=True)]
+    assert load_prompts(file) == [
+        WorkloadPrompt("math", "q1", "How many?"),
+        WorkloadPrompt("code", "3", "a\u2028b", raw=True),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +63,7 @@ def test_files_that_are_none(tmp_path: Path):
 
 
 def test_the_first_of_each_of_the_named_workloads():
-    prompts = [Prompt(kind, str(i), "text") for i in range(3) for kind in ("a", "b")]
+    prompts = [WorkloadPrompt(kind, str(i), "text") for i in range(3) for kind in ("a", "b")]
     chosen = [(prompt.workload, prompt.name) for prompt in select(prompts, [], 2)]
     assert chosen == [("a", "0"), ("a", "1"), ("b", "0"), ("b", "1")]
     assert [prompt.name for prompt in select(prompts, ["b", "b"], 9)] == ["0", "1", "2"]
@@ -71,10 +74,10 @@ def test_the_first_of_each_of_the_named_workloads():
 def test_tokens_of_a_prompt(engine: Engine):
     """Raw as it is, otherwise as a message of the user; tools reach the template."""
     tokenizer = engine.tokenizer
-    assert tokenizer.decode(list(Prompt("a", "b", "hello", raw=True).tokens(tokenizer))) == "hello"
-    said = tokenizer.decode(list(Prompt("a", "b", "hello").tokens(tokenizer)))
+    assert tokenizer.decode(list(WorkloadPrompt("a", "b", "hello", raw=True).tokens(tokenizer))) == "hello"
+    said = tokenizer.decode(list(WorkloadPrompt("a", "b", "hello").tokens(tokenizer)))
     assert said == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
-    assert Prompt("a", "b", "hello", tools=({"type": "function"},)).tokens(tokenizer)
+    assert WorkloadPrompt("a", "b", "hello", tools=({"type": "function"},)).tokens(tokenizer)
 
 
 def test_a_long_text_is_as_long_as_it_should_be(engine: Engine):
