@@ -7,7 +7,6 @@ for chunk in engine.stream("Why is the sky blue?", Sampling(temperature=0.7, see
     print(chunk.text, end="", flush=True)
 """
 
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,8 @@ from mlxmtp.errors import (
     OptionError,
     PromptError,
 )
+from mlxmtp.machine import import_backend
+from mlxmtp.version import __version__
 
 if TYPE_CHECKING:
     from mlxmtp.decoding.sampling import Sampling
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from mlxmtp.engine.engine import Engine, Result
     from mlxmtp.engine.loading import load
     from mlxmtp.engine.turn import Chunk
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
@@ -63,7 +62,7 @@ _LAZY = {
 def __getattr__(name: str) -> object:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    _import_backend()
+    import_backend()
     value: object = getattr(import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
@@ -71,24 +70,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-def _import_backend() -> None:
-    """Import MLX, or say what to install.
-
-    On Linux the `mlx` wheel holds no backend; its import ends in "libmlx.so: cannot open shared object file".
-    """
-    try:
-        import_module("mlx.core")
-    except ImportError as error:
-        if error.name not in ("mlx", "mlx.core") and "libmlx" not in str(error):
-            raise
-        raise BackendError(f"MLX cannot be imported ({error}); {_HOW_TO_GET_MLX}") from error
-
-
-_HOW_TO_GET_MLX = (
-    "install it with pip install mlx, in an arm64 Python on Apple silicon"
-    if sys.platform == "darwin"
-    else "on Linux its backend comes with an extra: pip install 'mlxmtp[cpu]', "
-    "or with an NVIDIA GPU 'mlxmtp[cuda12]' or 'mlxmtp[cuda13]'"
-)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import mlxmtp
+from mlxmtp import machine
 from mlxmtp.errors import BackendError, MlxmtpError
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +51,7 @@ def test_an_import_error_of_another_kind_stays_itself(monkeypatch):
     def broken(name: str) -> object:
         raise ImportError("libopenblas.so.0: cannot open shared object file", name="core")
 
-    monkeypatch.setattr(mlxmtp, "import_module", broken)
+    monkeypatch.setattr(machine, "import_module", broken)
     with pytest.raises(ImportError, match="libopenblas") as caught:
         _ = mlxmtp.Sampling
     assert not isinstance(caught.value, BackendError)

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from mlxmtp.bench import machine
+from mlxmtp import machine
+from mlxmtp.bench.model import model_facts
 from mlxmtp.bench.workloads import WorkloadPrompt, long_text
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.verifier import VerifyMode
@@ -151,9 +152,9 @@ def make_plan(engine: Engine, settings: BenchSettings, prompts: Sequence[Workloa
         )
     ]
     facts = {
-        "machine": machine.machine(),
+        "machine": machine.hardware(),
         "versions": machine.versions(),
-        "model": machine.model(engine) | {"key": drafting_key(engine)},
+        "model": model_facts(engine) | {"key": drafting_key(engine)},
     }
     described = {"settings": asdict(settings), "prompts": _prompt_counts(fitting)}
     head = {"schema": 1, "identity": _identity(facts, settings, fitting, text), **facts, **described}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 from io import FileIO
@@ -12,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mlxmtp.errors import MlxmtpError, OptionError
+from mlxmtp.files import try_lock
 
 FILE = "measurements.jsonl"
 
@@ -66,10 +66,8 @@ class Records:
         self.all.append(record)
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RecordError(f"{self.path}: another benchmark writes it; wait, or give another --out") from error
+        if not try_lock(self._file.fileno()):
+            raise RecordError(f"{self.path}: another benchmark writes it; wait, or give another --out")
 
     def _begin(self, head: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return the head and the records of the file. A damaged last line is cut off."""

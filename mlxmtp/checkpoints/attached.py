@@ -2,12 +2,7 @@
 
 from pathlib import Path
 
-from platformdirs import user_data_path
-
-
-def data_folder() -> Path:
-    """Where mlxmtp keeps what it makes, as the platform has it."""
-    return user_data_path("mlxmtp", appauthor=False)
+from mlxmtp.files import data_folder
 
 
 def attached_folder(repo: str, revision: str) -> Path:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-import mlxmtp
 from mlxmtp.cli import attach, bench, chat, connect, convert, doctor, generate, inspect, pull, serve
 from mlxmtp.errors import MlxmtpError, is_device_failure, is_out_of_memory
+from mlxmtp.version import __version__
 
 FAILED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "the text that plain decoding writes, in fewer passes through the model.",
         epilog="Example:\n  mlxmtp generate --prompt 'I would like a large latte'",
     )
-    top.add_argument("--version", action="version", version=f"mlxmtp {mlxmtp.__version__}")
+    top.add_argument("--version", action="version", version=f"mlxmtp {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for command in COMMANDS:
         command.register(commands)

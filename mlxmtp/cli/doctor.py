@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import mlxmtp
+from mlxmtp import machine
 from mlxmtp.cli.progress import Progress
 from mlxmtp.errors import CheckpointError, MlxmtpError, OptionError
 from mlxmtp.exactness.verdict import PROMISES
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from mlxmtp.engine.identity import Examined
 
 FOUND_FAULT = 1
+PACKAGES = ("mlx", "mlx-lm", "transformers", "textual")
+"""Packages whose versions the report states."""
 ADVICE = {
     "identical": "MTP writes what plain decoding writes, token for token; there is nothing to set",
     "identical-one-row": "--identity strict gives plain decoding's tokens, by one-row arithmetic; it costs some speed",
@@ -64,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
 def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
     """Fill the report, and unless JSON is wanted say everything as it is found."""
     load = mlxmtp.load  # imports MLX, or says what to install
-    report["machine"] = machine()
+    report["machine"] = machine_facts()
     say(arguments, machine_rows(report["machine"]))
     import mlx.core as mx
 
@@ -114,23 +117,14 @@ class Examining(Progress):
         self.update(done, total)
 
 
-def machine() -> dict[str, Any]:
-    """What computes here."""
-    import mlx.core as mx
-
-    from mlxmtp.bench import machine as bench
-    from mlxmtp.conversion.pull import usable_memory
-
-    info = mx.device_info(mx.default_device())
-    cuda: Any = getattr(mx, "cuda", None)
-    return bench.machine() | {
-        "usable_bytes": usable_memory(),
-        "wired_limit_bytes": info.get("max_recommended_working_set_size"),
-        "device_info": info,
-        "metal": mx.metal.is_available(),
-        "cuda": bool(cuda and cuda.is_available()),
-        "versions": bench.versions(("mlx", "mlx-lm", "transformers", "textual")),
-    }
+def machine_facts() -> dict[str, Any]:
+    """Return what is known of this machine, as plain values."""
+    return (
+        machine.hardware()
+        | {"usable_bytes": machine.usable_memory()}
+        | machine.backend()
+        | {"versions": machine.versions(PACKAGES)}
+    )
 
 
 def machine_rows(found: dict[str, Any]) -> dict[str, str]:

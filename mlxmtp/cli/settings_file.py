@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxmtp.errors import SettingsError
+from mlxmtp.files import explain_full_disk, staged_file
 
 Parse = Callable[[str], Any]
 COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
@@ -76,14 +77,11 @@ def write(change: Change, *, private: bool = False) -> Path | None:
     Raises:
         SettingsError: the folder or the file cannot be written.
     """
-    from mlxmtp.conversion.staging import staged_file
-
     path = change.path.resolve()  # a link stays a link
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         backup = None if change.before is None else copy_of(path)
-        with staged_file(path) as stage:
-            stage.touch(0o600)  # a key may be in it
+        with explain_full_disk(path), staged_file(path, mode=0o600) as stage:  # a key may be in it
             if backup:
                 shutil.copymode(path, stage)
             if private:

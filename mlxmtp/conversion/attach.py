@@ -16,8 +16,16 @@ from mlxmtp.checkpoints.writer import silent, write_safetensors
 from mlxmtp.conversion.convert import DEFAULT_HEAD_BITS
 from mlxmtp.conversion.side_car import SideCar, side_car
 from mlxmtp.conversion.sources import SAMPLE, OnBytes, Source, open_source, stored
-from mlxmtp.conversion.staging import alone_with, check_absent, check_outside, check_space, staged_file, staged_folder
 from mlxmtp.errors import CheckpointError, HeadError
+from mlxmtp.files import (
+    check_absent,
+    check_outside,
+    check_space,
+    explain_full_disk,
+    locked,
+    staged_file,
+    staged_folder,
+)
 from mlxmtp.heads import build_head, trunk_is_raw
 from mlxmtp.targets import check_architecture, load_target
 
@@ -156,7 +164,7 @@ def _store(checkpoint: Checkpoint, beside: SideCar, out: Path | None) -> Path:
         return kept / SIDE_CAR
     file = checkpoint.folder / SIDE_CAR
     check_space(file, beside.nbytes)
-    with alone_with(checkpoint.folder, file):
+    with locked(checkpoint.folder, file):
         check_absent(file)  # another process may just have made it
         _write(checkpoint.folder, checkpoint.config, beside)
     return file
@@ -164,7 +172,8 @@ def _store(checkpoint: Checkpoint, beside: SideCar, out: Path | None) -> Path:
 
 def _write(folder: Path, config: dict[str, Any], beside: SideCar) -> None:
     """The facts first: without a side-car they mean nothing, so its coming makes the head at once."""
-    with staged_file(folder / SIDE_CAR) as head:
+    file = folder / SIDE_CAR
+    with explain_full_disk(file), staged_file(file) as head:
         write_safetensors(head, beside.weights, silent)
         with staged_file(folder / "config.json") as facts:
             facts.write_text(json.dumps(config | {HEAD_FACTS: beside.facts}, indent=4) + "\n")

@@ -16,8 +16,8 @@ from mlxmtp.checkpoints import HEAD_FACTS, SIDE_CAR, Checkpoint, open_checkpoint
 from mlxmtp.checkpoints.writer import silent, write_model, write_safetensors
 from mlxmtp.conversion.side_car import SideCar, side_car
 from mlxmtp.conversion.sources import OnBytes
-from mlxmtp.conversion.staging import check_absent, check_outside, check_space, staged_folder
 from mlxmtp.errors import OptionError
+from mlxmtp.files import check_absent, check_outside, check_space, staged_folder
 from mlxmtp.heads import NoHeadError, download_head, load_head, resolve_head
 from mlxmtp.targets import TEXT_ONLY, Target, load_target
 

@@ -1,9 +1,9 @@
 """Downloading a repo, after looking whether it fits."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxmtp import machine
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.checkpoints.hub import (
     REPO,
@@ -16,13 +16,10 @@ from mlxmtp.checkpoints.hub import (
 )
 from mlxmtp.checkpoints.tensors import EXPECTED, contents
 from mlxmtp.conversion.sources import OnBytes
-from mlxmtp.conversion.staging import check_space
 from mlxmtp.errors import CheckpointError
+from mlxmtp.files import check_space
 from mlxmtp.heads import resolve_head
 from mlxmtp.units import size
-
-USABLE = 0.75
-"""The share of a machine's memory that a model's weights can take: macOS lets the GPU wire about this much."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +41,10 @@ class Plan:
     @property
     def memory_warning(self) -> str | None:
         """What is wrong if the weights do not fit this machine's memory."""
-        memory = machine_memory()
-        if self.weight_bytes <= usable_memory():
+        if self.weight_bytes <= machine.usable_memory():
             return None
-        return f"{size(self.weight_bytes)} of weights will not run in this machine's {size(memory)} of memory"
-
-
-def machine_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def usable_memory() -> int:
-    """Bytes that weights and caches can take."""
-    return int(USABLE * machine_memory())
+        memory = size(machine.memory_bytes())
+        return f"{size(self.weight_bytes)} of weights will not run in this machine's {memory} of memory"
 
 
 def plan_pull(repo: str, revision: str | None = None) -> Plan:

@@ -15,8 +15,8 @@ from mlxmtp.checkpoints.checkpoint import parse_config
 from mlxmtp.checkpoints.head_files import is_head_name, trunk_type
 from mlxmtp.checkpoints.hub import BLOCK, RemoteRepo, cached
 from mlxmtp.checkpoints.writer import DTYPES, header
-from mlxmtp.conversion.staging import alone_with, check_space, disk_told
 from mlxmtp.errors import CheckpointError, HeadError
+from mlxmtp.files import check_space, explain_full_disk, locked
 
 SAMPLE = (".layers.0.input_layernorm.weight", ".layers.0.post_attention_layernorm.weight", "model.norm.weight",
           ".language_model.norm.weight", ".layers.0.linear_attn.conv1d.weight")  # fmt: skip
@@ -69,9 +69,9 @@ class Source:
             at += info.nbytes
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
-        with alone_with(file, file):
+        with locked(file, file):
             check_space(file, at - file.stat().st_size)
-            with disk_told(file):
+            with explain_full_disk(file):
                 _gather(self.remote, [info for _, info in order], file, start, on_bytes)
             try:
                 yield replace(self.head, tensors=local)

@@ -6,14 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-import mlxmtp
 from mlxmtp.checkpoints.tensors import weight_files
+from mlxmtp.machine import versions
 
 if TYPE_CHECKING:
     from mlxmtp.engine.engine import Engine
@@ -33,7 +32,7 @@ def target_key(engine: Engine, **more: Any) -> str:
         "config": engine.target.config,
         "files": _known_by(engine.path / name for name in weight_files(os.listdir(engine.path))),
         **more,
-        "versions": (version("mlx"), version("mlx-lm"), mlxmtp.__version__),
+        "versions": versions(),
         "device": str(mx.default_device()),
         "dtype": str(engine.target.embed(mx.array([[0]])).dtype),
     }

@@ -6,19 +6,17 @@ model by its key and all bytes by their SHA-256. Whatever does not check is remo
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import mlx.core as mx
 
@@ -27,6 +25,7 @@ from mlxmtp.checkpoints.writer import DTYPES, header, raw_bytes
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.snapshots import Position, PrefixInfo, Snapshot, thin_out
 from mlxmtp.errors import CheckpointError, is_out_of_memory
+from mlxmtp.files import remove_abandoned, unfinished_file
 from mlxmtp.heads import Head
 from mlxmtp.targets import CacheState, Target
 from mlxmtp.units import size
@@ -42,6 +41,8 @@ LEAST = 256
 POINTS = 4
 """Points that go into a file, of which each can be as large as all the rest."""
 BLOCK = 4 << 20
+STAGE = "prefix"
+"""The name of a file that is being written, before its content gives it one."""
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{64})\.safetensors")
 _DAMAGED = (CheckpointError, ValueError, KeyError, TypeError, IndexError, AttributeError)
 
@@ -78,7 +79,7 @@ class PrefixStore:
         self._known: dict[str, _Stored] = {}
         self._writes = True  # the last attempt did
         self._fits = True  # every sequence so far
-        self._sweep()
+        remove_abandoned(folder)
         self._try()
 
     def load(self, prompt: list[int], target: Target, head: Head | None, held: int) -> Sequence | None:
@@ -136,7 +137,7 @@ class PrefixStore:
         """Whether anything could be written there is told now, and not when the first conversation is lost."""
         try:
             self._make()
-            with self._staged():
+            with unfinished_file(self._folder, STAGE, 0o600):
                 pass
         except OSError as error:
             self._writes = False
@@ -189,34 +190,14 @@ class PrefixStore:
         """The name of the new file."""
         layout = [(name, DTYPES[array.dtype], array.shape, array.nbytes) for name, array in arrays.items()]
         digest = hashlib.sha256()
-        with self._staged() as (stage, out):
-            for piece in (header(layout, {FACTS: json.dumps(facts)}), *map(raw_bytes, arrays.values())):
-                out.write(piece)
-                digest.update(piece)
-            out.flush()
+        with unfinished_file(self._folder, STAGE, 0o600) as stage:
+            with stage.open("wb") as out:
+                for piece in (header(layout, {FACTS: json.dumps(facts)}), *map(raw_bytes, arrays.values())):
+                    out.write(piece)
+                    digest.update(piece)
             name = f"{self._key}-{digest.hexdigest()}.safetensors"
             os.replace(stage, self._folder / name)
         return name
-
-    @contextmanager
-    def _staged(self) -> Iterator[tuple[Path, BinaryIO]]:
-        """A file of another name, locked while it is written, and gone if it has not got its own in the end."""
-        handle, stage = tempfile.mkstemp(".partial", ".", self._folder)
-        try:
-            with open(handle, "wb") as out:
-                with suppress(OSError):  # a file system without locks
-                    fcntl.flock(out, fcntl.LOCK_EX)
-                yield Path(stage), out
-        finally:
-            with suppress(OSError):
-                os.unlink(stage)
-
-    def _sweep(self) -> None:
-        """Remove what processes that were killed have left half-written: nobody has a lock on it."""
-        for left in self._folder.glob(".*.partial"):
-            with suppress(OSError), left.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                left.unlink()
 
     def _make_room(self, needed: int) -> None:
         files = self._files()

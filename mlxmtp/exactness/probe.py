@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from mlxmtp.conversion.pull import usable_memory
 from mlxmtp.exactness.one_row import Kernel, OneRow
 from mlxmtp.exactness.verdict import Guarantee, Identity, Promise
 from mlxmtp.limits import MAX_DEPTH
+from mlxmtp.machine import usable_memory
 from mlxmtp.targets import CacheState, is_trimmable, leaf_caches, restore, snapshot
 
 if TYPE_CHECKING:

@@ -4,39 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
-from mlxmtp.checkpoints.attached import data_folder
 from mlxmtp.exactness.verdict import PROMISES, Guarantee
-from mlxmtp.files import write_whole
+from mlxmtp.files import data_folder, write_whole
+from mlxmtp.machine import kernel_facts
 
 FORMAT = 2
 LARGEST = 1 << 16
 
 
-def machine_facts() -> dict[str, Any]:
-    """What decides on this machine which kernels run: the system, the device, and MLX's own switches."""
-    device = mx.device_info(mx.default_device())
-    return {
-        "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "device": str(mx.default_device()),
-        "device_info": {name: value for name, value in device.items() if isinstance(value, str)},  # no free memory
-        "switches": {name: value for name, value in os.environ.items() if name.startswith("MLX_")},
-    }
-
-
 def file_of(kind: str, **facts: Any) -> Path:
     """Where it stands what was measured of a kind, which depends on these facts and on the machine."""
-    known = {"format": FORMAT, "machine": machine_facts(), **facts}
+    known = {"format": FORMAT, "machine": kernel_facts(), **facts}
     key = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:32]
     return data_folder() / kind / f"{key}.json"
 

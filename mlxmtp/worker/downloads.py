@@ -14,7 +14,7 @@ OnBytes = Callable[[str, int, int], None]
 def listed(number: int) -> Models:
     """The models of the local cache, in answer to the command of this number."""
     from mlxmtp.conversion.inspect import Report, inspect_cache
-    from mlxmtp.conversion.pull import usable_memory
+    from mlxmtp.machine import usable_memory
 
     found = []
     for one in inspect_cache():

@@ -105,9 +105,11 @@ class Worker:
 
     def _load(self, command: Load) -> None:
         started = time.perf_counter()
-        import mlxmtp
+        from mlxmtp.machine import import_backend, usable_memory
+
+        import_backend()
         from mlxmtp.checkpoints import open_checkpoint
-        from mlxmtp.conversion.pull import usable_memory
+        from mlxmtp.engine.loading import load
 
         if command.model:
             if not Path(command.model).expanduser().exists():
@@ -116,7 +118,7 @@ class Worker:
         if self._prefixes:
             self._prefixes.close()
         self._engine = self._prefixes = None  # never two models at once
-        self._engine = engine = mlxmtp.load(
+        self._engine = engine = load(
             command.model,
             mtp=command.mtp,
             head=command.head,
@@ -251,14 +253,15 @@ def _cache_bytes() -> int:
     """Half of the memory that the model, just loaded, leaves; at least an eighth of all."""
     import mlx.core as mx
 
-    from mlxmtp.conversion.pull import usable_memory
+    from mlxmtp.machine import usable_memory
 
     usable = usable_memory()
     return max((usable - mx.get_active_memory()) // 2, usable // 8)
 
 
 def _sampling(wanted: Settings) -> Any:
-    from mlxmtp import OptionError, Sampling
+    from mlxmtp.decoding.sampling import Sampling
+    from mlxmtp.errors import OptionError
 
     try:
         return Sampling(

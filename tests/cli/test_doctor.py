@@ -129,12 +129,12 @@ def test_no_such_model(main_):
     [RuntimeError("the device is lost"), ValueError(), MemoryError("all gone"), NumericsError("not finite")],
     ids=repr,
 )
-@pytest.mark.parametrize("place", ["machine", "load", "examine"])
+@pytest.mark.parametrize("place", ["machine_facts", "load", "examine"])
 def test_whatever_happens_is_told(main_, monkeypatch, place, error):
     def fails(*_, **__):
         raise error
 
-    owner = {"machine": doctor, "load": mlxmtp, "examine": "mlxmtp.engine.identity.examine"}[place]
+    owner = {"machine_facts": doctor, "load": mlxmtp, "examine": "mlxmtp.engine.identity.examine"}[place]
     if isinstance(owner, str):
         monkeypatch.setattr(owner, fails)
     else:
@@ -151,7 +151,7 @@ def test_without_mlx(main_, monkeypatch):
     def missing():
         raise BackendError("MLX cannot be imported; install it")
 
-    monkeypatch.setattr(mlxmtp, "_import_backend", missing)
+    monkeypatch.setattr(mlxmtp, "import_backend", missing)
     monkeypatch.delitem(vars(mlxmtp), "load", raising=False)
     ran = main_("doctor")
     assert (ran.code, rows(ran)["broken"]) == (1, "MLX cannot be imported; install it")

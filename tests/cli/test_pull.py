@@ -10,7 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from mlxmtp.conversion import pull, staging
+from mlxmtp import files, machine
 from tests.cli.conftest import ROOT, Ran, assert_refused
 from tests.comparing import contents
 from tests.hub import Fault, Hub
@@ -75,7 +75,7 @@ def test_another_revision(cli, hub, raw, model):
 
 def test_a_model_too_large_for_the_memory(cli, hub, model, monkeypatch):
     memory = 800_000
-    monkeypatch.setattr(pull, "machine_memory", lambda: memory)
+    monkeypatch.setattr(machine, "memory_bytes", lambda: memory)
     warning = "683.2 kB of weights will not run in this machine's 800.0 kB of memory"
     assert_refused(cli("pull", MODEL), f"{MODEL}: {warning}; --force downloads it all the same")
     assert hub.sent(MODEL) == 0
@@ -86,7 +86,7 @@ def test_a_model_too_large_for_the_memory(cli, hub, model, monkeypatch):
 
 
 def test_a_model_too_large_for_the_disk(cli, hub, model, monkeypatch):
-    free = staging.SPARE + 697_000
+    free = files.SPARE_BYTES + 697_000
     usage = shutil.disk_usage("/")._replace(free=free)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert_refused(cli("pull", MODEL), "697.2 kB to write, but ", "67.8 MB free; make room first")

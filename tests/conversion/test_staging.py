@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from mlxmtp import files
 from mlxmtp.checkpoints.attached import partial_file
-from mlxmtp.conversion import staging
-from mlxmtp.conversion.staging import alone_with, staged_folder
 from mlxmtp.errors import CheckpointError
+from mlxmtp.files import locked, staged_folder
 from tests.comparing import contents
 from tests.conftest import REPO
 from tests.conversion.faults import ORIGINAL, Attached, Run, assert_told, attached, leftovers
@@ -68,7 +68,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(staging.fcntl, "flock", refuse)
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
     with staged_folder(tmp_path / "dest") as stage:
         (stage / "file").write_text("new")
     assert contents(tmp_path) == {"dest/file": b"new"}
@@ -77,7 +77,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_trunk_that_another_process_attaches_to(run: Run, trunk: Path, original: Path, whole: Attached) -> None:
     before = contents(trunk)
     command = ("attach", trunk, "--from", original, "--no-check")
-    with alone_with(trunk, trunk):
+    with locked(trunk, trunk):
         assert_told(run(*command), BUSY.format(trunk / "mtp.safetensors"))
     assert contents(trunk) == before
     assert run(*command)[0] == 0
@@ -90,7 +90,7 @@ def test_a_head_that_another_process_is_fetching(run: Run, trunk: Path, models: 
     file.write_bytes(b"theirs")
     before = contents(trunk)
     command = ("attach", trunk, "--from", ORIGINAL, "--no-check")
-    with alone_with(file, file):
+    with locked(file, file):
         assert_told(run(*command), BUSY.format(file))
         assert file.read_bytes() == b"theirs"
     assert contents(trunk) == before

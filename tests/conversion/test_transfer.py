@@ -9,8 +9,8 @@ from huggingface_hub import snapshot_download
 from mlxmtp.checkpoints.tensors import read_header
 from mlxmtp.conversion import sources
 from mlxmtp.conversion.attach import attach
-from mlxmtp.conversion.staging import SPARE
 from mlxmtp.errors import CheckpointError, HeadError
+from mlxmtp.files import SPARE_BYTES
 from tests.conversion.faults import (
     HEAD,
     HEAD_SHARD,
@@ -94,7 +94,7 @@ def test_another_run_goes_on_after_the_last_whole_block(
     assert sent(models)[HEAD_SHARD] == needed[HEAD_SHARD] - head_bytes(original) + blocks * BLOCK + 10_000
     assert len(list((data / "partial").iterdir())) == 1
     models.requests.clear()
-    with small_disk(SPARE + head_bytes(original)):  # what is there already needs no room
+    with small_disk(SPARE_BYTES + head_bytes(original)):  # what is there already needs no room
         attach(trunk, ORIGINAL)
     assert attached(trunk) == whole
     assert sent(models) == needed | {HEAD_SHARD: needed[HEAD_SHARD] - blocks * BLOCK}

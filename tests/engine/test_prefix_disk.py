@@ -13,6 +13,7 @@ from mlxmtp import Engine, Sampling, load
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.engine.model_key import model_key
 from mlxmtp.engine.prefix_disk import LEAST, POINTS, PrefixStore
+from mlxmtp.files import unfinished_file
 from tests.engine.disk import Disk, answer, flip
 from tests.engine.kinds import KINDS, PLENTY, TRAINED, find, words
 from tests.running import prefilled
@@ -243,9 +244,9 @@ def test_what_a_killed_process_left_is_swept(hybrid: Engine, tmp_path: Path) -> 
     """And what one that lives is writing is not."""
     disk = Disk(tmp_path, hybrid)
     (tmp_path / ".dead.partial").write_bytes(b"half")
-    store = disk.store()
+    disk.store()
     assert disk.left() == []
-    with store._staged() as (stage, _):
+    with unfinished_file(tmp_path, "prefix") as stage:
         disk.cache()
         assert stage.exists()
     assert disk.left() == []

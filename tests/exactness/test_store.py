@@ -80,10 +80,10 @@ def test_another_machine_model_or_version_is_probed_again(
     monkeypatch.setenv("MLX_SOME_SWITCH", "1")
     verdict(load(model))
     assert len(probes) == 3
-    monkeypatch.setattr(room, "machine_facts", lambda: {"device": "another"})
+    monkeypatch.setattr(room, "kernel_facts", lambda: {"device": "another"})
     verdict(load(model))
     assert len(probes) == 4
-    monkeypatch.setattr("mlxmtp.engine.model_key.version", lambda name: "0.0")
+    monkeypatch.setattr("mlxmtp.machine.version", lambda name: "0.0")
     verdict(load(model))
     assert len(probes) == 5
 

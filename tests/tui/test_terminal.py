@@ -131,11 +131,11 @@ def test_a_killed_chat_leaves_its_words_and_no_engine(terminal):
     chat.sees("depth auto")
     chat.type("Write a Python class with many long methods.")
     chat.press("Enter")
-    chat.until(lambda: list(chat.folder.rglob("*.partial")), "a part of the answer on the disk")
+    chat.until(lambda: list(chat.folder.rglob("[!.]*.partial")), "a part of the answer on the disk")
     program, engine = chat.processes()
     os.kill(program, signal.SIGKILL)
     chat.until(lambda: engine not in processes(), "the engine ends with the chat")
-    part = json.loads(next(iter(chat.folder.rglob("*.partial"))).read_text())["content"]
+    part = json.loads(next(iter(chat.folder.rglob("[!.]*.partial"))).read_text())["content"]
     assert part
 
     again = terminal("chat", "--model", "demo", "--continue", folder=chat.folder)

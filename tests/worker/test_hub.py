@@ -9,7 +9,7 @@ from huggingface_hub import constants, hf_api
 
 from mlxmtp.checkpoints.hub import FILES, download
 from mlxmtp.conversion.inspect import inspect
-from mlxmtp.conversion.pull import usable_memory
+from mlxmtp.machine import usable_memory
 from mlxmtp.worker.messages import (
     Died,
     Download,
@@ -155,7 +155,7 @@ def test_what_cannot_be_downloaded_is_refused(models: Hub, repo: str) -> None:
 def test_a_model_too_large_for_the_memory_is_fetched_with_a_warning(
     models: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxmtp.conversion.pull.machine_memory", lambda: 100_000)
+    monkeypatch.setattr("mlxmtp.machine.memory_bytes", lambda: 100_000)
     warning = serve(Download(1, MODEL))[-1].warning
     assert "will not run in this machine's 100.0 kB of memory" in warning
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from mlxmtp import Engine, Sampling
-from mlxmtp.conversion.pull import usable_memory
 from mlxmtp.engine.parts import Segment, joined
+from mlxmtp.machine import usable_memory
 from mlxmtp.worker.messages import (
     Compare,
     Compared,

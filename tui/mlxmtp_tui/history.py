@@ -4,6 +4,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from mlxmtp.files import data_folder
 from mlxmtp_tui.records import line
 
 KEPT = 500
@@ -12,9 +13,7 @@ LONGEST = 10_000
 
 
 def file() -> Path:
-    from platformdirs import user_data_path
-
-    return user_data_path("mlxmtp", appauthor=False) / "history.jsonl"
+    return data_folder() / "history.jsonl"
 
 
 def load() -> list[str]:

@@ -7,7 +7,6 @@ with the answer's own line: a crash loses no more than that.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from contextlib import suppress
@@ -16,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mlxmtp.files import data_folder, staged_file, try_lock
 from mlxmtp_tui.conversation import Answer, Conversation
 from mlxmtp_tui.records import SessionError, answer_of, line, read, record_of, whole
 
@@ -26,9 +26,7 @@ VERSION = 1
 
 def folder() -> Path:
     """Where chats are kept."""
-    from platformdirs import user_data_path
-
-    return user_data_path("mlxmtp", appauthor=False) / "chats"
+    return data_folder() / "chats"
 
 
 @dataclass(frozen=True)
@@ -93,9 +91,8 @@ class Session:
         if self._due:
             self._write_due()
         try:
-            temporary = self.file.with_suffix(".partial~")
-            temporary.write_bytes(line({"turn": turn, **record_of(answer)}))
-            temporary.replace(self._partial_file)
+            with staged_file(self._partial_file, mode=0o600) as stage:
+                stage.write_bytes(line({"turn": turn, **record_of(answer)}))
         except OSError as error:
             self._fail(error)
         else:
@@ -158,13 +155,12 @@ class Session:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._out = os.open(self.file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-            fcntl.flock(self._out, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
+            self._fail(error)
+            return
+        if not try_lock(self._out):
             self.close()
             self.problem = f"{self.file}: this chat is open in another mlxmtp; close it there, or begin a new one"
-        except OSError as error:
-            self.close()
-            self._fail(error)
 
     def _mend(self) -> None:
         """Take away a last line that a crash cut short, or the next one would be written behind it."""

@@ -1,0 +1,126 @@
+"""Facts of this machine: memory, versions, processor, device. MLX is imported by the functions that need it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mlxmtp.errors import BackendError
+from mlxmtp.version import __version__
+
+USABLE_FRACTION = 0.75
+"""The part of the memory that weights and caches may take: macOS lets a GPU wire about this much."""
+_HOW_TO_GET_MLX = (
+    "install it with pip install mlx, in an arm64 Python on Apple silicon"
+    if sys.platform == "darwin"
+    else "on Linux its backend comes with an extra: pip install 'mlxmtp[cpu]', "
+    "or with an NVIDIA GPU 'mlxmtp[cuda12]' or 'mlxmtp[cuda13]'"
+)
+
+
+def import_backend() -> None:
+    """Import MLX.
+
+    On Linux the `mlx` wheel holds no backend; its import ends in "libmlx.so: cannot open shared object file".
+
+    Raises:
+        BackendError: MLX, or its library, is not installed; the message says what to install.
+    """
+    try:
+        import_module("mlx.core")
+    except ImportError as error:
+        if error.name not in ("mlx", "mlx.core") and "libmlx" not in str(error):
+            raise
+        raise BackendError(f"MLX cannot be imported ({error}); {_HOW_TO_GET_MLX}") from error
+
+
+def memory_bytes() -> int:
+    """Return the bytes of physical memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def usable_memory() -> int:
+    """Return the bytes that weights and caches may take."""
+    return int(USABLE_FRACTION * memory_bytes())
+
+
+def versions(packages: Sequence[str] = ("mlx", "mlx-lm")) -> dict[str, str]:
+    """Return the versions of Python, of mlxmtp, and of those `packages` that are installed."""
+    found = {"python": platform.python_version(), "mlxmtp": __version__}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Return system, processor, cores, memory and MLX's device, as plain values for a report."""
+    import mlx.core as mx
+
+    return {
+        "system": platform.platform(),
+        "processor": _processor_name(),
+        "cores": os.cpu_count(),
+        "memory_bytes": memory_bytes(),
+        "device": "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu",
+        "device_name": _device_name(),
+    }
+
+
+def backend() -> dict[str, Any]:
+    """Return what MLX says of its device, and which GPU backends are available."""
+    import mlx.core as mx
+
+    info = mx.device_info(mx.default_device())
+    cuda: Any = getattr(mx, "cuda", None)
+    return {
+        "wired_limit_bytes": info.get("max_recommended_working_set_size"),
+        "device_info": info,
+        "metal": mx.metal.is_available(),
+        "cuda": bool(cuda and cuda.is_available()),
+    }
+
+
+def kernel_facts() -> dict[str, Any]:
+    """Return what decides which kernels MLX runs: the system, the device, and the switches of its environment.
+
+    The facts are equal from run to run, so that they can be part of a cache key: free memory is not among them.
+    """
+    import mlx.core as mx
+
+    device = mx.device_info(mx.default_device())
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "device": str(mx.default_device()),
+        "device_info": {name: value for name, value in device.items() if isinstance(value, str)},
+        "switches": {name: value for name, value in os.environ.items() if name.startswith("MLX_")},
+    }
+
+
+def _device_name() -> str:
+    import mlx.core as mx
+
+    with suppress(Exception):  # backends differ in what they report, and this is only a name
+        return str(mx.device_info().get("device_name", ""))
+    return ""
+
+
+def _processor_name() -> str:
+    """Return the processor's product name, or else its architecture."""
+    with suppress(OSError, subprocess.SubprocessError):
+        if sys.platform == "darwin":
+            command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
