@@ -5,12 +5,12 @@
 
 import sys
 
-from mlxmtp import Sampling, load
+from mlxmtp import GenerationOptions, load
 
 message = sys.argv[1] if len(sys.argv) > 1 else "Tell me a joke."
 engine = load(sys.argv[2] if len(sys.argv) > 2 else None)
 
-for chunk in engine.stream(message, Sampling(temperature=0), max_tokens=60):
+for chunk in engine.stream(message, GenerationOptions(temperature=0, max_tokens=60)):
     print(chunk.text, end="", flush=True)
 
 stats = chunk.stats

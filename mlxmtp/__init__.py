@@ -1,15 +1,16 @@
 """Exact multi-token-prediction (MTP) speculative decoding on MLX.
 
-from mlxmtp import Sampling, load
+from mlxmtp import GenerationOptions, load
 
 engine = load("path/or/hub-repo")  # None: the small demo model that ships with the package
-for chunk in engine.stream("Why is the sky blue?", Sampling(temperature=0.7, seed=1)):
+for chunk in engine.stream("Why is the sky blue?", GenerationOptions(temperature=0.7, seed=1)):
     print(chunk.text, end="", flush=True)
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import (
     BackendError,
     CheckpointError,
@@ -23,7 +24,6 @@ from mlxmtp.machine import import_backend
 from mlxmtp.version import __version__
 
 if TYPE_CHECKING:
-    from mlxmtp.decoding.sampling import Sampling
     from mlxmtp.decoding.stats import Stats, TokenLogprob
     from mlxmtp.engine.engine import Engine, Result
     from mlxmtp.engine.loading import load
@@ -34,13 +34,13 @@ __all__ = [
     "CheckpointError",
     "Chunk",
     "Engine",
+    "GenerationOptions",
     "HeadError",
     "MlxmtpError",
     "NumericsError",
     "OptionError",
     "PromptError",
     "Result",
-    "Sampling",
     "Stats",
     "TokenLogprob",
     "__version__",
@@ -53,7 +53,6 @@ _LAZY = {
     "Engine": "mlxmtp.engine.engine",
     "Result": "mlxmtp.engine.engine",
     "load": "mlxmtp.engine.loading",
-    "Sampling": "mlxmtp.decoding.sampling",
     "Stats": "mlxmtp.decoding.stats",
     "TokenLogprob": "mlxmtp.decoding.stats",
 }

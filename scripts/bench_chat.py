@@ -85,8 +85,9 @@ def rate(arguments: argparse.Namespace) -> None:
 
 def without_chat(model: str | None, text: str) -> float:
     """The engine's rate when its events are read and dropped."""
+    from mlxmtp.engine.request import GenerationOptions
     from mlxmtp.worker.client import WorkerProcess
-    from mlxmtp.worker.messages import Finished, Generate, Load, Loaded, Settings
+    from mlxmtp.worker.messages import Finished, Generate, Load, Loaded
 
     async def run() -> float:
         worker = await WorkerProcess.start(engine_program(text))
@@ -94,7 +95,7 @@ def without_chat(model: str | None, text: str) -> float:
         rate = 0.0
         async for event in worker.events():
             if isinstance(event, Loaded):
-                wanted = Settings(max_tokens=TOKENS[text])
+                wanted = GenerationOptions(max_tokens=TOKENS[text])
                 worker.send(Generate(worker.next_id(), [{"role": "user", "content": "go"}], wanted))
             if isinstance(event, Finished):
                 rate = event.stats.decode_tps if event.stats else 0.0
@@ -138,10 +139,10 @@ def ui(arguments: argparse.Namespace) -> None:
     from mlxmtp_tui.app import ChatApp
     from mlxmtp_tui.roles import Options
 
+    from mlxmtp.engine.request import GenerationOptions
     from mlxmtp.worker.client import WorkerProcess
-    from mlxmtp.worker.messages import Settings
 
-    options = Options(arguments.model, settings=Settings(max_tokens=TOKENS[arguments.text]))
+    options = Options(arguments.model, settings=GenerationOptions(max_tokens=TOKENS[arguments.text]))
     ChatApp(lambda: WorkerProcess.start(engine_program(arguments.text)), options).run()
 
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(REPO))
 import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
 
-from mlxmtp import Engine, load  # noqa: E402
+from mlxmtp import Engine, GenerationOptions, load  # noqa: E402
 from mlxmtp.engine.loading import DEMO  # noqa: E402
 from mlxmtp.engine.prefix_cache import PrefixCache  # noqa: E402
 
@@ -93,7 +93,9 @@ def turn(engine: Engine, prompt: list[int], prefixes: PrefixCache | None, clock:
     """Seconds to a turn's first token, its tokens, and how many of the prompt's were read."""
     tokens: list[int] = []
     started, seconds = clock(), 0.0
-    for chunk in engine.stream(prompt, max_tokens=12, prefixes=prefixes, boundaries=[len(prompt) - OPENING]):
+    for chunk in engine.stream(
+        prompt, GenerationOptions(max_tokens=12), prefix_cache=prefixes, boundaries=[len(prompt) - OPENING]
+    ):
         seconds = seconds or clock() - started
         tokens += chunk.tokens
     return seconds, tokens, len(prompt) - chunk.stats.reused_tokens

@@ -153,11 +153,12 @@ class Bare:
         assert isinstance(await anext(self._events), Loaded)
 
     async def _turn(self, tokens: int) -> Rate:
-        from mlxmtp.worker.messages import Finished, Generate, Settings, TurnDelta
+        from mlxmtp.engine.request import GenerationOptions
+        from mlxmtp.worker.messages import Finished, Generate, TurnDelta
 
         started, first = time.perf_counter(), 0.0
         message = {"role": "user", "content": PROMPT}
-        self._worker.send(Generate(self._worker.next_id(), [message], Settings(max_tokens=tokens)))
+        self._worker.send(Generate(self._worker.next_id(), [message], GenerationOptions(max_tokens=tokens)))
         while not isinstance(event := await anext(self._events), Finished):
             first = first or (time.perf_counter() if isinstance(event, TurnDelta) else 0.0)
         end = time.perf_counter()

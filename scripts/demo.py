@@ -6,6 +6,7 @@ Run by `scripts/demo`.
 import argparse
 import statistics
 import sys
+from dataclasses import replace
 
 import mlxmtp
 from mlxmtp.cli import Parser, chat, generate, guarded, options, run
@@ -30,23 +31,23 @@ def main() -> int:
 def demo(arguments: argparse.Namespace) -> int:
     if arguments.json or arguments.no_mtp or arguments.depth == 0:
         return generate.run(arguments)
-    sampling = generate.chosen_sampling(arguments)
+    generation = generate.chosen_options(arguments)
     prompt = generate.read_prompt(arguments.prompt)
     engine = mlxmtp.load(arguments.model, identity=arguments.identity, **options.head(arguments))
     if engine.plain_because is not None:
-        return generate.answer(engine, prompt, sampling, arguments)
+        return generate.answer(engine, prompt, generation, arguments)
 
     say(f"Generating with MTP, then measuring it beside plain decoding.\n\n> {prompt}\n")
     for depth in (arguments.depth, 0):  # the first rounds compile
-        measure(engine, prompt, sampling, arguments, depth, max_tokens=min(16, arguments.max_tokens))
-    generate.answer(engine, prompt, sampling, arguments)
-    return compare(engine, prompt, sampling, arguments)
+        measure(engine, prompt, replace(generation, max_tokens=min(16, arguments.max_tokens)), depth, raw=arguments.raw)
+    generate.answer(engine, prompt, generation, arguments)
+    return compare(engine, prompt, generation, raw=arguments.raw)
 
 
-def compare(engine: mlxmtp.Engine, prompt: str, sampling: mlxmtp.Sampling, arguments: argparse.Namespace) -> int:
+def compare(engine: mlxmtp.Engine, prompt: str, generation: mlxmtp.GenerationOptions, *, raw: bool) -> int:
     """Interleaved repeats, so that a busy machine slows both; medians."""
     pairs = [
-        [measure(engine, prompt, sampling, arguments, depth) for depth in (arguments.depth, 0)] for _ in range(REPEATS)
+        [measure(engine, prompt, generation, depth, raw=raw) for depth in (generation.depth, 0)] for _ in range(REPEATS)
     ]
     fast, plain = (statistics.median(run.stats.decode_tps for run in side) for side in zip(*pairs, strict=True))
     say(f"\nmedian of {REPEATS}, interleaved")
@@ -58,12 +59,11 @@ def compare(engine: mlxmtp.Engine, prompt: str, sampling: mlxmtp.Sampling, argum
         say("ratio     none: too few tokens to time")
 
     same = all(with_mtp.tokens == without.tokens for with_mtp, without in pairs)
-    seeded = sampling.seed is not None and arguments.verify in (None, "seeded")
     if same:
         say(f"tokens    identical, all {len(pairs[0][0].tokens)}")
-    elif not (sampling.greedy or seeded):
+    elif not generation.deterministic:
         say("tokens    sampled, so each run has its own; --seed makes them equal")
-    elif engine.verdict.at(arguments.depth) == "distribution":
+    elif engine.verdict.at(generation.depth) == "distribution":
         say("tokens    different, as near-ties may be here; --identity strict, where it can be kept, makes them equal")
     else:
         say("tokens    DIFFERENT: this must not happen; please report it")
@@ -72,22 +72,9 @@ def compare(engine: mlxmtp.Engine, prompt: str, sampling: mlxmtp.Sampling, argum
 
 
 def measure(
-    engine: mlxmtp.Engine,
-    prompt: str,
-    sampling: mlxmtp.Sampling,
-    arguments: argparse.Namespace,
-    depth: int | None,
-    max_tokens: int | None = None,
+    engine: mlxmtp.Engine, prompt: str, generation: mlxmtp.GenerationOptions, depth: int | None, *, raw: bool
 ) -> mlxmtp.Result:
-    return engine.generate(
-        prompt,
-        sampling,
-        max_tokens=max_tokens or arguments.max_tokens,
-        depth=depth,
-        verify=arguments.verify,
-        stop=arguments.stop,
-        raw=arguments.raw,
-    )
+    return engine.generate(prompt, replace(generation, depth=depth), raw=raw)
 
 
 def say(line: str) -> None:

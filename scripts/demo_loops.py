@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from mlxmtp import Sampling, load
+from mlxmtp import GenerationOptions, load
 
 FUNCTION = "Complete this Python function. Reply with the code only.\n\n"
 PROMPTS = {
@@ -47,7 +47,7 @@ def main() -> None:
         loops = ended = 0
         for prompt in prompts:
             for seed in range(args.seeds):
-                turn = engine.generate(prompt, Sampling(temperature=0.7, seed=seed), max_tokens=args.tokens)
+                turn = engine.generate(prompt, GenerationOptions(temperature=0.7, seed=seed, max_tokens=args.tokens))
                 ended += turn.finish_reason == "stop"
                 if is_loop(turn.tokens):
                     loops += 1

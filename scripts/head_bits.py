@@ -11,12 +11,13 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from mlxmtp import Engine, Sampling, load
+from mlxmtp import Engine, load
 from mlxmtp.bench.workloads import load_prompts, select
 from mlxmtp.conversion.convert import Packing, convert
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafting import generate
 from mlxmtp.decoding.loop import never_stop
+from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Stats, StatsAccumulator
 from mlxmtp.decoding.verifier import Verifier

@@ -21,7 +21,7 @@ from math import hypot, inf, sqrt
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from mlxmtp import Sampling, load
+from mlxmtp import load
 from mlxmtp.bench.arms import TokenEngine
 from mlxmtp.bench.workloads import WorkloadPrompt, load_prompts, select
 from mlxmtp.cli import Parser, guarded, options
@@ -29,6 +29,7 @@ from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
 from mlxmtp.decoding.drafting import generate
 from mlxmtp.decoding.loop import never_stop
+from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from mlxmtp.decoding.verifier import Verifier

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 
-from mlxmtp import Sampling, load
+from mlxmtp import load
 from mlxmtp.bench.arms import TokenEngine
 from mlxmtp.bench.workloads import WorkloadPrompt, load_prompts, select
 from mlxmtp.cli import Parser, guarded, options
@@ -32,6 +32,7 @@ from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafting import AutoDrafter, generate
 from mlxmtp.decoding.loop import StopDecision
+from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from mlxmtp.decoding.verifier import NO_DRAFT, Draft, Verifier

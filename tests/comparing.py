@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlxmtp import load
+from mlxmtp import GenerationOptions, load
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.heads import load_head
 from mlxmtp.targets import load_target
@@ -52,7 +52,7 @@ def assert_equal(one: Weights, other: Weights) -> None:
 
 def turn(folder: str | Path, *, depth: int = 3) -> Turn:
     """Greedy tokens, and of the head's drafts how many were made and how many stood."""
-    result = load(folder).generate([5, 9, 3], max_tokens=16, depth=depth)
+    result = load(folder).generate([5, 9, 3], GenerationOptions(max_tokens=16, depth=depth))
     return result.tokens, result.stats.drafted, result.stats.accepted
 
 

@@ -8,10 +8,11 @@ import mlx.core as mx
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxmtp import Engine, Sampling
+from mlxmtp import Engine
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.loop import StopCheck, decode_plainly, never_stop, speculate
+from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from mlxmtp.decoding.verifier import Verifier, VerifyMode

@@ -18,8 +18,8 @@ NO_LIBRARY = "libmlx.so: cannot open shared object file: No such file or directo
 
 @pytest.fixture
 def unimported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a process that has not used `mlxmtp.Sampling` yet."""
-    monkeypatch.delitem(vars(mlxmtp), "Sampling", raising=False)
+    """As in a process that has not used `mlxmtp.Engine` yet."""
+    monkeypatch.delitem(vars(mlxmtp), "Engine", raising=False)
 
 
 def test_every_public_name_is_there():
@@ -43,7 +43,7 @@ def test_errors_have_one_base():
 def test_missing_mlx(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlx.core", None)
     with pytest.raises(BackendError, match="pip install"):
-        _ = mlxmtp.Sampling
+        _ = mlxmtp.Engine
 
 
 @pytest.mark.usefixtures("unimported")
@@ -53,7 +53,7 @@ def test_an_import_error_of_another_kind_stays_itself(monkeypatch):
 
     monkeypatch.setattr(machine, "import_module", broken)
     with pytest.raises(ImportError, match="libopenblas") as caught:
-        _ = mlxmtp.Sampling
+        _ = mlxmtp.Engine
     assert not isinstance(caught.value, BackendError)
 
 

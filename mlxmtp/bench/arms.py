@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from collections.abc import Sequence as Several
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -18,10 +18,11 @@ from mlx_lm.sample_utils import make_sampler
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import PREFILL_TOKENS, Sequence
-from mlxmtp.decoding.verifier import Draft, Verifier, VerifyMode
+from mlxmtp.decoding.verifier import Draft, Verifier
 from mlxmtp.decoding.verify import Acceptance
 from mlxmtp.engine.engine import Engine
 from mlxmtp.engine.prefix_cache import PrefixCache
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.engine.turn import Chunk
 from mlxmtp.heads import Head
 from mlxmtp.targets import Cache, Target
@@ -83,12 +84,10 @@ class TokenEngine(Engine):
     def _remembering(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         return chunks  # nor later runs on coins
 
-    def _verifier(
-        self, sampling: Sampling, verify: VerifyMode | None, json_schema: Mapping[str, Any] | None, prompt: list[int]
-    ) -> Verifier:
+    def _verifier(self, options: GenerationOptions, prompt: list[int]) -> Verifier:
         if self._acceptance is None:
-            return super()._verifier(sampling, verify, json_schema, prompt)
-        return SyntheticVerifier(self._acceptance, sampling.seed or 0)
+            return super()._verifier(options, prompt)
+        return SyntheticVerifier(self._acceptance, options.seed or 0)
 
 
 class SyntheticVerifier(Verifier):
@@ -129,11 +128,11 @@ class ReadPrompt:
         for reader in (self._read_ours, self._read_theirs) if ours_first else (self._read_theirs, self._read_ours):
             reader()
 
-    def run_mlx_lm(self, count: int, sampling: Sampling) -> Run:
+    def run_mlx_lm(self, count: int, options: GenerationOptions) -> Run:
         """mlx-lm's own loop, caches and sampler."""
         held = self._settled()
-        mx.random.seed(sampling.seed or 0)
-        sampler = make_sampler(sampling.temperature)
+        mx.random.seed(options.seed or 0)
+        sampler = make_sampler(options.temperature)
         last, cache = mx.array(self.tokens[-1:]), deepcopy(self._theirs)
         model = self.engine.target.model
         start = time.perf_counter()
@@ -145,12 +144,12 @@ class ReadPrompt:
         rate = (count - 1) / seconds if count > 1 else 0.0
         return Run(tuple(tokens), rate, first - start, count, (), (), mx.get_peak_memory() - held)
 
-    def run_ours(self, depth: int | None, count: int, sampling: Sampling, verify: VerifyMode | None) -> Run:
-        """The engine's own turn; `depth` as for `Engine.stream`."""
+    def run_ours(self, depth: int | None, count: int, options: GenerationOptions) -> Run:
+        """The engine's own turn; `depth` as in `GenerationOptions`."""
         held = self._settled()
         tokens: list[int] = []
-        options: dict[str, Any] = {"max_tokens": count, "depth": depth, "verify": verify, "prefixes": _Fork(self.ours)}
-        for chunk in self.engine.stream(self.tokens, sampling, **options):
+        options = replace(options, max_tokens=count, depth=depth)
+        for chunk in self.engine.stream(self.tokens, options, prefix_cache=_Fork(self.ours)):
             tokens += chunk.tokens
         stats = chunk.stats
         peak, looked_up = stats.peak_memory_bytes - held, (stats.looked_up, stats.looked_up_accepted)

@@ -15,8 +15,8 @@ from mlx_lm.generate import wired_limit
 from mlxmtp.bench.arms import ReadPrompt, Run, TokenEngine
 from mlxmtp.bench.plan import MLX_LM, PLAIN, BenchPlan, BenchUnit, depth_of
 from mlxmtp.decoding.cost_curve import measure_cost
-from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.engine.engine import Engine
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import is_out_of_memory
 
 WARM_UP = 16
@@ -93,15 +93,16 @@ class Measurement:
         }
 
     def _run(self, read: ReadPrompt, arm: str, unit: BenchUnit, count: int) -> Run:
-        sampling = self._sampling(unit)
+        options = self._options(unit)
         if arm == MLX_LM:
-            return read.run_mlx_lm(count, sampling)
-        verify = None if sampling.greedy else self._plan.settings.verify
-        return read.run_ours(depth_of(arm), count, sampling, verify)
+            return read.run_mlx_lm(count, options)
+        return read.run_ours(depth_of(arm), count, options)
 
-    def _sampling(self, unit: BenchUnit) -> Sampling:
-        """Return the sampling of a unit. Each repeat and prompt has a seed of its own, the same in every run."""
-        return Sampling(temperature=unit.temperature, seed=1000 * unit.repeat + unit.number)
+    def _options(self, unit: BenchUnit) -> GenerationOptions:
+        """Return the options of a unit. Each repeat and prompt has a seed of its own, the same in every run."""
+        verify = self._plan.settings.verify if unit.temperature else None
+        seed = 1000 * unit.repeat + unit.number
+        return GenerationOptions(temperature=unit.temperature, seed=seed, verify=verify)
 
     def _warm_up(self, read: ReadPrompt, unit: BenchUnit) -> None:
         """Run each arm untimed before the first unit of a kind: other shapes need other kernels."""

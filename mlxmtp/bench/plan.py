@@ -15,11 +15,11 @@ from typing import Any, Literal
 from mlxmtp import machine
 from mlxmtp.bench.model import model_facts
 from mlxmtp.bench.workloads import WorkloadPrompt, long_text
-from mlxmtp.decoding.sampling import Sampling
-from mlxmtp.decoding.verifier import VerifyMode
 from mlxmtp.engine.engine import Engine
 from mlxmtp.engine.model_key import drafting_key
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import OptionError, PromptError
+from mlxmtp.limits import VerifyMode
 
 MLX_LM, PLAIN, AUTO = "mlx-lm", "plain", "auto"
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -66,7 +66,7 @@ class BenchSettings:
             raise OptionError("--synthetic-acceptance prices greedy rounds; leave --temps out, or at 0")
         for temperature in self.temperatures:
             try:
-                Sampling(temperature)
+                GenerationOptions(temperature=temperature)
             except ValueError as error:
                 raise OptionError(f"--temps: {error}") from error
         return self

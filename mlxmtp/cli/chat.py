@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from mlxmtp.cli import options
-from mlxmtp.cli.generate import chosen_sampling
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import OptionError
 
 
@@ -46,8 +46,7 @@ def on_a_terminal() -> bool:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if (arguments.temp, arguments.top_p, arguments.top_k, arguments.min_p, arguments.seed) != (0, 1, 0, 0, None):
-        chosen_sampling(arguments)  # refuses what cannot be, before a model is loaded; it imports MLX, so not always
+    settings = GenerationOptions(**options.sampling(arguments), depth=arguments.depth, max_tokens=arguments.max_tokens)
     head = options.head(arguments)
     if not on_a_terminal():
         found = "chat needs a terminal, and standard input, output or error is none"
@@ -56,19 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     from mlxmtp_tui.app import run as open_chat
     from mlxmtp_tui.roles import Options
 
-    from mlxmtp.worker.messages import Settings
-
     resumed = sessions.find(arguments.resume) if arguments.resume or arguments.newest else None
     model = arguments.model or (sessions.model_of(resumed) if resumed else None)
-    settings = Settings(
-        temperature=arguments.temp,
-        top_p=arguments.top_p,
-        top_k=arguments.top_k,
-        min_p=arguments.min_p,
-        seed=arguments.seed,
-        depth=arguments.depth,
-        max_tokens=arguments.max_tokens,
-    )
     chosen = Options(
         model=None if model == "demo" else model,
         identity=arguments.identity,

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import mlxmtp
 from mlxmtp.cli import options, report
 from mlxmtp.cli.progress import PrefillProgress, Progress
-from mlxmtp.errors import MlxmtpError, OptionError, PromptError
+from mlxmtp.engine.request import GenerationOptions
+from mlxmtp.errors import MlxmtpError, PromptError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mlxmtp import Chunk, Engine, Sampling
+    from mlxmtp import Chunk, Engine
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -92,44 +93,46 @@ def add_arguments(command: argparse.ArgumentParser, prompt: str | None = None) -
 
 
 def run(arguments: argparse.Namespace) -> int:
-    sampling = chosen_sampling(arguments)
+    generation = chosen_options(arguments)
     prompt = read_prompt(arguments.prompt)
     if not prompt:
         raise PromptError("the prompt is empty; give a text, or - to read one from standard input")
     engine = mlxmtp.load(arguments.model, identity=arguments.identity, **options.head(arguments))
-    return answer(engine, prompt, sampling, arguments)
+    return answer(engine, prompt, generation, arguments)
 
 
-def answer(engine: Engine, prompt: str, sampling: Sampling, arguments: argparse.Namespace) -> int:
+def answer(engine: Engine, prompt: str, generation: GenerationOptions, arguments: argparse.Namespace) -> int:
     """Stream one turn to standard output, then its statistics to standard error."""
-    if engine.head and arguments.depth != 0:
+    if engine.head and generation.depth != 0:
         with Progress(sys.stderr, "Comparing passes over one row and several, once for a model", lambda *_: ""):
             engine.verdict  # noqa: B018 - before the answer, which nothing should follow
     chunks: list[Chunk] = []
     try:
-        for chunk in stream(engine, prompt, sampling, arguments):
+        for chunk in stream(engine, prompt, generation, raw=arguments.raw):
             chunks.append(chunk)
             if not arguments.json:
                 print(chunk.text, end="", flush=True)
     except (KeyboardInterrupt, MlxmtpError):
         if chunks:  # what came is kept
-            show(engine, chunks, arguments)
+            show(engine, chunks, generation, arguments)
         raise
-    show(engine, chunks, arguments)
+    show(engine, chunks, generation, arguments)
     return 0
 
 
-def chosen_sampling(arguments: argparse.Namespace) -> Sampling:
-    try:
-        return mlxmtp.Sampling(
-            temperature=arguments.temp,
-            top_p=arguments.top_p,
-            top_k=arguments.top_k,
-            min_p=arguments.min_p,
-            seed=arguments.seed,
-        )
-    except ValueError as error:
-        raise OptionError(str(error)) from error
+def chosen_options(arguments: argparse.Namespace) -> GenerationOptions:
+    """The options of the turn.
+
+    Raises:
+        OptionError: a value is out of range.
+    """
+    return GenerationOptions(
+        **options.sampling(arguments),
+        verify=arguments.verify,
+        depth=0 if arguments.no_mtp else arguments.depth,
+        max_tokens=arguments.max_tokens,
+        stop=arguments.stop,
+    )
 
 
 def read_prompt(prompt: str) -> str:
@@ -145,34 +148,23 @@ def read_prompt(prompt: str) -> str:
         raise PromptError(f"the prompt is not UTF-8 text ({error}); convert it first") from error
 
 
-def stream(engine: Engine, prompt: str, sampling: Sampling, arguments: argparse.Namespace) -> Iterator[Chunk]:
+def stream(engine: Engine, prompt: str, generation: GenerationOptions, *, raw: bool) -> Iterator[Chunk]:
     """The engine's chunks, with a progress display until the first of them."""
     with PrefillProgress(sys.stderr) as progress:
-        turn = engine.stream(
-            prompt,
-            sampling,
-            max_tokens=arguments.max_tokens,
-            depth=0 if arguments.no_mtp else arguments.depth,
-            verify=arguments.verify,
-            stop=arguments.stop,
-            raw=arguments.raw,
-            on_prefill=progress.update,
-        )
-        for chunk in turn:
+        for chunk in engine.stream(prompt, generation, raw=raw, on_prefill=progress.update):
             progress.close()
             yield chunk
 
 
-def show(engine: Engine, chunks: list[Chunk], arguments: argparse.Namespace) -> None:
-    """Everything that is said once the text is out."""
+def show(engine: Engine, chunks: list[Chunk], generation: GenerationOptions, arguments: argparse.Namespace) -> None:
+    """Print what follows the text: a warning, if any, and the statistics; with --json, the whole object."""
     if warning := report.warning(chunks[-1].stats):
         report.warn(warning)
     plain = engine.plain_because or ("--depth is 0" if arguments.depth == 0 else None)
     if arguments.json:
         print(json.dumps(report.as_json(engine, chunks, plain, arguments.depth), ensure_ascii=False))
         return
-    chosen = arguments.temp == 0 or (arguments.seed is not None and arguments.verify in (None, "seeded"))
     text = "".join(chunk.text for chunk in chunks)
     if text and not text.endswith("\n"):
         print(flush=True)
-    print(report.as_text(engine, chunks[-1], plain, arguments.depth, chosen=chosen), file=sys.stderr)
+    print(report.as_text(engine, chunks[-1], plain, arguments.depth, chosen=generation.deterministic), file=sys.stderr)

@@ -82,6 +82,17 @@ def for_experiments(command: ArgumentParser) -> Callable[..., None]:
     return add
 
 
+def sampling(arguments: Namespace) -> dict[str, Any]:
+    """The fields of `GenerationOptions` that --temp, --top-p, --top-k, --min-p and --seed set."""
+    return {
+        "temperature": arguments.temp,
+        "top_p": arguments.top_p,
+        "top_k": arguments.top_k,
+        "min_p": arguments.min_p,
+        "seed": arguments.seed,
+    }
+
+
 def add_identity(add: Callable[..., Any]) -> None:
     """`--identity`, by the `add_argument` of a parser or group."""
     add(

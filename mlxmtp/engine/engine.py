@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.constraint import Constraint
 from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
-from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import PREFILL_TOKENS
 from mlxmtp.decoding.stats import Stats
-from mlxmtp.decoding.verifier import Verifier, VerifyMode
+from mlxmtp.decoding.verifier import Verifier
 from mlxmtp.engine import depth_store
 from mlxmtp.engine.grammar import json_grammar, token_trie
 from mlxmtp.engine.identity import settle
 from mlxmtp.engine.parts import OutputParser, Segment, message
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.engine.prompt import Prompt, read
+from mlxmtp.engine.request import GenerationOptions, check_count, check_depth
 from mlxmtp.engine.text import StreamingDetokenizer
 from mlxmtp.engine.turn import Chunk, Turn
 from mlxmtp.errors import OptionError, PromptError
@@ -33,9 +33,7 @@ from mlxmtp.targets import Target
 
 AUTO_DEPTH = 8
 """The most drafts of a head a round where their number is not given."""
-MAX_LOGPROBS = 20
-
-GREEDY = Sampling()
+DEFAULTS = GenerationOptions()
 
 
 @dataclass(frozen=True)
@@ -47,24 +45,6 @@ class Result:
     prompt_tokens: int
     finish_reason: str
     stats: Stats
-
-
-class TurnOptions(TypedDict, total=False):
-    """The keyword arguments of `Engine.stream`."""
-
-    max_tokens: int
-    depth: int | None
-    verify: VerifyMode | None
-    stop: Several[str]
-    raw: bool
-    on_prefill: Callable[[int, int], None] | None
-    prefill_rows: int
-    thinking: bool | None
-    prefixes: PrefixCache | None
-    boundaries: Several[int]
-    opening: str
-    json_schema: Mapping[str, Any] | None
-    logprobs: int | None
 
 
 class Engine:
@@ -128,78 +108,81 @@ class Engine:
     def stream(
         self,
         prompt: Prompt,
-        sampling: Sampling = GREEDY,
+        options: GenerationOptions = DEFAULTS,
         *,
-        max_tokens: int = 256,
-        depth: int | None = None,
-        verify: VerifyMode | None = None,
-        stop: Several[str] = (),
         raw: bool = False,
         on_prefill: Callable[[int, int], None] | None = None,
-        prefill_rows: int = PREFILL_TOKENS,
-        thinking: bool | None = None,
-        prefixes: PrefixCache | None = None,
+        prefill_tokens: int = PREFILL_TOKENS,
+        prefix_cache: PrefixCache | None = None,
         boundaries: Several[int] = (),
         opening: str = "",
-        json_schema: Mapping[str, Any] | None = None,
-        logprobs: int | None = None,
     ) -> Iterator[Chunk]:
-        """Generate a turn; a chunk a round. Closing the iterator stops at once.
+        """Generate a turn; yields a chunk for each round. Closing the iterator stops at once.
 
         Args:
             prompt: a text (one user message, unless `raw` or without a chat template), messages, or token ids.
-            depth: drafts a round; 0 decodes plainly. None: as many as give most tokens a second (decoding/auto.py).
-            verify: "token", "block" or "seeded" (decoding/verifier.py); None: seeded where a seed is given, else block.
-            stop: strings that end the turn and are not given out.
-            on_prefill: told (done, total) after each chunk of the prompt.
-            prefill_rows: the prompt is read so many tokens at a time.
-            thinking: with or without thinking, where the chat template has the choice; None: its default.
-            prefixes: what earlier turns left; this turn goes on from there where it can, and leaves its own.
-            boundaries: of a prompt of token ids, the token counts where other prompts may branch (engine/prompt.py,
-                `Rendered`); of messages, they are found.
-            opening: the end of the prompt that is the beginning of the answer; `parts` have it too.
-            json_schema: the answer is JSON of this schema, unless it is cut short; {"type": "object"} for any object.
-                Where the prompt opens the thinking, it holds behind the thinking's end (engine/grammar.py).
-            logprobs: 0 to 20; also give each token's log-probability, and those of so many of the likeliest. They
-                are the model's own, before penalties, biases, the schema and the temperature.
+            options: how the turn is generated.
+            raw: a text is continued as it is, without the chat template.
+            on_prefill: called with (done, total) tokens after each chunk of the prompt.
+            prefill_tokens: tokens of the prompt in one forward pass.
+            prefix_cache: caches of earlier turns; this turn reuses the longest prefix, and adds its own caches.
+            boundaries: for a prompt of token ids, the token counts where other prompts may branch (engine/prompt.py,
+                `Rendered`). For messages they are found.
+            opening: the end of the prompt that is the beginning of the answer; it is also in `Chunk.parts`.
 
         Raises:
             OptionError, PromptError: at once, before anything is computed.
             NumericsError: the model's logits are not finite.
         """
         started = time.perf_counter()
-        stop = _stop_strings(stop)
-        for name, value in (("max_tokens", max_tokens), ("prefill_rows", prefill_rows)):
-            if not isinstance(value, int) or value < 1:
-                raise OptionError(f"{name} is {value!r}; expected a whole number of at least 1")
-        if logprobs is not None and (not isinstance(logprobs, int) or not 0 <= logprobs <= MAX_LOGPROBS):
-            raise OptionError(f"logprobs is {logprobs!r}; expected a whole number from 0 to {MAX_LOGPROBS}")
-        rendered = read(self.tokenizer, prompt, raw=raw, thinking=thinking)
+        check_count("prefill_tokens", prefill_tokens)
+        rendered = read(self.tokenizer, prompt, raw=raw, thinking=options.thinking)
         tokens = rendered.tokens
-        if len(tokens) >= self.context:
+        room = self.context - len(tokens)
+        if room < 1:
             raise PromptError(
                 f"the prompt has {len(tokens)} tokens, the model's context {self.context}; "
                 "shorten the prompt so that at least one token fits behind it"
             )
-        verifier = self._verifier(sampling, verify, json_schema, tokens)
+        verifier = self._verifier(options, tokens)
         ready = time.perf_counter()
-        policy = self.policy(depth)  # the first time, that may measure the identity: not this turn's time
+        policy = self.policy(options.depth)  # the first time, that may measure the identity: not this turn's time
         started += time.perf_counter() - ready
-        head = None if depth == 0 else self.mtp
-        text = StreamingDetokenizer(self.tokenizer, stop)
-        kept = prefixes or PrefixCache(0)
+        head = None if options.depth == 0 else self.mtp
+        text = StreamingDetokenizer(self.tokenizer, options.stop)
+        kept = prefix_cache or PrefixCache(0)
         splitter = OutputParser(self.tokenizer, tokens, opening)
-        turn = Turn(self.target, head, text, splitter, verifier, policy, kept, logprobs)
-        limit = min(max_tokens, self.context - len(tokens))
-        boundaries = (*rendered.boundaries, *boundaries) if prefixes else ()
-        chunks = turn.run(tokens, boundaries, limit, prefill_rows, on_prefill, started)
+        turn = Turn(self.target, head, text, splitter, verifier, policy, kept, options.logprobs)
+        limit = room if options.max_tokens is None else min(options.max_tokens, room)
+        boundaries = (*rendered.boundaries, *boundaries) if prefix_cache else ()
+        chunks = turn.run(tokens, boundaries, limit, prefill_tokens, on_prefill, started)
         return self._remembering(chunks) if isinstance(policy, AutoDepth) else chunks
 
-    def generate(self, prompt: Prompt, sampling: Sampling = GREEDY, **options: Unpack[TurnOptions]) -> Result:
-        """A whole turn; arguments and errors as for `stream`."""
+    def generate(
+        self,
+        prompt: Prompt,
+        options: GenerationOptions = DEFAULTS,
+        *,
+        raw: bool = False,
+        on_prefill: Callable[[int, int], None] | None = None,
+        prefill_tokens: int = PREFILL_TOKENS,
+        prefix_cache: PrefixCache | None = None,
+        boundaries: Several[int] = (),
+        opening: str = "",
+    ) -> Result:
+        """Generate a whole turn; arguments and errors as for `stream`."""
         text: list[str] = []
         tokens: list[int] = []
-        for chunk in self.stream(prompt, sampling, **options):
+        for chunk in self.stream(
+            prompt,
+            options,
+            raw=raw,
+            on_prefill=on_prefill,
+            prefill_tokens=prefill_tokens,
+            prefix_cache=prefix_cache,
+            boundaries=boundaries,
+            opening=opening,
+        ):
             text.append(chunk.text)
             tokens += chunk.tokens
         return Result("".join(text), tokens, chunk.stats.prompt_tokens, chunk.finish_reason or "", chunk.stats)
@@ -216,8 +199,7 @@ class Engine:
         """
         if depth is None:
             return self._auto if self.mtp else FixedDepth(0)
-        if not isinstance(depth, int) or not 0 <= depth <= MAX_DEPTH:
-            raise OptionError(f"depth is {depth!r}; expected a whole number from 0 (plain) to {MAX_DEPTH}")
+        check_depth(depth)
         if depth and not self.mtp:
             raise OptionError(f"depth is {depth}, but there is no MTP head: {self.plain_because}")
         if self.identity != "fast" and depth >= self.verdict.rows:
@@ -245,27 +227,16 @@ class Engine:
         finally:
             depth_store.save(self._learned, self._auto)
 
-    def _verifier(
-        self, sampling: Sampling, verify: VerifyMode | None, json_schema: Mapping[str, Any] | None, prompt: list[int]
-    ) -> Verifier:
+    def _verifier(self, options: GenerationOptions, prompt: list[int]) -> Verifier:
         vocabulary = int(self.target.text_config.get("vocab_size") or len(self.tokenizer))
+        sampling = options.sampling
         if bad := [token for token in dict(sampling.logit_bias) if token >= vocabulary]:
             raise OptionError(f"logit_bias names token {bad[0]}; expected tokens from 0 to {vocabulary - 1}")
         constraint: Constraint | None = None
-        if json_schema is not None:
-            constraint = json_grammar(json_schema, self._token_trie, self.tokenizer, prompt)
-        try:
-            return Verifier(sampling, verify, constraint)
-        except ValueError as error:
-            raise OptionError(str(error)) from error
+        if options.json_schema is not None:
+            constraint = json_grammar(options.json_schema, self._token_trie, self.tokenizer, prompt)
+        return Verifier(sampling, options.verify, constraint)
 
     @cached_property
     def _token_trie(self) -> Any:
         return token_trie(self.tokenizer)
-
-
-def _stop_strings(stop: Several[str]) -> tuple[str, ...]:
-    strings = (stop,) if isinstance(stop, str) else tuple(stop)
-    if "" in strings:
-        raise OptionError("a stop string is empty; expected at least one character")
-    return strings

@@ -16,6 +16,7 @@ from mlxmtp.decoding.sequence import PREFILL_TOKENS, Sequence
 from mlxmtp.decoding.verifier import Verifier
 from mlxmtp.engine.engine import Engine
 from mlxmtp.engine.prompt import Prompt, encode
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import PromptError
 
 WARM_UP = 8
@@ -46,26 +47,26 @@ class Speed:
 def compare(
     engine: Engine,
     prompt: Prompt,
-    sampling: Sampling,
+    options: GenerationOptions,
     *,
-    depth: int | None = None,
     tokens: int = 48,
     repeats: int = 3,
-    thinking: bool | None = None,
     on_prefill: Callable[[int, int], None] | None = None,
 ) -> Generator[Speed, None, None]:
     """Measure both, in turn, on what would follow `prompt`, past end tokens; a record at every step.
 
-    The prompt is read once, and every run goes on from a copy of its caches. `depth` 0 measures our own plain decoding.
+    The prompt is read once, and every run goes on from a copy of its caches. Of `options`, the sampling chain,
+    `depth` and `thinking` count; depth 0 measures our own plain decoding.
 
     Raises:
         PromptError: the prompt leaves no room for `tokens` more.
         OptionError: as `Engine.stream`.
     """
-    ids = encode(engine.tokenizer, prompt, raw=False, thinking=thinking)
+    ids = encode(engine.tokenizer, prompt, raw=False, thinking=options.thinking)
     if len(ids) + tokens > engine.context:
         found = f"the conversation has {len(ids)} of {engine.context} tokens"
         raise PromptError(f"{found}; no room to measure {tokens} more")
+    depth, sampling = options.depth, options.sampling
     policy = engine.policy(depth)
     speed = Speed(depth, 0, 2 * (WARM_UP + repeats * tokens))
     with wired_limit(engine.target.model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.server import inbound
 from mlxmtp.server.fields import Fields
 from mlxmtp.server.problems import ApiError
@@ -20,7 +21,6 @@ from mlxmtp.server.request import (
 )
 from mlxmtp.server.turn import Event, LogprobsDelta, Outcome, ReasoningDelta, TextDelta, ToolCall, TurnEnd, new_id
 from mlxmtp.server.wire import ResponseContext, sse, timings
-from mlxmtp.worker.messages import Settings
 
 BILLING = "x-anthropic-billing-header:"
 """Claude Code's first system block begins so; it changes with every session, and nothing behind it could be reused."""
@@ -37,7 +37,7 @@ SIGNATURE = "mlxmtp"
 """Clients send thinking back with the signature that it came with; nothing here needs one."""
 
 
-def read(body: Fields, defaults: Settings) -> Request:
+def read(body: Fields, defaults: GenerationOptions) -> Request:
     """The request of a body."""
     refuse_unheard(body, NEUTRAL)
     offer = inbound.offer(body.objects("tools"), _tool)

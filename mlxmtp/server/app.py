@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.server import anthropic, chat_completions, completions, responses
 from mlxmtp.server.guard import KeyCheck, client_of, read_body
 from mlxmtp.server.host import Host
@@ -26,7 +27,6 @@ from mlxmtp.server.prompting import Prompter
 from mlxmtp.server.streaming import Begun, ClientGoneError, EventStream, Json, unless_gone
 from mlxmtp.server.turn import Event, Outcome, TurnEnd, answer
 from mlxmtp.server.wire import ApiAdapter, ResponseContext, Writer
-from mlxmtp.worker.messages import Settings
 
 WIRES: dict[str, ApiAdapter] = {
     "/v1/chat/completions": chat_completions,
@@ -51,7 +51,7 @@ class Service:
     host: Host
     prompter: Prompter
     name: str
-    defaults: Settings
+    defaults: GenerationOptions
     max_body: int
     started: int = field(default_factory=lambda: int(time.time()))
     metrics: Metrics = field(default_factory=Metrics)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from mlxmtp.engine.request import GenerationOptions
+from mlxmtp.limits import MAX_LOGPROBS
 from mlxmtp.server import inbound
 from mlxmtp.server.fields import Fields
 from mlxmtp.server.problems import ApiError
 from mlxmtp.server.request import (
     HARMLESS,
-    TOP_LOGPROBS,
     Neutral,
     Request,
     check_schema_and_tools,
@@ -20,7 +21,6 @@ from mlxmtp.server.request import (
 )
 from mlxmtp.server.turn import Event, LogprobsDelta, Outcome, ReasoningDelta, TextDelta, ToolCall, TurnEnd, new_id
 from mlxmtp.server.wire import ResponseContext, openai_error, sse, timings, usage
-from mlxmtp.worker.messages import Settings
 
 LEAST = -9999.0
 """The API's own logprob of what cannot be; JSON has no infinity."""
@@ -30,7 +30,7 @@ NEUTRAL: Neutral = {"functions": (), "function_call": (), "audio": (), "modaliti
 error = openai_error
 
 
-def read(body: Fields, defaults: Settings) -> Request:
+def read(body: Fields, defaults: GenerationOptions) -> Request:
     """The request of a body."""
     refuse_unheard(body, NEUTRAL)
     messages = inbound.chat_messages(body)
@@ -157,7 +157,7 @@ def effort(value: str | None) -> bool | None:
 
 
 def _logprobs(body: Fields) -> int | None:
-    top = body.whole("top_logprobs", 0, TOP_LOGPROBS)
+    top = body.whole("top_logprobs", 0, MAX_LOGPROBS)
     wanted = body.flag("logprobs")
     if top and not wanted:
         body.refuse("top_logprobs", "logprobs: true beside it")

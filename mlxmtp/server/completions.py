@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
+from mlxmtp.engine.request import GenerationOptions
+from mlxmtp.limits import MAX_LOGPROBS
 from mlxmtp.server.chat_completions import LEAST
 from mlxmtp.server.fields import Fields
 from mlxmtp.server.problems import ApiError
-from mlxmtp.server.request import HARMLESS, TOP_LOGPROBS, Neutral, Request, refuse_unheard, schema_of, settings
+from mlxmtp.server.request import HARMLESS, Neutral, Request, refuse_unheard, schema_of, settings
 from mlxmtp.server.turn import Event, LogprobsDelta, Outcome, ToolCall, TurnEnd, new_id
 from mlxmtp.server.wire import ResponseContext, openai_error, sse, timings, usage
-from mlxmtp.worker.messages import Settings
 
 DEFAULT_TOKENS = 16
 """The API's own default."""
@@ -21,7 +22,7 @@ NEUTRAL: Neutral = {"suffix": ("",), "tools": ([],), "tool_choice": ("auto", "no
 error = openai_error
 
 
-def read(body: Fields, defaults: Settings) -> Request:
+def read(body: Fields, defaults: GenerationOptions) -> Request:
     """The request of a body."""
     refuse_unheard(body, NEUTRAL)
     options = body.object("stream_options")
@@ -32,7 +33,7 @@ def read(body: Fields, defaults: Settings) -> Request:
             defaults,
             DEFAULT_TOKENS,
             json_schema=schema_of(body.object("response_format")),
-            logprobs=body.whole("logprobs", 0, TOP_LOGPROBS),
+            logprobs=body.whole("logprobs", 0, MAX_LOGPROBS),
         ),
         stream=bool(body.flag("stream")),
         place="prompt",

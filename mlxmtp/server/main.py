@@ -18,7 +18,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from mlxmtp.decoding.sampling import Sampling
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.engine.tokenizer import load_tokenizer
 from mlxmtp.errors import OptionError
 from mlxmtp.exactness.verdict import PROMISES, Identity
@@ -27,7 +27,7 @@ from mlxmtp.server.host import Engine, Host
 from mlxmtp.server.prompting import Prompter
 from mlxmtp.units import size
 from mlxmtp.worker.client import WorkerProcess
-from mlxmtp.worker.messages import Load, Loaded, Settings
+from mlxmtp.worker.messages import Load, Loaded
 
 RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 CLOSING_S = 2
@@ -42,7 +42,7 @@ class Options:
     """What `mlxmtp serve` was started with.
 
     Args:
-        sampling: fields of `Settings` for what requests leave out; the model's own recommendation stands behind it.
+        sampling: fields of `GenerationOptions` for what requests leave out; then the model's own recommendation counts.
     """
 
     model: str | None = None
@@ -84,10 +84,7 @@ def check(options: Options) -> None:
     Raises:
         OptionError: such an option.
     """
-    try:
-        Sampling(**options.sampling)
-    except ValueError as error:
-        raise OptionError(str(error)) from error
+    GenerationOptions(**options.sampling)
     if options.max_body < 1:
         raise OptionError(f"--max-body is {options.max_body}; expected at least 1 byte")
     if options.cache_dir is not None and not options.cache_dir.strip():
@@ -180,16 +177,25 @@ class _Server(uvicorn.Server):
         yield
 
 
-def defaults(folder: Path, options: Options) -> Settings:
+def defaults(folder: Path, options: Options) -> GenerationOptions:
     """The settings of requests that leave them out: options, then the model's generation_config, then the APIs' own."""
     try:
         recommended = json.loads((folder / "generation_config.json").read_text())
     except (OSError, ValueError):
         recommended = {}
-    found = {name: recommended[name] for name in RECOMMENDED if isinstance(recommended.get(name), int | float)}
+    found = {name: recommended[name] for name in RECOMMENDED if _is_valid(name, recommended.get(name))}
     greedy = recommended.get("do_sample") is False
     found = {"temperature": 0.0 if greedy else 1.0} | found | dict(options.sampling)
-    return Settings(depth=options.depth, max_tokens=0, **found)
+    return GenerationOptions(depth=options.depth, max_tokens=None, **found)
+
+
+def _is_valid(name: str, value: Any) -> bool:
+    """Whether a recommended value can be used; a model's files are not the user's, so a wrong one is left out."""
+    try:
+        GenerationOptions(**{name: value})
+    except OptionError:
+        return False
+    return True
 
 
 def _greet(options: Options, loaded: Loaded, name: str, door: socket.socket) -> None:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from mlxmtp.engine.prompt import Rendered, count_tokens, encode, render, written
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import PromptError
 from mlxmtp.server.problems import ApiError, too_long
 from mlxmtp.server.request import Message, Request
-from mlxmtp.worker.messages import Generate, Settings
+from mlxmtp.worker.messages import Generate
 
 PROBE = "mlxmtp_probe"
 """An argument that no tool has, to see how the template writes a call."""
@@ -34,7 +35,7 @@ class Prepared:
     tokens: list[int]
     boundaries: list[int]
     opening: str
-    settings: Settings
+    settings: GenerationOptions
     raw: bool = False
 
     def command(self, number: int) -> Generate:
@@ -97,11 +98,11 @@ class Prompter:
         left = self.context - len(rendered.tokens)
         if left < 1:
             raise too_long(len(rendered.tokens), self.context)
-        if bad := [token for token, _ in request.settings.logit_bias if token >= len(self.tokenizer)]:
-            what = f"token id {bad[0]:.0f} is outside the vocabulary; expected 0 to {len(self.tokenizer) - 1}"
+        if bad := [token for token in dict(request.settings.logit_bias) if token >= len(self.tokenizer)]:
+            what = f"token id {bad[0]} is outside the vocabulary; expected 0 to {len(self.tokenizer) - 1}"
             raise ApiError(f"logit_bias: {what}", code="invalid_value", param="logit_bias")
         wanted = request.settings.max_tokens
-        settings = replace(request.settings, max_tokens=min(wanted, left) if wanted else left)
+        settings = replace(request.settings, max_tokens=left if wanted is None else min(wanted, left))
         return Prepared(rendered.tokens, list(rendered.boundaries), opening, settings, request.raw)
 
     def _text(self, request: Request) -> str:

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.server.fields import Fields
 from mlxmtp.server.problems import ApiError
-from mlxmtp.worker.messages import Settings
 
 Message = dict[str, Any]
-TOP_LOGPROBS = 20
 Neutral = Mapping[str, tuple[Any, ...]]
 UNHEARD: Neutral = {
     **dict.fromkeys(("typical_p", "tfs_z", "n", "best_of"), (1,)),
@@ -46,14 +45,14 @@ class Request:
         allowed: the names of those that may be called.
         choice: "auto"; "required": at least one call; else the name of the tool to call.
         parallel: more than one call a turn may come.
-        settings: max_tokens 0 stands for what the context leaves.
+        settings: how the turn is generated.
         dropped: what was left out, for the log.
         echo: what the answer tells again of the body, in its protocol's shape. place: the body's field of the messages.
         namespaces: of tools that came in one, by the names that they have here: its name, and theirs there.
     """
 
     messages: list[Message] | str | list[int]
-    settings: Settings
+    settings: GenerationOptions
     tools: list[dict[str, Any]] = field(default_factory=list)
     allowed: tuple[str, ...] = ()
     choice: str = "auto"
@@ -88,7 +87,9 @@ def limit(body: Fields) -> int | None:
     return min((one for one in given if one), default=0) if given else None
 
 
-def settings(body: Fields, defaults: Settings, max_tokens: int = 0, **more: Any) -> Settings:
+def settings(
+    body: Fields, defaults: GenerationOptions, max_tokens: int | None = None, **more: Any
+) -> GenerationOptions:
     """The sampling fields that all protocols share.
 
     Args:
@@ -100,7 +101,7 @@ def settings(body: Fields, defaults: Settings, max_tokens: int = 0, **more: Any)
         return getattr(defaults, name) if value is None else value
 
     top_k = body.whole("top_k", -1)
-    return Settings(
+    return GenerationOptions(
         temperature=or_default("temperature", _temperature(body)),
         top_p=or_default("top_p", _top_p(body)),
         top_k=or_default("top_k", None if top_k is None else max(top_k, 0)),
@@ -111,7 +112,7 @@ def settings(body: Fields, defaults: Settings, max_tokens: int = 0, **more: Any)
         repetition_penalty=or_default("repetition_penalty", _repetition(body)),
         logit_bias=_logit_bias(body),
         depth=defaults.depth,
-        max_tokens=max_tokens if wanted is None else wanted,
+        max_tokens=max_tokens if wanted is None else wanted or None,
         stop=[*body.texts("stop"), *body.texts("stop_sequences")],
         **more,
     )
@@ -175,16 +176,16 @@ def _repetition(body: Fields) -> float | None:
     return value
 
 
-def _logit_bias(body: Fields) -> list[list[float]]:
+def _logit_bias(body: Fields) -> dict[int, float]:
     bias = body.any("logit_bias")
     if bias is None:
-        return []
+        return {}
     if not isinstance(bias, Mapping):
         body.refuse("logit_bias", "an object from token ids to numbers")
-    pairs = []
+    biases = {}
     for token, value in bias.items():
         number = isinstance(value, int | float) and not isinstance(value, bool) and -100 <= value <= 100
         if not (isinstance(token, str) and token.isascii() and token.isdigit() and len(token) < 10 and number):
             body.refuse("logit_bias", "token ids with numbers from -100 to 100")
-        pairs.append([int(token), float(value)])
-    return pairs
+        biases[int(token)] = float(value)
+    return biases

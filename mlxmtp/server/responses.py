@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.server import inbound
 from mlxmtp.server.chat_completions import effort
 from mlxmtp.server.fields import Fields
@@ -22,7 +23,6 @@ from mlxmtp.server.response_items import call_item, message_item, reasoning_item
 from mlxmtp.server.responses_stream import ResponseWriter
 from mlxmtp.server.turn import Outcome, new_id
 from mlxmtp.server.wire import ResponseContext, openai_error
-from mlxmtp.worker.messages import Settings
 
 NEUTRAL: Neutral = {
     **dict.fromkeys(("previous_response_id", "conversation", "prompt", "max_tool_calls"), ()),
@@ -37,7 +37,7 @@ error = openai_error
 writer = ResponseWriter
 
 
-def read(body: Fields, defaults: Settings) -> Request:
+def read(body: Fields, defaults: GenerationOptions) -> Request:
     """The request of a body."""
     refuse_unheard(body, NEUTRAL)
     if UNSENT in body.texts("include"):

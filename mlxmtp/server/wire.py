@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from mlxmtp.decoding.stats import Stats
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.server.fields import Fields
 from mlxmtp.server.problems import ApiError
 from mlxmtp.server.prompting import Prepared
 from mlxmtp.server.request import Request
 from mlxmtp.server.turn import Event, Outcome
-from mlxmtp.worker.messages import Settings
 
 KEEP_ALIVE = b": keep-alive\n\n"
 
@@ -28,7 +28,7 @@ class Writer(Protocol):
 class ApiAdapter(Protocol):
     """A protocol."""
 
-    def read(self, body: Fields, defaults: Settings) -> Request:
+    def read(self, body: Fields, defaults: GenerationOptions) -> Request:
         """Raises ApiError: the body is not what it should be, or asks for what is not there."""
 
     def whole(self, context: ResponseContext, outcome: Outcome) -> dict[str, Any]:

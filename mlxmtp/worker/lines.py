@@ -6,8 +6,9 @@ from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from mlxmtp.decoding.stats import Stats
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import MlxmtpError
-from mlxmtp.worker.messages import Command, Event, Memory, ModelFound, Settings
+from mlxmtp.worker.messages import Command, Event, Memory, ModelFound
 
 
 class ProtocolError(MlxmtpError):
@@ -47,7 +48,7 @@ def _object(value: Any) -> Any:
 
 
 _NESTED: dict[str, Callable[[Any], Any]] = {
-    "settings": lambda content: Settings(**content),
+    "settings": lambda content: GenerationOptions(**content),
     "stats": Stats.from_dict,
     "memory": lambda content: Memory(**content),
     "found": lambda content: [ModelFound(**one) for one in content],

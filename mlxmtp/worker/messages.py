@@ -4,32 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mlxmtp.decoding.stats import Stats
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.exactness.verdict import Identity, Promise, promise_at
 from mlxmtp.limits import MAX_DEPTH
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How turns are generated; the fields of `Sampling` and of `Engine.stream`. depth None: the engine's default.
-
-    logit_bias: pairs of a token id and what is added to its logit.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int | None = None
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    logit_bias: list[list[float]] = field(default_factory=list)
-    depth: int | None = None
-    max_tokens: int = 4096
-    thinking: bool | None = None
-    stop: list[str] = field(default_factory=list)
-    json_schema: dict[str, Any] | None = None
-    logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +46,7 @@ class Generate(Command):
     """
 
     messages: list[dict[str, Any]] | list[int]
-    settings: Settings
+    settings: GenerationOptions
     boundaries: list[int] = field(default_factory=list)
     opening: str = ""
     raw: bool = False
@@ -80,7 +57,7 @@ class Compare(Command):
     """Measure MTP beside mlx-lm's plain decoding on what follows `messages`."""
 
     messages: list[dict[str, Any]]
-    settings: Settings
+    settings: GenerationOptions
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ from mlxmtp.worker.messages import (
     Loaded,
     Memory,
     Prefilled,
-    Settings,
     Stopped,
     TurnDelta,
     Warned,
@@ -173,32 +172,22 @@ class Worker:
             self._check(command)
             self._say(Prefilled(command.id, done, total))
 
-        wanted = command.settings
         return self._loaded().stream(
             command.messages,
-            _sampling(wanted),
-            max_tokens=wanted.max_tokens,
-            depth=wanted.depth,
-            thinking=wanted.thinking,
-            stop=wanted.stop,
-            json_schema=wanted.json_schema,
-            logprobs=wanted.logprobs,
+            command.settings,
             boundaries=command.boundaries,
             opening=command.opening,
             on_prefill=read,
-            prefixes=self._prefixes,
+            prefix_cache=self._prefixes,
         )
 
     def _compare(self, command: Compare) -> None:
         from mlxmtp.engine.speed import compare
 
-        wanted = command.settings
         steps = compare(
             self._loaded(),
             command.messages,
-            _sampling(wanted),
-            depth=wanted.depth,
-            thinking=wanted.thinking,
+            command.settings,
             on_prefill=lambda done, total: self._check(command),  # noqa: ARG005
         )
         with closing(steps):
@@ -257,26 +246,6 @@ def _cache_bytes() -> int:
 
     usable = usable_memory()
     return max((usable - mx.get_active_memory()) // 2, usable // 8)
-
-
-def _sampling(wanted: Settings) -> Any:
-    from mlxmtp.decoding.sampling import Sampling
-    from mlxmtp.errors import OptionError
-
-    try:
-        return Sampling(
-            wanted.temperature,
-            wanted.top_p,
-            wanted.top_k,
-            wanted.min_p,
-            wanted.seed,
-            frequency_penalty=wanted.frequency_penalty,
-            presence_penalty=wanted.presence_penalty,
-            repetition_penalty=wanted.repetition_penalty,
-            logit_bias={int(token): bias for token, bias in wanted.logit_bias},
-        )
-    except ValueError as error:
-        raise OptionError(str(error)) from error
 
 
 def main() -> None:

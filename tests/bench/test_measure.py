@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxmtp import Engine, OptionError, PromptError, Sampling, load
+from mlxmtp import Engine, GenerationOptions, OptionError, PromptError, load
 from mlxmtp.bench.arms import ReadPrompt, Run, TokenEngine
 from mlxmtp.bench.measure import Measurement, rotated
 from mlxmtp.bench.plan import BenchPlan, BenchSettings, BenchUnit, make_plan
@@ -110,7 +110,10 @@ def test_every_arm_gives_the_tokens_of_mlx_lm(engine: Engine):
     truth = tuple(reference(engine, list(tokens), 24))
     for ours_first in (True, False):
         read = ReadPrompt(TokenEngine(engine), tokens, ours_first=ours_first)
-        runs = [read.run_mlx_lm(24, Sampling()), *(read.run_ours(d, 24, Sampling(), None) for d in (0, 1, 3, None))]
+        runs = [
+            read.run_mlx_lm(24, GenerationOptions()),
+            *(read.run_ours(d, 24, GenerationOptions()) for d in (0, 1, 3, None)),
+        ]
         assert [run.tokens for run in runs] == [truth] * 5
         assert [run.rounds for run in runs[:2]] == [24, 24]
         assert all(run.rate > 0 and run.first_s > 0 and run.peak_bytes > 0 for run in runs)
@@ -123,16 +126,16 @@ def test_end_tokens_end_nothing(engine: Engine):
     ends = set(engine.tokenizer.eos_token_ids)
     engine.tokenizer.eos_token_ids = range(len(engine.tokenizer))
     try:
-        assert len(engine.generate(list(tokens), max_tokens=9).tokens) == 1
-        assert len(read.run_ours(2, 9, Sampling(), None).tokens) == 9
+        assert len(engine.generate(list(tokens), GenerationOptions(max_tokens=9)).tokens) == 1
+        assert len(read.run_ours(2, 9, GenerationOptions()).tokens) == 9
     finally:
         engine.tokenizer.eos_token_ids = ends
 
 
 def test_a_run_counts_its_drafts(engine: Engine):
     read = ReadPrompt(TokenEngine(engine), PROMPTS[0].tokens(engine.tokenizer), ours_first=True)
-    run = read.run_ours(2, 40, Sampling(), None)
-    stats = engine.generate(read.tokens, max_tokens=40, depth=2).stats
+    run = read.run_ours(2, 40, GenerationOptions())
+    stats = engine.generate(read.tokens, GenerationOptions(max_tokens=40, depth=2)).stats
     assert run.drafted == stats.drafted_by_depth
     assert sum(run.accepted) == stats.accepted
     assert run.rounds == stats.rounds
@@ -144,10 +147,10 @@ def test_a_run_counts_its_drafts(engine: Engine):
 def test_runs_leave_the_prompt_as_it_was_read(engine: Engine):
     read = ReadPrompt(TokenEngine(engine), PROMPTS[1].tokens(engine.tokenizer), ours_first=True)
     before = list(read.ours.tokens), read.ours.offset, read.ours.drafting
-    first = read.run_ours(2, 16, Sampling(), None).tokens
-    read.run_ours(0, 16, Sampling(), None)
+    first = read.run_ours(2, 16, GenerationOptions()).tokens
+    read.run_ours(0, 16, GenerationOptions())
     assert (list(read.ours.tokens), read.ours.offset, read.ours.drafting) == before
-    assert read.run_ours(2, 16, Sampling(), None).tokens == first
+    assert read.run_ours(2, 16, GenerationOptions()).tokens == first
 
 
 def test_a_unit_s_record(engine: Engine, plan: BenchPlan):
@@ -224,7 +227,7 @@ def test_the_gap_is_that_of_the_model_s_logits(engine: Engine):
 def test_a_synthetic_acceptance_is_that_acceptance(engine: Engine, acceptance: float, tokens_a_round: float):
     """Whatever the head guesses, which here is next to never right."""
     read = ReadPrompt(TokenEngine(engine, acceptance), PROMPTS[0].tokens(engine.tokenizer), ours_first=True)
-    run = read.run_ours(2, 60, Sampling(), None)
+    run = read.run_ours(2, 60, GenerationOptions())
     assert run.rounds == 60 / tokens_a_round
     assert all(share == acceptance for share in _shares(run))
 
@@ -236,13 +239,13 @@ def test_what_auto_learns_stays_in_the_benchmark(
     """A later turn must not start from coins, nor a report depend on earlier turns."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     taught = load(engine.path)
-    taught.generate(list(range(20)), max_tokens=60)
+    taught.generate(list(range(20)), GenerationOptions(max_tokens=60))
     (file,) = tmp_path.rglob("depth/*")
     assert taught.policy(None).costs.ratios()  # type: ignore[union-attr]
     written = file.read_bytes()
     measured = TokenEngine(taught, acceptance)
     assert measured.policy(None).costs.ratios() == {}  # type: ignore[union-attr]
-    measured.generate(list(range(20)), max_tokens=60)
+    measured.generate(list(range(20)), GenerationOptions(max_tokens=60))
     assert measured.policy(None).costs.ratios()  # type: ignore[union-attr]
     assert file.read_bytes() == written
 
@@ -252,15 +255,15 @@ def test_with_a_synthetic_acceptance_nothing_is_looked_up(engine: Engine):
     policies = [TokenEngine(engine, acceptance).policy(None) for acceptance in (None, 0.9)]
     assert [policy.most_repeated > 0 for policy in policies] == [True, False]  # type: ignore[union-attr]
     read = ReadPrompt(TokenEngine(engine, 0.9), PROMPTS[0].tokens(engine.tokenizer) * 6, ours_first=True)
-    assert read.run_ours(None, 200, Sampling(), None).looked_up == 0
+    assert read.run_ours(None, 200, GenerationOptions()).looked_up == 0
 
 
 def test_synthetic_coins_are_fair_and_the_same_again(engine: Engine):
     read = ReadPrompt(TokenEngine(engine, 0.7), PROMPTS[0].tokens(engine.tokenizer), ours_first=True)
-    one, other = (read.run_ours(1, 400, Sampling(seed=5), None) for _ in range(2))
+    one, other = (read.run_ours(1, 400, GenerationOptions(seed=5)) for _ in range(2))
     assert _shares(one)[0] == pytest.approx(0.7, abs=0.1)  # 235 coins: more than three standard deviations
     assert (one.tokens, one.accepted) == (other.tokens, other.accepted)
-    assert read.run_ours(1, 400, Sampling(seed=6), None).accepted != one.accepted
+    assert read.run_ours(1, 400, GenerationOptions(seed=6)).accepted != one.accepted
 
 
 def test_synthetic_units_compare_plain_decoding_only(engine: Engine):

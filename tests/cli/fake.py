@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,13 @@ class Engine:
         self.draft_vocab = draft_vocab
         return self
 
-    def stream(self, prompt: str, sampling: mlxmtp.Sampling, **options: Any) -> Iterator[Chunk]:
-        self.calls.append({"prompt": prompt, "sampling": sampling, **options})
+    def stream(
+        self, prompt: str, options: mlxmtp.GenerationOptions, *, raw: bool, on_prefill: Callable[[int, int], None]
+    ) -> Iterator[Chunk]:
+        self.calls.append({"prompt": prompt, "options": options, "raw": raw})
         for done, total in self.prefill:
             time.sleep(self.pause_s)
-            options["on_prefill"](done, total)
+            on_prefill(done, total)
         for i, text in enumerate(self.texts):
             time.sleep(self.pause_s)
             last = i + 1 == len(self.texts) and self.ending is None

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mlxmtp import GenerationOptions
 from tests.cli.fake import Engine
 
 
@@ -55,15 +56,8 @@ def test_unknown_command(run):
 def test_defaults(generate):
     engine = Engine()
     assert generate(engine=engine).code == 0
-    (call,) = engine.calls
     assert engine.loaded == [(None, True)]
-    assert call.pop("on_prefill")
-    sampling = call.pop("sampling")
-    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.0, 1.0, 0, 0.0)
-    assert sampling.seed is None
-    assert call == {
-        "prompt": "hi", "max_tokens": 256, "depth": None, "verify": None, "stop": [], "raw": False,
-    }  # fmt: skip
+    assert engine.calls == [{"prompt": "hi", "options": GenerationOptions(max_tokens=256), "raw": False}]
 
 
 def test_every_option_reaches_the_engine(generate):
@@ -75,15 +69,13 @@ def test_every_option_reaches_the_engine(generate):
     assert generate(*options.split(), engine=engine).code == 0
     (call,) = engine.calls
     assert (engine.loaded, engine.draft_vocab) == ([("owner/name", True)], "300")
-    sampling = call["sampling"]
-    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.7, 0.9, 40)
-    assert (sampling.min_p, sampling.seed) == (0.05, 11)
-    assert (call["max_tokens"], call["depth"], call["verify"]) == (7, 2, "block")
-    assert (call["stop"], call["raw"]) == (["A", "B"], True)
+    sampling = {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "seed": 11}
+    assert call["options"] == GenerationOptions(**sampling, max_tokens=7, depth=2, verify="block", stop=("A", "B"))
+    assert call["raw"]
 
 
 def test_no_mtp_does_not_even_load_the_head(generate):
     engine = Engine()
     generate("--no-mtp", "--model", "here", engine=engine)
     assert engine.loaded == [("here", False)]
-    assert engine.calls[0]["depth"] == 0
+    assert engine.calls[0]["options"].depth == 0

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx_lm
 import pytest
 
-from mlxmtp import load
+from mlxmtp import GenerationOptions, load
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.checkpoints.attached import attached_folder
 from mlxmtp.conversion.attach import attach
@@ -31,8 +31,8 @@ def test_a_converted_head_and_trunk_are_the_sources(raw_checkpoint: Checkpoints,
     stock, _ = mlx_lm.load(str(done.folder))
     ids = mx.array([[5, 9, 3]])
     assert mx.array_equal(stock(ids), load_target(open_checkpoint(raw)).model(ids))
-    tokens = load(raw).generate([5, 9, 3], max_tokens=40).tokens
-    assert load(done.folder).generate([5, 9, 3], max_tokens=40).tokens == tokens
+    tokens = load(raw).generate([5, 9, 3], GenerationOptions(max_tokens=40)).tokens
+    assert load(done.folder).generate([5, 9, 3], GenerationOptions(max_tokens=40)).tokens == tokens
 
 
 def test_attach_restores_what_convert_wrote(raw_checkpoint: Checkpoints, tmp_path: Path) -> None:

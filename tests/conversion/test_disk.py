@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxmtp import load
+from mlxmtp import GenerationOptions, load
 from mlxmtp.checkpoints import HEAD_FACTS, SIDE_CAR
 from tests.comparing import contents
 from tests.conversion.changes import Changes, Killed
@@ -142,7 +142,7 @@ def test_the_end_of_the_process_at_any_change(works: Callable[[str], Work], run:
     for work in each_change(works, run, place, Killed):
         assert work.made in (None, work.expected)
         if place == "folder" and work.made is None:
-            assert load(work.trunk).generate([5, 9, 3], max_tokens=3).tokens
+            assert load(work.trunk).generate([5, 9, 3], GenerationOptions(max_tokens=3)).tokens
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxmtp import load
+from mlxmtp import GenerationOptions, load
 from tests.comparing import contents
 from tests.conftest import REPO
 from tests.conversion.faults import (
@@ -108,17 +108,17 @@ def test_attach_is_killed_while_it_reads_from_the_hub(
 def test_attach_is_killed_while_it_writes_into_a_folder(
     models: Hub, data: Path, trunk: Path, run: Run, whole: Attached, point: str, name: str
 ) -> None:
-    tokens = load(trunk).generate([5, 9, 3], max_tokens=5).tokens
+    tokens = load(trunk).generate([5, 9, 3], GenerationOptions(max_tokens=5)).tokens
     command = ("attach", trunk, "--from", ORIGINAL, "--no-check")
     with started("-c", DRIVER, point, name, *command) as process:
         assert process.wait(PATIENCE_S) == -signal.SIGKILL
     assert not (trunk / "mtp.safetensors").exists()
-    assert load(trunk).generate([5, 9, 3], max_tokens=5).tokens == tokens
+    assert load(trunk).generate([5, 9, 3], GenerationOptions(max_tokens=5)).tokens == tokens
     models.requests.clear()
     assert run(*command)[0] == 0
     assert attached(trunk) == whole
     assert not [one for one in models.requests if HEAD_SHARD in one.path][4:], "the head itself was there already"
-    assert load(trunk).generate([5, 9, 3], max_tokens=5).tokens == tokens
+    assert load(trunk).generate([5, 9, 3], GenerationOptions(max_tokens=5)).tokens == tokens
     assert not leftovers(trunk, data)
     assert not list((data / "partial").iterdir())
 

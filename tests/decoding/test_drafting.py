@@ -11,13 +11,14 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlxmtp import Sampling, load
+from mlxmtp import load
 from mlxmtp.decoding.acceptance import Acceptance
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.costs import Costs
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.drafting import AutoDrafter
 from mlxmtp.decoding.loop import decode_plainly, never_stop, speculate
+from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from mlxmtp.decoding.verifier import Draft, Verifier, VerifyMode

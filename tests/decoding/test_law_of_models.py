@@ -15,7 +15,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxmtp import Engine, Sampling, load
+from mlxmtp import Engine, load
+from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.verifier import VerifyMode
 from mlxmtp.targets import Pass
 from tests import tiny

@@ -13,11 +13,12 @@ import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_logits_processors
 
-from mlxmtp import Engine, OptionError, Sampling, load
+from mlxmtp import Engine, GenerationOptions, OptionError, load
 from mlxmtp.decoding import penalties as penalties_module
 from mlxmtp.decoding import verifier as verifier_module
 from mlxmtp.decoding.loop import TIMED_FROM, decode_plainly, never_stop, speculate
 from mlxmtp.decoding.penalties import Penalties
+from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from mlxmtp.decoding.verifier import Verifier, VerifyMode
@@ -91,7 +92,7 @@ def test_counts_start_anew_with_every_turn(demo: Engine) -> None:
 
 def test_a_bias_outside_the_vocabulary_is_refused_at_once(demo: Engine) -> None:
     with pytest.raises(OptionError, match="logit_bias names token 4096; expected tokens from 0 to 4095"):
-        demo.stream(TEXT, Sampling(logit_bias={5: 1.0, 4096: 1.0}))
+        demo.stream(TEXT, GenerationOptions(logit_bias={5: 1.0, 4096: 1.0}))
 
 
 # -- rows, by hand --------------------------------------------------------------------------------------------

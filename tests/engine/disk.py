@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mlxmtp import Engine
+from mlxmtp import Engine, GenerationOptions
 from mlxmtp.engine.model_key import model_key
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.engine.prefix_disk import PrefixStore
@@ -47,7 +47,9 @@ class Disk:
 def answer(engine: Engine, prompt: list[int], prefixes: PrefixCache | None = None, **options: Any) -> tuple[Any, int]:
     """A turn's tokens, and how many of the prompt's were not read."""
     boundaries = [30, len(prompt) - 4]
-    found = engine.generate(prompt, max_tokens=9, prefixes=prefixes, boundaries=boundaries, **options)
+    found = engine.generate(
+        prompt, GenerationOptions(max_tokens=9, **options), prefix_cache=prefixes, boundaries=boundaries
+    )
     return found.tokens, found.stats.reused_tokens
 
 

@@ -1,13 +1,13 @@
 """Conversations with an engine, each turn compared with one that remembers nothing."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from mlxmtp import Engine, Sampling
+from mlxmtp import Engine, GenerationOptions
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.targets import is_trimmable, leaf_caches
 from tests.engine.kinds import PLENTY, words
 
-GREEDY, SEEDED = Sampling(), Sampling(1.0, seed=5)
+GREEDY, SEEDED = GenerationOptions(), GenerationOptions(temperature=1.0, seed=5)
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Talk:
 
     engine: Engine
     depth: int = 3
-    sampling: Sampling = GREEDY
+    sampling: GenerationOptions = GREEDY
     prefixes: PrefixCache = field(default_factory=lambda: PrefixCache(PLENTY))
     read: int = 0
     reused: int = 0
@@ -30,16 +30,15 @@ class Talk:
     def says(self, prompt: list[int], *boundaries: int, count: int = 12, depth: int | None = None) -> list[int]:
         """The answer, which ends after `count` tokens or by itself."""
         depth = self.depth if depth is None else depth
-        options = {"max_tokens": count, "depth": depth}
-        expected = self.engine.generate(prompt, self.sampling, **options)  # type: ignore[arg-type]
+        options = replace(self.sampling, max_tokens=count, depth=depth)
+        expected = self.engine.generate(prompt, options)
         told = [(0, 0)]
         found = self.engine.generate(
             prompt,
-            self.sampling,
-            prefixes=self.prefixes,
+            options,
+            prefix_cache=self.prefixes,
             boundaries=boundaries,
             on_prefill=lambda *now: told.append(now),
-            **options,  # type: ignore[arg-type]
         )
         assert found.tokens == expected.tokens
         stats, anew = found.stats, expected.stats

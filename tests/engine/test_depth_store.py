@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxmtp import load
+from mlxmtp import GenerationOptions, load
 from mlxmtp.decoding.acceptance import Acceptance
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.costs import Costs
@@ -74,26 +74,26 @@ def test_an_engine_keeps_what_its_turns_taught_it(raw_checkpoint: Callable[..., 
     model = raw_checkpoint("qwen3_5", dtype="float32")
     prompt = list(range(5, 30))
     engine = load(model)
-    engine.generate(prompt, max_tokens=40, depth=2)
+    engine.generate(prompt, GenerationOptions(max_tokens=40, depth=2))
     assert not list(folder.rglob("depth/*.json")), "a depth that was asked for teaches nothing"
-    engine.generate(prompt, max_tokens=40)
+    engine.generate(prompt, GenerationOptions(max_tokens=40))
     (file,) = folder.rglob("depth/*.json")
     shares = json.loads(file.read_text())["acceptance"]
     assert shares
     assert load(model).policy(None).acceptance.usual == pytest.approx(shares)  # type: ignore[union-attr]
 
     again = load(model)
-    chunks = again.stream(prompt, max_tokens=40)
+    chunks = again.stream(prompt, GenerationOptions(max_tokens=40))
     next(chunks)
     file.unlink()
     chunks.close()  # type: ignore[attr-defined]
     assert file.exists(), "of a turn that is left early too"
-    load(raw_checkpoint("qwen3_5", dtype="float32", seed=1)).generate(prompt, max_tokens=40)
+    load(raw_checkpoint("qwen3_5", dtype="float32", seed=1)).generate(prompt, GenerationOptions(max_tokens=40))
     assert len(list(folder.rglob("depth/*.json"))) == 2, "each model has its own"
 
 
 def test_a_first_short_turn_with_a_good_head_teaches_the_next_run(folder: Path) -> None:
     """Where drafts pay, plain steps are few; and without them nothing is known of what a round costs."""
-    load().generate("Write a story about a cat.", max_tokens=64)
+    load().generate("Write a story about a cat.", GenerationOptions(max_tokens=64))
     assert list(folder.rglob("depth/*.json"))
     assert load().policy(None).costs.ratios()[0] == 1.0  # type: ignore[union-attr]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import mlx.nn as nn
 import pytest
 from tokenizers import Tokenizer, models
 
-from mlxmtp import Engine, OptionError, Sampling, load
+from mlxmtp import Engine, GenerationOptions, OptionError, load
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.verifier import Verifier
@@ -65,19 +66,21 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.9, seed=3)], ids=["greedy", "seeded"])
+@pytest.mark.parametrize(
+    "sampling", [GenerationOptions(), GenerationOptions(temperature=0.9, seed=3)], ids=["greedy", "seeded"]
+)
 def test_the_text_is_as_without_and_the_drafts_are_of_the_vocabulary(
-    model: Path, file: Path, sampling: Sampling
+    model: Path, file: Path, sampling: GenerationOptions
 ) -> None:
     engine, whole = load(model, draft_vocab=file), load(model)
     assert engine.draft_tokens
     assert set(FEW) <= set(engine.draft_tokens)
-    plain = whole.generate(PROMPT, sampling, max_tokens=40, depth=0).tokens
-    assert engine.generate(PROMPT, sampling, max_tokens=40, depth=3).tokens == plain
-    assert engine.generate(PROMPT, sampling, max_tokens=40).tokens == plain
+    plain = whole.generate(PROMPT, replace(sampling, max_tokens=40, depth=0)).tokens
+    assert engine.generate(PROMPT, replace(sampling, max_tokens=40, depth=3)).tokens == plain
+    assert engine.generate(PROMPT, replace(sampling, max_tokens=40)).tokens == plain
     sequence = Sequence(engine.target, engine.mtp)
     sequence.prefill(PROMPT)
-    drafts = MTPChain(engine.mtp).propose(sequence, 6, Verifier(sampling)).tokens[0].tolist()  # type: ignore[arg-type]
+    drafts = MTPChain(engine.mtp).propose(sequence, 6, Verifier(sampling.sampling)).tokens[0].tolist()  # type: ignore[arg-type]
     assert set(drafts) <= set(engine.draft_tokens)
     assert file_for(engine) != file_for(whole), "what is learned of one is not of the other"
 
@@ -86,7 +89,9 @@ def test_the_text_is_as_without_and_the_drafts_are_of_the_vocabulary(
 def test_rejection_sampling_takes_drafts_of_a_part(model: Path, file: Path, verify: Any) -> None:
     """Tokens outside the vocabulary come as corrections and bonus tokens."""
     engine = load(model, draft_vocab=file)
-    tokens = engine.generate(PROMPT, Sampling(1.0, seed=1), max_tokens=60, depth=2, verify=verify).tokens
+    tokens = engine.generate(
+        PROMPT, GenerationOptions(temperature=1.0, seed=1, max_tokens=60, depth=2, verify=verify)
+    ).tokens
     assert set(tokens) - set(engine.draft_tokens or ())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import mlx.core as mx
 import pytest
 from llguidance import LLMatcher
 
-from mlxmtp import Engine, OptionError, Result, Sampling, load
+from mlxmtp import Engine, GenerationOptions, OptionError, Result, load
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.verifier import Draft, Verifier
@@ -56,13 +57,13 @@ def assert_order(text: str) -> None:
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_greedy_answers_are_of_the_schema_and_the_same_at_any_depth(demo: Engine, prompt: str) -> None:
-    plain = demo.generate(prompt, max_tokens=200, depth=0, json_schema=ORDER)
+    plain = demo.generate(prompt, GenerationOptions(max_tokens=200, depth=0, json_schema=ORDER))
     assert_order(plain.text)
     assert plain.finish_reason == "stop"
     assert plain.tokens[-1] in demo.tokenizer.eos_token_ids
     assert plain.stats.evaluations == plain.stats.rounds
     for depth in (1, 3):
-        run = demo.generate(prompt, max_tokens=200, depth=depth, json_schema=ORDER)
+        run = demo.generate(prompt, GenerationOptions(max_tokens=200, depth=depth, json_schema=ORDER))
         assert run.tokens == plain.tokens, f"depth {depth}"
         assert 0 < run.stats.accepted < run.stats.drafted
         assert run.stats.evaluations == 2 * run.stats.rounds + 2 * run.stats.timed_rounds
@@ -72,13 +73,17 @@ def test_greedy_answers_are_of_the_schema_and_the_same_at_any_depth(demo: Engine
 def test_sampled_answers_are_of_the_schema(demo: Engine, verify: Any) -> None:
     accepted, texts = 0, set()
     for seed in range(3):
-        run = demo.generate(PROMPTS[0], Sampling(1.0, seed=seed), max_tokens=300, verify=verify, json_schema=ORDER)
+        run = demo.generate(
+            PROMPTS[0], GenerationOptions(temperature=1.0, seed=seed, max_tokens=300, verify=verify, json_schema=ORDER)
+        )
         assert run.finish_reason == "stop"
         assert_order(run.text)
         accepted += run.stats.accepted
         texts.add(run.text)
         if verify == "seeded" and seed == 0:
-            plain = demo.generate(PROMPTS[0], Sampling(1.0, seed=seed), max_tokens=300, depth=0, json_schema=ORDER)
+            plain = demo.generate(
+                PROMPTS[0], GenerationOptions(temperature=1.0, seed=seed, max_tokens=300, depth=0, json_schema=ORDER)
+            )
             assert run.tokens == plain.tokens
     assert accepted > 0
     assert len(texts) == 3
@@ -87,23 +92,25 @@ def test_sampled_answers_are_of_the_schema(demo: Engine, verify: Any) -> None:
 def test_any_object(demo: Engine) -> None:
     """Free strings, nested as the model likes; without marks of calls, which would be taken for calls."""
     for seed in range(3):
-        sampling = Sampling(1.0, top_p=0.9, seed=seed)
-        run = demo.generate(PROMPTS[0], sampling, max_tokens=150, json_schema={"type": "object"})
+        sampling = GenerationOptions(temperature=1.0, top_p=0.9, seed=seed)
+        run = demo.generate(PROMPTS[0], replace(sampling, max_tokens=150, json_schema={"type": "object"}))
         assert "<tool_call>" not in run.text
         if run.finish_reason == "stop":
             assert isinstance(json.loads(run.text), dict)
-    assert isinstance(json.loads(demo.generate(PROMPTS[0], json_schema={"type": "object"}).text), dict)
+    assert isinstance(
+        json.loads(demo.generate(PROMPTS[0], GenerationOptions(json_schema={"type": "object"})).text), dict
+    )
 
 
 def test_an_answer_cut_short_is_cut_for_its_length(demo: Engine) -> None:
-    whole = demo.generate(PROMPTS[0], json_schema=ORDER)
+    whole = demo.generate(PROMPTS[0], GenerationOptions(json_schema=ORDER))
     for depth in (0, 3):
-        run = demo.generate(PROMPTS[0], max_tokens=9, depth=depth, json_schema=ORDER)
+        run = demo.generate(PROMPTS[0], GenerationOptions(max_tokens=9, depth=depth, json_schema=ORDER))
         assert (run.tokens, run.finish_reason) == (whole.tokens[:9], "length")
 
 
 def test_a_head_that_drafts_what_is_forbidden_changes_nothing(demo: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = demo.generate(PROMPTS[0], json_schema=ORDER)
+    honest = demo.generate(PROMPTS[0], GenerationOptions(json_schema=ORDER))
     forbidden = demo.tokenizer.encode("!!!")[-1]
 
     def propose(self: MTPChain, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
@@ -111,8 +118,8 @@ def test_a_head_that_drafts_what_is_forbidden_changes_nothing(demo: Engine, monk
         return Draft(mx.full((1, depth), forbidden, mx.uint32), [one_hot(forbidden, 4096)] * depth)
 
     monkeypatch.setattr(MTPChain, "propose", propose)
-    for sampling in (Sampling(), Sampling(1.0, seed=0)):
-        run = demo.generate(PROMPTS[0], sampling, depth=3, verify="token", json_schema=ORDER)
+    for sampling in (GenerationOptions(), GenerationOptions(temperature=1.0, seed=0)):
+        run = demo.generate(PROMPTS[0], replace(sampling, depth=3, verify="token", json_schema=ORDER))
         assert_order(run.text)
         assert run.stats.drafted > 0
         assert run.stats.accepted == 0
@@ -120,19 +127,21 @@ def test_a_head_that_drafts_what_is_forbidden_changes_nothing(demo: Engine, monk
 
 
 def test_penalties_and_logprobs_go_with_it(demo: Engine) -> None:
-    sampling = Sampling(frequency_penalty=0.5, repetition_penalty=1.1)
-    found: list[Result] = [demo.generate(PROMPTS[0], sampling, depth=depth, json_schema=ORDER) for depth in (0, 1, 3)]
+    sampling = GenerationOptions(frequency_penalty=0.5, repetition_penalty=1.1)
+    found: list[Result] = [
+        demo.generate(PROMPTS[0], replace(sampling, depth=depth, json_schema=ORDER)) for depth in (0, 1, 3)
+    ]
     assert found[0].tokens == found[1].tokens == found[2].tokens
-    assert found[0].tokens != demo.generate(PROMPTS[0], json_schema=ORDER).tokens
+    assert found[0].tokens != demo.generate(PROMPTS[0], GenerationOptions(json_schema=ORDER)).tokens
     assert_order(found[0].text)
-    chunks = list(demo.stream(PROMPTS[0], sampling, json_schema=ORDER, logprobs=0))
+    chunks = list(demo.stream(PROMPTS[0], replace(sampling, json_schema=ORDER, logprobs=0)))
     assert [one.token for chunk in chunks for one in chunk.logprobs] == found[0].tokens
 
 
 def test_the_next_turn_is_free_again(demo: Engine) -> None:
-    free = demo.generate(PROMPTS[0], max_tokens=20)
-    demo.generate(PROMPTS[0], max_tokens=20, json_schema=ORDER)
-    assert demo.generate(PROMPTS[0], max_tokens=20).tokens == free.tokens
+    free = demo.generate(PROMPTS[0], GenerationOptions(max_tokens=20))
+    demo.generate(PROMPTS[0], GenerationOptions(max_tokens=20, json_schema=ORDER))
+    assert demo.generate(PROMPTS[0], GenerationOptions(max_tokens=20)).tokens == free.tokens
 
 
 # -- thinking -------------------------------------------------------------------------------------------------
@@ -142,9 +151,10 @@ def test_the_next_turn_is_free_again(demo: Engine) -> None:
 def test_the_schema_holds_behind_the_thinking_that_the_prompt_opened(demo: Engine, seed: int) -> None:
     """A bias has the demo, which never learnt to think, end it after a while."""
     prompt = f"<|im_start|>user\n{PROMPTS[0]}<|im_end|>\n<|im_start|>assistant\n<think>\n"
-    sampling = Sampling(1.0, seed=seed, logit_bias={THINK_END: 13.0})
+    sampling = GenerationOptions(temperature=1.0, seed=seed, logit_bias={THINK_END: 13.0})
     plain, *others = (
-        demo.generate(prompt, sampling, raw=True, max_tokens=100, depth=depth, json_schema=SIZE) for depth in (0, 1, 3)
+        demo.generate(prompt, replace(sampling, max_tokens=100, depth=depth, json_schema=SIZE), raw=True)
+        for depth in (0, 1, 3)
     )
     assert plain.finish_reason == "stop"
     thought, answer = plain.text.split("</think>")
@@ -223,7 +233,7 @@ def test_drafts_behind_an_end_or_a_forbidden_one_are_not_looked_at(demo: Engine)
 )
 def test_a_schema_that_cannot_be_followed_is_refused_at_once(demo: Engine, schema: Any, says: str) -> None:
     with pytest.raises(OptionError, match=says) as error:
-        demo.stream(PROMPTS[0], json_schema=schema)
+        demo.stream(PROMPTS[0], GenerationOptions(json_schema=schema))
     assert str(error.value).startswith("json_schema ")
     assert len(str(error.value).splitlines()) < 6
 
@@ -234,4 +244,4 @@ def test_a_tokenizer_that_cannot_be_read_is_refused_at_once(
     engine = load(raw_checkpoint("qwen3_5", dtype="float32"))
     monkeypatch.setattr(type(engine.tokenizer._tokenizer), "backend_tokenizer", None)
     with pytest.raises(OptionError, match="json_schema does not go with this model's tokenizer"):
-        engine.stream([5, 6], json_schema=ORDER)
+        engine.stream([5, 6], GenerationOptions(json_schema=ORDER))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxmtp import Engine, OptionError, Sampling, TokenLogprob, load
+from mlxmtp import Engine, GenerationOptions, OptionError, TokenLogprob, load
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.drafters import MTPChain
 from mlxmtp.decoding.logprobs import Report
 from mlxmtp.decoding.loop import decode_plainly, never_stop, speculate
+from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.verifier import Verifier
 from tests.running import prefilled
 from tests.scripted import counted_evaluations
@@ -25,9 +27,9 @@ def demo() -> Engine:
     return load()
 
 
-def told(engine: Engine, sampling: Sampling, depth: int, count: int) -> list[TokenLogprob]:
+def told(engine: Engine, sampling: GenerationOptions, depth: int, count: int) -> list[TokenLogprob]:
     records = []
-    for chunk in engine.stream(PROMPT, sampling, raw=True, max_tokens=COUNT, depth=depth, logprobs=count):
+    for chunk in engine.stream(PROMPT, replace(sampling, max_tokens=COUNT, depth=depth, logprobs=count), raw=True):
         assert [one.token for one in chunk.logprobs] == list(chunk.tokens)
         records += chunk.logprobs
     assert not depth or chunk.stats.drafted > 0
@@ -50,13 +52,21 @@ def laws(engine: Engine, generated: list[int]) -> list[list[float]]:
 @pytest.mark.parametrize(
     "sampling",
     [
-        Sampling(),
-        Sampling(1.0, seed=1),
-        Sampling(0.7, top_k=20, top_p=0.9, seed=2, frequency_penalty=0.8, repetition_penalty=1.3, logit_bias={5: 3.0}),
+        GenerationOptions(),
+        GenerationOptions(temperature=1.0, seed=1),
+        GenerationOptions(
+            temperature=0.7,
+            top_k=20,
+            top_p=0.9,
+            seed=2,
+            frequency_penalty=0.8,
+            repetition_penalty=1.3,
+            logit_bias={5: 3.0},
+        ),
     ],
     ids=["greedy", "sampled", "filtered and penalised"],
 )
-def test_they_are_log_softmax_of_a_plain_pass(demo: Engine, sampling: Sampling, depth: int) -> None:
+def test_they_are_log_softmax_of_a_plain_pass(demo: Engine, sampling: GenerationOptions, depth: int) -> None:
     records = told(demo, sampling, depth, 5)
     assert len(records) > 8
     for one, law in zip(records, laws(demo, [one.token for one in records]), strict=True):
@@ -67,8 +77,8 @@ def test_they_are_log_softmax_of_a_plain_pass(demo: Engine, sampling: Sampling, 
 
 @pytest.mark.parametrize("verify", ["token", "block"])
 def test_of_rejection_sampling(demo: Engine, verify: Any) -> None:
-    options: Any = {"raw": True, "max_tokens": COUNT, "depth": 3, "verify": verify, "logprobs": 0}
-    chunks = list(demo.stream(PROMPT, Sampling(1.0, seed=4), **options))
+    options = GenerationOptions(temperature=1.0, seed=4, max_tokens=COUNT, depth=3, verify=verify, logprobs=0)
+    chunks = list(demo.stream(PROMPT, options, raw=True))
     records = [one for chunk in chunks for one in chunk.logprobs]
     assert 0 < chunks[-1].stats.accepted < chunks[-1].stats.drafted, "tokens of both kinds"
     for one, law in zip(records, laws(demo, [one.token for one in records]), strict=True):
@@ -76,8 +86,8 @@ def test_of_rejection_sampling(demo: Engine, verify: Any) -> None:
 
 
 def test_they_change_no_token_and_are_not_given_unasked(demo: Engine) -> None:
-    for sampling in (Sampling(), Sampling(1.0, seed=1)):
-        chunks = list(demo.stream(PROMPT, sampling, raw=True, max_tokens=COUNT))
+    for sampling in (GenerationOptions(), GenerationOptions(temperature=1.0, seed=1)):
+        chunks = list(demo.stream(PROMPT, replace(sampling, max_tokens=COUNT), raw=True))
         assert [token for chunk in chunks for token in chunk.tokens] == [
             one.token for one in told(demo, sampling, 3, 20)
         ]
@@ -111,4 +121,4 @@ def test_they_come_with_the_evaluation_of_their_round(demo: Engine, depth: int) 
 @pytest.mark.parametrize("wrong", [-1, 21, 2.5, "3"])
 def test_a_number_out_of_range_is_refused_at_once(demo: Engine, wrong: Any) -> None:
     with pytest.raises(OptionError, match=r"logprobs is .*; expected a whole number from 0 to 20"):
-        demo.stream(PROMPT, logprobs=wrong)
+        demo.stream(PROMPT, GenerationOptions(logprobs=wrong))

@@ -11,7 +11,7 @@ import pytest
 from mlx_lm import tool_parsers
 from mlx_lm.utils import load_tokenizer
 
-from mlxmtp import load
+from mlxmtp import GenerationOptions, load
 from mlxmtp.engine.loading import DEMO
 from mlxmtp.engine.parts import OutputParser, Segment, joined, message
 from mlxmtp.engine.prompt import encode
@@ -179,8 +179,9 @@ def test_a_turn_that_ends_in_half_a_mark_is_given_out_whole(monkeypatch: pytest.
     engine = load()
     monkeypatch.setattr(engine.tokenizer, "_think_start", "What can I get for you yesterday")
     said = []
-    for options in (*({"max_tokens": count} for count in range(4, 12)), {"stop": ["today"]}):
-        chunks = list(engine.stream("Hello!", **options))
+    cuts = [GenerationOptions(max_tokens=count) for count in range(4, 12)]
+    for options in (*cuts, GenerationOptions(stop=["today"])):
+        chunks = list(engine.stream("Hello!", options))
         said.append("".join(chunk.text for chunk in chunks))
         parts = [part for chunk in chunks for part in chunk.parts]
         assert joined(parts) == [Segment("text", said[-1])]

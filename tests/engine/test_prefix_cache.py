@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlxmtp import Engine, PromptError, Sampling
+from mlxmtp import Engine, GenerationOptions, PromptError
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Stats
 from mlxmtp.engine.prefix_cache import PrefixCache
@@ -16,7 +17,7 @@ from tests.engine.kinds import PLENTY, find, words
 from tests.running import generated, prefilled, rounds
 
 KINDS = (*kinds.KINDS, "deepseek_v3")  # its latents too
-GREEDY, SEEDED = Sampling(), Sampling(1.0, seed=5)
+GREEDY, SEEDED = GenerationOptions(), GenerationOptions(temperature=1.0, seed=5)
 COUNT = 9
 
 Turn = tuple[list[int], Stats]
@@ -38,13 +39,15 @@ def turn(
     prefixes: PrefixCache | None = None,
     *,
     depth: int = 3,
-    sampling: Sampling = GREEDY,
+    sampling: GenerationOptions = GREEDY,
     count: int = COUNT,
     chunks: int | None = None,
 ) -> Turn:
     """Tokens and statistics of a turn, ended by its reader after so many chunks."""
     tokens: list[int] = []
-    with closing(engine.stream(prompt, sampling, max_tokens=count, depth=depth, prefixes=prefixes)) as stream:
+    with closing(
+        engine.stream(prompt, replace(sampling, max_tokens=count, depth=depth), prefix_cache=prefixes)
+    ) as stream:
         for number, chunk in enumerate(stream, start=1):
             tokens += chunk.tokens
             if number == chunks:
@@ -58,7 +61,7 @@ def drafting(stats: Stats) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
-def test_a_conversation_goes_on_as_if_read_anew(engine: Engine, sampling: Sampling) -> None:
+def test_a_conversation_goes_on_as_if_read_anew(engine: Engine, sampling: GenerationOptions) -> None:
     with_mtp, plain = cache(), cache()
     prompt, held, accepted = words(engine, 13), 0, 0
     for number in range(3):
@@ -109,13 +112,15 @@ def test_a_prompt_is_read_in_chunks_behind_what_is_kept(hybrid: Engine) -> None:
     kept, prompt = len(prompt) + len(tokens), prompt + tokens + words(hybrid, 40)
     expected, anew = turn(hybrid, prompt)
     told: list[tuple[int, int]] = []
-    options: dict[str, Any] = {
-        "max_tokens": COUNT,
-        "depth": 3,
-        "prefill_rows": 16,
-        "on_prefill": lambda *now: told.append(now),
-    }
-    chunks = list(hybrid.stream(prompt, prefixes=prefixes, **options))
+    chunks = list(
+        hybrid.stream(
+            prompt,
+            GenerationOptions(max_tokens=COUNT, depth=3),
+            prefill_tokens=16,
+            on_prefill=lambda *now: told.append(now),
+            prefix_cache=prefixes,
+        )
+    )
     assert [token for chunk in chunks for token in chunk.tokens] == expected
     assert drafting(chunks[-1].stats) == drafting(anew)
     new = len(prompt) - kept
@@ -188,7 +193,9 @@ def test_a_turn_halted_in_its_prompt_leaves_what_was_read(engine: Engine, call: 
     prefixes, prompt = cache(), words(engine, 13)
     prompt = prompt + turn(engine, prompt, prefixes, depth=depth)[0]
     held, prompt = len(prompt) - 1, prompt + words(engine, 25)
-    stream = engine.stream(prompt, depth=depth, on_prefill=halt_at(call), prefill_rows=8, prefixes=prefixes)
+    stream = engine.stream(
+        prompt, GenerationOptions(depth=depth), on_prefill=halt_at(call), prefill_tokens=8, prefix_cache=prefixes
+    )
     with pytest.raises(_HaltError):
         list(stream)
     next_one = {
@@ -204,7 +211,7 @@ def test_a_turn_halted_in_its_prompt_leaves_what_was_read(engine: Engine, call: 
 def test_a_turn_that_nobody_began_leaves_nothing_wrong(hybrid: Engine) -> None:
     prefixes, prompt = cache(), words(hybrid, 13)
     prompt = prompt + turn(hybrid, prompt, prefixes)[0] + words(hybrid, 5)
-    hybrid.stream(prompt, prefixes=prefixes).close()  # type: ignore[attr-defined]
+    hybrid.stream(prompt, prefix_cache=prefixes).close()  # type: ignore[attr-defined]
     tokens, stats = turn(hybrid, prompt, prefixes)
     assert (tokens, stats.reused_tokens) == (turn(hybrid, prompt)[0], len(prompt) - 5)
 
@@ -212,7 +219,7 @@ def test_a_turn_that_nobody_began_leaves_nothing_wrong(hybrid: Engine) -> None:
 def test_an_accident_among_the_rounds_leaves_nothing(hybrid: Engine) -> None:
     prefixes, prompt = cache(), words(hybrid, 13)
     prompt = prompt + turn(hybrid, prompt, prefixes)[0] + words(hybrid, 5)
-    stream = hybrid.stream(prompt, max_tokens=COUNT, prefixes=prefixes)
+    stream = hybrid.stream(prompt, GenerationOptions(max_tokens=COUNT), prefix_cache=prefixes)
     tokens = next(stream).tokens
     with pytest.raises(_HaltError):
         stream.throw(_HaltError())  # type: ignore[attr-defined]
@@ -224,10 +231,10 @@ def test_an_accident_among_the_rounds_leaves_nothing(hybrid: Engine) -> None:
 def test_a_turn_closed_late_vouches_for_itself_only(hybrid: Engine) -> None:
     """A traceback can hold an abandoned turn for a while: it is closed when another one has failed meanwhile."""
     prefixes, prompt = cache(), words(hybrid, 13)
-    abandoned = hybrid.stream(prompt, max_tokens=COUNT, prefixes=prefixes)
+    abandoned = hybrid.stream(prompt, GenerationOptions(max_tokens=COUNT), prefix_cache=prefixes)
     said = list(next(abandoned).tokens)
     newer = words(hybrid, 20, seed=1)
-    failing = hybrid.stream(newer, max_tokens=COUNT, prefixes=prefixes)
+    failing = hybrid.stream(newer, GenerationOptions(max_tokens=COUNT), prefix_cache=prefixes)
     next(failing)
     with pytest.raises(_HaltError):
         failing.throw(_HaltError())  # type: ignore[attr-defined]
@@ -243,7 +250,7 @@ def test_a_refused_prompt_costs_nothing(hybrid: Engine) -> None:
     prompt = prompt + turn(hybrid, prompt, prefixes)[0]
     for bad in ([], [-1], [5] * hybrid.context):
         with pytest.raises(PromptError):
-            hybrid.stream(bad, prefixes=prefixes)
+            hybrid.stream(bad, prefix_cache=prefixes)
     assert turn(hybrid, [*prompt, 5], prefixes)[1].reused_tokens == len(prompt)
 
 

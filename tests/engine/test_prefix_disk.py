@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxmtp import Engine, Sampling, load
+from mlxmtp import Engine, GenerationOptions, load
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.engine.model_key import model_key
 from mlxmtp.engine.prefix_disk import LEAST, POINTS, PrefixStore
@@ -28,7 +28,7 @@ def engine(request: pytest.FixtureRequest, raw_checkpoint: Callable[..., Path]) 
 # -- restarts -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"sampling": Sampling(1.0, seed=3)}, {"depth": 0}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}, {"depth": 0}], ids=str)
 def test_a_conversation_goes_on_after_a_restart(engine: Engine, tmp_path: Path, options: dict[str, Any]) -> None:
     """From its end, and from each of its points."""
     disk = Disk(tmp_path / "new" / "folder", engine)
@@ -110,7 +110,7 @@ def test_a_conversation_has_one_file(hybrid: Engine, tmp_path: Path) -> None:
 def test_a_file_is_not_read_for_a_few_tokens(hybrid: Engine, tmp_path: Path) -> None:
     disk, prompt = Disk(tmp_path, hybrid), words(hybrid, 200)
     cache = disk.cache()
-    hybrid.generate(prompt, max_tokens=2, prefixes=cache, boundaries=[12, 190])
+    hybrid.generate(prompt, GenerationOptions(max_tokens=2), prefix_cache=cache, boundaries=[12, 190])
     cache.close()
     again = disk.cache()
     assert answer(hybrid, [*prompt[:12], prompt[12] ^ 1, *words(hybrid, 40)], again)[1] == 0

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from mlx_lm.utils import load_tokenizer
 
-from mlxmtp import PromptError, load
+from mlxmtp import GenerationOptions, PromptError, load
 from mlxmtp.engine.loading import DEMO
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.engine.prompt import encode, read, render
@@ -212,9 +212,12 @@ def test_a_conversation_with_the_demo() -> None:
     def ask(messages: list[dict[str, Any]]) -> tuple[str, int]:
         told[:] = [0]
         found = engine.generate(
-            messages, max_tokens=12, prefixes=prefixes, on_prefill=lambda _, total: told.append(total)
+            messages,
+            GenerationOptions(max_tokens=12),
+            prefix_cache=prefixes,
+            on_prefill=lambda _, total: told.append(total),
         )
-        assert found.tokens == engine.generate(messages, max_tokens=12, depth=0).tokens
+        assert found.tokens == engine.generate(messages, GenerationOptions(max_tokens=12, depth=0)).tokens
         return found.text, told[-1]
 
     system = {"role": "system", "content": Path(__file__).read_text()[:400]}

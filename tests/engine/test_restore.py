@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxmtp import Engine, load
+from mlxmtp import Engine, GenerationOptions, load
 from mlxmtp.decoding.sequence import Sequence as Tokens
 from mlxmtp.targets import is_trimmable, leaf_caches
 from tests.engine.kinds import KINDS, find
@@ -197,7 +197,9 @@ def test_without_marks_prompts_are_read_in_the_same_chunks(engine: Engine) -> No
 def test_a_turn_that_is_closed_can_be_gone_back_from(hybrid: Engine) -> None:
     talk = Talk(hybrid)
     prompt = talk.words(60, 1)
-    with closing(hybrid.stream(prompt, max_tokens=50, prefixes=talk.prefixes, boundaries=[55])) as stream:
+    with closing(
+        hybrid.stream(prompt, GenerationOptions(max_tokens=50), prefix_cache=talk.prefixes, boundaries=[55])
+    ) as stream:
         next(stream)
         next(stream)
     talk.says(prompt, 55)
@@ -214,7 +216,7 @@ def test_twelve_turns_of_an_agent_with_twelve_thousand_tokens(raw_checkpoint: Ca
         mark = len(prompt)
         prompt = [*prompt, 3, 4, 5, 6]
         options = {"boundaries": [400, mark], "on_prefill": lambda *now: told.append(now)}
-        found = engine.generate(prompt, max_tokens=6, prefixes=talk.prefixes, **options)  # type: ignore[arg-type]
+        found = engine.generate(prompt, GenerationOptions(max_tokens=6), prefix_cache=talk.prefixes, **options)  # type: ignore[arg-type]
         if number:
             assert (found.stats.reused_tokens, told[-1][1]) == (held, len(prompt) - held - back)
         back = number % 2

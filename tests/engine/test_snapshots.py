@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlxmtp import Engine, load
+from mlxmtp import Engine, GenerationOptions, load
 from mlxmtp.decoding.sequence import MAX_SNAPSHOTS
 from mlxmtp.decoding.sequence import Sequence as Tokens
 from mlxmtp.decoding.snapshots import Position, PrefixInfo, Snapshot, thin_out
@@ -120,7 +120,9 @@ def test_a_kept_turn_holds_no_more_than_its_bytes(wide: Engine) -> None:
     talk, prompt = Talk(wide), Talk(wide).words(600, 1)
     mx.clear_cache()
     empty = mx.get_active_memory()
-    with closing(wide.stream(prompt, max_tokens=30, depth=3, prefixes=talk.prefixes, boundaries=[40, 596])) as stream:
+    with closing(
+        wide.stream(prompt, GenerationOptions(max_tokens=30, depth=3), prefix_cache=talk.prefixes, boundaries=[40, 596])
+    ) as stream:
         assert next(stream).stats.drafted == 3
     mx.clear_cache()
     held, counted = mx.get_active_memory() - empty, talk.prefixes.nbytes
@@ -131,7 +133,9 @@ def test_a_kept_turn_holds_no_more_than_its_bytes(wide: Engine) -> None:
 def test_a_turn_without_a_cache_keeps_no_points(hybrid: Engine) -> None:
     told: list[int] = []
     prompt = Talk(hybrid).words(100, 1)
-    hybrid.generate(prompt, max_tokens=1, boundaries=[10], on_prefill=lambda done, total: told.append(done))
+    hybrid.generate(
+        prompt, GenerationOptions(max_tokens=1), boundaries=[10], on_prefill=lambda done, total: told.append(done)
+    )
     assert told == [99]
 
 

@@ -2,13 +2,14 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
 
-from mlxmtp import Engine, OptionError, PromptError, Sampling, load
+from mlxmtp import Engine, GenerationOptions, OptionError, PromptError, load
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.engine import speed
 from mlxmtp.engine.speed import WARM_UP, Speed, compare
@@ -28,16 +29,23 @@ def plain(raw_checkpoint: Callable[..., Path]) -> Engine:
     return load(raw_checkpoint("qwen3_5", dtype="float32", vocab=8, positions=64, head=False))
 
 
-def measured(engine: Engine, sampling: Sampling | None = None, depth: int | None = None) -> list[Speed]:
-    return list(compare(engine, PROMPT, sampling or Sampling(), depth=depth, tokens=TOKENS, repeats=REPEATS))
+def measured(engine: Engine, sampling: GenerationOptions | None = None, depth: int | None = None) -> list[Speed]:
+    return list(
+        compare(engine, PROMPT, replace(sampling or GenerationOptions(), depth=depth), tokens=TOKENS, repeats=REPEATS)
+    )
 
 
 @pytest.mark.parametrize(
     ("depth", "sampling"),
-    [(None, Sampling()), (None, Sampling(1.0, 0.9, 5, 0.01)), (0, Sampling(1.2)), (1, Sampling(1.2, seed=3))],
+    [
+        (None, GenerationOptions()),
+        (None, GenerationOptions(temperature=1.0, top_p=0.9, top_k=5, min_p=0.01)),
+        (0, GenerationOptions(temperature=1.2)),
+        (1, GenerationOptions(temperature=1.2, seed=3)),
+    ],
     ids=str,
 )
-def test_a_measurement_grows_to_its_end(engine: Engine, depth: int | None, sampling: Sampling) -> None:
+def test_a_measurement_grows_to_its_end(engine: Engine, depth: int | None, sampling: GenerationOptions) -> None:
     """Past end tokens, of which a sampled text of eight words is full."""
     steps = measured(engine, sampling, depth)
     assert {(step.depth, step.total) for step in steps} == {(depth, TOTAL)}
@@ -58,8 +66,8 @@ def test_rates_are_of_what_came_after_the_first_round(engine: Engine, monkeypatc
     monkeypatch.setattr(speed, "time", clock)
     assert {*measured(engine, depth=0)[-1].plain, *measured(engine, depth=0)[-1].mtp} == {1.0}
     last = measured(engine, depth=3)[-1]
-    stats = engine.generate(PROMPT, max_tokens=TOKENS, depth=3).stats
-    first = next(engine.stream(PROMPT, max_tokens=TOKENS, depth=3)).stats.tokens
+    stats = engine.generate(PROMPT, GenerationOptions(max_tokens=TOKENS, depth=3)).stats
+    first = next(engine.stream(PROMPT, GenerationOptions(max_tokens=TOKENS, depth=3))).stats.tokens
     assert last.plain == (1.0, 1.0)
     assert last.mtp == ((TOKENS - first) / (stats.rounds - 1),) * REPEATS
 
@@ -71,7 +79,7 @@ def test_a_model_without_a_head(plain: Engine) -> None:
 
 def test_each_run_goes_on_from_the_prompt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways say the same, in every run: that of plain decoding."""
-    expected = engine.generate(PROMPT, max_tokens=TOKENS, depth=0).tokens
+    expected = engine.generate(PROMPT, GenerationOptions(max_tokens=TOKENS, depth=0)).tokens
     texts: list[list[int]] = []
 
     def fork(sequence: Sequence) -> Sequence:
@@ -97,17 +105,17 @@ def test_mlx_lm_is_given_the_whole_prompt(engine: Engine, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(speed, "generate_step", listening)
     measured(engine)
-    expected = engine.generate(PROMPT, max_tokens=TOKENS, depth=0).tokens
+    expected = engine.generate(PROMPT, GenerationOptions(max_tokens=TOKENS, depth=0)).tokens
     assert tokens == expected[:WARM_UP] + expected * REPEATS
 
 
 def test_no_room_to_measure(engine: Engine) -> None:
     fits = [5] * (engine.context - TOKENS)
-    assert next(compare(engine, fits, Sampling(), tokens=TOKENS, repeats=1)).done == 1
+    assert next(compare(engine, fits, GenerationOptions(), tokens=TOKENS, repeats=1)).done == 1
     with pytest.raises(PromptError, match="the conversation has 56 of 64 tokens; no room to measure 9 more"):
-        next(compare(engine, [*fits, 5], Sampling(), tokens=TOKENS))
+        next(compare(engine, [*fits, 5], GenerationOptions(), tokens=TOKENS))
     with pytest.raises(PromptError, match="empty"):
-        next(compare(engine, [], Sampling()))
+        next(compare(engine, [], GenerationOptions()))
 
 
 @pytest.mark.parametrize("depth", [-1, 17])
@@ -125,13 +133,16 @@ def test_a_depth_without_a_head(plain: Engine) -> None:
 @pytest.mark.parametrize("steps", [0, 1, WARM_UP, WARM_UP + 1, 2 * WARM_UP + TOKENS])
 def test_whoever_reads_may_stop(engine: Engine, steps: int) -> None:
     """Among mlx-lm's runs and among ours, the engine is as it was."""
-    expected = engine.generate(PROMPT, max_tokens=12).tokens
-    running = compare(engine, PROMPT, Sampling(), depth=1, tokens=TOKENS, repeats=REPEATS)
+    expected = engine.generate(PROMPT, GenerationOptions(max_tokens=12)).tokens
+    running = compare(engine, PROMPT, GenerationOptions(depth=1), tokens=TOKENS, repeats=REPEATS)
     for _ in range(steps):
         next(running)
     running.close()
-    run = engine.generate(PROMPT, max_tokens=12)
-    assert (run.tokens, engine.generate(PROMPT, max_tokens=12, depth=0).tokens) == (expected, expected)
+    run = engine.generate(PROMPT, GenerationOptions(max_tokens=12))
+    assert (run.tokens, engine.generate(PROMPT, GenerationOptions(max_tokens=12, depth=0)).tokens) == (
+        expected,
+        expected,
+    )
 
 
 def test_nothing_of_it_stays_in_memory(engine: Engine) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlxmtp import Engine, OptionError, load
+from mlxmtp import Engine, GenerationOptions, OptionError, load
 from mlxmtp.exactness import one_row
 from mlxmtp.exactness.probe import EVERY, ROWS, probe
 from mlxmtp.targets import Target
@@ -91,9 +91,9 @@ def test_strict_gives_up_the_head_where_it_cannot_be_kept(small: Path) -> None:
         assert (model.verdict.promise, model.head) == ("distribution", None)
         assert "strict identity cannot be kept here: logits differ" in (model.plain_because or "")
         with pytest.raises(OptionError, match="strict identity cannot be kept here"):
-            model.stream(LATTE, depth=1)
-        written = model.generate(LATTE, max_tokens=12).tokens
-        assert written == load(small, mtp=False).generate(LATTE, max_tokens=12).tokens
+            model.stream(LATTE, GenerationOptions(depth=1))
+        written = model.generate(LATTE, GenerationOptions(max_tokens=12)).tokens
+        assert written == load(small, mtp=False).generate(LATTE, GenerationOptions(max_tokens=12)).tokens
 
 
 def test_canonical_has_the_width_that_it_needs(small: Path) -> None:
@@ -122,22 +122,27 @@ def test_depths_that_were_not_shown_are_refused(small: Path, monkeypatch: pytest
     """As on a GPU, where no more rows are looked at."""
     monkeypatch.setattr(Target, "fast_rows", ROWS)
     model = load(small, identity="strict")
-    assert model.generate(LATTE, max_tokens=4, depth=ROWS - 1).tokens
+    assert model.generate(LATTE, GenerationOptions(max_tokens=4, depth=ROWS - 1)).tokens
     with pytest.raises(OptionError, match=rf"depth is {ROWS}, but strict identity .* up to {ROWS - 1}"):
-        model.stream(LATTE, depth=ROWS)
-    assert load(small).generate(LATTE, max_tokens=4, depth=ROWS).tokens, "fast promises nothing for them"
+        model.stream(LATTE, GenerationOptions(depth=ROWS))
+    assert load(small).generate(LATTE, GenerationOptions(max_tokens=4, depth=ROWS)).tokens, (
+        "fast promises nothing for them"
+    )
 
 
 @pytest.mark.exhaustive
 def test_the_demo_with_strict_and_canonical() -> None:
     with backend():
-        plain = load(mtp=False).generate(LATTE, max_tokens=32)
+        plain = load(mtp=False).generate(LATTE, GenerationOptions(max_tokens=32))
         strict = load(identity="strict")
         assert strict.verdict.promise == "identical-one-row"
-        found = strict.generate(LATTE, max_tokens=32)
+        found = strict.generate(LATTE, GenerationOptions(max_tokens=32))
         assert found.tokens == plain.tokens
         assert found.stats.accepted, "the head is at work"
-        canonical = [load(mtp=mtp, identity="canonical").generate(LATTE, max_tokens=32) for mtp in (True, False)]
+        canonical = [
+            load(mtp=mtp, identity="canonical").generate(LATTE, GenerationOptions(max_tokens=32))
+            for mtp in (True, False)
+        ]
         assert canonical[0].tokens == canonical[1].tokens
         assert not load().token_identical
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlxmtp import Engine, load
+from mlxmtp import Engine, GenerationOptions, load
 from mlxmtp.engine import identity as chat_identity
 from mlxmtp.exactness import store as room
 from mlxmtp.exactness.store import file_of, store, stored
@@ -58,9 +58,12 @@ def test_a_kept_verdict_brings_its_arithmetic(model: Path, probes: list[str]) ->
             assert first.verdict == again.verdict
             assert (first.target.min_tokens, again.target.min_tokens) == (width, width)
             prompt = list(range(5, 30))
-            assert again.generate(prompt, max_tokens=20).tokens == first.generate(prompt, max_tokens=20).tokens
-        plain = load(model, mtp=False).generate(prompt, max_tokens=20).tokens
-        assert load(model, identity="strict").generate(prompt, max_tokens=20).tokens == plain
+            assert (
+                again.generate(prompt, GenerationOptions(max_tokens=20)).tokens
+                == first.generate(prompt, GenerationOptions(max_tokens=20)).tokens
+            )
+        plain = load(model, mtp=False).generate(prompt, GenerationOptions(max_tokens=20)).tokens
+        assert load(model, identity="strict").generate(prompt, GenerationOptions(max_tokens=20)).tokens == plain
     assert probes == ["strict", "canonical"]
 
 

@@ -13,7 +13,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxmtp import Sampling, load
+from mlxmtp import GenerationOptions, load
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.errors import HeadError
 from mlxmtp.heads import load_head, resolve_head, self_check
@@ -199,7 +199,7 @@ def test_without_its_assistant_the_model_decodes_plainly(gemma_checkpoint: Check
     engine = load(gemma_checkpoint())
     assert engine.mtp is None
     assert "is a model of its own" in (engine.plain_because or "")
-    assert engine.generate([5, 9, 20], max_tokens=8).tokens == reference(engine, [5, 9, 20], 8)
+    assert engine.generate([5, 9, 20], GenerationOptions(max_tokens=8)).tokens == reference(engine, [5, 9, 20], 8)
 
 
 def test_an_assistant_is_the_same_however_it_is_published(
@@ -231,7 +231,10 @@ def test_a_damaged_assistant_changes_no_token(gemma_checkpoint: Checkpoints, tmp
     tiny.save_weights(folder, weights | {damaged: weights[damaged] * mx.nan}, made_by="pt")
     engine = load(gemma_checkpoint(), head=folder)
     assert generated(engine, prompt, 40, 3) == reference(engine, prompt, 40)
-    seeded, plain = (engine.generate(prompt, Sampling(1.0, seed=3), max_tokens=20, depth=d).tokens for d in (3, 0))
+    seeded, plain = (
+        engine.generate(prompt, GenerationOptions(temperature=1.0, seed=3, max_tokens=20, depth=d)).tokens
+        for d in (3, 0)
+    )
     assert seeded == plain
     assert engine.mtp
     assert not self_check(engine.target, engine.mtp, prompt).finite

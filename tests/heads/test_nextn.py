@@ -8,7 +8,7 @@ import mlx_lm
 import numpy as np
 import pytest
 
-from mlxmtp import load
+from mlxmtp import GenerationOptions, load
 from mlxmtp.conversion.attach import attach
 from mlxmtp.conversion.convert import Packing, convert
 from mlxmtp.conversion.inspect import inspect
@@ -94,8 +94,8 @@ def test_the_head_is_the_same_converted_attached_and_read_back(
     assert report.speculates
     assert report.head is not None
     assert (report.head.family, report.head.layers, report.head.norms) == ("nextn", 1, "plain")
-    tokens = load(raw).generate(PROMPT, max_tokens=20).tokens
-    assert load(converted).generate(PROMPT, max_tokens=20).tokens == tokens
+    tokens = load(raw).generate(PROMPT, GenerationOptions(max_tokens=20)).tokens
+    assert load(converted).generate(PROMPT, GenerationOptions(max_tokens=20)).tokens == tokens
 
 
 @pytest.mark.parametrize("kind", tiny.NEXTN_KINDS)

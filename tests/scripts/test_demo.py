@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlxmtp import Sampling
+from mlxmtp import GenerationOptions
 from mlxmtp.exactness.verdict import Guarantee
 
 REPO = Path(__file__).parents[2]
@@ -59,9 +59,9 @@ def test_sampling_without_a_seed_promises_nothing(demo):
 def test_tokens_that_differ_are_a_fault_where_they_were_promised(monkeypatch, capsys, promise, depth, code, said):
     compare = runpy.run_path(str(REPO / "scripts" / "demo.py"))["compare"]
     runs = (SimpleNamespace(tokens=[number], stats=SimpleNamespace(decode_tps=1.0)) for number in itertools.count())
-    monkeypatch.setitem(compare.__globals__, "measure", lambda *_: next(runs))
+    monkeypatch.setitem(compare.__globals__, "measure", lambda *_, **__: next(runs))
     engine = SimpleNamespace(verdict=Guarantee(promise, 8, 32))
-    assert compare(engine, "x", Sampling(), SimpleNamespace(depth=depth, verify=None)) == code
+    assert compare(engine, "x", GenerationOptions(depth=depth), raw=False) == code
     assert said in capsys.readouterr().err
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxmtp import load
+from mlxmtp import GenerationOptions, load
 from mlxmtp.decoding.auto import AutoDepth
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "replay_rounds.py"))
@@ -59,7 +59,7 @@ def test_what_is_noted_is_what_speculation_finds(
     main = SCRIPT["main"]
     monkeypatch.setitem(main.__globals__, "report", lambda notes, runs: found.extend(notes))
     main()
-    reply = load().generate(text, max_tokens=48, depth=2)
+    reply = load().generate(text, GenerationOptions(max_tokens=48, depth=2))
     assert found[0].tokens[:48] == list(reply.tokens)
     rounds = reply.stats.rounds
     assert fixed(found[0], 2) == pytest.approx(rounds * DRAFTED[2], abs=DRAFTED[2])

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from mlxmtp import load
+from mlxmtp import GenerationOptions, load
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "spoil_head.py"
 
@@ -31,4 +31,7 @@ def test_only_the_head_is_another(
     assert other
     assert all(name.startswith("mtp.") for name in other)
     prompt = list(range(20))
-    assert load(out).generate(prompt, depth=2).tokens == load(model).generate(prompt, depth=0).tokens
+    assert (
+        load(out).generate(prompt, GenerationOptions(depth=2)).tokens
+        == load(model).generate(prompt, GenerationOptions(depth=0)).tokens
+    )

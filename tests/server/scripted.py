@@ -14,6 +14,7 @@ import httpx2
 
 from mlxmtp.engine.loading import DEMO
 from mlxmtp.engine.parts import OutputParser
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.engine.tokenizer import load_tokenizer
 from mlxmtp.server.app import WIRES, Service, create_app
 from mlxmtp.server.fields import Fields
@@ -22,7 +23,7 @@ from mlxmtp.server.log import Log
 from mlxmtp.server.main import http_server, listening
 from mlxmtp.server.prompting import Prompter
 from mlxmtp.server.request import Request
-from mlxmtp.worker.messages import Event, Generate, Load, Settings
+from mlxmtp.worker.messages import Event, Generate, Load
 from tests.scripted_engine import Answers, Engines, ScriptedEngine, finished, said, until
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -152,7 +153,7 @@ async def serving(
     queue: int = 8,
     context: int = 4096,
     max_body: int = 1_000_000,
-    defaults: Settings | None = None,
+    defaults: GenerationOptions | None = None,
     tokens: Any = None,
     **options: Any,
 ) -> AsyncIterator[Served]:
@@ -165,7 +166,7 @@ async def serving(
     host = Host(engines, Load, queue)
     await host.open()
     prompter = Prompter(tokens or tokenizer(), context)
-    service = Service(host, prompter, "demo", defaults or Settings(max_tokens=0), max_body, log=Notes())
+    service = Service(host, prompter, "demo", defaults or GenerationOptions(max_tokens=None), max_body, log=Notes())
     app = create_app(service, **options)
     try:
         async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://server") as http:
@@ -185,7 +186,7 @@ class Sent:
 
 def read(path: str, **more: Any) -> Request:
     """The request of the least body with more fields, without a server."""
-    return WIRES[path].read(Fields(HELLO[path] | more), Settings(max_tokens=0))
+    return WIRES[path].read(Fields(HELLO[path] | more), GenerationOptions(max_tokens=None))
 
 
 def sent(text: str) -> list[Sent]:

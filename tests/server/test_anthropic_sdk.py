@@ -10,7 +10,7 @@ import anthropic
 import pytest
 from anthropic import Anthropic, AsyncAnthropic
 
-from mlxmtp import Engine
+from mlxmtp import Engine, GenerationOptions
 from mlxmtp.engine.prompt import render
 from mlxmtp.worker.messages import Failed, Generate
 from tests.scripted_engine import asynchronous, said, until
@@ -32,7 +32,7 @@ def client(address: str) -> Anthropic:
 @pytest.fixture(scope="module")
 def expected(engine: Engine) -> str:
     """What the engine says itself, greedily."""
-    return engine.generate(STORY, max_tokens=24).text
+    return engine.generate(STORY, GenerationOptions(max_tokens=24)).text
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_messages(client: Anthropic, expected: str) -> None:
 
 
 def test_tools(client: Anthropic, engine: Engine, tool_tokens: list[int]) -> None:
-    text = engine.generate(tool_tokens, max_tokens=200).text
+    text = engine.generate(tool_tokens, GenerationOptions(max_tokens=200)).text
     called = json.loads(text.removeprefix("<tool_call>").removesuffix("</tool_call>"))
     options: Any = {"model": "any", "messages": LATTE, "tools": TOOLS, "max_tokens": 200}
     with client.messages.stream(**options) as stream:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.server.app import WIRES
 from mlxmtp.server.fields import Fields
 from mlxmtp.server.request import Request
-from mlxmtp.worker.messages import Settings
 from tests.scripted_engine import asynchronous
 from tests.server.bodies import Body, all_bodies
 from tests.server.protocols import PROTOCOLS
@@ -29,7 +29,7 @@ def path_of(one: Body) -> str:
 
 def understood(one: Body, without: tuple[str, ...] = ()) -> Request:
     body = {name: value for name, value in copy.deepcopy(one.body or {}).items() if name not in without}
-    return WIRES[path_of(one)].read(Fields(body), Settings(max_tokens=0))
+    return WIRES[path_of(one)].read(Fields(body), GenerationOptions(max_tokens=None))
 
 
 async def ask(served: Served, one: Body) -> Any:
@@ -111,7 +111,7 @@ async def test_completions(one: Body) -> None:
         for text in one.expects["present"]:
             assert text in served.prompt
     plain = {name: value for name, value in (one.body or {}).items() if name not in one.expects.get("ignored", ())}
-    wire, settings = WIRES[COMPLETIONS], Settings(max_tokens=0)
+    wire, settings = WIRES[COMPLETIONS], GenerationOptions(max_tokens=None)
     assert wire.read(Fields(plain), settings) == understood(one)
 
 

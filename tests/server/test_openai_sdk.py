@@ -11,7 +11,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
-from mlxmtp import Engine
+from mlxmtp import Engine, GenerationOptions
 from mlxmtp.engine.prompt import render
 from tests.scripted_engine import asynchronous
 from tests.server.scripted import serving, turn
@@ -32,14 +32,14 @@ def client(address: str) -> OpenAI:
 @pytest.fixture(scope="module")
 def expected(engine: Engine) -> str:
     """What the engine says itself, greedily."""
-    return engine.generate(STORY, max_tokens=64).text
+    return engine.generate(STORY, GenerationOptions(max_tokens=64)).text
 
 
 @pytest.fixture(scope="module")
 def called(engine: Engine) -> dict[str, Any]:
     """The arguments of the call that the engine makes itself."""
     tokens = render(engine.tokenizer, LATTE, tools=TOOLS).tokens
-    text = engine.generate(tokens, max_tokens=200).text
+    text = engine.generate(tokens, GenerationOptions(max_tokens=200)).text
     content = json.loads(text.removeprefix("<tool_call>").removesuffix("</tool_call>"))
     assert content["name"] == "get_menu_items"
     arguments: dict[str, Any] = content["arguments"]
@@ -95,7 +95,7 @@ def test_a_forced_call(client: OpenAI) -> None:
 
 
 def test_completions(client: OpenAI, engine: Engine) -> None:
-    expected = engine.generate("Once upon a time", max_tokens=20, raw=True).text
+    expected = engine.generate("Once upon a time", GenerationOptions(max_tokens=20), raw=True).text
     options: Any = {"model": "any", "prompt": "Once upon a time", "max_tokens": 20}
     assert client.completions.create(**options).choices[0].text == expected
     chunks = client.completions.create(stream=True, **options)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.server.app import WIRES
 from mlxmtp.server.fields import Fields
-from mlxmtp.worker.messages import Settings
 from tests.scripted_engine import asynchronous
 from tests.server.protocols import PROTOCOLS, Heard, Protocol, protocol_id
 from tests.server.scripted import CHAT, MESSAGES, RESPONSES, Served, serving, tokenizer, turn
@@ -36,7 +36,7 @@ both = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"
 
 def messages(path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     """What a template gets of a request."""
-    found = WIRES[path].read(Fields(json.loads(json.dumps(body))), Settings()).messages
+    found = WIRES[path].read(Fields(json.loads(json.dumps(body))), GenerationOptions()).messages
     assert isinstance(found, list)
     return found  # type: ignore[return-value]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.server.app import WIRES
 from mlxmtp.server.fields import Fields
-from mlxmtp.worker.messages import Settings
 from tests.server.scripted import ALL, CHAT, COMPLETIONS, HELLO, MESSAGES, RESPONSES, read
 
 PERSON = {"type": "object", "properties": {"name": {"type": "string"}}}
@@ -34,15 +34,37 @@ def test_sampling_is_heard(path: str) -> None:
     }
     found = read(path, **wanted, logit_bias={"12": -100, "7": 1.5}).settings
     assert {name: asdict(found)[name] for name in wanted} == wanted
-    assert found.logit_bias == [[12, -100.0], [7, 1.5]]
+    assert found.logit_bias == ((12, -100.0), (7, 1.5))
 
 
 @each
 def test_what_is_left_out_is_as_the_server_was_told(path: str) -> None:
-    defaults = Settings(0.6, 0.95, 20, 0.1, 3, 0.1, 0.2, 1.2, depth=2, max_tokens=0)
+    defaults = GenerationOptions(
+        temperature=0.6,
+        top_p=0.95,
+        top_k=20,
+        min_p=0.1,
+        seed=3,
+        frequency_penalty=0.1,
+        presence_penalty=0.2,
+        repetition_penalty=1.2,
+        depth=2,
+        max_tokens=None,
+    )
     found = WIRES[path].read(Fields(HELLO[path] | dict.fromkeys(["temperature", "top_p", "seed"])), defaults).settings
-    limit = {COMPLETIONS: 16, MESSAGES: 100}.get(path, 0)
-    assert found == Settings(0.6, 0.95, 20, 0.1, 3, 0.1, 0.2, 1.2, depth=2, max_tokens=limit)
+    limit = {COMPLETIONS: 16, MESSAGES: 100}.get(path)
+    assert found == GenerationOptions(
+        temperature=0.6,
+        top_p=0.95,
+        top_k=20,
+        min_p=0.1,
+        seed=3,
+        frequency_penalty=0.1,
+        presence_penalty=0.2,
+        repetition_penalty=1.2,
+        depth=2,
+        max_tokens=limit,
+    )
 
 
 @each
@@ -50,7 +72,7 @@ def test_limits_by_their_names(path: str) -> None:
     for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"):
         assert read(path, **{name: 33}).settings.max_tokens == 33
         assert read(path, **{name: 33.0}).settings.max_tokens == 33
-        assert read(path, **{"max_tokens": -1} | {name: -1}).settings.max_tokens == 0  # as llama.cpp: no limit
+        assert read(path, **{"max_tokens": -1} | {name: -1}).settings.max_tokens is None  # as llama.cpp: no limit
     assert read(path, max_tokens=50, n_predict=40, max_output_tokens=60).settings.max_tokens == 40
 
 
@@ -58,11 +80,13 @@ def test_limits_by_their_names(path: str) -> None:
 def test_names_of_other_servers(path: str) -> None:
     assert read(path, repeat_penalty=1.3).settings.repetition_penalty == 1.3
     assert read(path, repeat_penalty=1.3, repetition_penalty=1.2).settings.repetition_penalty == 1.2
-    assert read(path, stop="END").settings.stop == read(path, stop_sequences=["END"]).settings.stop == ["END"]
+    assert read(path, stop="END").settings.stop == read(path, stop_sequences=["END"]).settings.stop == ("END",)
 
 
 def test_values_that_mean_nothing_special() -> None:
-    assert read(CHAT, temperature=0, top_p=0, top_k=-1).settings == Settings(0.0, 1e-9, 0, max_tokens=0)
+    assert read(CHAT, temperature=0, top_p=0, top_k=-1).settings == GenerationOptions(
+        temperature=0.0, top_p=1e-9, top_k=0, max_tokens=None
+    )
     assert read(CHAT, seed=-1).settings.seed == 2**64 - 1
     assert read(CHAT, n=1, mirostat=0, modalities=["text"], typical_p=1.0, tfs_z=1) == read(CHAT)
     nothing: dict[str, Any] = {"grammar": "", "stop_token_ids": [], "min_tokens": 0, "ignore_eos": False, "top_a": 0}

@@ -10,7 +10,8 @@ from mlxmtp_tui.files import MentionError
 from mlxmtp_tui.roles import Options
 from mlxmtp_tui.sessions import Session
 
-from mlxmtp.worker.messages import Compare, Generate, Load, Prefilled, Settings, Stopped
+from mlxmtp.engine.request import GenerationOptions
+from mlxmtp.worker.messages import Compare, Generate, Load, Prefilled, Stopped
 from tests.tui.scripted import (
     Engines,
     ScriptedEngine,
@@ -32,7 +33,7 @@ from tests.tui.states import BUSY, in_state, soon
 
 @asynchronous
 async def test_a_turn_from_the_question_to_the_file() -> None:
-    settings = Settings(temperature=0.5, depth=2, max_tokens=99)
+    settings = GenerationOptions(temperature=0.5, depth=2, max_tokens=99)
     options = Options("./model", "./head", system="Be short.", settings=settings, identity="strict")
     async with talking(options=options) as talk:
         load = talk.engine.sent(Load)[0]

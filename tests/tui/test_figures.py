@@ -7,7 +7,8 @@ from mlxmtp_tui.live import KEPT_RATES, SILENT_S, Live
 from mlxmtp_tui.widgets import panel
 from textual.content import Content
 
-from mlxmtp.worker.messages import Fetching, Prefilled, Settings
+from mlxmtp.engine.request import GenerationOptions
+from mlxmtp.worker.messages import Fetching, Prefilled
 from tests.tui.scripted import MEMORY, compared, headless, loaded, stats
 
 
@@ -97,7 +98,7 @@ def test_no_more_is_promised_than_holds(
 def test_plain_decoding_at_another_width_is_named() -> None:
     said = figures.promise(speculates=True, identical=True, greedy=True, seeded=False, canonical=True)
     assert said == "token-identical to plain at canonical width"
-    lines = panel.promise_lines(loaded(promise="identical-canonical"), Settings())
+    lines = panel.promise_lines(loaded(promise="identical-canonical"), GenerationOptions())
     assert " ".join(text_of(lines).split()) == "exact token-identical to plain at canonical width"
 
 
@@ -202,7 +203,7 @@ def text_of(lines: list[Content | str]) -> str:
 def test_the_panel_tells_a_turn_from_first_to_last() -> None:
     clock = Clock()
     live = Live(clock)
-    settings = Settings()
+    settings = GenerationOptions()
     assert "no model is loaded" in text_of(panel.now(live, None, settings, "demo"))
     live.begin()
     live.prefill = Prefilled(1, 512, 2_048)
@@ -237,34 +238,34 @@ def test_no_line_of_the_panel_is_wider_than_the_panel() -> None:
     live.end(stats(99_999, acceptance_by_depth=(1.0,) * 4), MEMORY)
     long = "mlx-community/a-model-with-a-very-long-name-instruct-4bit"
     found = loaded(long, head_source="google/gemma-4-31b-it-assistant", by_name=True, promise="distribution")
-    shown = [*panel.now(live, found, Settings(depth=2), long), *panel.over_turns(live)]
+    shown = [*panel.now(live, found, GenerationOptions(depth=2), long), *panel.over_turns(live)]
     # the widget has 42 columns, less a border and two of padding at each side; a longer line breaks in the middle
     assert [line for line in text_of(shown).split("\n") if len(line) > 42 - 1 - 4] == []
 
 
 def test_the_panel_says_why_there_are_no_drafts_and_who_set_the_depth() -> None:
-    assert panel.head_lines(headless(), Settings()) == ["no drafts: the checkpoint has no", "head"]
-    assert panel.head_lines(loaded(), Settings(depth=0))[-1] == "depth 0, plain: you set it"
-    assert panel.head_lines(loaded(), Settings(depth=2))[-1] == "depth 2, you set it"
-    apart = panel.head_lines(loaded(head_source="google/assistant", by_name=True), Settings())
+    assert panel.head_lines(headless(), GenerationOptions()) == ["no drafts: the checkpoint has no", "head"]
+    assert panel.head_lines(loaded(), GenerationOptions(depth=0))[-1] == "depth 0, plain: you set it"
+    assert panel.head_lines(loaded(), GenerationOptions(depth=2))[-1] == "depth 2, you set it"
+    apart = panel.head_lines(loaded(head_source="google/assistant", by_name=True), GenerationOptions())
     assert apart[0] == "google/assistant, found by name"
     live = Live(Clock())
     live.end(stats(drafted=0, acceptance_by_depth=()), MEMORY)
-    assert "1 token, no drafts" in text_of(panel.now(live, headless(), Settings(), "plain"))
-    assert "plain decoding" in text_of(panel.now(live, headless(), Settings(), "plain"))
+    assert "1 token, no drafts" in text_of(panel.now(live, headless(), GenerationOptions(), "plain"))
+    assert "plain decoding" in text_of(panel.now(live, headless(), GenerationOptions(), "plain"))
 
 
 def test_a_download_and_a_measurement_have_their_progress_in_the_panel() -> None:
     live = Live(Clock())
     live.become("loading")
     live.fetching = Fetching(1, "owner/name", 3_000_000_000, 4_000_000_000)
-    fetching = text_of(panel.now(live, None, Settings(), "owner/name"))
+    fetching = text_of(panel.now(live, None, GenerationOptions(), "owner/name"))
     assert "75%" in fetching
     assert "3.0 GB of 4.0 GB" in fetching
     live.become("measuring")
     assert live.fetching is None
     live.compared = compared(144)
-    assert "50%" in text_of(panel.now(live, loaded(), Settings(), "demo"))
+    assert "50%" in text_of(panel.now(live, loaded(), GenerationOptions(), "demo"))
 
 
 def test_the_turns_so_far_are_plotted_by_depth_with_gaps_where_a_turn_had_none() -> None:

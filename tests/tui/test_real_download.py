@@ -11,8 +11,8 @@ from mlxmtp_tui.screens import picker
 from mlxmtp_tui.widgets.prompt import Prompt
 from textual.widgets import OptionList
 
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.worker.client import WorkerProcess
-from mlxmtp.worker.messages import Settings
 from tests.hub import Hub
 from tests.tui.scripted import asynchronous, until
 
@@ -34,7 +34,7 @@ def offered(raw_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: py
 
 @asynchronous
 async def test_a_model_is_downloaded_loaded_and_asked(offered: Hub, tmp_path: Path):
-    app = ChatApp(WorkerProcess.start, Options(choose=True, settings=Settings(max_tokens=4)))
+    app = ChatApp(WorkerProcess.start, Options(choose=True, settings=GenerationOptions(max_tokens=4)))
     async with app.run_test(size=(130, 40)) as pilot:
         await until(lambda: isinstance(app.screen, picker.Picker), "the picker")
         models = app.screen.query_one(OptionList)

@@ -11,8 +11,8 @@ from mlxmtp_tui.widgets.prompt import Prompt
 from textual.pilot import Pilot
 
 import mlxmtp
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.worker.client import WorkerProcess
-from mlxmtp.worker.messages import Settings
 from tests.tui.scripted import asynchronous, until
 
 REPO = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ async def ask(app: ChatApp, pilot: Pilot[None], text: str) -> None:
 
 @asynchronous
 async def test_two_turns_are_those_of_the_engine():
-    app = ChatApp(WorkerProcess.start, Options(settings=Settings(max_tokens=64)))
+    app = ChatApp(WorkerProcess.start, Options(settings=GenerationOptions(max_tokens=64)))
     async with app.run_test(size=(130, 40)) as pilot:
         await until(lambda: app.chat.live.status == "ready", "the model")
         for text in ASKED:
@@ -45,7 +45,7 @@ async def test_two_turns_are_those_of_the_engine():
 
     engine = mlxmtp.load()
     for number, turn in enumerate(turns):
-        plain = engine.generate(messages[: 2 * number + 1], max_tokens=64, depth=0)
+        plain = engine.generate(messages[: 2 * number + 1], GenerationOptions(max_tokens=64, depth=0))
         assert plain.text.strip() in (turn.answer.text, as_called(turn.answer.calls))
     assert turns[1].answer.calls[0]["name"] in seen
     assert turns[0].answer.text in seen
@@ -64,7 +64,7 @@ def as_called(calls: list[dict]) -> str:
 
 @asynchronous
 async def test_it_stops_measures_dies_and_goes_on():
-    settings = Settings(temperature=1.0, seed=3, max_tokens=3000)
+    settings = GenerationOptions(temperature=1.0, seed=3, max_tokens=3000)
     app = ChatApp(WorkerProcess.start, Options(settings=settings))
     async with app.run_test(size=(130, 40)) as pilot:
         chat = app.chat

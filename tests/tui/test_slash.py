@@ -13,7 +13,8 @@ from mlxmtp_tui.screens.picker import Picker
 from mlxmtp_tui.sessions import read, saved
 from mlxmtp_tui.widgets.turns import Asked
 
-from mlxmtp.worker.messages import Compare, Generate, Load, Settings
+from mlxmtp.engine.request import GenerationOptions
+from mlxmtp.worker.messages import Compare, Generate, Load
 from tests.tui.scripted import (
     Desk,
     Engines,
@@ -75,7 +76,7 @@ async def test_settings_are_set_shown_and_used_by_the_next_turn() -> None:
                 assert value == changed.get(name, getattr(before, name)), (text, name)
         await desk.sees("depth 0, plain: you set it", "plain decoding")
         await desk.enter("go")
-        assert desk.engine.sent(Generate)[0].settings == Settings(
+        assert desk.engine.sent(Generate)[0].settings == GenerationOptions(
             temperature=1e-6, depth=0, seed=0, max_tokens=10_000, thinking=False
         )
 

@@ -9,6 +9,7 @@ from huggingface_hub import constants, hf_api
 
 from mlxmtp.checkpoints.hub import FILES, download
 from mlxmtp.conversion.inspect import inspect
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.machine import usable_memory
 from mlxmtp.worker.messages import (
     Died,
@@ -24,7 +25,6 @@ from mlxmtp.worker.messages import (
     Loaded,
     ModelFound,
     Models,
-    Settings,
     Stopped,
 )
 from tests.comparing import contents
@@ -188,7 +188,7 @@ def test_without_a_connection_what_is_here_is_loaded(
     assert isinstance(generated, Finished)
 
 
-SHORT = Settings(max_tokens=2)
+SHORT = GenerationOptions(max_tokens=2)
 
 
 def test_without_a_connection_the_rest_is_refused(models: Hub, disconnect: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from mlxmtp.decoding.stats import Stats
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import MlxmtpError
 from mlxmtp.worker.lines import ProtocolError, decode, encode
 from mlxmtp.worker.messages import (
@@ -27,7 +28,6 @@ from mlxmtp.worker.messages import (
     ModelFound,
     Models,
     Prefilled,
-    Settings,
     Stop,
     Stopped,
     TurnDelta,
@@ -41,7 +41,24 @@ MESSAGES = [
     {"role": "user", "content": "two\nlines, “quotes”, \x00 \u2028 🙂 and half a pair \ud83d"},
     {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [CALL]},
 ]
-ALL_SET = Settings(0.7, 0.9, 40, 0.05, 2**64 - 1, 0, 17, False)
+ALL_SET = GenerationOptions(
+    temperature=0.7,
+    top_p=0.9,
+    top_k=40,
+    min_p=0.05,
+    seed=2**64 - 1,
+    frequency_penalty=0.5,
+    presence_penalty=-0.5,
+    repetition_penalty=1.2,
+    logit_bias={7: -1.5, 3: 2.0},
+    verify="block",
+    depth=0,
+    max_tokens=17,
+    thinking=False,
+    stop=["#", "END"],
+    json_schema={"type": "object"},
+    logprobs=3,
+)
 
 SAID = TurnDelta(3, [["text", "a\nb"], ["thinking", ""], ["tool", "{}"]], STATS, MEMORY)
 
@@ -49,10 +66,10 @@ EXAMPLES: list[Command | Event] = [
     Load(1),
     Load(2, "owner/name", "other/head", False),
     Load(2, cache_bytes=10**9, cache_dir="/somewhere", identity="strict"),
-    Generate(3, [], Settings()),
+    Generate(3, [], GenerationOptions()),
     Generate(4, MESSAGES, ALL_SET),
     Generate(4, [5, 6, 7], ALL_SET, [2], "<tool_call>", True),
-    Compare(5, MESSAGES, Settings(seed=0, depth=3, thinking=True)),
+    Compare(5, MESSAGES, GenerationOptions(seed=0, depth=3, thinking=True)),
     ListModels(6),
     Download(7, "owner/name"),
     Download(8, "owner/name", "other/head"),
@@ -102,7 +119,7 @@ def test_nested_parts_have_their_types_again() -> None:
     found = decode(encode(SAID))
     assert (type(found.stats), type(found.memory)) == (Stats, Memory)
     assert found.stats.acceptance_by_depth == (0.8, 0.6, 0.0)
-    assert type(decode(encode(Generate(3, [], Settings()))).settings) is Settings
+    assert type(decode(encode(Generate(3, [], GenerationOptions()))).settings) is GenerationOptions
 
 
 def changed(message: Command | Event, **content: object) -> bytes:
@@ -126,8 +143,9 @@ NO_MESSAGES = {
     "no id": b'{"type": "ListModels"}',
     "a field too many": changed(Load(1), colour="red"),
     "a field too few": b'{"type": "Generate", "id": 1, "settings": {}}',
-    "a setting too many": changed(Generate(1, [], Settings()), settings={"colour": "red"}),
-    "settings that are none": changed(Generate(1, [], Settings()), settings=5),
+    "a setting too many": changed(Generate(1, [], GenerationOptions()), settings={"colour": "red"}),
+    "a setting out of range": changed(Generate(1, [], GenerationOptions()), settings={"depth": 17}),
+    "settings that are none": changed(Generate(1, [], GenerationOptions()), settings=5),
     "statistics of another version": changed(SAID, stats={"tokens": 1}),
     "statistics that are none": changed(SAID, stats=[1]),
     "memory of another version": changed(SAID, memory={"active": 1}),

@@ -13,7 +13,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 
-from mlxmtp import load
+from mlxmtp import GenerationOptions, load
 from mlxmtp.worker.messages import (
     Compare,
     Compared,
@@ -26,7 +26,6 @@ from mlxmtp.worker.messages import (
     Loaded,
     Models,
     Prefilled,
-    Settings,
     Stopped,
 )
 from tests import tiny
@@ -69,25 +68,27 @@ def test_a_process_goes_on_after_every_failure(started: Driven, plain_model: Pat
         assert isinstance(failed, Failed)
         assert failed.kind == "refused"
         assert model in failed.message
-        assert kinds(worker.answer(Generate, HELLO, Settings())) == [Failed]
+        assert kinds(worker.answer(Generate, HELLO, GenerationOptions())) == [Failed]
     assert worker.answer(ListModels)[0].found == []
     (loaded,) = worker.answer(Load, str(plain_model))
     assert isinstance(loaded, Loaded)
     assert (loaded.name, loaded.head) == (str(plain_model), None)
     assert loaded.plain_because == "no MTP head family for model type 'llama' yet"
     assert (loaded.context, loaded.thinks) == (100_000, False)
-    assert kinds(worker.answer(Generate, HELLO, Settings(depth=1))) == [Failed]
+    assert kinds(worker.answer(Generate, HELLO, GenerationOptions(depth=1))) == [Failed]
 
-    expected = load(plain_model).generate(HELLO, max_tokens=9).text
-    assert text_of(worker.answer(Generate, HELLO, Settings(max_tokens=9))) == expected
+    expected = load(plain_model).generate(HELLO, GenerationOptions(max_tokens=9)).text
+    assert text_of(worker.answer(Generate, HELLO, GenerationOptions(max_tokens=9))) == expected
     stop_in_the_prompt(worker)
-    assert text_of(worker.answer(Generate, HELLO, Settings(max_tokens=9))) == expected
+    assert text_of(worker.answer(Generate, HELLO, GenerationOptions(max_tokens=9))) == expected
 
     for model in (empty, str(tmp_path / "missing"), "owner/name"):
         (failed,) = worker.answer(Load, model)
         assert isinstance(failed, Failed)
         assert failed.kept
-        assert text_of(worker.answer(Generate, HELLO, Settings(max_tokens=9))) == expected, "the old one is there still"
+        assert text_of(worker.answer(Generate, HELLO, GenerationOptions(max_tokens=9))) == expected, (
+            "the old one is there still"
+        )
     broken = tmp_path / "broken"
     shutil.copytree(plain_model, broken)
     config = json.loads((broken / "config.json").read_text()) | {"hidden_size": 64}
@@ -95,12 +96,12 @@ def test_a_process_goes_on_after_every_failure(started: Driven, plain_model: Pat
     (failed,) = worker.answer(Load, str(broken))
     assert isinstance(failed, Failed)
     assert not failed.kept, "found only when there was no room for both"
-    (failed,) = worker.answer(Generate, HELLO, Settings())
+    (failed,) = worker.answer(Generate, HELLO, GenerationOptions())
     assert failed == Failed(failed.id, "refused", "no model is loaded; choose one first"), "the old one is gone"
 
 
 def stop_in_the_prompt(worker: Driven) -> None:
-    command = worker.send(Generate, [{"role": "user", "content": "a" * 40_000}], Settings(max_tokens=9))
+    command = worker.send(Generate, [{"role": "user", "content": "a" * 40_000}], GenerationOptions(max_tokens=9))
     first = worker.event()
     assert isinstance(first, Prefilled)
     worker.process.stop()
@@ -113,7 +114,7 @@ def stop_in_the_prompt(worker: Driven) -> None:
 
 def test_both_ways_are_compared(started: Driven, raw_checkpoint: Callable[..., Path]) -> None:
     assert isinstance(started.answer(Load, str(raw_checkpoint("qwen3_5")))[-1], Loaded)
-    events = started.answer(Compare, HELLO, Settings(depth=2))
+    events = started.answer(Compare, HELLO, GenerationOptions(depth=2))
     assert set(kinds(events)) == {Compared}
     assert {event.depth for event in events} == {2}
     assert len({event.total for event in events}) == 1
@@ -153,10 +154,10 @@ def test_the_promise_is_that_of_the_identity_asked_for(
 
 def test_a_new_model_starts_a_new_conversation() -> None:
     """Its caches know nothing of what another one read, be it of the same sizes."""
-    load_it, first = Load(1, mtp=False), Generate(2, HELLO, Settings(max_tokens=3))
+    load_it, first = Load(1, mtp=False), Generate(2, HELLO, GenerationOptions(max_tokens=3))
     answer = serve(load_it, first)[-1]
     assert isinstance(answer, Finished)
-    more = Generate(4, [*HELLO, answer.message, *HELLO], Settings(max_tokens=1))
+    more = Generate(4, [*HELLO, answer.message, *HELLO], GenerationOptions(max_tokens=1))
     same, other = serve(load_it, first, more)[-1], serve(load_it, first, Load(3, mtp=False), more)[-1]
     assert isinstance(same, Finished)
     assert isinstance(other, Finished)
@@ -167,14 +168,14 @@ def test_a_new_model_starts_a_new_conversation() -> None:
 
 def test_a_command_that_waited_too_long_is_not_begun() -> None:
     engine = SimpleNamespace()  # nothing can be asked of it
-    assert serve(Compare(1, HELLO, Settings()), Load(2), engine=engine, stops=lambda _: True) == [
+    assert serve(Compare(1, HELLO, GenerationOptions()), Load(2), engine=engine, stops=lambda _: True) == [
         Stopped(1),
         Stopped(2),
     ]
 
 
 def test_a_comparison_without_a_head(plain_model: Path) -> None:
-    events = serve(Load(1, str(plain_model)), Compare(2, HELLO, Settings()), ListModels(3))
+    events = serve(Load(1, str(plain_model)), Compare(2, HELLO, GenerationOptions()), ListModels(3))
     measured = [event for event in events if isinstance(event, Compared)]
     assert {event.depth for event in measured} == {None}
     assert (measured[-1].done, len(measured[-1].plain), len(measured[-1].mtp)) == (measured[-1].total, 3, 3)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.worker import client
 from mlxmtp.worker.client import WorkerProcess
 from mlxmtp.worker.lines import ProtocolError
@@ -18,7 +19,6 @@ from mlxmtp.worker.messages import (
     Generate,
     ListModels,
     Models,
-    Settings,
 )
 from tests.conftest import REPO
 from tests.worker.driving import PATIENCE_S, Driven, is_gone, wait_until
@@ -77,7 +77,9 @@ def test_long_lines_go_both_ways() -> None:
     longs = ("content = command.messages[0]['content']", "self._say(Models(command.id, [], len(content)))")
     with Driven(worker_that(*longs)) as driven:
         text = "a book " * 500_000
-        assert driven.answer(Generate, [{"role": "user", "content": text}], Settings()) == [Models(1, [], len(text))]
+        assert driven.answer(Generate, [{"role": "user", "content": text}], GenerationOptions()) == [
+            Models(1, [], len(text))
+        ]
     with Driven(worker_that("self._say(serve.Failed(command.id, 'failed', 'x' * 3_000_000))")) as driven:
         assert driven.answer(ListModels) == [Failed(1, "failed", "x" * 3_000_000)]
 
@@ -195,13 +197,14 @@ def test_a_line_that_is_no_command_leaves_no_orphan(line: bytes) -> None:
 PARENT = """
 import asyncio, sys
 from mlxmtp.worker.client import WorkerProcess
-from mlxmtp.worker.messages import Generate, Load, TurnDelta, Settings
+from mlxmtp.engine.request import GenerationOptions
+from mlxmtp.worker.messages import Generate, Load, TurnDelta
 
 async def main():
     idle, busy = await WorkerProcess.start(), await WorkerProcess.start()
     busy.send(Load(busy.next_id()))
     question = [{"role": "user", "content": "Write a class."}]
-    busy.send(Generate(busy.next_id(), question, Settings(max_tokens=3000)))
+    busy.send(Generate(busy.next_id(), question, GenerationOptions(max_tokens=3000)))
     async for event in busy.events():
         if isinstance(event, TurnDelta):
             print(idle.pid, busy.pid, flush=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mlxmtp import Engine, Sampling
+from mlxmtp import Engine, GenerationOptions
 from mlxmtp.engine.parts import Segment, joined
 from mlxmtp.machine import usable_memory
 from mlxmtp.worker.messages import (
@@ -16,7 +16,6 @@ from mlxmtp.worker.messages import (
     Generate,
     Loaded,
     Prefilled,
-    Settings,
     Stop,
     Stopped,
     TurnDelta,
@@ -33,10 +32,9 @@ def user(text: str) -> Messages:
     return [{"role": "user", "content": text}]
 
 
-def alone(engine: Engine, messages: Messages, settings: Settings) -> tuple[list[Segment], Any]:
+def alone(engine: Engine, messages: Messages, settings: GenerationOptions) -> tuple[list[Segment], Any]:
     """What a turn with fresh caches says, and its last chunk."""
-    wanted = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.min_p, settings.seed)
-    chunks = list(engine.stream(messages, wanted, max_tokens=settings.max_tokens, depth=settings.depth))
+    chunks = list(engine.stream(messages, settings))
     return joined(part for chunk in chunks for part in chunk.parts), chunks[-1]
 
 
@@ -45,7 +43,9 @@ def counts(stats: Any) -> dict[str, Any]:
     return {k: v for k, v in stats.to_dict().items() if k not in TIMES | {"reused_tokens"}}
 
 
-def assert_is_as_alone(events: Sequence[Event], engine: Engine, messages: Messages, settings: Settings) -> Finished:
+def assert_is_as_alone(
+    events: Sequence[Event], engine: Engine, messages: Messages, settings: GenerationOptions
+) -> Finished:
     parts, last = alone(engine, messages, settings)
     assert said(events) == parts
     finished = events[-1]
@@ -69,14 +69,16 @@ def test_what_is_loaded(loaded: Loaded, engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("text", "settings"),
     [
-        ("Tell me a story", Settings(depth=3)),
-        ("Tell me a story", Settings(depth=0)),
-        ("How are you?", Settings(temperature=0.9, top_p=0.95, top_k=50, min_p=0.01, seed=7, depth=2)),
-        ("Do you have espresso?", Settings(depth=3, max_tokens=5)),
+        ("Tell me a story", GenerationOptions(depth=3)),
+        ("Tell me a story", GenerationOptions(depth=0)),
+        ("How are you?", GenerationOptions(temperature=0.9, top_p=0.95, top_k=50, min_p=0.01, seed=7, depth=2)),
+        ("Do you have espresso?", GenerationOptions(depth=3, max_tokens=5)),
     ],
     ids=["greedy", "plain", "seeded", "cut"],
 )
-def test_a_turn_is_what_the_engine_generates(worker: Driven, engine: Engine, text: str, settings: Settings) -> None:
+def test_a_turn_is_what_the_engine_generates(
+    worker: Driven, engine: Engine, text: str, settings: GenerationOptions
+) -> None:
     events = worker.answer(Generate, user(text), settings)
     finished = assert_is_as_alone(events, engine, user(text), settings)
     *prefilled, end = [event for event in events if not isinstance(event, TurnDelta)]
@@ -91,15 +93,21 @@ def test_a_turn_is_what_the_engine_generates(worker: Driven, engine: Engine, tex
 
 def test_its_text_is_the_result(worker: Driven, engine: Engine) -> None:
     result = engine.generate("Hello!")
-    events = worker.answer(Generate, user("Hello!"), Settings(depth=3))
+    events = worker.answer(Generate, user("Hello!"), GenerationOptions(depth=3))
     assert text_of(events) == result.text == events[-1].message["content"]
-    sampled = worker.answer(Generate, user("Hello!"), Settings(temperature=1.0, seed=1, depth=3, max_tokens=9))
-    assert text_of(sampled) == engine.generate("Hello!", Sampling(1.0, seed=1), max_tokens=9).text != result.text
+    sampled = worker.answer(Generate, user("Hello!"), GenerationOptions(temperature=1.0, seed=1, depth=3, max_tokens=9))
+    assert (
+        text_of(sampled)
+        == engine.generate("Hello!", GenerationOptions(temperature=1.0, seed=1, max_tokens=9)).text
+        != result.text
+    )
 
 
 def test_statistics_only_grow(worker: Driven) -> None:
     events = [
-        event for event in worker.answer(Generate, user(ORDER), Settings(depth=3)) if isinstance(event, TurnDelta)
+        event
+        for event in worker.answer(Generate, user(ORDER), GenerationOptions(depth=3))
+        if isinstance(event, TurnDelta)
     ]
     tokens = [event.stats.tokens for event in events]
     assert len(tokens) > 1
@@ -107,7 +115,7 @@ def test_statistics_only_grow(worker: Driven) -> None:
 
 
 def test_calls_are_parsed(worker: Driven) -> None:
-    events = worker.answer(Generate, user(ORDER), Settings(depth=3))
+    events = worker.answer(Generate, user(ORDER), GenerationOptions(depth=3))
     assert [part.kind for part in said(events)] == ["text", "tool", "text"]
     assert "tool_call" not in text_of(events)
     call = {"type": "function", "function": {"name": "get_menu_items", "arguments": {"query": "Latte"}}}
@@ -118,8 +126,8 @@ def test_the_next_turns_go_on_from_the_caches(worker: Driven, engine: Engine) ->
     """What was read or said before is not read again: an answer, a call with its result."""
     messages, held = user("Hello, a question before the others."), None
     for following in (user(ORDER), [{"role": "tool", "content": "Latte"}], []):
-        events = worker.answer(Generate, messages, Settings(depth=3))
-        finished = assert_is_as_alone(events, engine, messages, Settings(depth=3))
+        events = worker.answer(Generate, messages, GenerationOptions(depth=3))
+        finished = assert_is_as_alone(events, engine, messages, GenerationOptions(depth=3))
         assert finished.stats
         if held:
             assert finished.stats.reused_tokens == held
@@ -129,7 +137,7 @@ def test_the_next_turns_go_on_from_the_caches(worker: Driven, engine: Engine) ->
 
 
 def test_a_turn_can_be_stopped(worker: Driven, engine: Engine) -> None:
-    settings = Settings(depth=3, max_tokens=3000)
+    settings = GenerationOptions(depth=3, max_tokens=3000)
     command = worker.send(Generate, user(LONG), settings)
     before = worker.until(TurnDelta)
     worker.process.stop()
@@ -142,16 +150,16 @@ def test_a_turn_can_be_stopped(worker: Driven, engine: Engine) -> None:
     came = finished.message["content"]
     assert came.startswith(text_of(events))
     assert text_of(events)
-    assert came == engine.generate(LONG, max_tokens=finished.stats.tokens).text
+    assert came == engine.generate(LONG, GenerationOptions(max_tokens=finished.stats.tokens)).text
 
     messages = [*user(LONG), finished.message, *user("Tell me a story")]
-    events = worker.answer(Generate, messages, Settings(depth=3))
-    assert_is_as_alone(events, engine, messages, Settings(depth=3))
+    events = worker.answer(Generate, messages, GenerationOptions(depth=3))
+    assert_is_as_alone(events, engine, messages, GenerationOptions(depth=3))
 
 
 def test_a_stop_for_an_old_command_ends_no_newer_one(worker: Driven, engine: Engine) -> None:
-    old = worker.answer(Generate, user("Hello!"), Settings(depth=3, max_tokens=1))[-1].id
-    command = worker.send(Generate, user(ORDER), Settings(depth=3))
+    old = worker.answer(Generate, user("Hello!"), GenerationOptions(depth=3, max_tokens=1))[-1].id
+    command = worker.send(Generate, user(ORDER), GenerationOptions(depth=3))
     worker.process.send(Stop(old))
     worker.until(TurnDelta)
     worker.process.send(Stop(old))
@@ -160,9 +168,9 @@ def test_a_stop_for_an_old_command_ends_no_newer_one(worker: Driven, engine: Eng
 
 
 def test_commands_that_wait_are_stopped_too(worker: Driven) -> None:
-    first = worker.send(Generate, user(LONG), Settings(depth=3, max_tokens=3000))
+    first = worker.send(Generate, user(LONG), GenerationOptions(depth=3, max_tokens=3000))
     worker.until(TurnDelta)
-    second = worker.send(Compare, user(LONG), Settings(depth=3))
+    second = worker.send(Compare, user(LONG), GenerationOptions(depth=3))
     worker.process.stop()
     assert worker.rest(first)[-1].reason == "interrupted"
     assert worker.rest(second) == [Stopped(second)]
@@ -170,9 +178,9 @@ def test_commands_that_wait_are_stopped_too(worker: Driven) -> None:
 
 def test_a_turn_that_is_stopped_before_it_begins_is_finished_all_the_same(worker: Driven) -> None:
     """`Stopped` is for the other commands: who waits for a turn waits for `Finished`."""
-    first = worker.send(Generate, user(LONG), Settings(depth=3, max_tokens=3000))
+    first = worker.send(Generate, user(LONG), GenerationOptions(depth=3, max_tokens=3000))
     worker.until(TurnDelta)
-    second = worker.send(Generate, user(LONG), Settings(depth=3))
+    second = worker.send(Generate, user(LONG), GenerationOptions(depth=3))
     worker.process.stop()
     assert worker.rest(first)[-1].reason == "interrupted"
     assert worker.rest(second) == [Finished(second, "interrupted", {"role": "assistant", "content": ""})]
@@ -180,8 +188,8 @@ def test_a_turn_that_is_stopped_before_it_begins_is_finished_all_the_same(worker
 
 def test_a_comparison_can_be_stopped(worker: Driven) -> None:
     """It costs the conversation nothing."""
-    turn = worker.answer(Generate, user(ORDER), Settings(depth=3))[-1]
-    command = worker.send(Compare, user(ORDER), Settings(depth=1))
+    turn = worker.answer(Generate, user(ORDER), GenerationOptions(depth=3))[-1]
+    command = worker.send(Compare, user(ORDER), GenerationOptions(depth=1))
     first = worker.until(Compared)
     worker.process.stop()
     events = worker.rest(command)
@@ -189,5 +197,5 @@ def test_a_comparison_can_be_stopped(worker: Driven) -> None:
     assert events[-1] == Stopped(command)
     assert all(event.done < event.total for event in events[:-1])
     messages = [*user(ORDER), turn.message, {"role": "tool", "content": "Latte"}]
-    finished = worker.answer(Generate, messages, Settings(depth=3, max_tokens=1))[-1]
+    finished = worker.answer(Generate, messages, GenerationOptions(depth=3, max_tokens=1))[-1]
     assert finished.stats.reused_tokens == turn.stats.prompt_tokens + turn.stats.tokens

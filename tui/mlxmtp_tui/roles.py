@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.exactness.verdict import Identity
-from mlxmtp.worker.messages import Command, Compared, Settings
+from mlxmtp.worker.messages import Command, Compared
 
 
 class Engine(Protocol):
@@ -54,6 +55,6 @@ class Options:
     mtp: bool = True
     choose: bool = False
     system: str = ""
-    settings: Settings = field(default_factory=Settings)
+    settings: GenerationOptions = GenerationOptions(max_tokens=4096)  # noqa: RUF009 - it is frozen
     identity: Identity = "fast"
     draft_vocab: str | None = None

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from mlxmtp import Engine, Sampling
+from mlxmtp import Engine, GenerationOptions
 from tests.server.load import client
 from tests.server.load.client import Order, Visit
 from tests.server.protocols import PROTOCOLS, Heard, Protocol
@@ -42,7 +42,7 @@ class Asked:
     """A request, for the server and for the engine itself.
 
     Args:
-        messages: (role, text) pairs. sampling: of `Sampling`; the fields of bodies have the same names.
+        messages: (role, text) pairs. sampling: fields of `GenerationOptions`; the fields of bodies have the same names.
     """
 
     protocol: Protocol
@@ -64,7 +64,9 @@ class Asked:
 
     def of_engine(self, engine: Engine) -> Answer:
         """The engine's own answer."""
-        done = engine.generate(self._turns, Sampling(**self.sampling), max_tokens=self.max_tokens, stop=self.stop)
+        done = engine.generate(
+            self._turns, GenerationOptions(**self.sampling, max_tokens=self.max_tokens, stop=self.stop)
+        )
         return Answer(done.text, done.finish_reason, done.prompt_tokens, len(done.tokens))
 
     def of_server(self, body: str) -> Answer:

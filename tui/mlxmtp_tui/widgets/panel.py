@@ -10,8 +10,9 @@ from textual.content import Content
 from textual.widgets import Static
 
 from mlxmtp.decoding.stats import Stats
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.units import size
-from mlxmtp.worker.messages import Loaded, Settings
+from mlxmtp.worker.messages import Loaded
 from mlxmtp_tui.figures import MUTED, SHADES, bar, context, plot, promise, sparkline, stacked
 from mlxmtp_tui.live import Live
 
@@ -32,7 +33,7 @@ class Panel(VerticalScroll):
     def compose(self):  # type: ignore[no-untyped-def]
         yield Static(id="figures-now")
 
-    def draw(self, view: View, live: Live, loaded: Loaded | None, settings: Settings, name: str) -> None:
+    def draw(self, view: View, live: Live, loaded: Loaded | None, settings: GenerationOptions, name: str) -> None:
         lines = over_turns(live) if view == "turns" else now(live, loaded, settings, name)
         text = Content("\n").join(map(_content, lines))
         height = text.plain.count("\n")
@@ -40,7 +41,7 @@ class Panel(VerticalScroll):
         self._height = height
 
 
-def now(live: Live, loaded: Loaded | None, settings: Settings, name: str) -> list[Line]:
+def now(live: Live, loaded: Loaded | None, settings: GenerationOptions, name: str) -> list[Line]:
     """The panel while a turn runs, and frozen after it."""
     lines: list[Line] = [Content.styled(shortened(name, WIDTH), "bold")]
     lines += [Content.styled(line, MUTED) for line in head_lines(loaded, settings, live.stats)]
@@ -48,7 +49,7 @@ def now(live: Live, loaded: Loaded | None, settings: Settings, name: str) -> lis
     return [*lines, "", *room_lines(live, loaded), *promise_lines(loaded, settings)]
 
 
-def head_lines(loaded: Loaded | None, settings: Settings, stats: Stats | None = None) -> list[str]:
+def head_lines(loaded: Loaded | None, settings: GenerationOptions, stats: Stats | None = None) -> list[str]:
     """Which head, at which depth and why."""
     if loaded is None:
         return ["no model is loaded"]
@@ -129,7 +130,7 @@ def room_lines(live: Live, loaded: Loaded | None) -> list[Line]:
     return lines
 
 
-def promise_lines(loaded: Loaded | None, settings: Settings) -> list[Line]:
+def promise_lines(loaded: Loaded | None, settings: GenerationOptions) -> list[Line]:
     if not loaded:
         return []
     holds = loaded.promise_at(settings.depth)
