@@ -1,7 +1,9 @@
 """MTP heads: one module for each family, found by the tensors that are there."""
 
 from mlxmtp.heads.check import SelfCheck, self_check
-from mlxmtp.heads.head import Head
+from mlxmtp.heads.families import register
+from mlxmtp.heads.family import Family
+from mlxmtp.heads.head import Convention, Head, Recursion
 from mlxmtp.heads.loading import (
     HeadSource,
     NoHeadError,
@@ -14,14 +16,18 @@ from mlxmtp.heads.loading import (
 )
 
 __all__ = [
+    "Convention",
+    "Family",
     "Head",
     "HeadSource",
     "NoHeadError",
+    "Recursion",
     "SelfCheck",
     "build_head",
     "download_head",
     "load_head",
     "norms_of",
+    "register",
     "resolve_head",
     "self_check",
     "trunk_is_raw",

@@ -40,6 +40,20 @@ def test_tools_by_the_openai_client(tmp_path: Path) -> None:
     assert min(cached[1:]) > 200, "later turns read what is new"
 
 
+def test_a_drafter_of_ones_own() -> None:
+    text = run("own_drafter.py")  # it compares with plain decoding itself
+    passes = [int(count) for count in re.findall(r"96 tokens in (\d+) passes", text)]
+    assert len(passes) == 2
+    assert max(passes) < 96, "drafts were accepted"
+
+
+def test_a_family_of_ones_own() -> None:
+    text = run("own_family.py")  # it compares with plain decoding itself
+    found = re.search(r"my-mtp: (\d\.\d\d) tokens a round", text)
+    assert found
+    assert float(found[1]) > 1.5, "drafts were accepted"
+
+
 def test_every_example_is_run_by_a_test() -> None:
     tested = set(re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text()))
     assert {file.name for file in EXAMPLES.glob("*.py")} == tested

@@ -1,0 +1,53 @@
+"""A drafter of your own: it proposes, and verification keeps the text exact whatever it proposes.
+
+.venv/bin/python examples/own_drafter.py
+"""
+
+from itertools import pairwise
+
+import mlx.core as mx
+
+from mlxmtp import Sampling, load
+from mlxmtp.decoding.depth import FixedDepth
+from mlxmtp.decoding.loop import never_stop, speculate
+from mlxmtp.decoding.sequence import Sequence
+from mlxmtp.decoding.verifier import NO_DRAFT, Draft, Verifier
+from mlxmtp.engine.prompt import encode
+
+TOKENS, DEPTH = 96, 4
+PROMPT = "Write a function that adds two numbers."
+
+
+class Bigrams:
+    """Drafts the token that came after the last one the last time, and so on from there."""
+
+    def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
+        after = dict(pairwise(sequence.tokens))
+        drafts: list[int] = []
+        token = sequence.tokens[-1]
+        while len(drafts) < depth and token in after:
+            token = after[token]
+            drafts.append(token)
+        # without distributions: each draft was the only token that could have come
+        return Draft(mx.array([drafts], mx.uint32), []) if drafts else NO_DRAFT
+
+
+engine = load(mtp=False)
+prompt = encode(engine.tokenizer, PROMPT, raw=False)
+
+
+def drafted(sampling: Sampling) -> tuple[list[int], int]:
+    """The tokens with drafts, and in how many passes."""
+    sequence = Sequence(engine.target, None)
+    sequence.prefill(prompt)
+    verifier = Verifier(sampling)
+    rounds = list(speculate(engine.target, Bigrams(), sequence, verifier, FixedDepth(DEPTH), never_stop, TOKENS))
+    return [token for one in rounds for token in one.tokens], len(rounds)
+
+
+for sampling in (Sampling(), Sampling(temperature=0.8, seed=3)):
+    tokens, passes = drafted(sampling)
+    plain = engine.generate(prompt, sampling, max_tokens=TOKENS).tokens
+    assert tokens[: len(plain)] == plain, "the text of plain decoding, token for token"
+    print(f"temperature {sampling.temperature}: {len(tokens)} tokens in {passes} passes")
+print(engine.tokenizer.decode(plain))
