@@ -86,17 +86,17 @@ def rate(arguments: argparse.Namespace) -> None:
 def without_chat(model: str | None, text: str) -> float:
     """The engine's rate when its events are read and dropped."""
     from mlxmtp.engine.request import GenerationOptions
-    from mlxmtp.worker.client import WorkerProcess
     from mlxmtp.worker.messages import Finished, Generate, Load, Loaded
+    from mlxmtp.worker.process import WorkerProcess
 
     async def run() -> float:
         worker = await WorkerProcess.start(engine_program(text))
-        worker.send(Load(worker.next_id(), model))
+        worker.send(Load(1, model))
         rate = 0.0
         async for event in worker.events():
             if isinstance(event, Loaded):
                 wanted = GenerationOptions(max_tokens=TOKENS[text])
-                worker.send(Generate(worker.next_id(), [{"role": "user", "content": "go"}], wanted))
+                worker.send(Generate(2, [{"role": "user", "content": "go"}], wanted))
             if isinstance(event, Finished):
                 rate = event.stats.decode_tps if event.stats else 0.0
                 await worker.close()
@@ -140,7 +140,7 @@ def ui(arguments: argparse.Namespace) -> None:
     from mlxmtp_tui.roles import Options
 
     from mlxmtp.engine.request import GenerationOptions
-    from mlxmtp.worker.client import WorkerProcess
+    from mlxmtp.worker.process import WorkerProcess
 
     options = Options(arguments.model, settings=GenerationOptions(max_tokens=TOKENS[arguments.text]))
     ChatApp(lambda: WorkerProcess.start(engine_program(arguments.text)), options).run()

@@ -144,13 +144,14 @@ class Bare:
         return self._runner.run(self._turn(tokens))
 
     async def _open(self, model: str | None) -> None:
-        from mlxmtp.worker.client import WorkerProcess
+        from mlxmtp.worker.client import EngineClient
         from mlxmtp.worker.messages import Load, Loaded
+        from mlxmtp.worker.process import WorkerProcess
 
-        self._worker = await WorkerProcess.start(program("engine"))
-        self._events = self._worker.events()
-        self._worker.send(Load(self._worker.next_id(), model, cache_bytes=0))
-        assert isinstance(await anext(self._events), Loaded)
+        self._client = EngineClient(lambda: WorkerProcess.start(program("engine")))
+        await self._client.start()
+        loaded = await self._client.request(lambda id: Load(id, model, cache_bytes=0)).last()
+        assert isinstance(loaded, Loaded)
 
     async def _turn(self, tokens: int) -> Rate:
         from mlxmtp.engine.request import GenerationOptions
@@ -158,10 +159,12 @@ class Bare:
 
         started, first = time.perf_counter(), 0.0
         message = {"role": "user", "content": PROMPT}
-        self._worker.send(Generate(self._worker.next_id(), [message], GenerationOptions(max_tokens=tokens)))
-        while not isinstance(event := await anext(self._events), Finished):
+        async for event in self._client.request(
+            lambda id: Generate(id, [message], GenerationOptions(max_tokens=tokens))
+        ):
             first = first or (time.perf_counter() if isinstance(event, TurnDelta) else 0.0)
         end = time.perf_counter()
+        assert isinstance(event, Finished)
         assert event.stats
         assert event.stats.tokens == tokens
         return Rate(event.stats.decode_tps, (tokens - 1) / (end - first), end - started)
@@ -199,7 +202,7 @@ def program(what: str) -> tuple[str, ...]:
 def serve(arguments: argparse.Namespace) -> None:
     """The real server with the engine of bench_chat.py."""
     from mlxmtp.server import main as server
-    from mlxmtp.worker.client import WorkerProcess
+    from mlxmtp.worker.process import WorkerProcess
 
     options = server.Options(arguments.model, port=0, cache_bytes=0)
     server.serve(options, lambda: WorkerProcess.start(program("engine")))

@@ -15,7 +15,7 @@ from mlxmtp_tui.roles import Options
 from mlxmtp_tui.sessions import Session
 from mlxmtp_tui.widgets.prompt import Prompt
 
-from mlxmtp.worker.client import WorkerProcess
+from mlxmtp.worker.process import WorkerProcess
 
 SIZE = 124, 42
 TYPED = ("Write a Python function that reverses a list.", "/bench", "I'd like a large latte with oat milk, please.")

@@ -16,23 +16,20 @@ from mlxmtp.worker.messages import (
     Compared,
     Died,
     Event,
-    Failed,
-    Fetched,
     Finished,
     Generate,
     Load,
     Loaded,
     Memory,
-    Models,
+    Stop,
     Stopped,
     TurnDelta,
+    ends_command,
 )
 
 DEADLINE_S = 20.0
 """Longer than anything here takes on a machine that is busy with other things."""
 MEMORY = Memory(active=17_900_000_000, peak=18_200_000_000, caches=310_000_000)
-ENDINGS = (Loaded, Finished, Stopped, Failed, Models, Fetched)
-"""Events after which a command is over; a measurement is over with its last `Compared`."""
 
 Answers = Iterable[Event] | Callable[[Any], Iterable[Event]]
 
@@ -145,13 +142,13 @@ def compared(done: int = 288, total: int = 288, depth: int = 3) -> Compared:
 
 
 class ScriptedEngine:
-    """The interface `Engine` of mlxmtp_tui/chat.py and of mlxmtp/server/host.py.
+    """A `Transport` (mlxmtp/worker/process.py) in this process.
 
-    It records what it is told, and says what a test lets it say.
-    A stop ends what runs as the worker does, with what came so far, unless the engine is `deaf`.
+    It records the commands that it is sent, and its events are those that a test lets it say.
+    A stop ends the running command as the worker does, with what came so far, unless the engine is `deaf`.
 
     Args:
-        script: the events that follow a command, by its class; a command that is not in it is left unanswered.
+        script: the events that answer a command, by its class; other commands are left unanswered.
     """
 
     def __init__(self, script: dict[type[Command], Answers] | None = None) -> None:
@@ -159,75 +156,63 @@ class ScriptedEngine:
         self.stops: list[int] = []
         self.killed = self.closed = self.deaf = False
         self._script = dict(script or {})
-        self._said: asyncio.Queue[Event | Exception] = asyncio.Queue()
-        self._id = 0
+        self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
+        self._newest = 0
         self._running: Command | None = None
         self._parts: list[list[str]] = []
         self._dead = False
 
     def on(self, kind: type[Command], answers: Answers) -> None:
-        """What follows the commands of a class from now on: events, or a function of the command that gives them."""
+        """Set what answers the commands of a class from now on: events, or a function of the command."""
         self._script[kind] = answers
 
     def say(self, *all_events: Event, to: int | None = None) -> None:
-        """Push events by hand, as answers to the newest command or to the one with the id `to`."""
+        """Send events by hand, as answers to the newest command or to the one with the id `to`."""
         for event in all_events:
             if isinstance(event, TurnDelta):
                 self._parts += event.parts
-            if isinstance(event, ENDINGS) or (isinstance(event, Compared) and event.done == event.total):
+            if ends_command(event):
                 self._running = None
-            self._said.put_nowait(replace(event, id=self._id if to is None else to))
+            self._events.put_nowait(replace(event, id=self._newest if to is None else to))
 
     def break_with(self, error: Exception) -> None:
-        """The next thing heard from it is no event."""
-        self._said.put_nowait(error)
+        """Let the next line be no event."""
+        self._events.put_nowait(error)
 
     def die(self, code: int = -9, last: str = "") -> None:
-        """The process is gone, and takes no command any more."""
+        """End the process: it takes no command any more."""
         if not self._dead:
             self._dead = True
-            self._said.put_nowait(Died(self._id, code, last))
+            self._events.put_nowait(Died(0, code, last))
 
     def sent(self, kind: type[Command]) -> list[Any]:
         """The commands of a class, in order."""
         return [command for command in self.commands if isinstance(command, kind)]
 
     async def heard(self) -> None:
-        """Wait until all that it said was taken; for tests that nothing comes of it."""
-        await until(self._said.empty, "somebody who listens to the engine")
+        """Wait until all that it said was read; for tests that nothing comes of it."""
+        await until(self._events.empty, "somebody who listens to the engine")
         for _ in range(5):
             await asyncio.sleep(0)
 
     # the interface
 
-    def next_id(self) -> int:
-        self._id += 1
-        return self._id
-
     def send(self, command: Command) -> None:
         encode(command)  # as it would travel
+        if isinstance(command, Stop):
+            self._stop(command)
+            return
         self.commands.append(command)
+        self._newest = command.id
         if self._dead:
             return
         self._running, self._parts = command, []
         answers = self._script.get(type(command), ())
         self.say(*(answers(command) if callable(answers) else answers), to=command.id)
 
-    def stop(self) -> None:
-        self.stops.append(self._id)
-        running, self._running = self._running, None
-        if self._dead or self.deaf or running is None:
-            return
-        if isinstance(running, Generate):
-            of = {kind: "".join(text for this, text in self._parts if this == kind) for kind in ("text", "thinking")}
-            ending = finished(of["text"], "interrupted", of["thinking"], tokens=40)
-            self.say(ending if self._parts else replace(ending, stats=None, memory=None), to=running.id)
-        else:
-            self.say(Stopped(0), to=running.id)
-
     async def events(self) -> AsyncIterator[Event]:
         while True:
-            event = await self._said.get()
+            event = await self._events.get()
             if isinstance(event, Exception):
                 raise event
             yield event
@@ -241,6 +226,19 @@ class ScriptedEngine:
     async def close(self, grace_s: float = 0.0) -> None:
         self.closed = True
         self.die(0)
+
+    def _stop(self, stop: Stop) -> None:
+        self.stops.append(stop.id)
+        running = self._running
+        if self._dead or self.deaf or running is None or running.id != stop.id:
+            return
+        self._running = None
+        if isinstance(running, Generate):
+            of = {kind: "".join(text for this, text in self._parts if this == kind) for kind in ("text", "thinking")}
+            ending = finished(of["text"], "interrupted", of["thinking"], tokens=40)
+            self.say(ending if self._parts else replace(ending, stats=None, memory=None), to=running.id)
+        else:
+            self.say(Stopped(0), to=running.id)
 
 
 class Engines:

@@ -1,35 +1,27 @@
-"""The engine's process: started, fed one turn at a time, stopped when nobody listens, replaced when it dies."""
+"""Turns on the one engine: queued, stopped when their client has left, failures told as API errors.
+
+The engine's process is the business of `worker.client.EngineClient`. Here are the server's own rules: the model is
+loaded at the start, an engine that dies is replaced at once, and so is one that ignores a stop.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from mlxmtp.errors import MlxmtpError
 from mlxmtp.server.problems import ApiError
 from mlxmtp.server.queue import FairQueue
-from mlxmtp.worker.messages import Command, Died, Event, Failed, Finished, Generate, Load, Loaded, Stopped, Warned
+from mlxmtp.worker.client import EngineClient, EngineStartError, Reply
+from mlxmtp.worker.messages import Died, Event, Failed, Generate, Load, Loaded, Warned
+from mlxmtp.worker.process import StartTransport
 
 STOP_S = 120.0
-"""How long a stopped turn may take to end, in a long prompt's chunk for instance, before the engine is replaced."""
+"""Seconds that a stopped turn has to end, in a chunk of a long prompt for instance; then the engine is replaced."""
 CLOSING_S = 32.0
-"""How long the engine may take to write its caches to disk at the end."""
-ANSWERS_S = 1.0
-"""How long turns may take to be told then."""
-ENDINGS = (Finished, Failed, Stopped, Died)
-
-
-class Engine(Protocol):
-    """The engine's process (mlxmtp.worker.client.WorkerProcess)."""
-
-    def next_id(self) -> int: ...
-    def send(self, command: Command) -> None: ...
-    def stop(self) -> None: ...
-    def events(self) -> AsyncIterator[Event]: ...
-    def kill(self) -> None: ...
-    async def close(self, grace_s: float = ...) -> None: ...
+"""Seconds that the engine has to write its caches to disk when the server ends."""
 
 
 class LoadError(MlxmtpError):
@@ -37,44 +29,47 @@ class LoadError(MlxmtpError):
 
 
 class Host:
-    """One engine for all requests.
+    """The one engine of all requests.
 
     Args:
-        start: starts a process. load: the model, as a `Load` command with a given id. queue: how many may wait.
+        start: starts an engine process.
+        load: makes the `Load` command of the model, with a given id.
+        queue: number of turns that may wait.
 
-    `loaded` tells about the model, once `open` has returned. `restarts` counts the engines that had to be replaced.
-    `warn` is told what the engine warns of.
+    Attributes:
+        loaded: describes the model, once `open` has returned.
+        restarts: number of engines that were replaced.
+        warn: called with each warning of the engine.
     """
 
-    def __init__(self, start: Callable[[], Awaitable[Engine]], load: Callable[[int], Load], queue: int) -> None:
+    def __init__(self, start: StartTransport, load: Callable[[int], Load], queue: int) -> None:
         self.queue = FairQueue(queue)
         self.loaded: Loaded | None = None
         self.restarts = 0
         self.warn: Callable[[str], None] = lambda _: None
         self._closed = False
-        self._start = start
         self._load = load
-        self._engine: Engine | None = None
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._client = EngineClient(start, self._on_event)
         self._opening: asyncio.Task[Loaded] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def ready(self) -> bool:
-        return self._engine is not None and self._opening is not None and self._opening.done()
+        """Whether a model is loaded."""
+        return self._client.running and self._opening is not None and self._opening.done()
 
     async def open(self) -> Loaded:
         """Start the engine and load the model, unless that is done.
 
         Raises:
-            LoadError: it cannot be loaded.
+            LoadError: the model cannot be loaded.
         """
-        if self._opening is None or (self._opening.done() and self._engine is None):
+        if self._opening is None or (self._opening.done() and not self._client.running):
             self._opening = asyncio.create_task(self._open())
-        return await asyncio.shield(self._opening)  # others wait for it too
+        return await asyncio.shield(self._opening)  # other turns wait for it too
 
     async def turn(self, client: str, command: Callable[[int], Generate]) -> AsyncGenerator[Event, None]:
-        """The events of one turn, up to `Finished`; closing it early stops the turn. Waits in the queue first.
+        """Wait in the queue, then yield the events of one turn up to `Finished`. Closing it early stops the turn.
 
         Raises:
             ApiError: the queue is full, the engine refuses, or it dies.
@@ -82,142 +77,89 @@ class Host:
         await self.queue.enter(client)
         try:
             await self._reopen()
-            number = self._send(command)
+            reply = self._client.request(command)
         except BaseException:
             self.queue.leave()
             raise
-        heard: asyncio.Queue[Event] = asyncio.Queue()
-        left = asyncio.Event()
-        self._later(self._attend(number, heard, left))
+        reply.ended.add_done_callback(lambda _: self.queue.leave())
         try:
-            while True:
-                event = await heard.get()
+            async for event in reply:
                 if isinstance(event, Failed | Died):
-                    raise _ending() if self._closed else _failure(event)
+                    raise _shutting_down() if self._closed else _api_error(event)
                 yield event
-                if isinstance(event, ENDINGS):
-                    return
         finally:
-            left.set()
+            if not reply.ended.done():
+                self._in_background(self._stop(reply))
 
     async def close(self) -> None:
-        """End the engine; turns that run or wait are told so."""
+        """End the engine. Turns that run or wait fail with `shutting_down`."""
         self._closed = True
         if self._opening and not self._opening.done():
             self._opening.cancel()
-        engine, self._engine = self._engine, None
-        self._events.put_nowait(Died(0, 0))
-        if engine:
-            await engine.close(CLOSING_S)
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=ANSWERS_S)
+        await self._client.close(CLOSING_S)
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            self.warn(event.message)
 
     async def _open(self) -> Loaded:
-        self._events = asyncio.Queue()
         try:
-            self._engine = engine = await self._start()
-        except OSError as error:
-            raise LoadError(f"the engine cannot be started: {error}") from error
-        self._later(self._listen(engine, self._events))
-        number = self._send(self._load)
-        while True:
-            event = await self._next(number)
-            if isinstance(event, Loaded):
-                self.loaded = event
-                return event
-            if isinstance(event, Failed | Died):
-                engine.kill()
-                self._engine = None
-                raise LoadError(
-                    event.message if isinstance(event, Failed) else f"the engine died while it loaded ({event.why})"
-                )
+            await self._client.start()
+        except EngineStartError as error:
+            raise LoadError(str(error)) from error
+        event = await self._client.request(self._load).last()
+        if isinstance(event, Loaded):
+            self.loaded = event
+            self._in_background(self._replace())
+            return event
+        await self._client.kill()
+        if isinstance(event, Failed):
+            raise LoadError(event.message)
+        why = event.why if isinstance(event, Died) else repr(event)
+        raise LoadError(f"the engine died while it loaded ({why})")
 
     async def _reopen(self) -> None:
         if self._closed:
-            raise _ending()
+            raise _shutting_down()
         try:
             await self.open()
         except asyncio.CancelledError:
             if self._closed:
-                raise _ending() from None
+                raise _shutting_down() from None
             raise
         except LoadError as error:
             message = f"the engine cannot be started again: {error}"
             raise ApiError(message, status=503, code="engine_down", retry_after=10) from error
 
-    def _send(self, command: Callable[[int], Command]) -> int:
-        assert self._engine
-        number = self._engine.next_id()
-        self._engine.send(command(number))
-        return number
-
-    async def _next(self, number: int) -> Event:
-        while True:
-            event = await self._events.get()
-            if event.id == number or isinstance(event, Died):
-                return event
-
-    async def _attend(self, number: int, heard: asyncio.Queue[Event], left: asyncio.Event) -> None:
-        """Take in a turn's events to its end, however slowly they are read, and free its place then."""
-        stopping = asyncio.create_task(self._stop(left))
-        try:
-            over = False
-            while not over:
-                event = await self._next(number)
-                heard.put_nowait(event)
-                over = isinstance(event, ENDINGS)
-        finally:
-            stopping.cancel()
-        self.queue.leave()
-
-    async def _stop(self, left: asyncio.Event) -> None:
-        """End a turn that nobody hears any more; an engine that does not come to its end is replaced."""
-        await left.wait()
-        if self._engine:
-            self._engine.stop()
-        await asyncio.sleep(STOP_S)
-        if self._engine:
-            self._engine.kill()
-
-    async def _listen(self, engine: Engine, events: asyncio.Queue[Event]) -> None:
-        """Pass on what an engine says until it is gone; then start another."""
-        end = Died(0, -1)
-        try:
-            async for event in engine.events():
-                if isinstance(event, Died):
-                    end = event
-                elif isinstance(event, Warned):
-                    self.warn(event.message)
-                else:
-                    events.put_nowait(event)
-        except (MlxmtpError, ValueError):  # what cannot be understood comes from another version, or has no end
-            engine.kill()
-        if engine is not self._engine:
-            return  # we have left it
-        self._engine = None
-        served = self._opening is not None and self._opening.done()
-        events.put_nowait(end)
-        if served:  # one that dies while it loads would do so again
+    async def _replace(self) -> None:
+        """Start another engine once this one is gone. One that dies while it loads is not replaced: so would others."""
+        await self._client.wait()
+        if not self._closed:
             self.restarts += 1
-            self._later(self._try_again())
+            with suppress(LoadError):  # the next turn tries once more and reports it
+                await self.open()
 
-    async def _try_again(self) -> None:
-        with suppress(LoadError):  # the next turn tries once more, and says it
-            await self.open()
+    async def _stop(self, reply: Reply) -> None:
+        """End a turn whose client has left."""
+        reply.stop()
+        await asyncio.wait([reply.ended], timeout=STOP_S)
+        if not reply.ended.done():
+            await self._client.kill()
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
-def _ending() -> ApiError:
+def _shutting_down() -> ApiError:
     return ApiError("the server is shutting down", status=503, code="shutting_down", retry_after=10)
 
 
-def _failure(event: Failed | Died) -> ApiError:
+def _api_error(event: Failed | Died) -> ApiError:
     if isinstance(event, Died):
         message = f"the engine died ({event.why}); another is started, send the request once more"
         return ApiError(message, status=500, code="engine_died")

@@ -9,7 +9,7 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,18 +23,16 @@ from mlxmtp.engine.tokenizer import load_tokenizer
 from mlxmtp.errors import OptionError
 from mlxmtp.exactness.verdict import PROMISES, Identity
 from mlxmtp.server.app import Service, create_app
-from mlxmtp.server.host import Engine, Host
+from mlxmtp.server.host import Host
 from mlxmtp.server.prompting import Prompter
 from mlxmtp.units import size
-from mlxmtp.worker.client import WorkerProcess
 from mlxmtp.worker.messages import Load, Loaded
+from mlxmtp.worker.process import StartTransport, WorkerProcess
 
 RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 CLOSING_S = 2
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+")
 """What browsers send as `Origin`, and nothing else is compared with it."""
-Start = Callable[[], Awaitable[Engine]]
-"""Starts the engine's process."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Options:
         return Load(number, self.model, self.head, self.mtp, *cache, self.identity, self.draft_vocab)
 
 
-def serve(options: Options, start: Start = WorkerProcess.start) -> None:
+def serve(options: Options, start: StartTransport = WorkerProcess.start) -> None:
     """Serve until a signal ends it.
 
     Raises:
@@ -120,7 +118,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         yield door
 
 
-async def _serve(options: Options, start: Start, door: socket.socket) -> None:
+async def _serve(options: Options, start: StartTransport, door: socket.socket) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -1,8 +1,7 @@
-"""What the worker is told, heard while it works."""
+"""The commands of the worker, read while it works."""
 
 from __future__ import annotations
 
-import math
 import os
 import queue
 import threading
@@ -15,25 +14,29 @@ from mlxmtp.worker.messages import Command, Stop
 
 
 class Inbox:
-    """Commands, read by a thread of their own, so that a stop is heard while the engine works.
+    """A queue of commands that a thread of its own fills, so that a stop arrives while the engine works.
 
-    When the other side goes away, so does this process, whatever it is doing: after `grace_s`, for what is to be kept.
+    When the input ends, this process ends too, whatever it is doing, after `grace_s` seconds to write its caches.
+
+    Args:
+        lines: the input, a command a line.
     """
 
     def __init__(self, lines: BinaryIO) -> None:
         self._lines = lines
         self._commands: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
-        self._stopped = 0.0
+        self._stopped: set[int] = set()
+        self._ended = False
         self.grace_s = 0.0
         threading.Thread(target=self._read, daemon=True).start()
 
     def next(self) -> Command | None:
-        """The next command; None: there is none to come."""
+        """Wait for the next command; None after the last."""
         return self._commands.get()
 
     def stops(self, command: Command) -> bool:
-        """Whether the command is to end."""
-        return command.id <= self._stopped
+        """Whether the command has to end: it was stopped, or the input has ended."""
+        return self._ended or command.id in self._stopped
 
     def _read(self) -> None:
         code = 1
@@ -41,14 +44,14 @@ class Inbox:
             for line in self._lines:
                 command = decode(line)
                 if isinstance(command, Stop):
-                    self._stopped = max(self._stopped, command.id)
+                    self._stopped.add(command.id)
                 else:
                     self._commands.put(command)
             code = 0
         except Exception:
             traceback.print_exc()
         finally:
-            self._stopped = math.inf
+            self._ended = True
             self._commands.put(None)
             time.sleep(self.grace_s)
             os._exit(code)

@@ -75,7 +75,7 @@ class Download(Command):
 
 @dataclass(frozen=True)
 class Stop(Command):
-    """End the commands up to and including `id`, as soon as may be. What came is kept."""
+    """End the command `id` soon. What is generated until then is kept."""
 
 
 @dataclass(frozen=True)
@@ -229,10 +229,17 @@ class Failed(Event):
 
 @dataclass(frozen=True)
 class Died(Event):
-    """The process is gone; made by the client. `code`: its exit code, or minus a signal. `last`: its last words."""
+    """The process is gone; of no command, and made by the client.
+
+    Args:
+        code: exit code, or minus the number of a signal.
+        last: the last lines of its standard error.
+        garbled: why its output could not be understood, where it was killed for that.
+    """
 
     code: int
     last: str = ""
+    garbled: str = ""
 
     @property
     def why(self) -> str:
@@ -241,3 +248,10 @@ class Died(Event):
         if self.code == -9:
             end = "killed, perhaps because memory ran out"
         return f"{end}: {self.last.splitlines()[-1]}" if self.last else end
+
+
+def ends_command(event: Event) -> bool:
+    """Whether it is the last event of its command."""
+    if isinstance(event, Compared):
+        return event.done == event.total
+    return isinstance(event, Loaded | Finished | Models | Fetched | Stopped | Failed | Died)

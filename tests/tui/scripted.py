@@ -19,6 +19,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from mlxmtp.worker.messages import Compared, Generate
+from mlxmtp.worker.process import StartTransport
 from tests.scripted_engine import (
     MEMORY,
     Engines,
@@ -100,11 +101,17 @@ class Notes:
 class Talk:
     """A `Chat` on scripted engines, with a view that takes notes and a clock that a test moves."""
 
-    def __init__(self, engines: Engines, options: Options, resumed: tuple[Session, Conversation] | None) -> None:
+    def __init__(
+        self,
+        engines: Engines,
+        options: Options,
+        resumed: tuple[Session, Conversation] | None,
+        start: StartTransport | None = None,
+    ) -> None:
         self.engines = engines
         self.view = Notes()
         self.now = 100.0
-        self.chat = Chat(self.view, engines, options, Session.new, resumed)
+        self.chat = Chat(self.view, start or engines, options, Session.new, resumed)
         self.chat.live.clock = lambda: self.now
 
     @property
@@ -124,7 +131,7 @@ class Talk:
     def reasons(self) -> list[str | None]:
         return [turn.answer.reason if turn.answer else None for turn in self.chat.conversation.turns]
 
-    async def longest_reusable_prefix(self, status: str) -> None:
+    async def reach(self, status: str) -> None:
         await until(lambda: self.status == status, f"status {status}", within=4.0)
 
     def on_disk(self) -> Conversation:
@@ -145,7 +152,7 @@ async def talking(
     talk = Talk(engines or Engines(), options or Options(), resumed)
     await talk.chat.start()
     try:
-        await talk.longest_reusable_prefix(status)
+        await talk.reach(status)
         yield talk
     finally:
         await talk.chat.close()
@@ -247,7 +254,7 @@ class Desk:
         """Wait until all the texts are on the terminal."""
         await until(lambda: all(text in self.seen() for text in texts), str(texts), seen=self._all)
 
-    async def longest_reusable_prefix(self, status: str) -> None:
+    async def reach(self, status: str) -> None:
         await self.until(lambda: self.chat.live.status == status, f"status {status}")
 
     def _all(self) -> str:
@@ -285,7 +292,7 @@ async def chatting(
         async with app.run_test(size=size) as pilot:
             desk = Desk(app, pilot, engines)
             await desk.until(lambda: app.transcript is not None, "the transcript")
-            await desk.longest_reusable_prefix(status)
+            await desk.reach(status)
             yield desk
 
 

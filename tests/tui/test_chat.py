@@ -50,7 +50,7 @@ async def test_a_turn_from_the_question_to_the_file() -> None:
         talk.engine.say(Prefilled(0, 5, 10))
         await soon(lambda: talk.chat.live.prefill)
         talk.engine.say(said("hm", "thinking"), said("Hi"), finished("Hi", thinking="hm", tokens=3))
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         assert talk.view.parts == [["thinking", "hm"], ["text", "Hi"]]
         assert talk.view.calls == ["began", "ended"]
         assert talk.on_disk() == talk.chat.conversation
@@ -83,7 +83,7 @@ async def test_a_file_goes_into_what_is_sent_and_one_that_cannot_leaves_no_trace
         assert "hello" in turn.sent
         assert talk.engine.sent(Generate)[0].messages[-1]["content"] == turn.sent
         assert talk.on_disk().turns[0].sent == turn.sent
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
 
 
 @asynchronous
@@ -91,14 +91,14 @@ async def test_settings_and_the_system_prompt_hold_from_the_next_turn_on() -> No
     async with talking() as talk:
         talk.engine.on(Generate, answering("ok"))
         talk.chat.submit("one")
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         talk.chat.set(temperature=0.7, seed=3)
         talk.chat.instruct("Be short.")
         talk.chat.submit("two")
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         talk.chat.instruct("")
         talk.chat.submit("three")
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         asked = talk.engine.sent(Generate)
         assert [one.settings.temperature for one in asked] == [0.0, 0.7, 0.7]
         assert [one.messages[0]["content"] for one in asked] == ["one", "Be short.", "one"]
@@ -134,7 +134,7 @@ async def test_what_came_of_an_answer_is_kept_on_the_disk_every_second() -> None
         talk.chat.keep()
         assert not partial.exists(), "nothing has come since"
         talk.engine.say(finished("abcd"))
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         assert not partial.exists()
         assert talk.answers == ["abcd"]
 
@@ -145,11 +145,11 @@ async def test_a_speed_up_is_kept_with_the_turns_after_a_measurement() -> None:
         talk.engine.on(Generate, answering("ok"))
         talk.engine.on(Compare, [compared()])
         talk.chat.submit("one")
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         talk.chat.measure()
         await soon(lambda: talk.view.outcomes)
         talk.chat.submit("two")
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         speedups = [turn.answer.speedup for turn in talk.on_disk().turns if turn.answer]
         assert speedups == [None, pytest.approx(61.2 / 41)]
 
@@ -163,10 +163,10 @@ async def test_a_question_waits_for_the_model_and_is_asked_then() -> None:
         assert talk.engine.sent(Generate) == []
         assert talk.view.calls == ["began"]
         talk.engine.say(loaded())
-        await talk.longest_reusable_prefix("answering")
+        await talk.reach("answering")
         assert talk.engine.sent(Generate)[0].messages[-1]["content"] == "newest"
         talk.engine.say(finished("at last"))
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         assert talk.answers == ["answer 1", "at last"]
 
 
@@ -179,14 +179,13 @@ async def test_a_question_waits_for_the_engine_itself() -> None:
         await gate.wait()
         return await engines()
 
-    talk = Talk(engines, Options("./model"), None)
-    talk.chat._link._start = slow
+    talk = Talk(engines, Options("./model"), None, start=slow)
     starting = asyncio.create_task(talk.chat.start())
-    await talk.longest_reusable_prefix("starting")
+    await talk.reach("starting")
     assert talk.chat.submit("early")
     gate.set()
     await starting
-    await talk.longest_reusable_prefix("answering")
+    await talk.reach("answering")
     assert talk.engine.sent(Generate)[0].messages[-1]["content"] == "early"
     await talk.chat.close()
 
@@ -198,7 +197,7 @@ async def test_a_question_asked_before_a_model_is_chosen_waits_for_it() -> None:
         assert talk.chat.submit("newest")
         talk.engine.on(Load, [loaded("chosen")])
         talk.chat.load("chosen")
-        await talk.longest_reusable_prefix("answering")
+        await talk.reach("answering")
         assert talk.engine.sent(Load)[0].model == "chosen"
 
 
@@ -223,7 +222,7 @@ async def test_a_stop_keeps_what_came() -> None:
         assert talk.chat.stop()
         assert talk.status == "stopping"
         assert talk.engine.stops == [talk.engine.sent(Generate)[0].id]
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         assert (talk.answers, talk.reasons) == (["answer 1", "half"], ["stop", "interrupted"])
         assert talk.on_disk() == talk.chat.conversation
         assert talk.chat.stop() is False, "nothing runs any more"
@@ -234,7 +233,7 @@ async def test_a_stop_before_the_first_word_leaves_an_empty_answer() -> None:
     async with talking() as talk:
         talk.chat.submit("go")
         talk.chat.stop()
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         assert (talk.answers, talk.reasons) == ([""], ["interrupted"])
         assert talk.view.calls == ["began", "ended"]
         assert talk.on_disk() == talk.chat.conversation
@@ -248,7 +247,7 @@ async def test_a_stop_that_comes_before_the_worker_has_begun_ends_the_turn_too()
         talk.chat.submit("go")
         talk.chat.stop()
         talk.engine.say(Stopped(0))
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         assert talk.reasons == ["interrupted"]
         assert talk.view.calls == ["began", "ended"]
         assert talk.on_disk() == talk.chat.conversation
@@ -261,7 +260,7 @@ async def test_a_stop_takes_back_a_question_that_waits() -> None:
         assert talk.reasons == ["stop", "interrupted"]
         assert talk.status == "loading"
         talk.engine.say(loaded())
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         await talk.engine.heard()
         assert talk.engine.sent(Generate) == []
 

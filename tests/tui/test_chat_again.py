@@ -24,7 +24,7 @@ async def test_a_retry_asks_the_last_question_again_without_its_answer() -> None
             *("question 1", "answer 1", "question 2")
         ]
         talk.engine.say(*answering("better"))
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         assert talk.answers == ["answer 1", "better"]
         assert talk.on_disk() == talk.chat.conversation
 
@@ -34,7 +34,7 @@ async def test_a_retry_while_loading_waits_and_is_asked_once() -> None:
     async with in_state("waiting") as talk:
         talk.chat.retry()
         talk.engine.say(loaded())
-        await talk.longest_reusable_prefix("answering")
+        await talk.reach("answering")
         await talk.engine.heard()
         assert len(talk.engine.sent(Generate)) == 1
         assert talk.engine.sent(Generate)[0].messages[-1]["content"] == "newest"
@@ -68,7 +68,7 @@ async def test_the_last_turn_is_taken_back_as_it_was_typed(home: Path) -> None:
     async with in_state("ready") as talk:
         talk.engine.on(Generate, answering("ok"))
         talk.chat.submit("see @a.txt")
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         assert talk.chat.take_back() == "see @a.txt"
         assert talk.answers == ["answer 1"]
         assert talk.on_disk() == talk.chat.conversation
@@ -81,7 +81,7 @@ async def test_a_question_that_waits_is_taken_back_and_not_asked() -> None:
     async with in_state("waiting") as talk:
         assert talk.chat.take_back() == "newest"
         talk.engine.say(loaded())
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         await talk.engine.heard()
         assert talk.engine.sent(Generate) == []
 
@@ -99,7 +99,7 @@ async def test_a_new_chat_leaves_the_old_one_whole_whatever_ran(state: str, turn
         running = talk.engine.commands[-1].id if talk.engine.commands else 0
         if state == "loading":
             talk.engine.say(loaded())
-            await talk.longest_reusable_prefix("ready")
+            await talk.reach("ready")
         elif state in ("answering", "stopping"):
             talk.engine.say(said("late"), finished("late"), to=running)
             await talk.engine.heard()
@@ -110,7 +110,7 @@ async def test_a_new_chat_leaves_the_old_one_whole_whatever_ran(state: str, turn
         if talk.status == "ready":
             talk.engine.on(Generate, answering("new"))
             talk.chat.submit("first of the new")
-            await talk.longest_reusable_prefix("ready")
+            await talk.reach("ready")
             assert talk.answers == ["new"]
             assert talk.chat.session.file != old
             assert talk.on_disk() == talk.chat.conversation
@@ -127,6 +127,6 @@ async def test_another_chat_takes_the_place_of_this_one() -> None:
         assert talk.status == "ready"
         talk.engine.on(Generate, answering("4"))
         talk.chat.submit("question 4")
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         assert len(read(other)[1].turns) == 4
         assert [turn.answer.text for turn in read(mine)[1].turns if turn.answer] == ["answer 1", "half"]

@@ -25,7 +25,7 @@ async def test_a_model_that_is_not_there_leaves_the_old_one(kept: bool) -> None:
         before = talk.chat.loaded
         talk.engine.on(Load, [Failed(0, "refused", "/nope: there is no such folder", kept)])
         talk.chat.load("/nope")
-        await talk.longest_reusable_prefix("ready" if kept else "choosing")
+        await talk.reach("ready" if kept else "choosing")
         assert talk.view.errors == ["/nope: there is no such folder"]
         assert talk.chat.loaded == (before if kept else None)
         assert talk.chat.model == ("first" if kept else "/nope")
@@ -57,7 +57,7 @@ async def test_a_command_that_failed_is_told_and_harms_no_answer(state: str, kin
             talk.engine.on(Generate, answering("after all"))
             talk.chat.load("other")
             await soon(lambda: talk.chat.loaded)
-            await talk.longest_reusable_prefix("ready")
+            await talk.reach("ready")
         if state == "waiting":
             await soon(lambda: talk.answers == [*earlier(turns), "after all"])
         talk.engine.on(Generate, answering("goes on"))
@@ -73,7 +73,7 @@ async def test_an_engine_that_died_costs_no_word_and_the_same_model_is_loaded_ag
         died = talk.engine
         model = None if state == "choosing" else "./model"
         died.die(-9, "loading\nmlx said something")
-        await talk.longest_reusable_prefix("gone")
+        await talk.reach("gone")
         (told,) = talk.view.errors
         assert told == (
             "the engine has died (killed, perhaps because memory ran out: mlx said something); "
@@ -93,10 +93,10 @@ async def test_an_engine_that_died_costs_no_word_and_the_same_model_is_loaded_ag
             talk.chat.load(None)
         load = talk.engine.sent(Load)[0]
         assert (load.model, load.head) == (model, "./head" if model else None)
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         if state == "waiting":
             await soon(lambda: talk.answers == [*earlier(turns), "after all"])
-            await talk.longest_reusable_prefix("ready")
+            await talk.reach("ready")
         assert talk.chat.submit("next")
         await soon(lambda: talk.answers[-1] == "after all")
         assert talk.on_disk() == talk.chat.conversation
@@ -111,7 +111,7 @@ async def test_how_an_engine_ended_is_told_with_or_without_last_words(code: int,
     for last in ("", "a\nb"):
         async with talking() as talk:
             talk.engine.die(code, last)
-            await talk.longest_reusable_prefix("gone")
+            await talk.reach("gone")
             (told,) = talk.view.errors
             words = ": b" if last else ""
             assert told == f"the engine has died ({said_of_it}{words}); ctrl+r starts it again, the chat is kept"
@@ -140,7 +140,7 @@ async def test_an_engine_that_speaks_nonsense_is_gone_and_can_be_replaced() -> N
         assert "not a message of this version" in talk.view.errors[0]
         assert talk.answers == ["answer 1", "half"]
         await talk.chat.restart()
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
 
 
 @asynchronous
@@ -149,7 +149,7 @@ async def test_an_engine_that_is_killed_in_the_middle_of_a_word_is_replaced_in_s
         hung = talk.engine
         hung.kill = lambda: hung.break_with(NoMessage("not a message of this version: b'{\"typ'"))  # type: ignore[method-assign]
         await talk.chat.restart()
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         assert talk.view.errors == []
 
 
@@ -165,7 +165,7 @@ async def test_an_engine_that_cannot_be_started_is_told_and_tried_again() -> Non
         assert talk.status == "gone"
         engines.refusal = None
         await talk.chat.restart()
-        await talk.longest_reusable_prefix("answering")
+        await talk.reach("answering")
         assert talk.engine.sent(Load)[0].model == "./model"
         assert talk.engine.sent(Generate)[0].messages[-1]["content"] == "wait for it"
 
@@ -177,13 +177,13 @@ async def test_a_chat_that_is_not_saved_is_told_and_goes_on(chats: Path) -> None
     async with talking() as talk:
         talk.engine.on(Generate, answering("one"))
         talk.chat.submit("first")
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         assert "the chat is not saved" in talk.view.errors[0]
         chats.unlink()
         talk.chat.submit("second")
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         told = len(talk.view.errors)
         talk.chat.submit("third")
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         assert len(talk.view.errors) == told, "all is well again"
         assert talk.on_disk() == talk.chat.conversation

@@ -24,7 +24,7 @@ async def test_a_measurement_goes_on_from_the_chat_and_ends_with_an_outcome() ->
         assert talk.status == "measuring"
         assert talk.view.outcomes == []
         talk.engine.say(compared())
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         assert [one.total for one in talk.view.outcomes] == [288]
         assert talk.chat.live.plain_tps == 41.0
         assert len(talk.chat.conversation.turns) == 1, "it is no part of the chat"
@@ -43,7 +43,7 @@ async def test_a_stopped_measurement_leaves_nothing_behind() -> None:
     async with in_state("measuring") as talk:
         turns = list(talk.chat.conversation.turns)
         assert talk.chat.stop()
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         assert talk.chat.conversation.turns == turns
         assert talk.on_disk().turns == turns
         assert talk.view.calls == []
@@ -73,10 +73,10 @@ async def test_what_was_said_in_one_chat_is_no_answer_in_another(end: str) -> No
         talk.chat.stop()
         if end == "died":
             talk.engine.die()
-            await talk.longest_reusable_prefix("gone")
+            await talk.reach("gone")
         elif end == "failed":
             talk.engine.say(Failed(0, "memory", "none left"))
-            await talk.longest_reusable_prefix("ready")
+            await talk.reach("ready")
         else:
             talk.chat.clear()
         assert "half" not in other.file.read_text(encoding="utf-8")
@@ -105,7 +105,7 @@ async def test_events_of_an_older_command_are_ignored() -> None:
         assert talk.answers == [None]
         assert talk.chat.live.prefill is None
         talk.engine.say(*answering("mine"), to=newest)
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         assert talk.answers == ["mine"]
 
 
@@ -114,7 +114,7 @@ async def test_the_last_words_of_an_engine_that_was_replaced_are_ignored() -> No
     async with in_state("answering") as talk:
         old = talk.engine
         await talk.chat.restart()
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         old.say(said("late"), finished("late"))
         talk.chat.submit("next")
         await talk.engine.heard()

@@ -34,7 +34,7 @@ async def test_another_model_is_loaded_from_every_state_and_no_answer_is_lost(st
             assert talk.engine.stops, "or the new model would wait for the old one's work"
         talk.engine.on(Generate, answering("from the other"))
         talk.engine.say(loaded("owner/other"))
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         if state == "waiting":
             await soon(lambda: talk.answers == [*earlier(turns), "from the other"])
         assert talk.on_disk() == talk.chat.conversation
@@ -53,7 +53,7 @@ async def test_what_was_measured_on_one_model_is_not_shown_for_another() -> None
         await soon(lambda: talk.view.outcomes)
         talk.chat.load("other")
         assert talk.chat.live.plain_tps is None
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         assert talk.chat.live.plain_tps is None
 
 
@@ -70,7 +70,7 @@ async def test_only_the_model_that_was_asked_for_last_counts() -> None:
         talk.engine.say(Fetching(0, "second", 1, 2))
         await soon(lambda: talk.chat.live.fetching)
         talk.engine.say(loaded("second"))
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         assert talk.chat.loaded is not None
         assert talk.chat.loaded.name == "second"
 
@@ -84,7 +84,7 @@ async def test_a_model_chosen_while_there_is_no_engine_is_not_loaded_by_nobody(h
     async with talking(engines, status="gone" if how == "never started" else "ready") as talk:
         if how == "died":
             talk.engine.die()
-            await talk.longest_reusable_prefix("gone")
+            await talk.reach("gone")
         engines.refusal = None
         engines_before = len(engines.all)
         talk.chat.load("other")
@@ -94,7 +94,7 @@ async def test_a_model_chosen_while_there_is_no_engine_is_not_loaded_by_nobody(h
         assert talk.status == "gone" or len(engines.all) > engines_before
         if talk.status == "gone":
             await talk.chat.restart()
-        await talk.longest_reusable_prefix("ready")
+        await talk.reach("ready")
         assert [load.model for load in talk.engine.sent(Load)] == ["other"]
 
 
@@ -119,7 +119,7 @@ async def test_leaving_keeps_what_came_and_ends_the_engine(state: str, turns: in
 async def test_leaving_after_the_engine_died() -> None:
     async with talking() as talk:
         talk.engine.die()
-        await talk.longest_reusable_prefix("gone")
+        await talk.reach("gone")
 
 
 @asynchronous

@@ -23,7 +23,7 @@ async def test_esc_stops_and_keeps_what_came() -> None:
         desk.engine.say(said("This much"))
         await desk.sees("This much", "answering · esc stops")
         await desk.press("escape")
-        await desk.longest_reusable_prefix("ready")
+        await desk.reach("ready")
         assert desk.turns == [("go on", "This much")]
         await desk.sees("This much", "stopped · 40 tok")
         await desk.press("escape")
@@ -51,7 +51,7 @@ async def test_ctrl_c_copies_else_stops_else_clears_and_twice_leaves(clipboard: 
         assert not desk.app.screen.get_selected_text()
         # none: it stops
         await desk.press("ctrl+c")
-        await desk.longest_reusable_prefix("ready")
+        await desk.reach("ready")
         assert desk.turns == [("go on", "This much")]
         assert desk.prompt.text == "copy me"
         # nothing runs: it clears
@@ -133,7 +133,7 @@ async def test_ctrl_r_starts_an_engine_that_is_gone_and_the_chat_goes_on() -> No
         desk.engine.say(said("half of"))
         await desk.sees("half of")
         desk.engine.die(-9, "std::bad_alloc")
-        await desk.longest_reusable_prefix("gone")
+        await desk.reach("gone")
         await desk.sees("no engine · ctrl+r starts it", "half of", "broken off")
         assert "killed, perhaps because memory ran out" in desk.errors[-1]
         assert "std::bad_alloc" in desk.errors[-1]
@@ -164,7 +164,7 @@ async def test_a_silent_engine_is_told_and_ctrl_r_replaces_it() -> None:
         now += 6
         await desk.sees("the engine has said nothing for 25 s · ctrl+r restarts it")
         await desk.press("ctrl+r")
-        await desk.longest_reusable_prefix("ready")
+        await desk.reach("ready")
         assert desk.engine.killed
         assert len(desk.engines.all) == 2
         assert desk.turns == [("go", "")]

@@ -24,7 +24,7 @@ async def test_ctrl_t_unfolds_and_folds_all_thinking() -> None:
                 Generate, [said(f"why {question}?", "thinking"), finished("so", thinking=f"why {question}?")]
             )
             await desk.enter(question)
-            await desk.longest_reusable_prefix("ready")
+            await desk.reach("ready")
         await desk.until(lambda: len(desk.app.query(Thinking)) == 2)
         await desk.until(lambda: desk.seen().count("▸ thought (2 words)") == 2)
         assert "why" not in desk.seen()
@@ -104,7 +104,7 @@ async def test_page_keys_scroll_and_load_what_was_before() -> None:
         at = transcript.scroll_y
         await desk.enter("/bench")
         desk.engine.say(compared())
-        await desk.longest_reusable_prefix("ready")
+        await desk.reach("ready")
         await desk.pilot.pause()
         await desk.press("pagedown", "pagedown", "pagedown")
         await desk.until(lambda: transcript.scroll_y == transcript.max_scroll_y)
@@ -181,7 +181,7 @@ async def test_a_message_while_an_answer_comes_stays_in_the_prompt() -> None:
         assert desk.told == "still busy; esc stops it"
         assert desk.prompt.text == "next"
         desk.engine.say(*answering("done"))
-        await desk.longest_reusable_prefix("ready")
+        await desk.reach("ready")
         desk.engine.on(Generate, answering("and done"))
         await desk.press("enter")
         await desk.until(lambda: desk.turns == [("go", "done"), ("next", "and done")])

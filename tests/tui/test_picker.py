@@ -81,7 +81,7 @@ async def test_a_chat_without_a_model_asks_for_one_and_lists_what_is_there() -> 
         for one in RECOMMENDED:
             assert options.get_option(f"get {one.repo}")
         await desk.press("enter")
-        await desk.longest_reusable_prefix("ready")
+        await desk.reach("ready")
         load = desk.engine.sent(Load)[0]
         assert load.model is None
         assert load.head is None
@@ -98,7 +98,7 @@ async def test_a_cached_model_is_chosen_by_the_arrows() -> None:
         await desk.press("down", "enter")
         await closed(desk)
         assert desk.engine.sent(Load)[-1].model == "owner/with-head-4bit"
-        await desk.longest_reusable_prefix("ready")
+        await desk.reach("ready")
         await desk.sees("owner/with-head-4bit")
         await desk.press("x")
         assert desk.prompt.text == "x", "the prompt has the keys again"
@@ -187,7 +187,7 @@ async def test_a_download_shows_its_progress_and_ends_with_the_model() -> None:
         picker.say(Fetched(0, wanted.repo, None))
         await closed(desk)
         assert desk.engine.sent(Load)[-1].model == wanted.repo
-        await desk.longest_reusable_prefix("ready")
+        await desk.reach("ready")
         await desk.until(lambda: picker.closed)
 
 
@@ -276,7 +276,7 @@ async def test_a_download_that_ends_under_the_help_closes_the_picker_all_the_sam
         if isinstance(desk.app.screen, Help):
             await desk.press("escape")
         assert not any(isinstance(screen, Picker) for screen in desk.app.screen_stack)
-        await desk.longest_reusable_prefix("ready")
+        await desk.reach("ready")
 
 
 @asynchronous

@@ -99,7 +99,7 @@ async def test_a_large_paste_that_is_not_taken_comes_back_as_its_mark() -> None:
         await desk.press("enter")
         assert len(desk.prompt.text) < 100
         desk.engine.say(*answering("done"))
-        await desk.longest_reusable_prefix("ready")
+        await desk.reach("ready")
         await desk.press("enter")
         assert desk.engine.sent(Generate)[-1].messages[-1]["content"] == "y" * 200_000
 
@@ -177,7 +177,7 @@ async def test_prompts_that_end_in_what_could_be_completed_do_not_stop_the_walk(
             await desk.enter(text)
             if not text.startswith("/"):
                 desk.engine.say(*answering("ok"))
-                await desk.longest_reusable_prefix("ready")
+                await desk.reach("ready")
         texts = []
         for _ in range(4):
             await desk.press("up")
@@ -222,7 +222,7 @@ async def test_esc_closes_the_choices_and_stops_nothing() -> None:
         assert desk.chat.live.status == "answering"
         assert desk.prompt.text == "/"
         await desk.press("escape")
-        await desk.longest_reusable_prefix("ready")
+        await desk.reach("ready")
         assert desk.prompt.text == "/"
 
 

@@ -12,7 +12,7 @@ from mlxmtp_tui.widgets.prompt import Prompt
 from textual.widgets import OptionList
 
 from mlxmtp.engine.request import GenerationOptions
-from mlxmtp.worker.client import WorkerProcess
+from mlxmtp.worker.process import WorkerProcess
 from tests.hub import Hub
 from tests.tui.scripted import asynchronous, until
 

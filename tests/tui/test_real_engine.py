@@ -12,7 +12,7 @@ from textual.pilot import Pilot
 
 import mlxmtp
 from mlxmtp.engine.request import GenerationOptions
-from mlxmtp.worker.client import WorkerProcess
+from mlxmtp.worker.process import WorkerProcess
 from tests.tui.scripted import asynchronous, until
 
 REPO = Path(__file__).parents[2]

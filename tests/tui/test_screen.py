@@ -145,7 +145,7 @@ async def test_reading_and_fetching_have_their_progress() -> None:
         desk.engine.say(Fetching(0, "owner/name", 1_000_000_000, 4_000_000_000))
         await desk.sees("fetching owner/name", "25%", "1.0 GB of 4.0 GB")
         desk.engine.say(loaded("owner/name"))
-        await desk.longest_reusable_prefix("ready")
+        await desk.reach("ready")
         await desk.enter("go")
         desk.engine.say(Prefilled(0, 512, 2_048))
         await desk.sees("reading  512 of 2,048 tokens", "25%")
@@ -162,7 +162,7 @@ async def test_a_model_that_cannot_be_loaded_is_told_and_another_one_can_be() ->
         await desk.sees("no model · /model chooses one")
         desk.engine.on(Load, [loaded()])
         await desk.enter("/model demo")
-        await desk.longest_reusable_prefix("ready")
+        await desk.reach("ready")
 
 
 # -- a chat that was saved --------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ async def test_a_terminal_may_be_tiny() -> None:
     async with chatting(size=(20, 6)) as desk:
         await desk.enter("hello")
         desk.engine.say(*answering("world " * 50))
-        await desk.longest_reusable_prefix("ready")
+        await desk.reach("ready")
         await desk.press("f1", "escape", "ctrl+s", "ctrl+s", "ctrl+p", "escape")
         await desk.pilot.resize_terminal(120, 40)
         await desk.sees("hello", "world")

@@ -169,7 +169,7 @@ async def test_model_loads_another_one_and_says_which() -> None:
         desk.engine.on(Load, [loaded()])
         await desk.enter("/model demo")
         assert desk.engine.sent(Load)[-1].model is None
-        await desk.longest_reusable_prefix("ready")
+        await desk.reach("ready")
         await desk.enter("/model")
         assert isinstance(desk.app.screen, Picker)
 
@@ -210,7 +210,7 @@ async def test_bench_shows_how_it_goes_and_what_came_of_it() -> None:
         # one that is stopped leaves nothing
         await desk.enter("/bench")
         await desk.press("escape")
-        await desk.longest_reusable_prefix("ready")
+        await desk.reach("ready")
         await desk.sees("1.49× plain")
         assert desk.turns == [("a", "one")]
 
@@ -355,7 +355,7 @@ async def test_two_slashes_send_one_and_a_path_is_sent_as_it_is() -> None:
         desk.engine.on(Generate, answering("ok"))
         for text in ("//help me", "/usr/bin/python is old", "/", "1/2"):
             await desk.enter(text)
-            await desk.longest_reusable_prefix("ready")
+            await desk.reach("ready")
         assert [typed for typed, _ in desk.turns] == ["/help me", "/usr/bin/python is old", "/", "1/2"]
         assert desk.errors == []
 

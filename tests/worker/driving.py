@@ -14,30 +14,19 @@ from typing import Any, Self
 
 from mlxmtp.engine.parts import Segment, joined
 from mlxmtp.engine.prefix_cache import PrefixCache
-from mlxmtp.worker.client import PROGRAM, WorkerProcess
 from mlxmtp.worker.lines import ProtocolError, decode
 from mlxmtp.worker.messages import (
     Command,
-    Compared,
     Died,
     Event,
-    Failed,
-    Fetched,
-    Finished,
-    Loaded,
-    Models,
-    Stopped,
+    Stop,
     TurnDelta,
+    ends_command,
 )
+from mlxmtp.worker.process import GRACE_S, PROGRAM, WorkerProcess
 from mlxmtp.worker.serve import Worker
 
 PATIENCE_S = 60
-LAST = (Loaded, Finished, Models, Fetched, Stopped, Failed, Died)
-
-
-def is_last(event: Event) -> bool:
-    """Whether nothing more comes of its command."""
-    return isinstance(event, LAST) or (isinstance(event, Compared) and event.done == event.total)
 
 
 class Driven:
@@ -47,6 +36,7 @@ class Driven:
         self._runner = asyncio.Runner()
         self.process = self._runner.run(WorkerProcess.start(program))
         self._events = self.process.events()
+        self._newest = 0
 
     def __enter__(self) -> Self:
         return self
@@ -66,9 +56,14 @@ class Driven:
 
     def send(self, kind: type[Command], *content: Any, **named: Any) -> int:
         """Give it a command; its id."""
-        command = kind(self.process.next_id(), *content, **named)
-        self.process.send(command)
-        return command.id
+        self._newest += 1
+        self.process.send(kind(self._newest, *content, **named))
+        return self._newest
+
+    def stop(self, *commands: int) -> None:
+        """Stop commands by their ids."""
+        for command in commands:
+            self.process.send(Stop(command))
 
     def event(self) -> Event:
         """The next event."""
@@ -77,24 +72,24 @@ class Driven:
     def until(self, *kinds: type[Event]) -> Event:
         """The next event of these kinds, nothing having ended before it."""
         while not isinstance(event := self.event(), kinds):
-            assert not is_last(event), event
+            assert not ends_command(event), event
         return event
 
     def rest(self, command: int) -> list[Event]:
         """What still comes of a command."""
         events = [self.event()]
-        while not is_last(events[-1]):
+        while not ends_command(events[-1]):
             events.append(self.event())
-        assert {event.id for event in events} == {command}, events
+        assert {event.id for event in events if not isinstance(event, Died)} <= {command}, events
         return events
 
     def answer(self, kind: type[Command], *content: Any, **named: Any) -> list[Event]:
         """All that comes of a command."""
         return self.rest(self.send(kind, *content, **named))
 
-    def close(self) -> Died:
+    def close(self, grace_s: float = GRACE_S) -> Died:
         """Close it as a program does; its last event."""
-        self._runner.run(self.process.close())
+        self._runner.run(self.process.close(grace_s))
         return self.until(Died)
 
 

@@ -116,12 +116,12 @@ def inbox() -> tuple[Inbox, Callable[[Command], None]]:
     return inbox, lambda command: lines.put(encode(command))
 
 
-def test_a_stop_holds_for_the_commands_before_it(inbox: tuple[Inbox, Callable[[Command], None]]) -> None:
+def test_a_stop_holds_for_its_command_only(inbox: tuple[Inbox, Callable[[Command], None]]) -> None:
     box, put = inbox
-    for command in (ListModels(4), Stop(4), Stop(2), ListModels(5)):
+    for command in (ListModels(3), ListModels(4), Stop(4), Stop(2), ListModels(5)):
         put(command)
-    assert [box.next(), box.next()] == [ListModels(4), ListModels(5)]
-    assert [box.stops(ListModels(number)) for number in (1, 4, 5)] == [True, True, False]
+    assert [box.next(), box.next(), box.next()] == [ListModels(3), ListModels(4), ListModels(5)]
+    assert [box.stops(ListModels(number)) for number in (2, 3, 4, 5)] == [True, False, True, False]
     put(Stop(9))
     assert wait_until(lambda: box.stops(ListModels(9)), 5), "heard, though nobody asks for the next command"
     assert not box.stops(ListModels(10))

@@ -92,7 +92,7 @@ EXAMPLES: list[Command | Event] = [
     Stopped(9),
     *(Failed(10, kind, "why") for kind in ("refused", "memory", "failed")),
     Died(11, -9),
-    Died(11, 3, "its last\nwords"),
+    Died(0, 3, "its last\nwords", "not a message"),
 ]
 
 

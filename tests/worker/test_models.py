@@ -104,7 +104,7 @@ def stop_in_the_prompt(worker: Driven) -> None:
     command = worker.send(Generate, [{"role": "user", "content": "a" * 40_000}], GenerationOptions(max_tokens=9))
     first = worker.event()
     assert isinstance(first, Prefilled)
-    worker.process.stop()
+    worker.stop(command)
     events = worker.rest(command)
     assert events[-1] == Finished(command, "interrupted", {"role": "assistant", "content": ""})
     read = [event for event in [first, *events] if isinstance(event, Prefilled)]

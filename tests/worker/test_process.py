@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlxmtp.engine.request import GenerationOptions
-from mlxmtp.worker import client
-from mlxmtp.worker.client import WorkerProcess
+from mlxmtp.worker import process
 from mlxmtp.worker.lines import ProtocolError
 from mlxmtp.worker.messages import (
     Died,
@@ -20,6 +19,7 @@ from mlxmtp.worker.messages import (
     ListModels,
     Models,
 )
+from mlxmtp.worker.process import WorkerProcess
 from tests.conftest import REPO
 from tests.worker.driving import PATIENCE_S, Driven, is_gone, wait_until
 
@@ -88,8 +88,7 @@ def test_its_exit_code_and_last_words_are_told() -> None:
     with Driven(python("import sys; sys.exit('why')")) as driven:
         assert driven.event() == Died(0, 1, "why")
     with Driven(python("import sys; print('why', file=sys.stderr); sys.exit(3)")) as driven:
-        driven.process.next_id()
-        assert driven.event() == Died(1, 3, "why")
+        assert driven.event() == Died(0, 3, "why")
 
 
 def test_an_accident_is_the_last_that_it_says() -> None:
@@ -99,7 +98,7 @@ def test_an_accident_is_the_last_that_it_says() -> None:
         assert isinstance(died, Died)
         assert "serve.py" in died.last, "where it was"
         assert died.last.splitlines()[-1] == "KeyError: 'an accident'"
-        assert (died.id, died.code) == (1, 1)
+        assert died.code == 1
 
 
 def test_of_many_words_the_last_are_kept() -> None:
@@ -109,7 +108,7 @@ def test_of_many_words_the_last_are_kept() -> None:
     with Driven(python(f"import sys\n{talks}\n{bar}")) as driven:
         died = driven.event()
     assert isinstance(died, Died)
-    expected = [f"line {i}" for i in range(50_000)][-client.LAST_LINES + 1 :]
+    expected = [f"line {i}" for i in range(50_000)][-process.LAST_LINES + 1 :]
     assert died.last.splitlines() == [*expected, "100%"]
 
 
@@ -117,29 +116,28 @@ def test_a_killed_worker_has_died_of_it() -> None:
     with Driven(worker_that(ANSWERS)) as driven:
         driven.answer(ListModels)
         driven.process.kill()
-        assert driven.event() == Died(1, -signal.SIGKILL, "")
+        assert driven.event() == Died(0, -signal.SIGKILL, "")
         driven.process.kill()
         driven.send(ListModels)
-        driven.process.stop()  # all in vain, and no error
+        driven.stop(2)  # all in vain, and no error
 
 
 def test_closing_ends_it_and_waits() -> None:
     with Driven(worker_that(ANSWERS)) as driven:
         driven.answer(ListModels)
-        assert driven.close() == Died(1, 0, "")  # and not by a signal
+        assert driven.close() == Died(0, 0, "")  # and not by a signal
         assert is_gone(driven.process.pid)
 
 
 def test_closing_ends_it_at_work() -> None:
     with Driven(worker_that(ANSWERS, f"time.sleep({HELD_S})")) as driven:
         driven.answer(ListModels)
-        assert driven.close() == Died(1, 0, "")
+        assert driven.close() == Died(0, 0, "")
 
 
-def test_closing_ends_what_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "GRACE_S", 0.2)
+def test_closing_ends_what_does_not_listen() -> None:
     with Driven(python(f"import time; time.sleep({HELD_S})")) as driven:
-        assert driven.close() == Died(0, -signal.SIGKILL, "")
+        assert driven.close(grace_s=0.2) == Died(0, -signal.SIGKILL, "")
         assert is_gone(driven.process.pid)
 
 
@@ -147,22 +145,22 @@ def test_it_is_driven_from_asyncio() -> None:
     """As an application does it: one task reads the events, another sends commands."""
 
     async def run() -> list[object]:
-        process = await WorkerProcess.start(worker_that(ANSWERS))
+        worker = await WorkerProcess.start(worker_that(ANSWERS))
         events: list[object] = []
 
         async def listen() -> None:
-            async for event in process.events():
+            async for event in worker.events():
                 events.append(event)
                 if len(events) == 2:
-                    asyncio.create_task(process.close())  # noqa: RUF006 - the last event waits for it
+                    asyncio.create_task(worker.close())  # noqa: RUF006 - the last event waits for it
 
         listening = asyncio.create_task(listen())
-        for _ in range(2):
-            process.send(ListModels(process.next_id()))
+        for number in (1, 2):
+            worker.send(ListModels(number))
         await asyncio.wait_for(listening, PATIENCE_S)
         return events
 
-    assert asyncio.run(run()) == [Models(1, [], 0), Models(2, [], 0), Died(2, 0, "")]
+    assert asyncio.run(run()) == [Models(1, [], 0), Models(2, [], 0), Died(0, 0, "")]
 
 
 def test_ctrl_c_in_the_terminal_is_not_its_affair() -> None:
@@ -184,7 +182,9 @@ def test_files_in_the_users_folder_are_not_imported(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("line", [b"nonsense\n", b'{"type": "Stop", "id": "all"}\n'], ids=["nonsense", "no id"])
 def test_a_line_that_is_no_command_leaves_no_orphan(line: bytes) -> None:
     """Nobody would hear the worker, and nobody would end it."""
-    with subprocess.Popen(client.PROGRAM, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as one:
+    with subprocess.Popen(
+        process.PROGRAM, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as one:
         try:
             assert one.stdin
             one.stdin.write(line)
@@ -196,15 +196,15 @@ def test_a_line_that_is_no_command_leaves_no_orphan(line: bytes) -> None:
 
 PARENT = """
 import asyncio, sys
-from mlxmtp.worker.client import WorkerProcess
 from mlxmtp.engine.request import GenerationOptions
+from mlxmtp.worker.process import WorkerProcess
 from mlxmtp.worker.messages import Generate, Load, TurnDelta
 
 async def main():
     idle, busy = await WorkerProcess.start(), await WorkerProcess.start()
-    busy.send(Load(busy.next_id()))
+    busy.send(Load(1))
     question = [{"role": "user", "content": "Write a class."}]
-    busy.send(Generate(busy.next_id(), question, GenerationOptions(max_tokens=3000)))
+    busy.send(Generate(2, question, GenerationOptions(max_tokens=3000)))
     async for event in busy.events():
         if isinstance(event, TurnDelta):
             print(idle.pid, busy.pid, flush=True)

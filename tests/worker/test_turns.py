@@ -16,7 +16,6 @@ from mlxmtp.worker.messages import (
     Generate,
     Loaded,
     Prefilled,
-    Stop,
     Stopped,
     TurnDelta,
 )
@@ -140,7 +139,7 @@ def test_a_turn_can_be_stopped(worker: Driven, engine: Engine) -> None:
     settings = GenerationOptions(depth=3, max_tokens=3000)
     command = worker.send(Generate, user(LONG), settings)
     before = worker.until(TurnDelta)
-    worker.process.stop()
+    worker.stop(command)
     events = [before, *worker.rest(command)]
     finished = events[-1]
     assert isinstance(finished, Finished)
@@ -160,9 +159,9 @@ def test_a_turn_can_be_stopped(worker: Driven, engine: Engine) -> None:
 def test_a_stop_for_an_old_command_ends_no_newer_one(worker: Driven, engine: Engine) -> None:
     old = worker.answer(Generate, user("Hello!"), GenerationOptions(depth=3, max_tokens=1))[-1].id
     command = worker.send(Generate, user(ORDER), GenerationOptions(depth=3))
-    worker.process.send(Stop(old))
+    worker.stop(old)
     worker.until(TurnDelta)
-    worker.process.send(Stop(old))
+    worker.stop(old)
     finished = worker.rest(command)[-1]
     assert (finished.reason, finished.stats.tokens) == ("stop", len(engine.generate(ORDER).tokens))
 
@@ -171,7 +170,7 @@ def test_commands_that_wait_are_stopped_too(worker: Driven) -> None:
     first = worker.send(Generate, user(LONG), GenerationOptions(depth=3, max_tokens=3000))
     worker.until(TurnDelta)
     second = worker.send(Compare, user(LONG), GenerationOptions(depth=3))
-    worker.process.stop()
+    worker.stop(second, first)
     assert worker.rest(first)[-1].reason == "interrupted"
     assert worker.rest(second) == [Stopped(second)]
 
@@ -181,7 +180,7 @@ def test_a_turn_that_is_stopped_before_it_begins_is_finished_all_the_same(worker
     first = worker.send(Generate, user(LONG), GenerationOptions(depth=3, max_tokens=3000))
     worker.until(TurnDelta)
     second = worker.send(Generate, user(LONG), GenerationOptions(depth=3))
-    worker.process.stop()
+    worker.stop(second, first)
     assert worker.rest(first)[-1].reason == "interrupted"
     assert worker.rest(second) == [Finished(second, "interrupted", {"role": "assistant", "content": ""})]
 
@@ -191,7 +190,7 @@ def test_a_comparison_can_be_stopped(worker: Driven) -> None:
     turn = worker.answer(Generate, user(ORDER), GenerationOptions(depth=3))[-1]
     command = worker.send(Compare, user(ORDER), GenerationOptions(depth=1))
     first = worker.until(Compared)
-    worker.process.stop()
+    worker.stop(command)
     events = worker.rest(command)
     assert first.done < first.total
     assert events[-1] == Stopped(command)

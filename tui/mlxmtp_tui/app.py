@@ -6,7 +6,7 @@ import asyncio
 import gc
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,12 +19,13 @@ from textual.widgets import Static
 
 from mlxmtp.errors import MlxmtpError
 from mlxmtp.worker.messages import Compared
+from mlxmtp.worker.process import StartTransport, WorkerProcess
 from mlxmtp_tui import clipboard, commands, history
 from mlxmtp_tui.changes import Changes
 from mlxmtp_tui.chat import Chat
 from mlxmtp_tui.conversation import Conversation
 from mlxmtp_tui.figures import measurement
-from mlxmtp_tui.roles import Engine, Options
+from mlxmtp_tui.roles import Options
 from mlxmtp_tui.sessions import Session
 from mlxmtp_tui.slash import SlashCommands
 from mlxmtp_tui.widgets.panel import Panel, View, head_lines, one_line, shortened
@@ -82,7 +83,7 @@ class ChatApp(App[None]):
 
     def __init__(
         self,
-        start: Callable[[], Awaitable[Engine]],
+        start: StartTransport,
         options: Options,
         new_session: Callable[[str], Session] = Session.new,
         resumed: tuple[Session, Conversation] | None = None,
@@ -262,7 +263,7 @@ class ChatApp(App[None]):
         if not live.busy and IDLE_S <= idle < IDLE_S + TICK_S:
             gc.collect()
 
-    def on_answering_grew(self) -> None:
+    def on_answer_block_grew(self) -> None:
         self._grew_at = time.monotonic()
         self._draw()
 
@@ -300,7 +301,5 @@ def run(options: Options, resumed: Path | None = None, *, mouse: bool = True) ->
     Raises:
         SessionError: the chat to go on with cannot be opened.
     """
-    from mlxmtp.worker.client import WorkerProcess
-
     saved = Session.resume(resumed) if resumed else None
     ChatApp(WorkerProcess.start, options, resumed=saved).run(mouse=mouse)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from mlxmtp.worker.client import EngineClient, EngineStartError, MakeCommand
 from mlxmtp.worker.messages import (
     Compare,
     Compared,
@@ -22,11 +23,11 @@ from mlxmtp.worker.messages import (
     TurnDelta,
     Warned,
 )
+from mlxmtp.worker.process import StartTransport
 from mlxmtp_tui.conversation import Answer, Conversation
 from mlxmtp_tui.files import expanded, missing
-from mlxmtp_tui.link import Link
 from mlxmtp_tui.live import Live
-from mlxmtp_tui.roles import Engine, Options, View
+from mlxmtp_tui.roles import Options, View
 from mlxmtp_tui.sessions import Session
 
 PARTIAL_S = 0.8
@@ -44,7 +45,7 @@ class Chat:
     def __init__(
         self,
         view: View,
-        start: Callable[[], Awaitable[Engine]],
+        start: StartTransport,
         options: Options,
         new_session: Callable[[str], Session],
         resumed: tuple[Session, Conversation] | None = None,
@@ -58,7 +59,8 @@ class Chat:
         self._options = options
         self._new_session = new_session
         self._session = resumed[0] if resumed else None
-        self._link = Link(start, self._hear, self._gone)
+        self._client = EngineClient(start, self._on_event)
+        self._command = 0  # whose events count; 0: of no command
         self._parts: list[list[str]] = []
         self._kept_at, self._kept = 0.0, 0
         self._waiting = self._turn_runs = False
@@ -87,8 +89,10 @@ class Chat:
     async def start(self) -> None:
         """Start the engine's process, and load the model unless it is to be chosen."""
         self.live.become("starting")
-        await self._link.open()
-        if not self._link.up:
+        try:
+            await self._client.start()
+        except EngineStartError as error:
+            self._gone(str(error))
             return
         if self._options.choose and self.loaded is None and self.model is None:
             self._become("choosing")
@@ -103,15 +107,13 @@ class Chat:
         self._options = replace(self._options, choose=False, model=model, head=head)
         if self._session:
             self._session.model(self.model_name)
-        if not self._link.up:
+        if not self._client.running:
             self._become("gone")
             self._view.say(f"ctrl+r starts the engine, with {self.model_name}")
             return
         self._become("loading")
         asked = self._options
-        self._link.send(
-            lambda id: Load(id, model, head, asked.mtp, identity=asked.identity, draft_vocab=asked.draft_vocab)
-        )
+        self._send(lambda id: Load(id, model, head, asked.mtp, identity=asked.identity, draft_vocab=asked.draft_vocab))
 
     def submit(self, text: str) -> bool:
         """Ask; whether the text was taken.
@@ -194,7 +196,7 @@ class Chat:
         if messages[-1]["role"] == "assistant":
             messages.append({"role": "user", "content": "Go on."})
         self._become("measuring")
-        self._link.send(lambda id: Compare(id, messages, self.settings))
+        self._send(lambda id: Compare(id, messages, self.settings))
 
     def stop(self) -> bool:
         """End what runs, as soon as may be, and keep what came; whether something ran."""
@@ -202,9 +204,9 @@ class Chat:
             self._waiting = False
             self._end_turn(Answer(_message([]), "interrupted"))
             return True
-        if self.live.status not in ("answering", "measuring") or not self._link.up:
+        if self.live.status not in ("answering", "measuring") or not self._client.running:
             return False
-        self._link.stop()
+        self._client.stop(self._command)
         self._become("stopping")
         return True
 
@@ -212,7 +214,7 @@ class Chat:
         """Replace an engine that is gone, or does not answer."""
         self._leave("failed")
         self.loaded = self._before = None
-        await self._link.cut()
+        await self._client.kill()
         await self.start()
 
     async def close(self) -> None:
@@ -220,7 +222,7 @@ class Chat:
         self._leave()
         if self._session:
             self._session.close()
-        await self._link.close()
+        await self._client.close()
 
     def _answer(self) -> None:
         self._parts, self._kept = [], 0
@@ -231,11 +233,15 @@ class Chat:
         self._turn_runs = True
         self.live.begin()
         self._view.state_changed()
-        self._link.send(lambda id: Generate(id, self.conversation.messages(), self.settings))
+        self._send(lambda id: Generate(id, self.conversation.messages(), self.settings))
 
-    def _hear(self, event: Event) -> None:
+    def _send(self, command: MakeCommand) -> None:
+        """Send a command; the events of earlier ones are ignored from now on."""
+        self._command = self._client.send(command)
+
+    def _on_event(self, event: Event) -> None:
         self.live.heard = self.live.clock()
-        if self._link.asked(event):
+        if event.id == self._command or isinstance(event, Died | Warned):
             self.take(event)
 
     def take(self, event: Event) -> None:
@@ -267,7 +273,11 @@ class Chat:
             case Failed():
                 self._take_failure(event)
             case Died():
-                self._gone(f"the engine has died ({event.why})")
+                self._gone(
+                    f"the engine cannot be understood: {event.garbled}"
+                    if event.garbled
+                    else f"the engine has died ({event.why})"
+                )
         self._view.state_changed()
 
     def _take_compared(self, event: Compared) -> None:
@@ -302,7 +312,8 @@ class Chat:
         """End what runs without waiting for its end; what came of an answer is kept."""
         status = self.live.status
         if status in ("answering", "stopping", "measuring"):
-            self._link.drop()
+            self._client.stop(self._command)
+            self._command = 0
             self.live.end(None, None)
         if self._turn_runs:
             self._end_turn(Answer(_message(self._parts), reason, self.live.stats))

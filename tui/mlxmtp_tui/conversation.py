@@ -80,7 +80,7 @@ class Conversation:
         self.turns[-1] = replace(self.turns[-1], answer=answer)
 
     def rewind(self, turns: int) -> None:
-        """Keep the first so many turns."""
+        """Keep the first `turns` turns."""
         del self.turns[turns:]
 
     @property

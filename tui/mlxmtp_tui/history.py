@@ -27,7 +27,7 @@ def load() -> list[str]:
 
 
 def add(prompt: str) -> None:
-    """Keep a prompt. A history that cannot be written is none; nobody is told."""
+    """Append a prompt. A history that cannot be written is none; nobody is told."""
     if len(prompt) > LONGEST:
         return
     with suppress(OSError):

@@ -1,24 +1,13 @@
-"""What the chat works with, as it sees them: the engine, the screen, and what it was started with."""
+"""What the chat works with, as it sees them: the screen, and what it was started with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.exactness.verdict import Identity
-from mlxmtp.worker.messages import Command, Compared
-
-
-class Engine(Protocol):
-    """The engine's process (mlxmtp.worker.client.WorkerProcess)."""
-
-    def next_id(self) -> int: ...
-    def send(self, command: Command) -> None: ...
-    def stop(self) -> None: ...
-    def events(self) -> Any: ...
-    def kill(self) -> None: ...
-    async def close(self) -> None: ...
+from mlxmtp.worker.messages import Compared
 
 
 class View(Protocol):

@@ -132,7 +132,7 @@ class Scripted:
 
 def serve(folder: str) -> None:
     from mlxmtp.server import main
-    from mlxmtp.worker.client import WorkerProcess
+    from mlxmtp.worker.process import WorkerProcess
 
     engine = (sys.executable, "-P", __file__, "engine", folder)
     main.serve(main.Options(folder, port=0, queue=0), lambda: WorkerProcess.start(engine))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,8 +15,8 @@ from textual.widgets import Input, OptionList, ProgressBar, Static
 from textual.widgets.option_list import Option
 
 from mlxmtp.units import size
+from mlxmtp.worker.client import EngineClient, EngineStartError, MakeCommand
 from mlxmtp.worker.messages import (
-    Command,
     Died,
     Download,
     Event,
@@ -28,8 +27,8 @@ from mlxmtp.worker.messages import (
     ModelFound,
     Models,
 )
+from mlxmtp.worker.process import StartTransport
 from mlxmtp_tui.recommended import RECOMMENDED, Recommended
-from mlxmtp_tui.roles import Engine
 
 DEMO = "demo"
 NAME = 40
@@ -51,10 +50,9 @@ class Picker(ModalScreen[Choice | None]):
 
     BINDINGS: ClassVar = [Binding("escape", "cancel", "back, or cancel the download")]
 
-    def __init__(self, start: Callable[[], Awaitable[Engine]]) -> None:
+    def __init__(self, start: StartTransport) -> None:
         super().__init__()
-        self._start = start
-        self._engine: Engine | None = None
+        self._client = EngineClient(start, self._on_event)
         self._downloading: str | None = None
         self._models: Models | None = None
 
@@ -74,7 +72,7 @@ class Picker(ModalScreen[Choice | None]):
         await self._ask(ListModels)
 
     async def on_unmount(self) -> None:
-        await self._leave_engine()
+        await self._client.kill()
 
     def action_cancel(self) -> None:
         if self._downloading:
@@ -108,31 +106,18 @@ class Picker(ModalScreen[Choice | None]):
 
     async def _cancel_download(self) -> None:
         repo, self._downloading = self._downloading, None
-        await self._leave_engine()
+        await self._client.kill()
         self._idle(f"{repo}: cancelled; the next download goes on from here")
 
-    async def _ask(self, command: Callable[[int], Command]) -> None:
-        if self._engine is None:
-            try:
-                self._engine = await self._start()
-            except OSError as error:
-                self._idle(f"the engine cannot be started: {error}")
-                return
-            self.run_worker(self._listen(self._engine))
-        self._engine.send(command(self._engine.next_id()))
+    async def _ask(self, command: MakeCommand) -> None:
+        try:
+            await self._client.start()
+        except EngineStartError as error:
+            self._idle(str(error))
+            return
+        self._client.send(command)
 
-    async def _leave_engine(self) -> None:
-        engine, self._engine = self._engine, None
-        if engine:
-            engine.kill()
-            await engine.close()
-
-    async def _listen(self, engine: Engine) -> None:
-        async for event in engine.events():
-            if engine is self._engine:
-                self._take(event)
-
-    def _take(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         match event:
             case Models():
                 self._fill(event)
@@ -149,9 +134,12 @@ class Picker(ModalScreen[Choice | None]):
                 self._fill(self._models, looking=False)
                 self._idle(event.message)
             case Died():
-                self._engine = None
                 self._fill(self._models, looking=False)
-                self._idle(f"the engine has died: {event.last or event.code}")
+                self._idle(
+                    f"the engine cannot be understood: {event.garbled}"
+                    if event.garbled
+                    else f"the engine has died: {event.last or event.code}"
+                )
 
     def _idle(self, text: str) -> None:
         self._downloading = None
