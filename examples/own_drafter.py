@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import mlx.core as mx
 
-from mlxmtp import Sampling, load
+from mlxmtp import GenerationOptions, load
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.loop import never_stop, speculate
 from mlxmtp.decoding.sequence import Sequence
@@ -36,18 +36,19 @@ engine = load(mtp=False)
 prompt = encode(engine.tokenizer, PROMPT, raw=False)
 
 
-def drafted(sampling: Sampling) -> tuple[list[int], int]:
+def drafted(options: GenerationOptions) -> tuple[list[int], int]:
     """The tokens with drafts, and in how many passes."""
     sequence = Sequence(engine.target, None)
     sequence.prefill(prompt)
-    verifier = Verifier(sampling)
+    verifier = Verifier(options.sampling)
     rounds = list(speculate(engine.target, Bigrams(), sequence, verifier, FixedDepth(DEPTH), never_stop, TOKENS))
     return [token for one in rounds for token in one.tokens], len(rounds)
 
 
-for sampling in (Sampling(), Sampling(temperature=0.8, seed=3)):
-    tokens, passes = drafted(sampling)
-    plain = engine.generate(prompt, sampling, max_tokens=TOKENS).tokens
-    assert tokens[: len(plain)] == plain, "the text of plain decoding, token for token"
-    print(f"temperature {sampling.temperature}: {len(tokens)} tokens in {passes} passes")
-print(engine.tokenizer.decode(plain))
+greedy, seeded = GenerationOptions(max_tokens=TOKENS), GenerationOptions(max_tokens=TOKENS, temperature=0.8, seed=3)
+for options in (greedy, seeded):
+    tokens, passes = drafted(options)
+    plain = engine.generate(prompt, options)
+    assert tokens[: len(plain.tokens)] == plain.tokens, "the text of plain decoding, token for token"
+    print(f"temperature {options.temperature}: {len(tokens)} tokens in {passes} passes")
+    print(plain.text)

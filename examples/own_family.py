@@ -10,7 +10,7 @@ import mlx.nn as nn
 from mlx_lm.models import qwen3_5
 from mlx_lm.models.cache import KVCache
 
-import mlxmtp
+from mlxmtp import GenerationOptions, load
 from mlxmtp.heads import Convention, Family, Recursion, register
 from mlxmtp.targets import Cache, Target
 
@@ -21,7 +21,7 @@ class MyHead(Recursion, nn.Module):
     family = "my-mtp"
 
     def __init__(self, target: Target) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         args = target.text_model.args
         size, eps = args.hidden_size, args.rms_norm_eps
         self.pre_fc_norm_embedding = nn.RMSNorm(size, eps=eps)  # named as the tensors mtp.*
@@ -57,9 +57,9 @@ def build(weights: dict[str, mx.array], target: Target, **_: Any) -> tuple[MyHea
 register(Family("my-mtp", ("qwen3_5",), build, conventions=(Convention(),)))
 
 prompt = "Tell me a joke."
-engine = mlxmtp.load()
-drafted = engine.generate(prompt, depth=3, max_tokens=60)
-plain = engine.generate(prompt, depth=0, max_tokens=60)
+engine = load()
+drafted = engine.generate(prompt, GenerationOptions(depth=3, max_tokens=60))
+plain = engine.generate(prompt, GenerationOptions(depth=0, max_tokens=60))
 assert drafted.tokens == plain.tokens, "whatever a head drafts, the text is that of plain decoding"
 shares = ", ".join(f"{share:.0%}" for share in drafted.stats.acceptance_by_depth)
 print(drafted.text)

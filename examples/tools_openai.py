@@ -60,6 +60,7 @@ def main() -> None:
         if message.content:
             print(f"barista  {message.content.strip()}")
         for call in message.tool_calls or ():
+            assert call.type == "function"
             result = json.dumps(FUNCTIONS[call.function.name](**json.loads(call.function.arguments)))
             print(f"tool     {call.function.name}({call.function.arguments}) -> {result}")
             messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
