@@ -1,7 +1,7 @@
 """The command line: `mlxmtp COMMAND`, one module for each command.
 
-Exit codes: 0 done, 1 the machine gave out (memory, disk), 2 bad input, 130 interrupted, 141 the reader of
-standard output went away. Nothing heavy is imported before a command runs: `--help` answers at once.
+Exit codes: 0 success, 1 the machine failed (memory, disk, device), 2 bad input, 130 interrupted, 141 standard output
+was closed. Nothing heavy is imported before a command runs, so that `--help` is fast.
 """
 
 import argparse
@@ -21,13 +21,13 @@ from mlxmtp.version import __version__
 FAILED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 
 GRACE_S = 5.0
-"""How long an interrupt waits for the end: the Hub client's threads would each finish their file first."""
+"""Seconds from an interrupt to the hard exit. The Hub client's threads would each finish their file first."""
 
 COMMANDS = (chat, serve, connect, generate, bench, doctor, inspect, convert, attach, pull)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with the one-line errors of the rest of the program, and no guessing at shortened options."""
+    """ArgumentParser with one-line errors and without abbreviated options."""
 
     def __init__(self, **options: Any) -> None:
         layout = argparse.RawDescriptionHelpFormatter
@@ -38,6 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
     top = Parser(
         prog="mlxmtp",
         description="Exact multi-token-prediction (MTP) speculative decoding on MLX:\n"
@@ -52,11 +53,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program on `argv` (None: the process's own) and return its exit code."""
+    """Run the program and return its exit code.
+
+    Args:
+        argv: the arguments. None: those of the process.
+    """
     return guarded(lambda: run(argv))
 
 
 def run(argv: Sequence[str] | None) -> int:
+    """Run a command and return its exit code. Errors are raised."""
     top = parser()
     arguments = top.parse_args(argv)
     if arguments.command is None:
@@ -67,9 +73,9 @@ def run(argv: Sequence[str] | None) -> int:
 
 
 def guarded(action: Callable[[], int]) -> int:
-    """The exit code of `action`, with every expected way to fail told in one line."""
+    """Run `action` and return its exit code. An expected error is printed as one line."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a model's text may not fit the terminal's encoding
+        sys.stdout.reconfigure(errors="replace")  # the terminal's encoding may lack characters of the text
     try:
         try:
             with interruptible():
@@ -96,10 +102,13 @@ def guarded(action: Callable[[], int]) -> int:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, as always, and ends the process a little later if nothing else has."""
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield  # part of another program
+    """Make Ctrl-C raise KeyboardInterrupt, and end the process `GRACE_S` seconds later if it still runs.
+
+    Does nothing where another program has set a handler, or outside of the main thread.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
         return
     signal.signal(signal.SIGINT, interrupt)
     try:
@@ -109,20 +118,22 @@ def interruptible() -> Iterator[None]:
 
 
 def interrupt(*_: object) -> NoReturn:
-    last = threading.Timer(GRACE_S, os._exit, [INTERRUPTED])
-    last.daemon = True
-    last.start()
+    """Handle SIGINT."""
+    hard_exit = threading.Timer(GRACE_S, os._exit, [INTERRUPTED])
+    hard_exit.daemon = True
+    hard_exit.start()
     raise KeyboardInterrupt
 
 
 def fail(message: str, code: int) -> int:
+    """Print an error and return its exit code."""
     print(f"mlxmtp: {message}", file=sys.stderr)
     return code
 
 
 def leave_quietly() -> int:
-    """Point the dead pipe elsewhere, or the interpreter complains about it while it shuts down."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    """Redirect the closed pipe to the null device, and return the exit code. The interpreter flushes it at shutdown."""
+    null = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())
+        os.dup2(null, stream.fileno())
     return PIPE_CLOSED

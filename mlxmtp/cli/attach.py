@@ -1,4 +1,4 @@
-"""`mlxmtp attach`: a stripped conversion gets its head back."""
+"""`mlxmtp attach`: give a converted model the head that its conversion dropped."""
 
 from __future__ import annotations
 

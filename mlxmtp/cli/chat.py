@@ -1,4 +1,4 @@
-"""`mlxmtp chat`: the terminal chat."""
+"""`mlxmtp chat`: chat with a model in the terminal."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def on_a_terminal() -> bool:
-    """Whether the chat can be drawn here, which Textual does on standard error."""
+    """Return whether the chat can be drawn. Textual draws on standard error."""
     return sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()
 
 

@@ -1,4 +1,4 @@
-"""`mlxmtp connect`: the settings with which other programs use `mlxmtp serve`. Which ones: see clients.toml."""
+"""`mlxmtp connect`: print or write the settings with which another program (clients.toml) uses `mlxmtp serve`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from mlxmtp.errors import OptionError, SettingsError
 
 URL = "http://127.0.0.1:8080"
 NAME = "mlxmtp"
-"""What the model is called if nobody says otherwise, and the key where one must be given."""
+"""Default name of the model, and default key for clients that need one."""
 
 
 @dataclass(frozen=True)
 class SettingsFile:
-    """What belongs into one file of a client; see clients.toml for the fields."""
+    """A settings file of a client. clients.toml describes the fields."""
 
     path: str
     format: str
@@ -40,7 +40,7 @@ class SettingsFile:
 
     @property
     def place(self) -> str:
-        """The file's path, beginning with ~."""
+        """The file's path, with ~ for the home folder."""
         if self.path_on_macos and sys.platform == "darwin":
             return self.path_on_macos
         other = self.or_path and self.or_path != self.path and not real(self.path).exists()
@@ -49,7 +49,7 @@ class SettingsFile:
 
 @dataclass(frozen=True)
 class Client:
-    """One row of clients.toml."""
+    """A client. clients.toml describes the fields."""
 
     title: str
     start: str
@@ -79,7 +79,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def address(text: str) -> str:
-    """The server's address without a path, for each client wants another."""
+    """Return the server's address without a path, because each client adds another one."""
     try:
         parts = urlsplit(text)
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -91,6 +91,7 @@ def address(text: str) -> str:
 
 
 def given(text: str) -> str:
+    """Return a printable text that is not blank."""
     if not text.strip() or not text.isprintable():
         raise ArgumentTypeError(f"expected a word, found {text!r}")
     return text
@@ -120,17 +121,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def clients() -> dict[str, Client]:
-    """The table, by the names that CLIENT takes."""
+    """Return the clients by the names that CLIENT takes."""
     rows = tomllib.loads(files("mlxmtp.cli").joinpath("clients.toml").read_text(encoding="utf-8"))
     return {name: client(row) for name, row in rows.items()}
 
 
 def client(row: dict[str, Any]) -> Client:
-    there = (SettingsFile(**file | {"keep": tuple(file.get("keep", ()))}) for file in row.pop("files", ()))
-    return Client(**row | {"steps": tuple(row.get("steps", ()))}, files=tuple(there))
+    """Return the client of a table of clients.toml."""
+    settings_files = (SettingsFile(**file | {"keep": tuple(file.get("keep", ()))}) for file in row.pop("files", ()))
+    return Client(**row | {"steps": tuple(row.get("steps", ()))}, files=tuple(settings_files))
 
 
 def listing(known: Mapping[str, Client]) -> str:
+    """Return the clients with their titles and files in columns."""
     wide = max(map(len, known)), max(len(client.title) for client in known.values())
     return "\n".join(
         f"{name:{wide[0]}}  {client.title:{wide[1]}}  "
@@ -140,23 +143,24 @@ def listing(known: Mapping[str, Client]) -> str:
 
 
 def values_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the values of the placeholders in clients.toml."""
     numbers = {"context": arguments.context, "output": max(1, arguments.context // 4)}
     texts = {"url": arguments.url, "model": arguments.model, "key": arguments.api_key}
     return texts | {name: str(number) for name, number in numbers.items()}
 
 
 def filled(text: str, values: Mapping[str, str], quoted: Callable[[str], str]) -> str:
-    """`text` with the values in it, each of them written as the place needs it."""
-    return re.sub(r"\{(url|model|key|context|output)\}", lambda found: quoted(values[found[1]]), text)
+    """Return `text` with its placeholders replaced. `quoted` quotes each value."""
+    return re.sub(r"\{(url|model|key|context|output)\}", lambda match: quoted(values[match[1]]), text)
 
 
 def in_quotes(value: str) -> str:
-    """A value between double quotes; JSON's way to write one is TOML's and YAML's too."""
+    """Return a value as it is written between double quotes, in JSON, TOML and YAML alike."""
     return json.dumps(value, ensure_ascii=False)[1:-1]
 
 
 def settings(client: Client, values: Mapping[str, str]) -> list[str]:
-    """What a person needs to set the client up by hand."""
+    """Return the settings of a client as sections of text, for a person who enters them by hand."""
     texts = {f"{client.title}: {file.place}": filled(file.content, values, in_quotes) for file in client.files}
     steps = [f"  {filled(step, values, str)}" for step in client.steps]
     shell = f"  {filled(client.shell, values, shlex.quote)}" if client.shell else ""
@@ -165,7 +169,12 @@ def settings(client: Client, values: Mapping[str, str]) -> list[str]:
 
 
 def write_files(name: str, client: Client, values: Mapping[str, str]) -> None:
-    """All changes are known to be possible before the first is made."""
+    """Write the settings files of a client. Nothing is written unless every file can be changed.
+
+    Raises:
+        OptionError: the client has no settings file.
+        SettingsError: a file cannot be changed or written.
+    """
     if not client.files:
         raise OptionError(f"{client.title} has no settings file that mlxmtp could write; see `mlxmtp connect {name}`")
     changes = [
@@ -181,8 +190,13 @@ def write_files(name: str, client: Client, values: Mapping[str, str]) -> None:
 
 
 def real(place: str) -> Path:
+    """Return a path with the home folder in place of ~.
+
+    Raises:
+        SettingsError: this user has no home folder.
+    """
     try:
-        if not os.environ.get("HOME", "~"):  # it would be taken for the root of all files
+        if not os.environ.get("HOME", "~"):  # expanduser would return the root folder
             raise RuntimeError
         return Path(place).expanduser()
     except RuntimeError as error:

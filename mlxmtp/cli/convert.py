@@ -1,4 +1,4 @@
-"""`mlxmtp convert`: a raw checkpoint to an MLX folder that keeps its head."""
+"""`mlxmtp convert`: convert a checkpoint to an MLX folder that keeps its head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mlxmtp doctor`: the machine, a model on it, and which promise about the text holds."""
+"""`mlxmtp doctor`: check the machine and a model, and say which guarantee about the text holds."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlxmtp.engine.identity import Examined
 
 FOUND_FAULT = 1
+"""Exit code if something is broken."""
 PACKAGES = ("mlx", "mlx-lm", "transformers", "textual")
 """Packages whose versions the report states."""
 ADVICE = {
@@ -49,15 +50,16 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Check everything, print the report, and return the exit code."""
     report: dict[str, Any] = {}
     try:
         return examine(arguments, report)
-    except (CheckpointError, OptionError) as error:  # no such model: the command line says so
+    except (CheckpointError, OptionError) as error:  # no such model: exit code 2
         report["error"] = str(error)
         raise
     except MlxmtpError as error:
         return broken(arguments, report, str(error))
-    except Exception as error:  # it is for faults that it is called
+    except Exception as error:  # any fault is a finding
         return broken(arguments, report, f"{type(error).__name__}: {error}")
     finally:
         if arguments.json:
@@ -65,8 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
-    """Fill the report, and unless JSON is wanted say everything as it is found."""
-    load = mlxmtp.load  # imports MLX, or says what to install
+    """Fill the report, and return the exit code. Without `--json`, print each finding at once."""
+    load = mlxmtp.load  # imports MLX, or raises with what to install
     report["machine"] = machine_facts()
     say(arguments, machine_rows(report["machine"]))
     import mlx.core as mx
@@ -82,43 +84,44 @@ def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
     if states.dtype == mx.bfloat16:
         quantization = engine.target.config.get("quantization")
         times = report["float16_times"] = precision.float16_times(states.shape[-1], quantization)
-        say(arguments, {"float16": float16_told(times, arguments.model or str(engine.path))})
-    found: list[Examined] = []
+        say(arguments, {"float16": float16_finding(times, arguments.model or str(engine.path))})
+    results: list[Examined] = []
     try:
-        with Examining() as progress:
-            found.extend(identity.examine(engine, FULL, progress.tell))
+        with DoctorProgress() as progress:
+            results.extend(identity.examine(engine, FULL, progress.show_step))
     finally:
-        report["identities"] = {one.identity: as_json(one) for one in found}
-        say(arguments, {one.identity: told(one) for one in found})
-    fast, best = found[0], next((one for one in found if one.verdict.identical), found[0])
+        report["identities"] = {one.identity: as_json(one) for one in results}
+        say(arguments, {one.identity: finding(one) for one in results})
+    fast, best = results[0], next((one for one in results if one.verdict.identical), results[0])
     report["promise"] = fast.verdict.promise
     report["best"] = {"identity": best.identity, "promise": best.verdict.promise}
     say(arguments, {"promise": PROMISES[fast.verdict.promise], "": advice(engine, best)})
-    faults = [one.broken for one in found if one.broken]
+    faults = [one.broken for one in results if one.broken]
     return broken(arguments, report, faults[0]) if faults else 0
 
 
 def advice(engine: Engine, best: Examined) -> str:
-    """What to make of it."""
+    """Return what the user can do about the best result."""
     if engine.head is None:
         return "there is no head, so decoding is plain; mlxmtp attach brings one"
     return ADVICE[best.verdict.promise]
 
 
-class Examining(Progress):
-    """What is examined now, and how far."""
+class DoctorProgress(Progress):
+    """Shows what is examined, and how many of its steps are done."""
 
     def __init__(self) -> None:
-        super().__init__(sys.stderr, "Examining", lambda done, total: f"{self._now}, {done} of {total}")
-        self._now = ""
+        super().__init__(sys.stderr, "Examining", lambda done, total: f"{self._step}, {done} of {total}")
+        self._step = ""
 
-    def tell(self, now: str, done: int, total: int) -> None:
-        self._now = now
+    def show_step(self, step: str, done: int, total: int) -> None:
+        """Show the present step."""
+        self._step = step
         self.update(done, total)
 
 
 def machine_facts() -> dict[str, Any]:
-    """Return what is known of this machine, as plain values."""
+    """Return the facts about the machine as JSON values."""
     return (
         machine.hardware()
         | {"usable_bytes": machine.usable_memory()}
@@ -127,53 +130,57 @@ def machine_facts() -> dict[str, Any]:
     )
 
 
-def machine_rows(found: dict[str, Any]) -> dict[str, str]:
-    wired = found["wired_limit_bytes"]
-    has = [name for name in ("metal", "cuda") if found[name]]
+def machine_rows(facts: dict[str, Any]) -> dict[str, str]:
+    """Return the lines on the machine, by their names."""
+    wired = facts["wired_limit_bytes"]
+    backends = " and ".join(name for name in ("metal", "cuda") if facts[name]) or "neither Metal nor CUDA"
     return {
-        "machine": f"{found['system']}, {found['processor']}, {found['cores']} processors",
-        "memory": f"{memory(found['memory_bytes'])}, of which {memory(found['usable_bytes'])} for weights and caches"
+        "machine": f"{facts['system']}, {facts['processor']}, {facts['cores']} processors",
+        "memory": f"{memory(facts['memory_bytes'])}, of which {memory(facts['usable_bytes'])} for weights and caches"
         + (f"; the GPU may wire {memory(wired)}" if wired else ""),
-        "MLX": f"{found['device']} {found['device_name']}; {' and '.join(has) or 'neither Metal nor CUDA'} available",
-        "with": ", ".join(f"{name} {number}" for name, number in found["versions"].items()),
+        "MLX": f"{facts['device']} {facts['device_name']}; {backends} available",
+        "with": ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
     }
 
 
-def float16_told(times: dict[int, float], name: str) -> str:
-    """Beside a model in bfloat16: what float16 would take, and what to do where it is faster."""
+def float16_finding(times: dict[int, float], name: str) -> str:
+    """Return the time of float16 in times of bfloat16, and the command that converts the model where that pays."""
     from mlxmtp.bench import precision
 
     shares = " and ".join(f"{time:.2f} (of {rows} row{'s' * (rows > 1)})" for rows, time in times.items())
-    told = f"takes {shares} of what bfloat16 takes"
+    finding = f"takes {shares} of what bfloat16 takes"
     if not precision.pays(times):
-        return f"{told}; bfloat16 is right here"
-    return f"{told}; faster here, if the model's values fit: mlxmtp convert {shlex.quote(name)} OUT --dtype float16"
+        return f"{finding}; bfloat16 is right here"
+    return f"{finding}; faster here, if the model's values fit: mlxmtp convert {shlex.quote(name)} OUT --dtype float16"
 
 
 def as_json(one: Examined) -> dict[str, Any]:
+    """Return the result for one identity as JSON values."""
     run = None if one.run is None else asdict(one.run)
     findings = [asdict(finding) for finding in one.findings]
     return {"verdict": asdict(one.verdict), "findings": findings, "greedy_run": run, "broken": one.broken}
 
 
-def told(one: Examined) -> str:
-    """What was found of an identity."""
+def finding(one: Examined) -> str:
+    """Return the result for one identity as a line."""
     verdict, last = one.verdict, one.findings[-1]
-    parts = [PROMISES[verdict.promise], verdict.because or last.told]
+    facts = [PROMISES[verdict.promise], verdict.because or last.told]
     if one.run and one.run.same:
-        parts.append(f"{one.run.tokens} greedy tokens are the same with and without MTP")
+        facts.append(f"{one.run.tokens} greedy tokens are the same with and without MTP")
     elif one.run:
         kind = "not explained by rounding" if one.broken else "a near-tie"
-        parts.append(f"greedy texts part after {one.run.tokens} tokens, at a gap of {one.run.gap:.2g} nats: {kind}")
-    return "; ".join(parts)
+        facts.append(f"greedy texts part after {one.run.tokens} tokens, at a gap of {one.run.gap:.2g} nats: {kind}")
+    return "; ".join(facts)
 
 
 def say(arguments: argparse.Namespace, rows: dict[str, str]) -> None:
+    """Print lines with their names, except with `--json`."""
     for name, value in rows.items() if not arguments.json else ():
         print(f"{name:11}{value}", flush=True)
 
 
 def broken(arguments: argparse.Namespace, report: dict[str, Any], why: str) -> int:
+    """Report a fault, and return the exit code."""
     report["error"] = why
     if not arguments.json:
         print(f"{'broken':11}{why}", flush=True)

@@ -1,4 +1,4 @@
-"""`mlxmtp inspect`: what a model is, which head it has, and what mlxmtp will do with it."""
+"""`mlxmtp inspect`: describe a model and its head, and say what mlxmtp does with them."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument("--json", action="store_true", help="print JSON")
     check = "try the head on a short text: loads the model, and downloads a repo that is not there"
     command.add_argument("--check", action="store_true", help=check)
-    readings = "try every way to read the head on which references disagree, and say which drafts best"
-    command.add_argument("--try-head", action="store_true", help=readings)
+    conventions = "try every way to read the head on which references disagree, and say which drafts best"
+    command.add_argument("--try-head", action="store_true", help=conventions)
     command.add_argument("--text", metavar="FILE", type=Path, help="the text to try it on (default: a built-in one)")
     command.add_argument("--head", metavar="PATH|REPO", help="the head to try (default: the model's own)")
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Print the description of a model, and return the exit code."""
     tries = arguments.check or arguments.try_head
     given = arguments.head is not None
     if not tries and (arguments.text or given):
@@ -54,7 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     report = inspect(arguments.model)
     if arguments.json:
-        print(json.dumps(asdict(report) | (tried(arguments, report.speculates or given) if tries else {}), indent=2))
+        print(
+            json.dumps(
+                asdict(report) | (tries_as_json(arguments, report.speculates or given) if tries else {}), indent=2
+            )
+        )
         return 0
     print(as_text(report), flush=True)
     if tries and not (report.speculates or given):
@@ -65,25 +70,27 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def list_cache(*, as_json: bool) -> int:
+    """Print the models of the local Hub cache, and return the exit code."""
     from mlxmtp.checkpoints.hub import hub_cache
     from mlxmtp.conversion.inspect import inspect_cache
 
-    found = inspect_cache()
+    models = inspect_cache()
     if as_json:
-        print(json.dumps([asdict(one) for one in found], indent=2))
-    elif found:
-        print(table([line(one) for one in found]))
+        print(json.dumps([asdict(one) for one in models], indent=2))
+    elif models:
+        print(table([line(one) for one in models]))
     else:
         print(f"no models in the local Hub cache, {hub_cache()}")
     return 0
 
 
 def checked(model: str) -> SelfCheck:
-    """The head's drafts held against the trunk on a short text."""
+    """Load a model, and return its head's self-check on a short text."""
     return check(*head_and_text(model, None, None))
 
 
 def check(engine: Engine, tokens: list[int]) -> SelfCheck:
+    """Return the self-check of the head: its drafts against the trunk's tokens."""
     from mlxmtp.heads import self_check
 
     assert engine.mtp is not None
@@ -91,10 +98,14 @@ def check(engine: Engine, tokens: list[int]) -> SelfCheck:
 
 
 def head_and_text(model: str, head: str | None, file: Path | None) -> tuple[Engine, list[int]]:
-    """A model with its head, and the tokens to try it on.
+    """Return a model with its head, and the token ids to try the head on.
+
+    Args:
+        file: a text file. None: the built-in text.
 
     Raises:
-        HeadError: it has none. PromptError: the file cannot be read.
+        HeadError: the model has no head.
+        PromptError: the file cannot be read.
     """
     import mlxmtp
     from mlxmtp.engine.prompt import encode
@@ -112,69 +123,75 @@ def head_and_text(model: str, head: str | None, file: Path | None) -> tuple[Engi
     return engine, encode(engine.tokenizer, text, raw=True)
 
 
-def tried(arguments: argparse.Namespace, there_is_one: bool) -> dict[str, Any]:
-    """What trying the head adds to the JSON of a report; null where there is none."""
+def tries_as_json(arguments: argparse.Namespace, has_head: bool) -> dict[str, Any]:
+    """Return the fields that `--check` and `--try-head` add to the JSON. Without a head they are null."""
     from mlxmtp.engine.conventions import try_conventions
 
-    if not there_is_one:
+    if not has_head:
         asked = {"check": arguments.check, "readings": arguments.try_head}
         return {name: None for name, wanted in asked.items() if wanted}
     engine, tokens = head_and_text(arguments.model, arguments.head, arguments.text)
-    found: dict[str, Any] = {"check": asdict(check(engine, tokens))} if arguments.check else {}
+    fields: dict[str, Any] = {"check": asdict(check(engine, tokens))} if arguments.check else {}
     if arguments.try_head:
-        found["readings"] = [asdict(one) for one in try_conventions(engine, tokens)]
-    return found
+        fields["readings"] = [asdict(one) for one in try_conventions(engine, tokens)]
+    return fields
 
 
 def show_tries(arguments: argparse.Namespace) -> None:
+    """Print the results of `--check` and `--try-head`."""
     from mlxmtp.engine.conventions import try_conventions
 
     engine, tokens = head_and_text(arguments.model, arguments.head, arguments.text)
     if arguments.check:
         print(row("check", outcome(check(engine, tokens))), flush=True)
     if arguments.try_head:
-        every = []
+        tries = []
         for one in try_conventions(engine, tokens):
-            every.append(one)
-            print(row("" if len(every) > 1 else "read", reading(one)), flush=True)
-        print(row("best", verdict(every)))
+            tries.append(one)
+            print(row("" if len(tries) > 1 else "read", convention_line(one)), flush=True)
+        print(row("best", best_convention(tries)))
 
 
-def reading(one: Tried) -> str:
-    stood = ", ".join(f"{share:.0%}" for share in one.acceptance)
+def convention_line(one: Tried) -> str:
+    """Return the result for one convention as a line."""
+    shares = ", ".join(f"{share:.0%}" for share in one.acceptance)
     named = choices(one) + (" (default)" if one.default else "")
     a_round = f"{one.tokens_per_round:.2f} ± {one.standard_error:.2f} tokens a round"
-    return f"{named}: {a_round}; drafts accepted at depth 1, 2, 3: {stood}"
+    return f"{named}: {a_round}; drafts accepted at depth 1, 2, 3: {shares}"
 
 
 def choices(one: Tried) -> str:
+    """Return the choices of a convention in words."""
     return ", ".join(f"{name} {value}" for name, value in one.reading.items())
 
 
-def verdict(every: list[Tried]) -> str:
-    default = next(one for one in every if one.default)
-    best = max(every, key=lambda one: one.tokens_per_round)
+def best_convention(tries: list[Tried]) -> str:
+    """Return which convention drafts best, or that none is clearly better than the default."""
+    default = next(one for one in tries if one.default)
+    best = max(tries, key=lambda one: one.tokens_per_round)
     if not best.clearly_beats(default):
-        rounds = min(one.rounds for one in every)
+        rounds = min(one.rounds for one in tries)
         return f"none is clearly better than the default, over {rounds} rounds of each"
     return f"{choices(best)}; please report it with this table: the default of this family should change"
 
 
 def outcome(check: SelfCheck) -> str:
+    """Return the result of a self-check in words."""
     if check.warning:
         return f"warning: {check.warning}"
     return f"{check.acceptance:.0%} of the head's drafts taken on a short text"
 
 
 def as_text(report: Report) -> str:
+    """Return the description of a model as lines."""
     sizes = {"hidden": report.hidden_size, "experts": report.experts, "vocabulary": report.vocab_size,
              "context": report.context}  # fmt: skip
-    known = [f"{report.layers} layers"] + [f"{name} {value}" for name, value in sizes.items() if value]
+    shape = [f"{report.layers} layers"] + [f"{name} {value}" for name, value in sizes.items() if value]
     rows = {
         "model": report.name + WHERE[report.where],
         "commit": report.revision,
         "type": report.model_type + (f", {report.format} layout" if report.format else ""),
-        "size": ", ".join(known) if report.layers else "",
+        "size": ", ".join(shape) if report.layers else "",
         "trunk": weights(report.trunk) if report.trunk.files else "none",
         "head": head(report.head) if report.head else "none",
         "mlxmtp": f"{VERDICTS[report.verdict]}: {report.because}",
@@ -183,33 +200,37 @@ def as_text(report: Report) -> str:
 
 
 def row(name: str, value: str) -> str:
+    """Return a line with its name."""
     return f"{name:8}{value}"
 
 
-def weights(part: Weights) -> str:
-    where = part.files[0] if len(part.files) == 1 else f"{len(part.files)} files"
-    formats = [part.quantization, f"the rest {part.dtype}" if part.quantization and part.dtype else part.dtype]
-    return "; ".join([f"{size(part.nbytes)} in {where}", *(one for one in formats if one)])
+def weights(one: Weights) -> str:
+    """Return the size, files and formats of weights."""
+    where = one.files[0] if len(one.files) == 1 else f"{len(one.files)} files"
+    formats = [one.quantization, f"the rest {one.dtype}" if one.quantization and one.dtype else one.dtype]
+    return "; ".join([f"{size(one.nbytes)} in {where}", *(name for name in formats if name)])
 
 
-def head(found: HeadReport) -> str:
-    layers = f", {found.layers} layer{'s' if found.layers > 1 else ''}" if found.layers else ""
-    told = [weights(found.weights), f"norms {found.norms or 'not read'}"]
-    source = [f"from {found.source}"] if found.source else []
-    return "; ".join([f"{found.family or 'of an unknown kind'}{layers}, {found.place}", *told, *source])
+def head(report: HeadReport) -> str:
+    """Return the description of a head as a line."""
+    layers = f", {report.layers} layer{'s' if report.layers > 1 else ''}" if report.layers else ""
+    facts = [weights(report.weights), f"norms {report.norms or 'not read'}"]
+    source = [f"from {report.source}"] if report.source else []
+    return "; ".join([f"{report.family or 'of an unknown kind'}{layers}, {report.place}", *facts, *source])
 
 
-def line(found: Report | Unreadable) -> tuple[str, str, str, str]:
-    """One model of the cache: name, type, size, verdict."""
+def line(report: Report | Unreadable) -> tuple[str, str, str, str]:
+    """Return a model of the cache as name, type, size and what mlxmtp does with it."""
     from mlxmtp.conversion.inspect import Unreadable
 
-    if isinstance(found, Unreadable):
-        return found.name, "", "", f"unreadable: {found.error}"
-    total = found.trunk.nbytes + (found.head.weights.nbytes if found.head else 0)
-    verdict = VERDICTS[found.verdict] + ("" if found.speculates else f": {found.because}")
-    return found.name, found.model_type, size(total), verdict
+    if isinstance(report, Unreadable):
+        return report.name, "", "", f"unreadable: {report.error}"
+    total = report.trunk.nbytes + (report.head.weights.nbytes if report.head else 0)
+    support = VERDICTS[report.verdict] + ("" if report.speculates else f": {report.because}")
+    return report.name, report.model_type, size(total), support
 
 
 def table(lines: list[tuple[str, str, str, str]]) -> str:
+    """Return the models of the cache in columns."""
     name, kind, total = (max(len(line[i]) for line in lines) for i in range(3))
     return "\n".join(f"{one[0]:{name}}  {one[1]:{kind}}  {one[2]:>{total}}  {one[3]}" for one in lines)

@@ -13,6 +13,7 @@ from mlxmtp.limits import MAX_DEPTH
 
 
 def number(text: str) -> float:
+    """Return a number."""
     try:
         return float(text)
     except ValueError:
@@ -20,6 +21,7 @@ def number(text: str) -> float:
 
 
 def whole(text: str) -> int:
+    """Return a whole number."""
     try:
         return int(text)
     except ValueError:
@@ -27,6 +29,8 @@ def whole(text: str) -> int:
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
+    """Return a type for whole numbers of at least `minimum`."""
+
     def parse(text: str) -> int:
         value = whole(text)
         if value < minimum:
@@ -37,7 +41,7 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 
 def depth(text: str) -> int | None:
-    """Drafts a round; None: auto."""
+    """Return the drafts a round. None: auto."""
     if text == "auto":
         return None
     value = whole(text)
@@ -47,6 +51,7 @@ def depth(text: str) -> int | None:
 
 
 def fixed_depth(text: str) -> int:
+    """Return the drafts a round. Auto is refused."""
     value = depth(text)
     if value is None:
         raise ArgumentTypeError("expected a whole number; auto is measured beside the fixed depths")
@@ -83,7 +88,7 @@ def for_experiments(command: ArgumentParser) -> Callable[..., None]:
 
 
 def sampling(arguments: Namespace) -> dict[str, Any]:
-    """The fields of `GenerationOptions` that --temp, --top-p, --top-k, --min-p and --seed set."""
+    """Return the fields of `GenerationOptions` that --temp, --top-p, --top-k, --min-p and --seed set."""
     return {
         "temperature": arguments.temp,
         "top_p": arguments.top_p,
@@ -94,7 +99,7 @@ def sampling(arguments: Namespace) -> dict[str, Any]:
 
 
 def add_identity(add: Callable[..., Any]) -> None:
-    """`--identity`, by the `add_argument` of a parser or group."""
+    """Add `--identity` with the `add_argument` of a parser or group."""
     add(
         "--identity",
         choices=IDENTITIES,
@@ -105,7 +110,7 @@ def add_identity(add: Callable[..., Any]) -> None:
 
 
 def add_draft_vocab(add: Callable[..., Any]) -> None:
-    """`--draft-vocab`, likewise."""
+    """Add `--draft-vocab` with the `add_argument` of a parser or group."""
     add(
         "--draft-vocab",
         metavar="N|FILE",
@@ -114,7 +119,11 @@ def add_draft_vocab(add: Callable[..., Any]) -> None:
 
 
 def head(arguments: Namespace) -> dict[str, Any]:
-    """What `mlxmtp.load` and its like are told of the head."""
+    """Return the keyword arguments on the head, as `mlxmtp.load` takes them.
+
+    Raises:
+        OptionError: an option needs the head that `--no-mtp` leaves out.
+    """
     for option in ("head", "draft_vocab"):
         if getattr(arguments, option) is not None and arguments.no_mtp:
             raise OptionError(f"--{option.replace('_', '-')} is for a head and --no-mtp wants none; leave one out")
@@ -122,6 +131,7 @@ def head(arguments: Namespace) -> dict[str, Any]:
 
 
 def port(text: str) -> int:
+    """Return a port number. 0: any free port."""
     value = whole(text)
     if not 0 <= value <= 65535:
         raise ArgumentTypeError(f"expected a port from 0 to 65535, found {value}")
@@ -129,7 +139,7 @@ def port(text: str) -> int:
 
 
 def size(text: str) -> int:
-    """Bytes: a number, or one with k, M, G or T behind it, in powers of ten."""
+    """Return bytes, from a number or from one with the suffix k, M, G or T (powers of ten)."""
     factor = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}.get(text[-1:].lower(), 1)
     value = number(text[:-1] if factor > 1 else text)
     if not 0 <= value * factor < 2**63:
@@ -138,7 +148,7 @@ def size(text: str) -> int:
 
 
 def tokens(text: str) -> int:
-    """A number of tokens: 4096 or 4k, which is the same."""
+    """Return a number of tokens. 4k is 4096."""
     value = whole(text[:-1]) * 1024 if text[-1:].lower() == "k" else whole(text)
     if value < 1:
         raise ArgumentTypeError(f"expected tokens as 4096 or 4k, found {text!r}")

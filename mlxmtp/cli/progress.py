@@ -1,4 +1,4 @@
-"""The progress of long work on standard error: in place on a terminal, otherwise a line now and then."""
+"""Progress of long work on standard error: one line in place on a terminal, else a line every few seconds."""
 
 import shutil
 import threading
@@ -10,24 +10,26 @@ from typing import Self, TextIO
 from mlxmtp.units import size
 
 PATIENCE_S = 1.0
-"""Nothing is shown for work shorter than this."""
+"""Seconds before anything is shown. Shorter work shows nothing."""
 PAUSE_S = 10.0
-"""The least time between two lines where the display is not a terminal."""
+"""Least seconds between two lines where the output is not a terminal."""
 ERASE_LINE = "\r\x1b[K"
 
 
 class Progress:
-    """Shows how much has been done, from the first second until `close`.
+    """Shows how much of the work is done, after `PATIENCE_S` and until `close`.
 
-    A thread of its own notices that the second is over: one step of the work can take much longer.
+    A timer shows the first line, because a single step of the work can take much longer than `PATIENCE_S`.
 
     Args:
-        doing: what is being done. amount: how `done` and `total` read together.
+        out: stream that is written to.
+        activity: what is being done, as the beginning of the line.
+        amount: returns the words for `done` and `total`.
     """
 
-    def __init__(self, out: TextIO, doing: str, amount: Callable[[int, int], str]) -> None:
+    def __init__(self, out: TextIO, activity: str, amount: Callable[[int, int], str]) -> None:
         self._out = out
-        self._doing = doing
+        self._activity = activity
         self._amount = amount
         self._in_place = out.isatty()
         self._lock = threading.Lock()
@@ -47,15 +49,15 @@ class Progress:
         self.close()
 
     def update(self, done: int, total: int) -> None:
-        """`done` of `total` are behind us."""
+        """Report that `done` of `total` are done."""
         self._done = (done, total)
         if self._shown_at is None:
-            return  # the timer has not run out
+            return  # the timer shows the first line
         if self._in_place or time.monotonic() - self._shown_at >= PAUSE_S:
             self._show()
 
     def close(self) -> None:
-        """Stop, and leave a terminal's line as it was."""
+        """Stop, and erase the line on a terminal."""
         self._timer.cancel()
         with self._lock:
             if self._in_place and self._shown_at is not None and not self._closed:
@@ -67,11 +69,11 @@ class Progress:
             if self._closed:
                 return
             self._shown_at = time.monotonic()
-            line = f"{self._doing} ..."
+            line = f"{self._activity} ..."
             if self._done is not None:
                 done, total = self._done
-                line = f"{self._doing}: {self._amount(done, total)} ({done / max(1, total):.0%})"
-            width = shutil.get_terminal_size().columns - 1  # a line that wraps would not be erased
+                line = f"{self._activity}: {self._amount(done, total)} ({done / max(1, total):.0%})"
+            width = shutil.get_terminal_size().columns - 1  # ERASE_LINE does not erase a wrapped line
             self._write(ERASE_LINE + line[:width] if self._in_place else line + "\n")
 
     def _write(self, text: str) -> None:
@@ -80,14 +82,14 @@ class Progress:
 
 
 class PrefillProgress(Progress):
-    """How much of a prompt has been read."""
+    """Shows how many tokens of a prompt are prefilled."""
 
     def __init__(self, out: TextIO) -> None:
         super().__init__(out, "Reading the prompt", lambda done, total: f"{done} of {total} tokens")
 
 
 class ByteProgress(Progress):
-    """How many bytes have been moved."""
+    """Shows how many bytes are copied."""
 
-    def __init__(self, out: TextIO, doing: str) -> None:
-        super().__init__(out, doing, lambda done, total: f"{size(done)} of {size(total)}")
+    def __init__(self, out: TextIO, activity: str) -> None:
+        super().__init__(out, activity, lambda done, total: f"{size(done)} of {size(total)}")

@@ -1,4 +1,4 @@
-"""`mlxmtp pull`: download a model after looking whether it fits."""
+"""`mlxmtp pull`: download a model if it fits disk and memory."""
 
 from __future__ import annotations
 
@@ -27,16 +27,21 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def run(arguments: argparse.Namespace) -> int:
     from mlxmtp.conversion.pull import head_to_pull
 
-    snapshot = pulled(arguments.repo, arguments.revision, force=arguments.force)
+    snapshot = download(arguments.repo, arguments.revision, force=arguments.force)
     if head := head_to_pull(snapshot):
         try:
-            pulled(head, None, force=arguments.force)
+            download(head, None, force=arguments.force)
         except CheckpointError as error:
             warn(f"the model is here, its head is not: {error}")
     return 0
 
 
-def pulled(repo: str, revision: str | None, *, force: bool) -> Path:
+def download(repo: str, revision: str | None, *, force: bool) -> Path:
+    """Download a repository, print its folder, and return it.
+
+    Raises:
+        CheckpointError: it does not fit this machine's memory, and `force` is not given.
+    """
     from mlxmtp.conversion.pull import plan_pull, pull
 
     plan = plan_pull(repo, revision)
@@ -44,8 +49,8 @@ def pulled(repo: str, revision: str | None, *, force: bool) -> Path:
         if not force:
             raise CheckpointError(f"{plan.repo}: {warning}; --force downloads it all the same")
         warn(warning)
-    due = f"{size(plan.missing_bytes)} to download" if plan.missing_bytes else "all of it in the Hub cache"
-    print(f"{plan.repo}: {size(plan.nbytes)}, {due}", file=sys.stderr)
+    missing = f"{size(plan.missing_bytes)} to download" if plan.missing_bytes else "all of it in the Hub cache"
+    print(f"{plan.repo}: {size(plan.nbytes)}, {missing}", file=sys.stderr)
     snapshot = pull(plan)
     print(snapshot)
     return snapshot

@@ -1,4 +1,4 @@
-"""What is said besides the text: warnings, and about a turn lines for people, one object for programs."""
+"""Reports on a turn: statistics as lines of text or as one JSON object, and warnings."""
 
 from __future__ import annotations
 
@@ -11,18 +11,25 @@ if TYPE_CHECKING:
     from mlxmtp import Chunk, Engine, Stats
 
 JUDGED_ROUNDS = 16
+"""First drafts before their acceptance is judged. With fewer, no warning is given."""
 INTERRUPTED = "interrupted"
 
 
 def warn(message: str) -> None:
+    """Print a warning to standard error."""
     print(f"mlxmtp: warning: {message}", file=sys.stderr)
 
 
 def as_json(engine: Engine, chunks: list[Chunk], plain: str | None, depth: int | None) -> dict[str, object]:
-    """Of a turn at this depth; plain: why it decoded plainly, if it did."""
+    """Return a turn as a JSON object.
+
+    Args:
+        plain: why the turn was decoded plainly. None: it was not.
+        depth: drafts a round. None: auto.
+    """
     last = chunks[-1]
     stats = last.stats.to_dict()
-    del stats["prompt_tokens"], stats["tokens"]  # said outside
+    del stats["prompt_tokens"], stats["tokens"]  # both are fields of the answer
     answer: dict[str, object] = {
         "text": "".join(chunk.text for chunk in chunks),
         "tokens": [token for chunk in chunks for token in chunk.tokens],
@@ -42,12 +49,15 @@ def as_json(engine: Engine, chunks: list[Chunk], plain: str | None, depth: int |
 
 
 def as_text(engine: Engine, last: Chunk, plain: str | None, depth: int | None, *, chosen: bool) -> str:
-    """The statistics of a turn that ended with `last`, set off from the text above them.
+    """Return the statistics of a turn as lines. The first line is empty, to set them off from the text.
 
-    depth, plain: as for `as_json`. chosen: its tokens follow from the logits, by argmax or a given seed.
+    Args:
+        last: the turn's last chunk.
+        plain, depth: as for `as_json`.
+        chosen: the logits determine the tokens, because the turn is greedy or has a seed.
     """
     stats, ending = last.stats, last.finish_reason or INTERRUPTED
-    rate = f" at {stats.decode_tps:,.1f} tok/s" if stats.decode_tps else ""  # one round has no rate
+    rate = f" at {stats.decode_tps:,.1f} tok/s" if stats.decode_tps else ""  # a turn of one round has no rate
     rows = {
         "model": f"{engine.name} with {head(engine)}" if engine.head else engine.name,
         "prompt": f"{stats.prompt_tokens} tokens at {stats.prefill_tps:,.0f} tok/s, "
@@ -63,7 +73,7 @@ def as_text(engine: Engine, last: Chunk, plain: str | None, depth: int | None, *
 
 
 def head(engine: Engine) -> str:
-    """A head that stands apart is named, and it is said if nobody asked for it."""
+    """Return the name of the head, with its repository if it is not the model's own."""
     source = engine.head_source
     if source is None or source.repo is None:
         named = f"its {engine.head} head"
@@ -73,31 +83,32 @@ def head(engine: Engine) -> str:
 
 
 def speculation(stats: Stats) -> str:
+    """Return the tokens a round and the acceptance of drafts."""
     if not stats.drafted and not stats.looked_up:
         return "nothing was drafted"
-    parts = [f"{stats.tokens_per_round:.2f} tokens a round"]
+    facts = [f"{stats.tokens_per_round:.2f} tokens a round"]
     if stats.drafted:
         by_depth = ", ".join(f"{share:.0%}" for share in stats.acceptance_by_depth)
-        parts.append(f"drafts accepted at depth 1, 2, ...: {by_depth}")
+        facts.append(f"drafts accepted at depth 1, 2, ...: {by_depth}")
     if stats.looked_up:
-        parts.append(f"looked up in the text: {stats.looked_up_accepted} of {stats.looked_up} accepted")
-    return "; ".join(parts)
+        facts.append(f"looked up in the text: {stats.looked_up_accepted} of {stats.looked_up} accepted")
+    return "; ".join(facts)
 
 
 def shares(stats: Stats) -> str:
-    """Where a round's time goes: an estimate, for only a few rounds are timed in parts."""
-    parts = {"verify": stats.verify_s, "draft": stats.draft_s, "other": stats.other_s}
-    total = sum(parts.values())
+    """Return the shares of the phases in decoding time, estimated from the rounds that were timed by phase."""
+    phases = {"verify": stats.verify_s, "draft": stats.draft_s, "other": stats.other_s}
+    total = sum(phases.values())
     if not stats.timed_rounds or not total:
         return ""
-    split = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts.items())
+    split = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in phases.items())
     return f"{split} (estimated from {stats.timed_rounds} of {stats.rounds} rounds)"
 
 
 def warning(stats: Stats) -> str | None:
-    """A head that hardly ever guesses right is never passed over in silence.
+    """Return a warning if the head's drafts are hardly ever accepted, else None.
 
-    Judged by the first draft of a round, which depends on no other, and not before there are some.
+    Only the first draft of each round counts, because it depends on no other draft.
     """
     from mlxmtp.heads.check import USEFUL
 

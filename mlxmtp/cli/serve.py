@@ -1,4 +1,4 @@
-"""`mlxmtp serve`: the HTTP shim for local coding agents."""
+"""`mlxmtp serve`: the HTTP server for local coding agents."""
 
 from __future__ import annotations
 

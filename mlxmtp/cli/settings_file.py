@@ -1,7 +1,7 @@
-"""Other programs' settings files: more settings are put in, and everything that is there stays.
+"""Add settings to another program's settings file, and keep everything else in it.
 
-A file's text is changed in one of a few ways, and the way is taken only if the result, read again, is what was wanted:
-so comments stay, and a file that none of the ways fits is left alone.
+Each format offers a few ways to change a file's text. A way is taken only if its result, parsed again, equals the
+wanted settings. So comments stay, and a file for which no way works is left as it is.
 """
 
 from __future__ import annotations
@@ -23,12 +23,17 @@ Parse = Callable[[str], Any]
 COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
 LAST_COMMA = re.compile(r'("(?:\\.|[^"\\])*")|,(?=\s*[}\]])')
 NAMES = ("id", "model_id", "name")
-"""What tells the entries of a list apart, in this order."""
+"""Keys that identify an entry of a list. The first that an entry has is taken."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """A file and the text it shall have. `before`: None where it is not there yet."""
+    """A change of a file.
+
+    Args:
+        before: the text of the file. None: the file does not exist.
+        text: the text after the change.
+    """
 
     path: Path
     before: str | None
@@ -36,13 +41,15 @@ class Change:
 
 
 def change(path: Path, kind: str, content: str, keep: tuple[str, ...] = ()) -> Change | None:
-    """What puts `content` into the file; None: it is in there already.
+    """Return the change that adds `content` to a file, or None if the file has it.
 
     Args:
-        kind: json (comments may be in it), toml or yaml. keep: keys of the top level that stay as they are.
+        kind: json (also with comments), toml or yaml.
+        content: settings as text in the format `kind`.
+        keep: top-level keys that are not changed if the file has them.
 
     Raises:
-        SettingsError: the file cannot be read, or not be changed without losing something in it.
+        SettingsError: the file cannot be read, or cannot be changed without a loss.
     """
     before = read(path)
     if before is None or not before.strip():
@@ -69,19 +76,19 @@ def change(path: Path, kind: str, content: str, keep: tuple[str, ...] = ()) -> C
 
 
 def write(change: Change, *, private: bool = False) -> Path | None:
-    """Change the file in one step; returns the copy of what it was.
+    """Change a file atomically, and return the copy of its previous content, if there was any.
 
     Args:
-        private: nobody else may read the file, even if it could be read before: a secret goes into it.
+        private: take other users' permissions away, because the settings hold a secret.
 
     Raises:
         SettingsError: the folder or the file cannot be written.
     """
-    path = change.path.resolve()  # a link stays a link
+    path = change.path.resolve()  # a symbolic link stays one
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         backup = None if change.before is None else copy_of(path)
-        with explain_full_disk(path), staged_file(path, mode=0o600) as stage:  # a key may be in it
+        with explain_full_disk(path), staged_file(path, mode=0o600) as stage:  # it may hold a key
             if backup:
                 shutil.copymode(path, stage)
             if private:
@@ -93,7 +100,7 @@ def write(change: Change, *, private: bool = False) -> Path | None:
 
 
 def copy_of(path: Path) -> Path:
-    """A copy beside the file, under a name that was free."""
+    """Copy a file to an unused name in its folder, and return the copy's path."""
     stem = f"{path.name}.bak-{time.strftime('%Y%m%d-%H%M%S')}"
     names = (stem, *(f"{stem}-{i}" for i in range(1, 1000)))
     copy = next(free for name in names if not (free := path.with_name(name)).exists())
@@ -102,9 +109,9 @@ def copy_of(path: Path) -> Path:
 
 
 def read(path: Path) -> str | None:
-    """The file's text; None: there is no such file."""
+    """Return a file's text, or None if there is no such file."""
     try:
-        return path.read_bytes().decode("utf-8-sig")  # line ends stay as they are
+        return path.read_bytes().decode("utf-8-sig")  # read_text would change line ends
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -113,7 +120,7 @@ def read(path: Path) -> str | None:
 
 
 def merged(old: Any, new: Any, where: str) -> Any:
-    """`old` with `new` in it: tables key by key, lists of tables entry by entry, by their names."""
+    """Return `old` with `new` merged into it: tables by key, lists of tables by the names of their entries."""
     if isinstance(old, dict) and isinstance(new, dict):
         return old | {key: merged(old.get(key), value, f"{where}: {key}") for key, value in new.items()}
     if isinstance(old, list) and isinstance(new, list):
@@ -125,14 +132,16 @@ def merged(old: Any, new: Any, where: str) -> Any:
 
 
 def kind_of(value: Any) -> str:
+    """Return the type of a value in words."""
     return "a table" if isinstance(value, dict) else "a list" if isinstance(value, list) else "a plain value"
 
 
 def with_entries(old: list[Any], new: list[dict[str, Any]], where: str) -> list[Any]:
+    """Return a list with new entries. An entry of the same name is merged."""
     entries = list(old)
     for entry in new:
         name = next(key for key in NAMES if key in entry)
-        same = [i for i, there in enumerate(entries) if isinstance(there, dict) and there.get(name) == entry[name]]
+        same = [i for i, one in enumerate(entries) if isinstance(one, dict) and one.get(name) == entry[name]]
         if same:
             entries[same[0]] = merged(entries[same[0]], entry, where)
         else:
@@ -141,6 +150,7 @@ def with_entries(old: list[Any], new: list[dict[str, Any]], where: str) -> list[
 
 
 def readable(parse: Parse, text: str) -> Any:
+    """Return the parsed text, or None if it is not valid."""
     try:
         return parse(text)
     except ValueError:
@@ -148,14 +158,14 @@ def readable(parse: Parse, text: str) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """JSON, with comments and commas before a bracket if there are any."""
-    without = COMMENT.sub(lambda found: found[1] or " ", text)
-    return json.loads(LAST_COMMA.sub(lambda found: found[1] or "", without))
+    """Return the value of JSON that may have comments and trailing commas."""
+    without = COMMENT.sub(lambda match: match[1] or " ", text)
+    return json.loads(LAST_COMMA.sub(lambda match: match[1] or "", without))
 
 
 def json_texts(before: str, old: Any, new: Any, wanted: Any) -> Iterator[str]:
-    """Whole keys are put in behind the first bracket; otherwise the file is written anew if it has no comments."""
-    blank = COMMENT.sub(lambda found: found[1] or " " * len(found[0]), before)
+    """Yield the text with new keys after the first bracket; then, without comments, the file formatted anew."""
+    blank = COMMENT.sub(lambda match: match[1] or " " * len(match[0]), before)
     start = blank.find("{") + 1
     inner = json.dumps(absent(old, new), indent=2, ensure_ascii=False)[1:-2]
     yield f"{before[:start]}{inner}{',' if old else ''}{before[start:]}"
@@ -165,7 +175,7 @@ def json_texts(before: str, old: Any, new: Any, wanted: Any) -> Iterator[str]:
 
 
 def toml_texts(before: str, _: Any, new: Any, __: Any) -> Iterator[str]:
-    """Key by key: the line of a key is replaced, or comes under its table, which may be new."""
+    """Yield the text with each key replaced or added in its table. A missing table is added."""
     text = before if before.endswith("\n") else before + "\n"
     for table, values in tables(new):
         header = f"[{table}]\n" if table else ""
@@ -179,15 +189,16 @@ def toml_texts(before: str, _: Any, new: Any, __: Any) -> Iterator[str]:
 
 
 def with_lines(lines: str, values: dict[str, Any]) -> str:
+    """Return the lines of a table with its keys replaced or added."""
     for key, value in reversed(values.items()):
         line = f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
-        there = re.search(rf"^{re.escape(key)}[ \t]*=.*\n", lines, re.MULTILINE)
-        lines = lines[: there.start()] + line + lines[there.end() :] if there else line + lines
+        match = re.search(rf"^{re.escape(key)}[ \t]*=.*\n", lines, re.MULTILINE)
+        lines = lines[: match.start()] + line + lines[match.end() :] if match else line + lines
     return lines
 
 
 def tables(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """A table and those in it, with their paths and the plain values of each that has any."""
+    """Yield a table and its nested tables as (path, plain values). Tables without plain values are left out."""
     if plain := {key: value for key, value in values.items() if not isinstance(value, dict)}:
         yield path, plain
     for key, value in values.items():
@@ -196,6 +207,11 @@ def tables(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[s
 
 
 def parse_yaml(text: str) -> Any:
+    """Return the value of YAML.
+
+    Raises:
+        ValueError: the text is not valid.
+    """
     import yaml
 
     try:
@@ -205,7 +221,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def yaml_texts(before: str, old: Any, new: Any, wanted: Any) -> Iterator[str]:
-    """Whole keys and list entries are put in at the end; otherwise as with JSON."""
+    """Yield the text with new keys and list entries at its end; then, without comments, the file formatted anew."""
     import yaml
 
     for values in (absent(old, new), wanted):
@@ -217,7 +233,7 @@ def yaml_texts(before: str, old: Any, new: Any, wanted: Any) -> Iterator[str]:
 
 
 def absent(old: Any, new: Any) -> Any:
-    """The keys or entries of `new` that `old` lacks altogether."""
+    """Return the keys or entries of `new` that `old` lacks."""
     if isinstance(new, dict):
         return {key: value for key, value in new.items() if key not in (old or {})}
     return [entry for entry in new if entry not in (old or [])]
