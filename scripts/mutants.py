@@ -112,12 +112,9 @@ def _tests_in(file: Path) -> frozenset[str]:
 
 
 def copy_tree(into: Path) -> Path:
-    """A copy of the working tree without what is built, and its checkpoints beside it where there are any."""
+    """A copy of the working tree without what is built."""
     tree = into / "tree"
     shutil.copytree(REPO, tree, ignore=LEFT_OUT)
-    beside = REPO.parent / "shared"
-    if beside.is_dir():
-        (into / "shared").symlink_to(beside)
     return tree
 
 

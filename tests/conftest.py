@@ -13,7 +13,6 @@ from tests import tiny
 
 REPO = Path(__file__).resolve().parent.parent
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that Ctrl-C is ignored
-SHARED = REPO.parent / "shared" / "checkpoints"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,19 +21,6 @@ def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         yield
-
-
-@pytest.fixture(scope="session")
-def shared_checkpoint() -> Callable[[str], Path]:
-    """`shared_checkpoint(name)`: the folder of a trained tiny model beside the repository, or a skip."""
-
-    def find(name: str) -> Path:
-        folder = SHARED / name
-        if not (folder / "config.json").is_file():
-            pytest.skip(f"no checkpoint {folder}: it is not part of the repository")
-        return folder
-
-    return find
 
 
 @pytest.fixture(scope="session")

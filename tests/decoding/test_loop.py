@@ -21,6 +21,7 @@ from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from mlxmtp.decoding.verifier import NO_DRAFT, Verifier
+from mlxmtp.engine.loading import DEMO
 from mlxmtp.heads import Head, load_head
 from mlxmtp.targets import Target, load_target
 from tests.scripted import (
@@ -39,7 +40,6 @@ DEPTHS = range(1, 7)
 PROMPT = [40, 7, 99, 40, 150, 3, 61, 20, 21, 22, 23, 24]
 LENGTH = 48  # tokens of the plain run that everything is compared with
 LAWS = {"greedy": Sampling(), "seeded": Sampling(1.0, top_p=0.95, seed=5)}
-SHARED = ("tiny-tools-qwen3_5-mtp", "tiny-qwen3_5-mtp")
 
 Checkpoints = Callable[..., Path]
 
@@ -151,9 +151,8 @@ def test_plain_decoding_is_the_run_by_hand(plain: Plain) -> None:
     )
 
 
-@pytest.mark.parametrize("name", SHARED)
-def test_plain_decoding_is_mlx_lms(shared_checkpoint: Callable[[str], Path], name: str) -> None:
-    target = load_target(open_checkpoint(shared_checkpoint(name)))
+def test_plain_decoding_is_mlx_lms() -> None:
+    target = load_target(open_checkpoint(DEMO))
     sequence = Sequence(target, None)
     sequence.prefill(PROMPT)
     theirs = [int(t) for t, _ in generate_step(mx.array(PROMPT), target.model, max_tokens=LENGTH)]
@@ -281,12 +280,9 @@ def test_the_heads_rows_are_the_targets_after_every_round(plain: Plain, depths: 
     assert_head_is_true(plain.target, plain.head, sequence)
 
 
-@pytest.mark.parametrize("name", SHARED)
-def test_a_trained_heads_drafts_stand_and_its_rows_stay_true(
-    shared_checkpoint: Callable[[str], Path], name: str
-) -> None:
+def test_a_trained_heads_drafts_stand_and_its_rows_stay_true() -> None:
     """Here some drafts are accepted, so that rounds of every length happen."""
-    checkpoint = open_checkpoint(shared_checkpoint(name))
+    checkpoint = open_checkpoint(DEMO)
     target = load_target(checkpoint)
     head = load_head(checkpoint, target)
     sequence = Sequence(target, head)

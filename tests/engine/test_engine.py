@@ -15,7 +15,7 @@ from mlxmtp import CheckpointError, Engine, GenerationOptions, OptionError, Prom
 from tests import tiny
 from tests.running import generated, reference
 
-PROMPT = "I'd like a large latte"
+PROMPT = "Write a class."
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def engine(raw_checkpoint: Callable[..., Path]) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def trained(shared_checkpoint: Callable[[str], Path]) -> Engine:
-    return load(shared_checkpoint("tiny-tools-qwen3_5-mtp"))
+def trained() -> Engine:
+    return load()
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,14 @@ def test_stop_strings(trained: Engine) -> None:
             )
             assert (run.text, run.finish_reason) == (whole.text[: whole.text.find(stop)], "stop")
             assert run.tokens == whole.tokens[: len(run.tokens)]
+
+
+@pytest.mark.parametrize("depth", [0, 3])
+def test_the_start_of_a_stop_string_is_text_at_the_token_limit(trained: Engine, depth: int) -> None:
+    options: Any = {"raw": True, "max_tokens": 20, "depth": depth}
+    whole = trained.generate("def add(a, b):\n", **options)
+    held = trained.generate("def add(a, b):\n", stop=[whole.text[-4:] + "never"], **options)
+    assert (held.text, held.finish_reason) == (whole.text, "length")
 
 
 @pytest.mark.parametrize("depth", [0, 3])

@@ -26,9 +26,6 @@ RANDOM = [
     ("qwen3_next", "float32", 4),
     ("qwen3_next", "bfloat16", 8),
 ]
-TRAINED = ["tiny-tools-qwen3_5-mtp", "tiny-qwen3_5-mtp", "demo"]
-FEWER = pytest.mark.parametrize("trained_engine", ["tiny-qwen3_5-mtp", "demo"], indirect=True)
-"""The least and the most layers of the trained ones, which are all of one kind."""
 PREFILL_ROWS = 64
 ROOM = 256
 """A cache of keys and values grows by as many rows."""
@@ -42,9 +39,9 @@ def random_engine(request: pytest.FixtureRequest, raw_checkpoint: Callable, mlx_
     return load(mlx_conversion(folder, bits=bits, head_bits=bits) if bits else folder)
 
 
-@pytest.fixture(scope="module", params=TRAINED)
-def trained_engine(request: pytest.FixtureRequest, shared_checkpoint: Callable[[str], Path]) -> Engine:
-    return load() if request.param == "demo" else load(shared_checkpoint(request.param))
+@pytest.fixture(scope="module")
+def trained_engine() -> Engine:
+    return load()
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +65,7 @@ def test_random_checkpoints(random_engine: Engine, length: int, depths: tuple[in
         assert any(one.accepted for one in run), "the head is not at work"
 
 
-def test_trained_checkpoints(trained_engine: Engine) -> None:
+def test_the_demo(trained_engine: Engine) -> None:
     """One depth goes on until the caches have grown."""
     text = "<|im_start|>user\nI'd like a large latte<|im_end|>\n<|im_start|>assistant\n"
     prompt = trained_engine.tokenizer.encode(text)
@@ -78,7 +75,6 @@ def test_trained_checkpoints(trained_engine: Engine) -> None:
         assert_plain(trained_engine, prompt, plain, depth)
 
 
-@FEWER
 @pytest.mark.parametrize(
     ("length", "rows"), [*((length, 16) for length in (1, 2, 3, 15, 16, 17, 18, 32, 33, 34)), (300, PREFILL_ROWS)]
 )
@@ -92,7 +88,6 @@ def test_prompts_across_chunk_borders(trained_engine: Engine, length: int, rows:
     assert_plain(trained_engine, prompt, plain, depth)  # read in one go
 
 
-@FEWER
 @pytest.mark.parametrize(("depth", "cuts"), [(0, 1), (1, 3), (4, 5)])
 def test_after_a_stop_and_a_continuation(
     trained_engine: Engine, expected_of: Callable[..., list[int]], depth: int, cuts: int

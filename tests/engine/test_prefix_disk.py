@@ -16,7 +16,7 @@ from mlxmtp.engine.prefix_disk import LEAST, POINTS, PrefixStore
 from mlxmtp.files import unfinished_file
 from tests.engine.disk import Disk, answer, flip
 from tests.engine.kinds import KINDS, PLENTY, TRAINED, find, words
-from tests.running import prefilled
+from tests.running import prefilled, rounds
 from tests.scripted import assert_same_state, snapshot
 
 
@@ -50,14 +50,17 @@ def test_a_conversation_goes_on_after_a_restart(engine: Engine, tmp_path: Path, 
     assert disk.warnings == []
 
 
-def test_what_comes_back_is_what_was_written(engine: Engine, tmp_path: Path) -> None:
-    """To the last bit, points included."""
+@pytest.mark.parametrize("generated", [0, 5])
+def test_what_comes_back_is_what_was_written(engine: Engine, tmp_path: Path, generated: int) -> None:
+    """To the last bit, points included; behind a prompt, and where a window stands in the middle of its ring."""
     disk, prompt = Disk(tmp_path, engine), words(engine, 90)
     one = Sequence(engine.target, engine.mtp)
     one.prefill(prompt, 32, boundaries=[30, 80])
+    if generated:
+        list(rounds(engine, one, generated, 3))
     store = disk.store()
     store.save(one)
-    other = store.load([*prompt, 5], engine.target, engine.mtp, 0)
+    other = store.load([*one.tokens, 5], engine.target, engine.mtp, 0)
     assert other
     assert (other.tokens, other.offset, other.prefix_info) == (one.tokens, one.offset, one.prefix_info)
     assert_same_state(snapshot(other.cache), snapshot(one.cache))

@@ -73,6 +73,17 @@ def test_an_earlier_message_is_edited(engine: Engine) -> None:
         assert talk.read == 2
 
 
+def test_a_point_of_a_text_that_was_changed_is_gone(engine: Engine) -> None:
+    """A point behind the change stands in another text: a later prompt, which shares the new one, does not use it."""
+    for talk in talks(engine):
+        first = talk.words(60, 1)
+        talk.says(first, 20, 50)
+        changed = [*first[:30], first[30] ^ 1, *talk.words(40, 2)]
+        talk.says(changed)
+        talk.says([*changed[:60], changed[60] ^ 1, *talk.words(9, 3)])
+        assert talk.reused == talk.back_to(20, 60)
+
+
 def test_results_of_tools(engine: Engine) -> None:
     """Every step goes on from the last one's end, and later ones can go back to each."""
     talk = Talk(engine)

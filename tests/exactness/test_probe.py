@@ -43,6 +43,24 @@ def test_rows_that_are_added_up_in_another_order_are_found(engine: Engines, kind
     assert verdict.complete
 
 
+@pytest.mark.parametrize("row", range(4))
+def test_a_single_row_is_found(engine: Engines, row: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One logit of one row of passes over three rows; row 3 is the one behind such a pass."""
+    model = engine("dense")
+    opened, before = model.target.open, [0]
+
+    def spoilt(tokens: mx.array, cache: Any) -> Any:
+        found, rows = opened(tokens, cache), tokens.shape[1]
+        at = row if rows == 3 else 0 if row == 3 and before[0] == 3 else rows
+        found.logits = mx.where((mx.arange(rows) == at)[None, :, None], found.logits + 2**-10, found.logits)
+        before[0] = rows
+        return found
+
+    assert probe(model.target, text(model)).promise == "identical"
+    monkeypatch.setattr(model.target, "open", spoilt)
+    assert probe(model.target, text(model)).promise == "distribution"
+
+
 @pytest.mark.parametrize("width", range(2, ROWS + 1))
 def test_a_single_width_is_found(engine: Engines, width: int) -> None:
     model = engine("dense")
