@@ -13,7 +13,7 @@ from mlxmtp.decoding.stats import Stats
 from mlxmtp.worker.lines import encode
 from mlxmtp.worker.messages import (
     Command,
-    Compared,
+    Comparison,
     Died,
     Event,
     Finished,
@@ -94,10 +94,10 @@ def loaded(name: str = "demo", **changes: Any) -> Loaded:
         head="qwen-mtp",
         plain_because=None,
         head_source=None,
-        by_name=False,
+        head_by_name=False,
         context=32_768,
         memory_limit=48_000_000_000,
-        thinks=True,
+        has_thinking=True,
         seconds=1.5,
         promise="identical",
     )
@@ -106,7 +106,7 @@ def loaded(name: str = "demo", **changes: Any) -> Loaded:
 
 def headless(name: str = "plain") -> Loaded:
     """A model that can only decode plainly."""
-    return loaded(name, head=None, plain_because="the checkpoint has no head", thinks=False)
+    return loaded(name, head=None, plain_because="the checkpoint has no head", has_thinking=False)
 
 
 def said(text: str, kind: str = "text", tokens: int = 40) -> TurnDelta:
@@ -132,10 +132,10 @@ def answering(text: str, **figures: Any) -> list[Event]:
     return [said(text), finished(text, **figures)]
 
 
-def compared(done: int = 288, total: int = 288, depth: int = 3) -> Compared:
+def compared(done: int = 288, total: int = 288, depth: int = 3) -> Comparison:
     plain, mtp = [40.0, 42.0, 41.0], [60.0, 63.0, 65.6]
     runs = 3 * done // total
-    return Compared(0, depth, done, total, plain[:runs], mtp[:runs])
+    return Comparison(0, depth, done, total, plain[:runs], mtp[:runs])
 
 
 # -- the engine -------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ class ScriptedEngine:
         """Send events by hand, as answers to the newest command or to the one with the id `to`."""
         for event in all_events:
             if isinstance(event, TurnDelta):
-                self._parts += event.parts
+                self._parts += event.segments
             if ends_command(event):
                 self._running = None
             self._events.put_nowait(replace(event, id=self._newest if to is None else to))

@@ -104,7 +104,7 @@ async def answer(host: Host, tokenizer: Any, request: Request, prepared: Prepare
                     stats = event.stats
                     if event.logprobs:
                         yield LogprobsDelta(event.logprobs)
-                    for kind, text in event.parts:
+                    for kind, text in event.segments:
                         for one in reader.feed(kind, text):
                             yield one
                         if reader.called and not request.parallel:

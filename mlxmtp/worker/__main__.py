@@ -1,4 +1,4 @@
-"""`python -m mlxmtp.worker`: started by worker/client.py."""
+"""`python -m mlxmtp.worker`: the process that `process.WorkerProcess` starts."""
 
 from mlxmtp.worker.serve import main
 

@@ -1,65 +1,68 @@
-"""The worker's dealings with the Hub and its cache. What they need is imported when they are called for."""
+"""Models of the Hub and its cache. Imports are inside the functions: a worker that only generates needs none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from mlxmtp.errors import CheckpointError
-from mlxmtp.worker.messages import ModelFound, Models
+from mlxmtp.worker.messages import CachedModel, Models
 
-OnBytes = Callable[[str, int, int], None]
-"""Told what is fetched, the bytes done and all of them."""
+OnDownload = Callable[[str, int, int], None]
+"""Called with the repo, the bytes that are downloaded, and the total."""
 
 
-def listed(number: int) -> Models:
-    """The models of the local cache, in answer to the command of this number."""
+def list_models(id: int) -> Models:
+    """The models of the Hub cache, as the answer to the command `id`."""
     from mlxmtp.conversion.inspect import Report, inspect_cache
     from mlxmtp.machine import usable_memory
 
-    found = []
-    for one in inspect_cache():
-        if isinstance(one, Report):
-            nbytes = one.trunk.nbytes + (one.head.weights.nbytes if one.head else 0)
-            family = one.head.family if one.head else None
-            found.append(ModelFound(one.name, nbytes, family, one.verdict, one.because))
+    models = []
+    for report in inspect_cache():
+        if isinstance(report, Report):
+            nbytes = report.trunk.nbytes + (report.head.weights.nbytes if report.head else 0)
+            family = report.head.family if report.head else None
+            models.append(CachedModel(report.name, nbytes, family, report.verdict, report.because))
         else:
-            found.append(ModelFound(one.name, 0, None, "refused", one.error))
-    return Models(number, found, usable_memory())
+            models.append(CachedModel(report.name, 0, None, "refused", report.error))
+    return Models(id, models, usable_memory())
 
 
-def fetch(repo: str, head: str | None, on_bytes: OnBytes) -> str | None:
-    """Download a repo and its head; what is short of it.
+def download(repo: str, head: str | None, on_download: OnDownload) -> str | None:
+    """Download a repo and its head.
 
     Args:
-        head: where to take one from if the repo has none.
+        head: the repo to take the head from where `repo` has none.
+
+    Returns:
+        A warning where the head is missing or the model will not run on this machine.
 
     Raises:
-        CheckpointError: it cannot be fetched, or is no model.
+        CheckpointError: the repo cannot be downloaded, or is not a model.
     """
     from mlxmtp.checkpoints import open_checkpoint
     from mlxmtp.conversion.attach import attach
     from mlxmtp.conversion.pull import has_head, head_to_pull, plan_pull, pull
 
     plan = plan_pull(repo)
-    snapshot = pull(plan, lambda done, total: on_bytes(repo, done, total))
+    folder = pull(plan, lambda done, total: on_download(repo, done, total))
     try:
-        if head is not None and not has_head(snapshot):
-            attach(repo, head, on_bytes=lambda done, total: on_bytes(head, done, total))
-        elif other := head_to_pull(snapshot):
-            pull(plan_pull(other), lambda done, total: on_bytes(other, done, total))
+        if head is not None and not has_head(folder):
+            attach(repo, head, on_bytes=lambda done, total: on_download(head, done, total))
+        elif head_repo := head_to_pull(folder):
+            pull(plan_pull(head_repo), lambda done, total: on_download(head_repo, done, total))
     except CheckpointError as error:
         return f"the model is here, its head is not: {error}"
-    open_checkpoint(snapshot)
+    open_checkpoint(folder)
     return plan.memory_warning
 
 
-def fetch_what_is_missing(repo: str, on_bytes: OnBytes) -> None:
-    """Of a repo that `load` would download in silence; without a connection, what is there has to do."""
+def download_missing(repo: str, on_download: OnDownload) -> None:
+    """Download what `load` would download without progress. Without a connection the cache has to do."""
     from mlxmtp.conversion.pull import plan_pull
 
     try:
         missing = plan_pull(repo).missing_bytes
     except CheckpointError:
-        return  # `load` says it
+        return  # `load` raises it
     if missing:
-        fetch(repo, None, on_bytes)
+        download(repo, None, on_download)

@@ -1,4 +1,4 @@
-"""Messages as lines of JSON: {"type": ..., its fields}."""
+"""Messages as lines of JSON: an object with the class in `type`, and the fields."""
 
 import json
 from collections.abc import Callable
@@ -8,48 +8,47 @@ from typing import Any
 from mlxmtp.decoding.stats import Stats
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import MlxmtpError
-from mlxmtp.worker.messages import Command, Event, Memory, ModelFound
+from mlxmtp.worker.messages import CachedModel, Command, Event, Memory
 
 
 class ProtocolError(MlxmtpError):
-    """A line that is no message: worker and client are not of the same version, or something else wrote it."""
+    """A line is not a message: worker and client are of different versions, or something else wrote it."""
 
 
-_TYPES: dict[str, Any] = {kind.__name__: kind for base in (Command, Event) for kind in base.__subclasses__()}
+_CLASSES: dict[str, Any] = {kind.__name__: kind for base in (Command, Event) for kind in base.__subclasses__()}
+_FIELD_DECODERS: dict[str, Callable[[Any], Any]] = {
+    "settings": lambda content: GenerationOptions(**content),
+    "stats": Stats.from_dict,
+    "memory": lambda content: Memory(**content),
+    "models": lambda content: [CachedModel(**model) for model in content],
+}
+"""For the fields that hold dataclasses; each of these names means the same in all messages."""
 
 
 def encode(message: Command | Event) -> bytes:
-    """A line of JSON, its end included."""
+    """The line of a message, with its line end."""
     shallow = {item.name: getattr(message, item.name) for item in fields(message)}
-    return json.dumps({"type": type(message).__name__, **shallow}, default=_object).encode() + b"\n"
+    return json.dumps({"type": type(message).__name__, **shallow}, default=_encode_dataclass).encode() + b"\n"
 
 
 def decode(line: bytes) -> Any:
     """The message of a line.
 
     Raises:
-        ProtocolError: it is none.
+        ProtocolError: the line is not a message.
     """
     try:
         content = json.loads(line)
-        kind = _TYPES[content.pop("type")]
-        for name, read in _NESTED.items():
+        kind = _CLASSES[content.pop("type")]
+        for name, decoder in _FIELD_DECODERS.items():
             if content.get(name) is not None:
-                content[name] = read(content[name])
+                content[name] = decoder(content[name])
         return kind(**content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(f"not a message of this version: {line[:200]!r} ({error!r})") from error
 
 
-def _object(value: Any) -> Any:
+def _encode_dataclass(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)
     raise TypeError(f"{value!r} has no place in a message")
-
-
-_NESTED: dict[str, Callable[[Any], Any]] = {
-    "settings": lambda content: GenerationOptions(**content),
-    "stats": Stats.from_dict,
-    "memory": lambda content: Memory(**content),
-    "found": lambda content: [ModelFound(**one) for one in content],
-}

@@ -1,4 +1,4 @@
-"""What the worker is told and what it says."""
+"""The messages of the worker: commands to it, events from it."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,19 +11,20 @@ from mlxmtp.limits import MAX_DEPTH
 
 @dataclass(frozen=True)
 class Command:
-    """Every event that answers a command carries its `id`; ids only grow."""
+    """What the worker has to do. Ids grow, and each event carries the id of its command."""
 
     id: int
 
 
 @dataclass(frozen=True)
 class Load(Command):
-    """Load a model in place of the one that is loaded. model None: the bundled demo.
+    """Load a model in place of the present one.
 
     Args:
-        cache_bytes: memory for the caches of past turns; None: half of what the model leaves. cache_dir: where they are
-            kept across restarts, in as many bytes again (None: 10 GB).
-        identity, draft_vocab: as `mlxmtp.load`.
+        model: None for the bundled demo.
+        head, mtp, identity, draft_vocab: as in `mlxmtp.load`.
+        cache_bytes: memory for the prefix cache in bytes; None for half of what the model leaves.
+        cache_dir: folder that keeps the prefix cache across restarts, in as many bytes again (10 GB by default).
     """
 
     model: str | None = None
@@ -40,9 +41,10 @@ class Generate(Command):
     """Generate the turn that follows `messages`.
 
     Args:
-        messages: chat messages, or token ids.
-        boundaries: of token ids, after how many a later prompt may part from this one (engine/prompt.py).
-        opening: what the prompt ends with and the answer begins with. raw: the answer is not taken apart.
+        messages: chat messages, or the token ids of the prompt.
+        boundaries: token counts at which later prompts may branch off from these token ids (engine/prompt.py).
+        opening: text that ends the prompt and begins the answer.
+        raw: whether the answer is one text, not parsed into segments.
     """
 
     messages: list[dict[str, Any]] | list[int]
@@ -54,7 +56,7 @@ class Generate(Command):
 
 @dataclass(frozen=True)
 class Compare(Command):
-    """Measure MTP beside mlx-lm's plain decoding on what follows `messages`."""
+    """Measure MTP and mlx-lm's plain decoding on the turn that follows `messages`."""
 
     messages: list[dict[str, Any]]
     settings: GenerationOptions
@@ -62,12 +64,16 @@ class Compare(Command):
 
 @dataclass(frozen=True)
 class ListModels(Command):
-    """Say which models are in the Hub cache."""
+    """List the models of the Hub cache."""
 
 
 @dataclass(frozen=True)
 class Download(Command):
-    """Bring a repo to the Hub cache with its head, from `head` where the repo itself has none. Ended by a kill."""
+    """Download a repo and its head to the Hub cache. Only the end of the process cancels it.
+
+    Args:
+        head: the repo to take the head from where `repo` has none.
+    """
 
     repo: str
     head: str | None = None
@@ -80,6 +86,8 @@ class Stop(Command):
 
 @dataclass(frozen=True)
 class Event:
+    """What happened to the command `id`; 0 where it is of no command."""
+
     id: int
 
 
@@ -88,21 +96,28 @@ class Loaded(Event):
     """A model is ready.
 
     Args:
-        name: what it was called. head: the family of its head, or None; then `plain_because` says why.
-        head_source: the repo of a head that stands apart; `by_name`: nobody asked for it.
-        folder: where its files are. context: its most tokens.
-        memory_limit: bytes that the weights and caches can take here. thinks: its template has a thinking mode.
-        promise: what was shown of the text on this machine, for passes of up to so many rows.
+        name: the model as `Load` named it.
+        head: family of the head; None without one.
+        plain_because: why there is no head.
+        head_source: repo of a head that is not in the checkpoint.
+        head_by_name: whether that repo was found by its name.
+        context: most tokens of a prompt and its answer.
+        memory_limit: bytes that weights and caches can take on this machine.
+        has_thinking: whether the chat template has a thinking mode.
+        seconds: time that loading took.
+        folder: where the files of the model are.
+        promise: what was shown of the text on this machine.
+        rows: tokens of the widest pass that `promise` holds for.
     """
 
     name: str
     head: str | None
     plain_because: str | None
     head_source: str | None
-    by_name: bool
+    head_by_name: bool
     context: int
     memory_limit: int
-    thinks: bool
+    has_thinking: bool
     seconds: float
     folder: str = ""
     promise: Promise = "distribution"
@@ -115,7 +130,13 @@ class Loaded(Event):
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: in use and at the peak by MLX, and kept by the conversation's caches."""
+    """Memory in bytes.
+
+    Args:
+        active: in use by MLX.
+        peak: most that was in use by MLX.
+        caches: held by the prefix cache.
+    """
 
     active: int
     peak: int
@@ -123,8 +144,8 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Prefilled(Event):
-    """So many of the prompt's new tokens are read."""
+class PromptProgress(Event):
+    """`done` of `total` prompt tokens are processed; those in the prefix cache are not counted."""
 
     done: int
     total: int
@@ -132,12 +153,15 @@ class Prefilled(Event):
 
 @dataclass(frozen=True)
 class TurnDelta(Event):
-    """What came since the last one: [kind, text] pairs as engine/parts.py has them, and the turn so far.
+    """What was generated since the last delta.
 
-    logprobs: where asked for, of each token its id, its logprob and the [id, logprob] pairs of the most likely ones.
+    Args:
+        segments: [kind, text] pairs (engine/parts.py).
+        stats: of the turn so far.
+        logprobs: a list [token id, logprob, [[token id, logprob], ...]] for each token, where asked for.
     """
 
-    parts: list[list[str]]
+    segments: list[list[str]]
     stats: Stats
     memory: Memory
     logprobs: list[Any] = field(default_factory=list)
@@ -145,9 +169,13 @@ class TurnDelta(Event):
 
 @dataclass(frozen=True)
 class Finished(Event):
-    """The turn is over: "stop", "length" or "interrupted". `message` is what goes into the history.
+    """The turn is over.
 
-    stats and memory are None where the turn was stopped before its first token. stopped_by: the stop string, if any.
+    Args:
+        reason: "stop", "length" or "interrupted".
+        message: the assistant's message, for the prompt of the next turn.
+        stats, memory: None where the turn was stopped before its first token.
+        stopped_by: the stop string that ended it, if any.
     """
 
     reason: str
@@ -158,8 +186,12 @@ class Finished(Event):
 
 
 @dataclass(frozen=True)
-class Compared(Event):
-    """A measurement so far (engine/speed.py), complete where `done` is `total`."""
+class Comparison(Event):
+    """A comparison so far (engine/speed.py); complete where `done` is `total`.
+
+    Args:
+        plain, mtp: tokens a second of the runs that are complete.
+    """
 
     depth: int | None
     done: int
@@ -169,34 +201,43 @@ class Compared(Event):
 
 
 @dataclass(frozen=True)
-class ModelFound:
-    """A model of the Hub cache: bytes of its weights, its head's family, and what `generate` would do with it."""
+class CachedModel:
+    """A model of the Hub cache.
+
+    Args:
+        nbytes: size of its weights.
+        head: family of its head.
+        support: what `generate` would do with it: "speculates", "plain" or "refused".
+        reason: why.
+    """
 
     name: str
     nbytes: int
     head: str | None
-    verdict: str
-    because: str
+    support: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class Models(Event):
-    found: list[ModelFound]
+    """The models of the Hub cache, and the bytes that weights and caches can take on this machine."""
+
+    models: list[CachedModel]
     memory_limit: int
 
 
 @dataclass(frozen=True)
-class Fetching(Event):
-    """So many bytes of `what` are here."""
+class Downloading(Event):
+    """`done` of `total` bytes of a repo are downloaded."""
 
-    what: str
+    repo: str
     done: int
     total: int
 
 
 @dataclass(frozen=True)
-class Fetched(Event):
-    """The download is complete; `warning` says what is short of it."""
+class Downloaded(Event):
+    """The download is complete; `warning` says what is missing or will not run."""
 
     repo: str
     warning: str | None
@@ -209,22 +250,23 @@ class Stopped(Event):
 
 @dataclass(frozen=True)
 class Warned(Event):
-    """Something that the user should know, whatever goes on; of no command."""
+    """A warning for the user; of no command."""
 
     message: str
 
 
 @dataclass(frozen=True)
 class Failed(Event):
-    """The command came to nothing; the worker goes on. kind "memory": it needs more than there is.
+    """The command failed; the worker goes on.
 
     Args:
-        kept: of a `Load`: the model that was there before is there still.
+        kind: "refused" for a mistake of the user, "memory" for too little memory, "failed" for errors of the disk.
+        still_loaded: of a `Load`: whether the previous model is still loaded.
     """
 
     kind: Literal["refused", "memory", "failed"]
     message: str
-    kept: bool = False
+    still_loaded: bool = False
 
 
 @dataclass(frozen=True)
@@ -243,7 +285,7 @@ class Died(Event):
 
     @property
     def why(self) -> str:
-        """How it ended, and the last line of its last words."""
+        """How it ended, and the last line of its standard error."""
         end = f"signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
         if self.code == -9:
             end = "killed, perhaps because memory ran out"
@@ -252,6 +294,6 @@ class Died(Event):
 
 def ends_command(event: Event) -> bool:
     """Whether it is the last event of its command."""
-    if isinstance(event, Compared):
+    if isinstance(event, Comparison):
         return event.done == event.total
-    return isinstance(event, Loaded | Finished | Models | Fetched | Stopped | Failed | Died)
+    return isinstance(event, Loaded | Finished | Models | Downloaded | Stopped | Failed | Died)

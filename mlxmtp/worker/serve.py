@@ -1,4 +1,7 @@
-"""The worker's side: reads commands, runs the engine in this thread and no other, says what happens."""
+"""The worker: reads commands, runs the engine, writes events.
+
+The engine stays in the main thread: MLX arrays belong to the thread that made them.
+"""
 
 from __future__ import annotations
 
@@ -20,75 +23,78 @@ from mlxmtp.worker.lines import encode
 from mlxmtp.worker.messages import (
     Command,
     Compare,
-    Compared,
+    Comparison,
     Download,
+    Downloaded,
+    Downloading,
     Event,
     Failed,
-    Fetched,
-    Fetching,
     Finished,
     Generate,
     ListModels,
     Load,
     Loaded,
     Memory,
-    Prefilled,
+    PromptProgress,
     Stopped,
     TurnDelta,
     Warned,
 )
 
-DISK_BYTES = 10**10
-SAVING_S = 30.0
-"""How long caches may take to be written, when the other side has gone."""
-NOTHING = {"role": "assistant", "content": ""}
-PAUSE_S = 1 / 15
-"""The least time between two messages of one kind: each costs the engine and the reader some."""
+DEFAULT_DISK_BYTES = 10**10
+"""Most bytes of the prefix cache on disk, where `Load` gives no size."""
+SAVE_GRACE_S = 30.0
+"""Seconds to write the prefix cache to disk once the input has ended."""
+MIN_INTERVAL_S = 1 / 15
+"""Least seconds between progress events: writing one costs the engine time, and the client more."""
+EMPTY_MESSAGE = {"role": "assistant", "content": ""}
+"""The answer of a turn that was stopped before its first token."""
 
 
 class StopRequest(Exception):  # noqa: N818 - like StopIteration, no error
-    """Ends a command from inside a callback."""
+    """Ends the present command from inside a callback."""
 
 
 class Worker:
-    """Carries out one command after the other.
+    """Executes one command after the other.
 
     Args:
-        inbox: where commands come from. out: where events go, a line each.
+        inbox: the commands.
+        out: the output, an event a line.
     """
 
     def __init__(self, inbox: Inbox, out: BinaryIO) -> None:
         self._inbox = inbox
         self._out = out
         self._engine: Any = None
-        self._prefixes: Any = None
+        self._prefix_cache: Any = None
         self._sent_at = 0.0
 
     def run(self) -> None:
-        """Until there is nothing to come; then what is to be kept is written."""
+        """Execute commands until the input ends, then write the prefix cache to disk."""
         while command := self._inbox.next():
             try:
                 if self._inbox.stops(command):
                     raise StopRequest
-                self._carry_out(command)
+                self._execute(command)
             except StopRequest:
-                turn = isinstance(command, Generate)
-                self._say(Finished(command.id, "interrupted", NOTHING) if turn else Stopped(command.id))
+                is_turn = isinstance(command, Generate)
+                self._emit(Finished(command.id, "interrupted", EMPTY_MESSAGE) if is_turn else Stopped(command.id))
             except MlxmtpError as error:
-                kept = isinstance(command, Load) and self._engine is not None
-                self._say(Failed(command.id, "refused", str(error), kept))
+                still_loaded = isinstance(command, Load) and self._engine is not None
+                self._emit(Failed(command.id, "refused", str(error), still_loaded))
             except (MemoryError, RuntimeError) as error:
                 if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                     raise
-                if self._prefixes:
-                    self._prefixes.clear()
-                self._say(Failed(command.id, "memory", str(error) or "out of memory"))
+                if self._prefix_cache:
+                    self._prefix_cache.clear()
+                self._emit(Failed(command.id, "memory", str(error) or "out of memory"))
             except OSError as error:
-                self._say(Failed(command.id, "failed", str(error)))
-        if self._prefixes:
-            self._prefixes.close()
+                self._emit(Failed(command.id, "failed", str(error)))
+        if self._prefix_cache:
+            self._prefix_cache.close()
 
-    def _carry_out(self, command: Command) -> None:
+    def _execute(self, command: Command) -> None:
         match command:
             case Load():
                 self._load(command)
@@ -97,10 +103,10 @@ class Worker:
             case Compare():
                 self._compare(command)
             case ListModels():
-                self._say(downloads.listed(command.id))
+                self._emit(downloads.list_models(command.id))
             case Download():
-                warning = downloads.fetch(command.repo, command.head, partial(self._fetching, command))
-                self._say(Fetched(command.id, command.repo, warning))
+                warning = downloads.download(command.repo, command.head, partial(self._on_download, command))
+                self._emit(Downloaded(command.id, command.repo, warning))
 
     def _load(self, command: Load) -> None:
         started = time.perf_counter()
@@ -112,11 +118,11 @@ class Worker:
 
         if command.model:
             if not Path(command.model).expanduser().exists():
-                downloads.fetch_what_is_missing(command.model, partial(self._fetching, command))
-            open_checkpoint(command.model)  # what is not there throws nothing out
-        if self._prefixes:
-            self._prefixes.close()
-        self._engine = self._prefixes = None  # never two models at once
+                downloads.download_missing(command.model, partial(self._on_download, command))
+            open_checkpoint(command.model)  # a model that cannot be opened does not replace the present one
+        if self._prefix_cache:
+            self._prefix_cache.close()
+        self._engine = self._prefix_cache = None  # two models may not fit
         self._engine = engine = load(
             command.model,
             mtp=command.mtp,
@@ -124,122 +130,122 @@ class Worker:
             identity=command.identity,
             draft_vocab=command.draft_vocab,
         )
-        self._prefixes = self._make_cache(command)
+        self._prefix_cache = self._make_cache(command)
         source = engine.head_source
-        nothing = engine.head is None and command.identity == "fast"  # to compare, so nothing to measure
-        shown = Guarantee("identical", MAX_DEPTH + 1, 0) if nothing else engine.verdict
-        self._say(
+        unmeasured = engine.head is None and command.identity == "fast"  # plain decoding is what others compare with
+        guarantee = Guarantee("identical", MAX_DEPTH + 1, 0) if unmeasured else engine.verdict
+        self._emit(
             Loaded(
                 command.id,
                 name=engine.name,
                 head=engine.head,
                 plain_because=engine.plain_because,
                 head_source=source.repo if source else None,
-                by_name=bool(source and source.by_name),
+                head_by_name=bool(source and source.by_name),
                 context=engine.context,
                 memory_limit=usable_memory(),
-                thinks=engine.tokenizer.has_thinking,
+                has_thinking=engine.tokenizer.has_thinking,
                 seconds=time.perf_counter() - started,
                 folder=str(engine.path),
-                promise=shown.promise,
-                rows=shown.rows,
+                promise=guarantee.promise,
+                rows=guarantee.rows,
             )
         )
 
     def _generate(self, command: Generate) -> None:
         from mlxmtp.engine.parts import Segment
 
-        engine = self._loaded()
-        parts: list[Segment] = []
+        engine = self._require_engine()
+        segments: list[Segment] = []
         logprobs: list[Any] = []
         sent = 0
         with closing(self._stream(command)) as turn:
             for chunk in turn:
-                parts += [Segment("text", chunk.text)] if command.raw else chunk.parts
-                logprobs += [[one.token, one.logprob, one.top] for one in chunk.logprobs]
-                if chunk.finish_reason or self._due() or chunk.stats.rounds == 1:  # the first token does not wait
-                    fresh = [[part.kind, part.text] for part in parts[sent:]]
-                    self._say(TurnDelta(command.id, fresh, chunk.stats, self._memory(), logprobs))
-                    sent, logprobs = len(parts), []
+                segments += [Segment("text", chunk.text)] if command.raw else chunk.parts
+                logprobs += [[entry.token, entry.logprob, entry.top] for entry in chunk.logprobs]
+                if chunk.finish_reason or self._due() or chunk.stats.rounds == 1:  # the first token is sent at once
+                    new = [[segment.kind, segment.text] for segment in segments[sent:]]
+                    self._emit(TurnDelta(command.id, new, chunk.stats, self._memory(), logprobs))
+                    sent, logprobs = len(segments), []
                 if self._inbox.stops(command):
                     break
         reason = chunk.finish_reason or "interrupted"
-        said = engine.message(parts)
-        self._say(Finished(command.id, reason, said, chunk.stats, self._memory(), chunk.stopped_by))
+        message = engine.message(segments)
+        self._emit(Finished(command.id, reason, message, chunk.stats, self._memory(), chunk.stopped_by))
 
     def _stream(self, command: Generate) -> Any:
-        def read(done: int, total: int) -> None:
-            self._check(command)
-            self._say(Prefilled(command.id, done, total))
+        def on_prefill(done: int, total: int) -> None:
+            self._raise_if_stopped(command)
+            self._emit(PromptProgress(command.id, done, total))
 
-        return self._loaded().stream(
+        return self._require_engine().stream(
             command.messages,
             command.settings,
             boundaries=command.boundaries,
             opening=command.opening,
-            on_prefill=read,
-            prefix_cache=self._prefixes,
+            on_prefill=on_prefill,
+            prefix_cache=self._prefix_cache,
         )
 
     def _compare(self, command: Compare) -> None:
         from mlxmtp.engine.speed import compare
 
-        steps = compare(
-            self._loaded(),
+        comparison = compare(
+            self._require_engine(),
             command.messages,
             command.settings,
-            on_prefill=lambda done, total: self._check(command),  # noqa: ARG005
+            on_prefill=lambda done, total: self._raise_if_stopped(command),  # noqa: ARG005
         )
-        with closing(steps):
-            for speed in steps:
-                self._check(command)
+        with closing(comparison):
+            for speed in comparison:
+                self._raise_if_stopped(command)
                 if speed.done == speed.total or self._due():
                     rates = list(speed.plain), list(speed.mtp)
-                    self._say(Compared(command.id, speed.depth, speed.done, speed.total, *rates))
+                    self._emit(Comparison(command.id, speed.depth, speed.done, speed.total, *rates))
 
-    def _fetching(self, command: Command, what: str, done: int, total: int) -> None:
+    def _on_download(self, command: Command, repo: str, done: int, total: int) -> None:
         if done >= total or self._due():
-            self._say(Fetching(command.id, what, done, total))
+            self._emit(Downloading(command.id, repo, done, total))
 
-    def _loaded(self) -> Any:
+    def _require_engine(self) -> Any:
         if self._engine is None:
             raise MlxmtpError("no model is loaded; choose one first")
         return self._engine
 
     def _make_cache(self, command: Load) -> Any:
-        """For the conversations' caches, now that the model's size is known."""
+        """The prefix cache; its default size depends on the model, which is loaded by now."""
         from mlxmtp.engine.model_key import model_key
         from mlxmtp.engine.prefix_cache import PrefixCache
         from mlxmtp.engine.prefix_disk import PrefixStore
 
         store = None
         if command.cache_dir:
-            folder, bound = Path(command.cache_dir).expanduser(), command.cache_bytes or DISK_BYTES
-            key = model_key(self._engine, identity=command.identity)  # whose arithmetic the caches are made by
-            store = PrefixStore(folder, bound, key, lambda text: self._say(Warned(0, text)))
-            self._inbox.grace_s = SAVING_S
+            folder, max_bytes = Path(command.cache_dir).expanduser(), command.cache_bytes or DEFAULT_DISK_BYTES
+            key = model_key(self._engine, identity=command.identity)  # caches of other arithmetic do not fit
+            store = PrefixStore(folder, max_bytes, key, lambda text: self._emit(Warned(0, text)))
+            self._inbox.grace_s = SAVE_GRACE_S
         return PrefixCache(_cache_bytes() if command.cache_bytes is None else command.cache_bytes, store)
 
     def _memory(self) -> Memory:
         import mlx.core as mx
 
-        return Memory(mx.get_active_memory(), mx.get_peak_memory(), self._prefixes.nbytes)
+        return Memory(mx.get_active_memory(), mx.get_peak_memory(), self._prefix_cache.nbytes)
 
-    def _check(self, command: Command) -> None:
+    def _raise_if_stopped(self, command: Command) -> None:
         if self._inbox.stops(command):
             raise StopRequest
 
     def _due(self) -> bool:
-        return time.perf_counter() - self._sent_at >= PAUSE_S
+        return time.perf_counter() - self._sent_at >= MIN_INTERVAL_S
 
-    def _say(self, event: Event) -> None:
+    def _emit(self, event: Event) -> None:
         self._out.write(encode(event))
         self._out.flush()
         self._sent_at = time.perf_counter()
 
 
 def _cache_bytes() -> int:
-    """Half of the memory that the model, just loaded, leaves; at least an eighth of all."""
+    """Half of the memory that the loaded model leaves; at least an eighth of the usable memory."""
     import mlx.core as mx
 
     from mlxmtp.machine import usable_memory
@@ -249,7 +255,7 @@ def _cache_bytes() -> int:
 
 
 def main() -> None:
-    """Serve on standard input and output; whatever else is printed goes to standard error."""
+    """Serve on standard input and output; what libraries print goes to standard error."""
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
@@ -259,4 +265,4 @@ def main() -> None:
     except BaseException:
         traceback.print_exc()
         os._exit(1)
-    os._exit(0)  # Python's own way out waits for the thread that reads
+    os._exit(0)  # sys.exit would wait for the thread of the inbox

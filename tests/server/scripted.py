@@ -58,7 +58,7 @@ def turn(text: str, reason: str = "stop", *, piece: int = 5, **changes: Any) -> 
         parts += [] if command.raw else [[[p.kind, p.text] for p in splitter.finish()]]
         if not piece:
             parts = [[part for several in parts for part in several]]
-        told = [replace(said("", tokens=i), parts=several) for i, several in enumerate(parts, start=1)]
+        told = [replace(said("", tokens=i), segments=several) for i, several in enumerate(parts, start=1)]
         return [*told, replace(finished("", reason, tokens=len(told)), **changes)]
 
     return answers

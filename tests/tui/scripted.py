@@ -18,7 +18,7 @@ from textual.pilot import Pilot
 from textual.widget import Widget
 from textual.widgets import Static
 
-from mlxmtp.worker.messages import Compared, Generate
+from mlxmtp.worker.messages import Comparison, Generate
 from mlxmtp.worker.process import StartTransport
 from tests.scripted_engine import (
     MEMORY,
@@ -74,7 +74,7 @@ class Notes:
         self.parts: list[list[str]] = []
         self.texts: list[str] = []
         self.errors: list[str] = []
-        self.outcomes: list[Compared] = []
+        self.outcomes: list[Comparison] = []
 
     def turn_began(self) -> None:
         self.calls.append("began")
@@ -88,7 +88,7 @@ class Notes:
     def turns_changed(self) -> None:
         self.calls.append("changed")
 
-    def measured(self, outcome: Compared) -> None:
+    def measured(self, outcome: Comparison) -> None:
         self.outcomes.append(outcome)
 
     def state_changed(self) -> None:

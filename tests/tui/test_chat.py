@@ -11,7 +11,7 @@ from mlxmtp_tui.roles import Options
 from mlxmtp_tui.sessions import Session
 
 from mlxmtp.engine.request import GenerationOptions
-from mlxmtp.worker.messages import Compare, Generate, Load, Prefilled, Stopped
+from mlxmtp.worker.messages import Compare, Generate, Load, PromptProgress, Stopped
 from tests.tui.scripted import (
     Engines,
     ScriptedEngine,
@@ -47,7 +47,7 @@ async def test_a_turn_from_the_question_to_the_file() -> None:
         ]
         assert talk.status == "answering"
         assert talk.on_disk().turns[0].typed == "Hello 🙂", "the question is on the disk before the answer comes"
-        talk.engine.say(Prefilled(0, 5, 10))
+        talk.engine.say(PromptProgress(0, 5, 10))
         await soon(lambda: talk.chat.live.prefill)
         talk.engine.say(said("hm", "thinking"), said("Hi"), finished("Hi", thinking="hm", tokens=3))
         await talk.reach("ready")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from mlxmtp_tui.sessions import Session
 
-from mlxmtp.worker.messages import Compare, Failed, Fetching, Generate, Load, Prefilled, Stopped
+from mlxmtp.worker.messages import Compare, Downloading, Failed, Generate, Load, PromptProgress, Stopped
 from tests.tui.scripted import answering, asynchronous, compared, finished, loaded, said, talking
 from tests.tui.states import in_state, soon
 
@@ -93,8 +93,8 @@ async def test_events_of_an_older_command_are_ignored() -> None:
         talk.chat.clear()
         talk.chat.submit("new")
         newest = talk.engine.sent(Generate)[1].id
-        late = [said("late"), finished("late"), Failed(0, "failed", "late"), Stopped(0), Fetching(0, "late", 1, 2)]
-        for event in [*late, loaded("late"), compared(), Prefilled(0, 1, 2)]:
+        late = [said("late"), finished("late"), Failed(0, "failed", "late"), Stopped(0), Downloading(0, "late", 1, 2)]
+        for event in [*late, loaded("late"), compared(), PromptProgress(0, 1, 2)]:
             talk.engine.say(event, to=old)
             talk.engine.say(event, to=load)
         await talk.engine.heard()
@@ -127,7 +127,7 @@ async def test_every_word_is_a_sign_of_life() -> None:
     async with talking() as talk:
         talk.chat.submit("go")
         talk.now += 19
-        talk.engine.say(Prefilled(0, 1, 2))
+        talk.engine.say(PromptProgress(0, 1, 2))
         await soon(lambda: talk.chat.live.prefill)
         talk.now += 19
         assert talk.chat.live.silent_s == 0.0

@@ -8,7 +8,7 @@ import pytest
 from mlxmtp_tui.roles import Options
 from mlxmtp_tui.sessions import Session, read
 
-from mlxmtp.worker.messages import Compare, Compared, Fetching, Finished, Generate, Load
+from mlxmtp.worker.messages import Compare, Comparison, Downloading, Finished, Generate, Load
 from tests.tui.scripted import Engines, answering, asynchronous, compared, loaded, stats, talking
 from tests.tui.states import NEWEST, STATES, earlier, in_state, kept, soon
 
@@ -63,11 +63,11 @@ async def test_only_the_model_that_was_asked_for_last_counts() -> None:
     async with talking(engines, Options("first"), status="loading") as talk:
         first = talk.engine.sent(Load)[0].id
         talk.chat.load("second")
-        talk.engine.say(Fetching(0, "first", 1, 2), loaded("first"), to=first)
+        talk.engine.say(Downloading(0, "first", 1, 2), loaded("first"), to=first)
         await talk.engine.heard()
         assert talk.status == "loading"
         assert talk.chat.live.fetching is None
-        talk.engine.say(Fetching(0, "second", 1, 2))
+        talk.engine.say(Downloading(0, "second", 1, 2))
         await soon(lambda: talk.chat.live.fetching)
         talk.engine.say(loaded("second"))
         await talk.reach("ready")
@@ -125,7 +125,7 @@ async def test_leaving_after_the_engine_died() -> None:
 @asynchronous
 async def test_an_outcome_without_repeats_is_not_shown_as_one() -> None:
     async with in_state("measuring") as talk:
-        talk.engine.say(Compared(0, 3, 10, 288, [], []))
+        talk.engine.say(Comparison(0, 3, 10, 288, [], []))
         await soon(lambda: talk.chat.live.compared)
         assert talk.chat.live.plain_tps is None
         assert talk.chat.live.speedup(stats()) is None

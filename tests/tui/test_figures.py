@@ -8,7 +8,7 @@ from mlxmtp_tui.widgets import panel
 from textual.content import Content
 
 from mlxmtp.engine.request import GenerationOptions
-from mlxmtp.worker.messages import Fetching, Prefilled
+from mlxmtp.worker.messages import Downloading, PromptProgress
 from tests.tui.scripted import MEMORY, compared, headless, loaded, stats
 
 
@@ -206,7 +206,7 @@ def test_the_panel_tells_a_turn_from_first_to_last() -> None:
     settings = GenerationOptions()
     assert "no model is loaded" in text_of(panel.now(live, None, settings, "demo"))
     live.begin()
-    live.prefill = Prefilled(1, 512, 2_048)
+    live.prefill = PromptProgress(1, 512, 2_048)
     reading = text_of(panel.now(live, loaded(), settings, "demo"))
     assert "512 of 2,048 tokens" in reading
     assert "25%" in reading
@@ -237,7 +237,7 @@ def test_no_line_of_the_panel_is_wider_than_the_panel() -> None:
     live.said(stats(prompt_tokens=131_072, reused_tokens=131_000, prefill_tps=12_345.0, ttft_s=123.45), MEMORY)
     live.end(stats(99_999, acceptance_by_depth=(1.0,) * 4), MEMORY)
     long = "mlx-community/a-model-with-a-very-long-name-instruct-4bit"
-    found = loaded(long, head_source="google/gemma-4-31b-it-assistant", by_name=True, promise="distribution")
+    found = loaded(long, head_source="google/gemma-4-31b-it-assistant", head_by_name=True, promise="distribution")
     shown = [*panel.now(live, found, GenerationOptions(depth=2), long), *panel.over_turns(live)]
     # the widget has 42 columns, less a border and two of padding at each side; a longer line breaks in the middle
     assert [line for line in text_of(shown).split("\n") if len(line) > 42 - 1 - 4] == []
@@ -247,7 +247,7 @@ def test_the_panel_says_why_there_are_no_drafts_and_who_set_the_depth() -> None:
     assert panel.head_lines(headless(), GenerationOptions()) == ["no drafts: the checkpoint has no", "head"]
     assert panel.head_lines(loaded(), GenerationOptions(depth=0))[-1] == "depth 0, plain: you set it"
     assert panel.head_lines(loaded(), GenerationOptions(depth=2))[-1] == "depth 2, you set it"
-    apart = panel.head_lines(loaded(head_source="google/assistant", by_name=True), GenerationOptions())
+    apart = panel.head_lines(loaded(head_source="google/assistant", head_by_name=True), GenerationOptions())
     assert apart[0] == "google/assistant, found by name"
     live = Live(Clock())
     live.end(stats(drafted=0, acceptance_by_depth=()), MEMORY)
@@ -258,7 +258,7 @@ def test_the_panel_says_why_there_are_no_drafts_and_who_set_the_depth() -> None:
 def test_a_download_and_a_measurement_have_their_progress_in_the_panel() -> None:
     live = Live(Clock())
     live.become("loading")
-    live.fetching = Fetching(1, "owner/name", 3_000_000_000, 4_000_000_000)
+    live.fetching = Downloading(1, "owner/name", 3_000_000_000, 4_000_000_000)
     fetching = text_of(panel.now(live, None, GenerationOptions(), "owner/name"))
     assert "75%" in fetching
     assert "3.0 GB of 4.0 GB" in fetching

@@ -15,23 +15,23 @@ from mlxmtp_tui.sessions import Session
 from textual.widgets import Input, OptionList, ProgressBar
 
 from mlxmtp.worker.messages import (
+    CachedModel,
     Download,
+    Downloaded,
+    Downloading,
     Failed,
-    Fetched,
-    Fetching,
     Generate,
     ListModels,
     Load,
-    ModelFound,
     Models,
 )
 from tests.tui.scripted import Desk, Engines, ScriptedEngine, answering, asynchronous, chatting, saved_chat
 
 FOUND = [
-    ModelFound("owner/with-head-4bit", 5_200_000_000, "qwen-mtp", "speculates", ""),
-    ModelFound("owner/plain-4bit", 2_100_000_000, None, "decodes plainly", "no head"),
-    ModelFound("owner/too-large-bf16", 70_000_000_000, "qwen-mtp", "speculates", ""),
-    ModelFound("owner/[odd]-model", 0, None, "refused", "config.json is [broken]\nsecond line"),
+    CachedModel("owner/with-head-4bit", 5_200_000_000, "qwen-mtp", "speculates", ""),
+    CachedModel("owner/plain-4bit", 2_100_000_000, None, "decodes plainly", "no head"),
+    CachedModel("owner/too-large-bf16", 70_000_000_000, "qwen-mtp", "speculates", ""),
+    CachedModel("owner/[odd]-model", 0, None, "refused", "config.json is [broken]\nsecond line"),
 ]
 LISTED = Models(0, FOUND, 48_000_000_000)
 FIRST = RECOMMENDED[0]
@@ -106,7 +106,7 @@ async def test_a_cached_model_is_chosen_by_the_arrows() -> None:
 
 @asynchronous
 async def test_what_is_here_is_not_offered_for_download() -> None:
-    here = Models(0, [ModelFound(FIRST.repo, 5_000_000_000, "gemma4", "speculates", "")], 48_000_000_000)
+    here = Models(0, [CachedModel(FIRST.repo, 5_000_000_000, "gemma4", "speculates", "")], 48_000_000_000)
     async with chatting(Engines({ListModels: [here]})) as desk:
         await desk.enter("/model")
         await desk.until(lambda: FIRST.repo in {one.id for one in desk.app.screen.query_one(OptionList).options})
@@ -177,14 +177,14 @@ async def test_a_download_shows_its_progress_and_ends_with_the_model() -> None:
         (download,) = picker.sent(Download)
         assert (download.repo, download.head) == (wanted.repo, wanted.head)
         await desk.sees(f"{wanted.repo}: asking the Hub", "esc cancels; what has come is kept")
-        picker.say(Fetching(0, wanted.repo, 1_500_000_000, 6_000_000_000))
+        picker.say(Downloading(0, wanted.repo, 1_500_000_000, 6_000_000_000))
         await desk.sees(f"{wanted.repo}: 1.5 GB of 6.0 GB", "25%")
-        picker.say(Fetching(0, str(wanted.head), 0, 0))
+        picker.say(Downloading(0, str(wanted.head), 0, 0))
         await desk.sees(f"{wanted.head}: 0 bytes of 0 bytes")
         # another choice meanwhile starts no second one
         await choose(desk, f"get {FIRST.repo}")
         assert len(picker.sent(Download)) == 1
-        picker.say(Fetched(0, wanted.repo, None))
+        picker.say(Downloaded(0, wanted.repo, None))
         await closed(desk)
         assert desk.engine.sent(Load)[-1].model == wanted.repo
         await desk.reach("ready")
@@ -197,7 +197,7 @@ async def test_what_is_short_of_a_download_is_told() -> None:
     async with chatting(picking()) as desk:
         await desk.enter("/model")
         await desk.sees("owner/plain-4bit")
-        desk.engines.newest.on(Download, [Fetched(0, FIRST.repo, warning)])
+        desk.engines.newest.on(Download, [Downloaded(0, FIRST.repo, warning)])
         del desk.app.notify  # Textual's own, which would read brackets as markup
         await choose(desk, f"get {FIRST.repo}")
         await closed(desk)
@@ -213,7 +213,7 @@ async def test_esc_cancels_a_download_and_the_next_one_has_an_engine_of_its_own(
         await desk.sees("owner/plain-4bit")
         await choose(desk, f"get {FIRST.repo}")
         picker = asked_by_picker(desk)
-        picker.say(Fetching(0, FIRST.repo, 1, 2))
+        picker.say(Downloading(0, FIRST.repo, 1, 2))
         await desk.sees("1 bytes of 2 bytes")
         await desk.press("escape")
         await desk.sees(f"{FIRST.repo}: cancelled; the next download goes on from here", "esc goes back")
@@ -255,8 +255,8 @@ async def test_a_download_that_came_to_nothing_is_told_and_can_be_tried_again(ho
         assert "esc goes back" in desk.seen()
         assert not desk.app.screen.query_one(ProgressBar).display
         desk.engines.refusal = None
-        desk.engines.script[Download] = [Fetched(0, FIRST.repo, None)]
-        picker.on(Download, [Fetched(0, FIRST.repo, None)])
+        desk.engines.script[Download] = [Downloaded(0, FIRST.repo, None)]
+        picker.on(Download, [Downloaded(0, FIRST.repo, None)])
         await choose(desk, f"get {FIRST.repo}")
         await closed(desk)
         assert desk.engine.sent(Load)[-1].model == FIRST.repo
@@ -271,7 +271,7 @@ async def test_a_download_that_ends_under_the_help_closes_the_picker_all_the_sam
         await desk.press("f1")
         assert isinstance(desk.app.screen, Help)
         picker = asked_by_picker(desk)
-        picker.say(Fetched(0, FIRST.repo, None))
+        picker.say(Downloaded(0, FIRST.repo, None))
         await desk.until(lambda: desk.engine.sent(Load)[-1].model == FIRST.repo, "the model")
         if isinstance(desk.app.screen, Help):
             await desk.press("escape")

@@ -10,7 +10,7 @@ from mlxmtp_tui.widgets.panel import Panel
 from mlxmtp_tui.widgets.transcript import MOUNTED, Earlier
 from mlxmtp_tui.widgets.turns import Asked, Figures, Thinking, ToolCallBlock
 
-from mlxmtp.worker.messages import Failed, Fetching, Finished, Generate, Load, Prefilled, TurnDelta
+from mlxmtp.worker.messages import Downloading, Failed, Finished, Generate, Load, PromptProgress, TurnDelta
 from tests.tui.scripted import (
     MEMORY,
     Engines,
@@ -142,12 +142,12 @@ async def test_the_newest_line_is_followed_until_the_reader_scrolls() -> None:
 async def test_reading_and_fetching_have_their_progress() -> None:
     engines = Engines({Load: []})
     async with chatting(engines, Options("owner/name"), status="loading") as desk:
-        desk.engine.say(Fetching(0, "owner/name", 1_000_000_000, 4_000_000_000))
+        desk.engine.say(Downloading(0, "owner/name", 1_000_000_000, 4_000_000_000))
         await desk.sees("fetching owner/name", "25%", "1.0 GB of 4.0 GB")
         desk.engine.say(loaded("owner/name"))
         await desk.reach("ready")
         await desk.enter("go")
-        desk.engine.say(Prefilled(0, 512, 2_048))
+        desk.engine.say(PromptProgress(0, 512, 2_048))
         await desk.sees("reading  512 of 2,048 tokens", "25%")
         desk.engine.say(*answering("done"))
         await desk.sees("done")

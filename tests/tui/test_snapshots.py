@@ -10,7 +10,7 @@ from mlxmtp_tui.roles import Options
 from mlxmtp_tui.widgets.prompt import Prompt
 from textual.pilot import Pilot
 
-from mlxmtp.worker.messages import Compare, Generate, ListModels, ModelFound, Models, Prefilled
+from mlxmtp.worker.messages import CachedModel, Compare, Generate, ListModels, Models, PromptProgress
 from tests.tui.scripted import Engines, ScriptedEngine, compared, finished, loaded, said, until
 
 SIZES = {"narrow": (60, 24), "usual": (100, 30), "wide": (150, 44)}
@@ -81,7 +81,7 @@ async def answering(app: ChatApp, engine: ScriptedEngine) -> None:
 
 
 async def reading(app: ChatApp, engine: ScriptedEngine) -> None:
-    engine.on(Generate, [Prefilled(0, 4096, 12_000)])
+    engine.on(Generate, [PromptProgress(0, 4096, 12_000)])
     app.chat.submit("a long text\n" * 40)
 
 
@@ -92,9 +92,9 @@ async def turns(app: ChatApp, engine: ScriptedEngine) -> None:
 
 async def picker(app: ChatApp, engine: ScriptedEngine) -> None:
     found = [
-        ModelFound("mlx-community/Qwen3.6-27B-4bit", 15_100_000_000, None, "plain", "no head"),
-        ModelFound("Qwen/Qwen3.5-9B", 19_300_000_000, "qwen-mtp", "speculates", "its head is in the shards"),
-        ModelFound("someone/broken", 0, None, "refused", "no config.json"),
+        CachedModel("mlx-community/Qwen3.6-27B-4bit", 15_100_000_000, None, "plain", "no head"),
+        CachedModel("Qwen/Qwen3.5-9B", 19_300_000_000, "qwen-mtp", "speculates", "its head is in the shards"),
+        CachedModel("someone/broken", 0, None, "refused", "no config.json"),
     ]
     engines: Any = app.start_engine
     engines.script[ListModels] = [Models(0, found, 16_000_000_000)]

@@ -95,7 +95,9 @@ class Driven:
 
 def said(events: Sequence[Event]) -> list[Segment]:
     """What a turn said, neighbours of a kind as one."""
-    return joined(Segment(kind, text) for event in events if isinstance(event, TurnDelta) for kind, text in event.parts)
+    return joined(
+        Segment(kind, text) for event in events if isinstance(event, TurnDelta) for kind, text in event.segments
+    )
 
 
 def text_of(events: Sequence[Event]) -> str:
@@ -124,7 +126,7 @@ def serve(*commands: Command, engine: Any = None, stops: Callable[[Command], boo
     out = io.BytesIO()
     worker = Worker(_Script(commands, stops), out)  # type: ignore[arg-type]
     if engine is not None:
-        worker._engine, worker._prefixes = engine, PrefixCache(1 << 30)
+        worker._engine, worker._prefix_cache = engine, PrefixCache(1 << 30)
     with suppress(_OverError):
         worker.run()
     return [decode(line) for line in out.getvalue().splitlines()]

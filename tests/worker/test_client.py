@@ -21,7 +21,7 @@ from mlxmtp.worker.messages import (
     Load,
     Loaded,
     Models,
-    Prefilled,
+    PromptProgress,
     Stop,
     TurnDelta,
     Warned,
@@ -65,7 +65,7 @@ async def test_commands_under_way_at_once_get_their_own_events() -> None:
     for reply, text in ((first, "aA"), (second, "bB")):
         events = await all_of(reply)
         assert {event.id for event in events} == {reply.id}
-        assert "".join(event.parts[0][1] for event in events if isinstance(event, TurnDelta)) == text
+        assert "".join(event.segments[0][1] for event in events if isinstance(event, TurnDelta)) == text
         assert events[-1] == await reply.last() == reply.ended.result()
 
 
@@ -94,7 +94,7 @@ async def test_every_event_is_observed_those_of_no_command_too() -> None:
     client, engines = await running(observed.append)
     number = client.send(Load)
     engines.newest.say(Warned(0, "the disk is full"), to=0)
-    engines.newest.say(Prefilled(0, 1, 2), to=77)
+    engines.newest.say(PromptProgress(0, 1, 2), to=77)
     await engines.newest.heard()
     assert [event.id for event in observed] == [number, 0, 77]
     engines.newest.die(3, "why")

@@ -20,7 +20,7 @@ from mlxmtp.worker.messages import (
     Finished,
     Generate,
     ListModels,
-    Prefilled,
+    PromptProgress,
     Stop,
     TurnDelta,
 )
@@ -168,7 +168,7 @@ def test_an_accident_is_not_hidden(error: Exception) -> None:
 
 def test_errors_of_the_disk_are_told() -> None:
     events = serve(ask(1), ask(2), engine=Scripted(OSError(28, "No space left on device")))
-    assert events[0] == Prefilled(1, 1, 1)
+    assert events[0] == PromptProgress(1, 1, 1)
     assert [event for event in events if isinstance(event, Failed)] == [
         Failed(number, "failed", "[Errno 28] No space left on device") for number in (1, 2)
     ]

@@ -12,18 +12,18 @@ from mlxmtp.conversion.inspect import inspect
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.machine import usable_memory
 from mlxmtp.worker.messages import (
+    CachedModel,
     Died,
     Download,
+    Downloaded,
+    Downloading,
     Event,
     Failed,
-    Fetched,
-    Fetching,
     Finished,
     Generate,
     ListModels,
     Load,
     Loaded,
-    ModelFound,
     Models,
     Stopped,
 )
@@ -74,7 +74,7 @@ def size(folder: Path) -> int:
 
 def assert_comes_in_whole(events: list[Event], repo: str, total: int) -> None:
     """The bytes of a repo are counted up to the last."""
-    fetching = [event for event in events if isinstance(event, Fetching) and event.what == repo]
+    fetching = [event for event in events if isinstance(event, Downloading) and event.repo == repo]
     assert {event.total for event in fetching} == {total}
     assert all(0 <= event.done <= total for event in fetching)
     assert fetching[-1].done == total
@@ -90,33 +90,33 @@ def test_models_of_the_cache_are_listed(models: Hub) -> None:
         download(repo)
     broken = download(NO_MODEL)
     models.requests.clear()
-    ((found, memory),) = [(event.found, event.memory_limit) for event in serve(ListModels(1))]
+    ((found, memory),) = [(event.models, event.memory_limit) for event in serve(ListModels(1))]
     assert memory == usable_memory()
     assert not models.requests, "the cache is looked at, and nothing else"
     whole, stripped = inspect(MODEL), inspect(STRIPPED)
     assert whole.head
-    assert found[0] == ModelFound(STRIPPED, stripped.trunk.nbytes, None, "plain", stripped.because)
+    assert found[0] == CachedModel(STRIPPED, stripped.trunk.nbytes, None, "plain", stripped.because)
     nbytes = whole.trunk.nbytes + whole.head.weights.nbytes
-    assert found[1] == ModelFound(MODEL, nbytes, "qwen-mtp", "speculates", whole.because)
-    assert (found[2].name, found[2].nbytes, found[2].head, found[2].verdict) == (NO_MODEL, 0, None, "refused")
-    assert "config.json" in found[2].because
-    assert str(broken) not in found[2].because
+    assert found[1] == CachedModel(MODEL, nbytes, "qwen-mtp", "speculates", whole.because)
+    assert (found[2].name, found[2].nbytes, found[2].head, found[2].support) == (NO_MODEL, 0, None, "refused")
+    assert "config.json" in found[2].reason
+    assert str(broken) not in found[2].reason
 
 
 def test_a_download_is_counted_to_its_end(models: Hub, original: Path) -> None:
     *events, last = serve(Download(1, MODEL))
-    assert last == Fetched(1, MODEL, None)
-    assert {type(event) for event in events} == {Fetching}
+    assert last == Downloaded(1, MODEL, None)
+    assert {type(event) for event in events} == {Downloading}
     assert_comes_in_whole(events, MODEL, size(original))
     assert models.sent(MODEL) == size(original)
-    assert serve(Download(2, MODEL))[-1] == Fetched(2, MODEL, None), "it is here already"
+    assert serve(Download(2, MODEL))[-1] == Downloaded(2, MODEL, None), "it is here already"
     assert models.sent(MODEL) == size(original)
 
 
 def test_a_head_is_attached(models: Hub) -> None:
     events = serve(Download(1, STRIPPED, MODEL), Load(2, STRIPPED))
-    assert [event for event in events if isinstance(event, Fetched)] == [Fetched(1, STRIPPED, None)]
-    (head_bytes,) = {event.total for event in events if isinstance(event, Fetching) and event.what == MODEL}
+    assert [event for event in events if isinstance(event, Downloaded)] == [Downloaded(1, STRIPPED, None)]
+    (head_bytes,) = {event.total for event in events if isinstance(event, Downloading) and event.repo == MODEL}
     assert 0 < head_bytes < size(models.repos[MODEL].commits[models.repos[MODEL].main]) / 2
     assert_comes_in_whole(events, MODEL, head_bytes)
     loaded = events[-1]
@@ -128,14 +128,14 @@ def test_a_head_that_is_there_is_no_reason_to_warn(models: Hub) -> None:
     """Downloading again what is here is nothing wrong, and a repo with a head of its own needs no other."""
     serve(Download(1, STRIPPED, MODEL))
     sent = models.sent(MODEL)
-    assert serve(Download(2, STRIPPED, MODEL))[-1] == Fetched(2, STRIPPED, None)
+    assert serve(Download(2, STRIPPED, MODEL))[-1] == Downloaded(2, STRIPPED, None)
     assert models.sent(MODEL) == sent
-    assert serve(Download(3, MODEL, STRIPPED))[-1] == Fetched(3, MODEL, None)
+    assert serve(Download(3, MODEL, STRIPPED))[-1] == Downloaded(3, MODEL, None)
 
 
 def test_without_its_head_the_model_is_here_all_the_same(models: Hub) -> None:
     fetched, loaded = serve(Download(1, STRIPPED, "maker/nobody"), Load(2, STRIPPED))[-2:]
-    assert isinstance(fetched, Fetched)
+    assert isinstance(fetched, Downloaded)
     assert fetched.warning
     assert "its head is not" in fetched.warning
     assert "maker/nobody" in fetched.warning
@@ -167,7 +167,7 @@ def test_a_download_that_waits_can_be_stopped(models: Hub) -> None:
 
 def test_a_model_that_is_not_here_is_fetched_before_it_is_loaded(models: Hub, original: Path) -> None:
     *events, loaded = serve(Load(1, MODEL))
-    assert {type(event) for event in events} == {Fetching}
+    assert {type(event) for event in events} == {Downloading}
     assert_comes_in_whole(events, MODEL, size(original))
     assert isinstance(loaded, Loaded)
     assert (loaded.name, loaded.head) == (MODEL, "qwen-mtp")
@@ -207,7 +207,7 @@ def test_a_download_that_breaks_off_is_told_and_goes_on_later(models: Hub, origi
     ]
     models.faults.clear()
     *events, last = serve(Download(3, MODEL))
-    assert last == Fetched(3, MODEL, None)
+    assert last == Downloaded(3, MODEL, None)
     assert_comes_in_whole(events, MODEL, (original / LAST_SHARD).stat().st_size)
 
 
@@ -223,7 +223,7 @@ def test_a_download_is_ended_by_a_kill_and_done_by_another_worker(models: Hub, o
 
     with Driven() as worker:
         worker.send(Download, MODEL)
-        assert worker.until(Fetching).total == size(original)
+        assert worker.until(Downloading).total == size(original)
         assert wait_until(halfway, PATIENCE_S)
         worker.process.kill()
         died = worker.rest(1)[-1]
@@ -231,8 +231,8 @@ def test_a_download_is_ended_by_a_kill_and_done_by_another_worker(models: Hub, o
         assert died.code == -signal.SIGKILL
     sent = models.sent(MODEL)
     *events, last = serve(Download(2, MODEL))
-    assert last == Fetched(2, MODEL, None)
+    assert last == Downloaded(2, MODEL, None)
     assert_comes_in_whole(events, MODEL, shard)
     assert models.sent(MODEL) - sent <= shard, "whole files are not fetched again"
     assert contents(download(MODEL)) == contents(original)
-    assert [one.name for one in serve(ListModels(3))[0].found] == [MODEL]
+    assert [one.name for one in serve(ListModels(3))[0].models] == [MODEL]

@@ -16,7 +16,7 @@ from mlx_lm.models import llama
 from mlxmtp import GenerationOptions, load
 from mlxmtp.worker.messages import (
     Compare,
-    Compared,
+    Comparison,
     Event,
     Failed,
     Finished,
@@ -25,7 +25,7 @@ from mlxmtp.worker.messages import (
     Load,
     Loaded,
     Models,
-    Prefilled,
+    PromptProgress,
     Stopped,
 )
 from tests import tiny
@@ -69,12 +69,12 @@ def test_a_process_goes_on_after_every_failure(started: Driven, plain_model: Pat
         assert failed.kind == "refused"
         assert model in failed.message
         assert kinds(worker.answer(Generate, HELLO, GenerationOptions())) == [Failed]
-    assert worker.answer(ListModels)[0].found == []
+    assert worker.answer(ListModels)[0].models == []
     (loaded,) = worker.answer(Load, str(plain_model))
     assert isinstance(loaded, Loaded)
     assert (loaded.name, loaded.head) == (str(plain_model), None)
     assert loaded.plain_because == "no MTP head family for model type 'llama' yet"
-    assert (loaded.context, loaded.thinks) == (100_000, False)
+    assert (loaded.context, loaded.has_thinking) == (100_000, False)
     assert kinds(worker.answer(Generate, HELLO, GenerationOptions(depth=1))) == [Failed]
 
     expected = load(plain_model).generate(HELLO, GenerationOptions(max_tokens=9)).text
@@ -85,7 +85,7 @@ def test_a_process_goes_on_after_every_failure(started: Driven, plain_model: Pat
     for model in (empty, str(tmp_path / "missing"), "owner/name"):
         (failed,) = worker.answer(Load, model)
         assert isinstance(failed, Failed)
-        assert failed.kept
+        assert failed.still_loaded
         assert text_of(worker.answer(Generate, HELLO, GenerationOptions(max_tokens=9))) == expected, (
             "the old one is there still"
         )
@@ -95,7 +95,7 @@ def test_a_process_goes_on_after_every_failure(started: Driven, plain_model: Pat
     (broken / "config.json").write_text(json.dumps(config))
     (failed,) = worker.answer(Load, str(broken))
     assert isinstance(failed, Failed)
-    assert not failed.kept, "found only when there was no room for both"
+    assert not failed.still_loaded, "found only when there was no room for both"
     (failed,) = worker.answer(Generate, HELLO, GenerationOptions())
     assert failed == Failed(failed.id, "refused", "no model is loaded; choose one first"), "the old one is gone"
 
@@ -103,19 +103,19 @@ def test_a_process_goes_on_after_every_failure(started: Driven, plain_model: Pat
 def stop_in_the_prompt(worker: Driven) -> None:
     command = worker.send(Generate, [{"role": "user", "content": "a" * 40_000}], GenerationOptions(max_tokens=9))
     first = worker.event()
-    assert isinstance(first, Prefilled)
+    assert isinstance(first, PromptProgress)
     worker.stop(command)
     events = worker.rest(command)
     assert events[-1] == Finished(command, "interrupted", {"role": "assistant", "content": ""})
-    read = [event for event in [first, *events] if isinstance(event, Prefilled)]
+    read = [event for event in [first, *events] if isinstance(event, PromptProgress)]
     assert all(event.done < event.total for event in read)
-    assert kinds(events) == [Prefilled] * (len(read) - 1) + [Finished]
+    assert kinds(events) == [PromptProgress] * (len(read) - 1) + [Finished]
 
 
 def test_both_ways_are_compared(started: Driven, raw_checkpoint: Callable[..., Path]) -> None:
     assert isinstance(started.answer(Load, str(raw_checkpoint("qwen3_5")))[-1], Loaded)
     events = started.answer(Compare, HELLO, GenerationOptions(depth=2))
-    assert set(kinds(events)) == {Compared}
+    assert set(kinds(events)) == {Comparison}
     assert {event.depth for event in events} == {2}
     assert len({event.total for event in events}) == 1
     done = [event.done for event in events]
@@ -176,7 +176,7 @@ def test_a_command_that_waited_too_long_is_not_begun() -> None:
 
 def test_a_comparison_without_a_head(plain_model: Path) -> None:
     events = serve(Load(1, str(plain_model)), Compare(2, HELLO, GenerationOptions()), ListModels(3))
-    measured = [event for event in events if isinstance(event, Compared)]
+    measured = [event for event in events if isinstance(event, Comparison)]
     assert {event.depth for event in measured} == {None}
     assert (measured[-1].done, len(measured[-1].plain), len(measured[-1].mtp)) == (measured[-1].total, 3, 3)
     assert isinstance(events[-1], Models)

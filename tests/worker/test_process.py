@@ -38,7 +38,7 @@ import os, subprocess, sys, time
 from mlxmtp.worker import serve
 from mlxmtp.worker.messages import Models
 class Worker(serve.Worker):
-    def _carry_out(self, command):
+    def _execute(self, command):
 {}
 serve.Worker = Worker
 serve.main()
@@ -50,7 +50,7 @@ def worker_that(*does: str) -> tuple[str, ...]:
     return python(WORKER.format("\n".join(f"        {line}" for line in does)))
 
 
-ANSWERS = "self._say(Models(command.id, [], 0))"
+ANSWERS = "self._emit(Models(command.id, [], 0))"
 NOISY = (
     "print('a print')",
     "sys.stdout.flush()",
@@ -74,13 +74,13 @@ def test_a_program_that_says_something_else_is_told_apart() -> None:
 
 def test_long_lines_go_both_ways() -> None:
     """Longer than a pipe holds, and than asyncio reads unless it is told to."""
-    longs = ("content = command.messages[0]['content']", "self._say(Models(command.id, [], len(content)))")
+    longs = ("content = command.messages[0]['content']", "self._emit(Models(command.id, [], len(content)))")
     with Driven(worker_that(*longs)) as driven:
         text = "a book " * 500_000
         assert driven.answer(Generate, [{"role": "user", "content": text}], GenerationOptions()) == [
             Models(1, [], len(text))
         ]
-    with Driven(worker_that("self._say(serve.Failed(command.id, 'failed', 'x' * 3_000_000))")) as driven:
+    with Driven(worker_that("self._emit(serve.Failed(command.id, 'failed', 'x' * 3_000_000))")) as driven:
         assert driven.answer(ListModels) == [Failed(1, "failed", "x" * 3_000_000)]
 
 

@@ -10,12 +10,12 @@ from mlxmtp.engine.parts import Segment, joined
 from mlxmtp.machine import usable_memory
 from mlxmtp.worker.messages import (
     Compare,
-    Compared,
+    Comparison,
     Event,
     Finished,
     Generate,
     Loaded,
-    Prefilled,
+    PromptProgress,
     Stopped,
     TurnDelta,
 )
@@ -57,8 +57,8 @@ def assert_is_as_alone(
 
 def test_what_is_loaded(loaded: Loaded, engine: Engine) -> None:
     assert (loaded.name, loaded.head, loaded.plain_because) == ("demo", "qwen-mtp", None)
-    assert (loaded.head_source, loaded.by_name) == (None, False)
-    assert (loaded.context, loaded.thinks) == (4096, True)
+    assert (loaded.head_source, loaded.head_by_name) == (None, False)
+    assert (loaded.context, loaded.has_thinking) == (4096, True)
     assert (loaded.rows, loaded.promise) == (engine.verdict.rows, engine.verdict.promise)
     assert loaded.promise == "identical", "on this backend"
     assert loaded.memory_limit == usable_memory() > 0
@@ -84,7 +84,7 @@ def test_a_turn_is_what_the_engine_generates(
     assert end is finished
     new = finished.stats.prompt_tokens - finished.stats.reused_tokens - 1  # the first round feeds the last one
     assert [event.total for event in prefilled] == [new] * len(prefilled)
-    assert prefilled[-1] == Prefilled(finished.id, new, new)
+    assert prefilled[-1] == PromptProgress(finished.id, new, new)
     last = events[-2]
     assert (last.stats, last.memory.caches) == (finished.stats, finished.memory.caches)
     assert finished.memory.peak > finished.memory.active > finished.memory.caches > 0
@@ -189,7 +189,7 @@ def test_a_comparison_can_be_stopped(worker: Driven) -> None:
     """It costs the conversation nothing."""
     turn = worker.answer(Generate, user(ORDER), GenerationOptions(depth=3))[-1]
     command = worker.send(Compare, user(ORDER), GenerationOptions(depth=1))
-    first = worker.until(Compared)
+    first = worker.until(Comparison)
     worker.stop(command)
     events = worker.rest(command)
     assert first.done < first.total

@@ -18,7 +18,7 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from mlxmtp.errors import MlxmtpError
-from mlxmtp.worker.messages import Compared
+from mlxmtp.worker.messages import Comparison
 from mlxmtp.worker.process import StartTransport, WorkerProcess
 from mlxmtp_tui import clipboard, commands, history
 from mlxmtp_tui.changes import Changes
@@ -153,7 +153,7 @@ class ChatApp(App[None]):
     def turns_changed(self) -> None:
         self._changes.show(self.chat.conversation.turns)
 
-    def measured(self, outcome: Compared) -> None:
+    def measured(self, outcome: Comparison) -> None:
         self._changes.note(measurement(outcome, self.chat.loaded.head if self.chat.loaded else None))
 
     def state_changed(self) -> None:

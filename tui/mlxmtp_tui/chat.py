@@ -9,16 +9,16 @@ from typing import Any
 from mlxmtp.worker.client import EngineClient, EngineStartError, MakeCommand
 from mlxmtp.worker.messages import (
     Compare,
-    Compared,
+    Comparison,
     Died,
+    Downloading,
     Event,
     Failed,
-    Fetching,
     Finished,
     Generate,
     Load,
     Loaded,
-    Prefilled,
+    PromptProgress,
     Stopped,
     TurnDelta,
     Warned,
@@ -252,18 +252,18 @@ class Chat:
                 self._become("ready")
                 if self._waiting:
                     self._answer()
-            case Prefilled():
+            case PromptProgress():
                 self.live.prefill = event
-            case Fetching():
+            case Downloading():
                 self.live.fetching = event
             case TurnDelta():
-                self._parts += event.parts
+                self._parts += event.segments
                 self.live.said(event.stats, event.memory)
-                self._view.turn_said(event.parts)
+                self._view.turn_said(event.segments)
             case Finished():
                 self.live.end(event.stats, event.memory)
                 self._end_turn(Answer(event.message, event.reason, event.stats, self.live.speedup(event.stats)))
-            case Compared():
+            case Comparison():
                 self._take_compared(event)
             case Stopped():
                 self._leave()
@@ -280,7 +280,7 @@ class Chat:
                 )
         self._view.state_changed()
 
-    def _take_compared(self, event: Compared) -> None:
+    def _take_compared(self, event: Comparison) -> None:
         self.live.compared = event
         if event.done == event.total:
             self._become("ready")
@@ -293,7 +293,7 @@ class Chat:
         if self._turn_runs:
             self.live.end(None, None)
             self._end_turn(Answer(_message(self._parts), "failed", self.live.stats))
-        if loading and event.kept and self._before:
+        if loading and event.still_loaded and self._before:
             loaded, self._options = self._before
             self.model = self._options.model
             if self._session:

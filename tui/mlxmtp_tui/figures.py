@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from mlxmtp.decoding.stats import Stats
 from mlxmtp.units import size
-from mlxmtp.worker.messages import Compared
+from mlxmtp.worker.messages import Comparison
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 RISING = " ▁▂▃▄▅▆▇█"
@@ -115,7 +115,7 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def measurement(outcome: Compared, head: str | None) -> str:
+def measurement(outcome: Comparison, head: str | None) -> str:
     """What `/bench` found, in a line or two."""
 
     def rates(values: list[float]) -> str:

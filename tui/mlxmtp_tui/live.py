@@ -10,7 +10,7 @@ from statistics import median
 from typing import Literal
 
 from mlxmtp.decoding.stats import Stats
-from mlxmtp.worker.messages import Compared, Fetching, Memory, Prefilled
+from mlxmtp.worker.messages import Comparison, Downloading, Memory, PromptProgress
 
 Status = Literal["starting", "choosing", "loading", "ready", "answering", "stopping", "measuring", "gone"]
 BUSY = ("starting", "loading", "answering", "stopping", "measuring")
@@ -42,9 +42,9 @@ class Live:
     heard: float = 0.0
     stats: Stats | None = None
     memory: Memory | None = None
-    prefill: Prefilled | None = None
-    fetching: Fetching | None = None
-    compared: Compared | None = None
+    prefill: PromptProgress | None = None
+    fetching: Downloading | None = None
+    compared: Comparison | None = None
     rates: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_RATES))
     turns: list[TurnFigures] = field(default_factory=list)
     _window: deque[tuple[float, int]] = field(default_factory=deque)

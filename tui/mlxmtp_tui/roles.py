@@ -7,7 +7,7 @@ from typing import Protocol
 
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.exactness.verdict import Identity
-from mlxmtp.worker.messages import Compared
+from mlxmtp.worker.messages import Comparison
 
 
 class View(Protocol):
@@ -25,7 +25,7 @@ class View(Protocol):
     def turns_changed(self) -> None:
         """Turns went away, or another conversation is there."""
 
-    def measured(self, outcome: Compared) -> None:
+    def measured(self, outcome: Comparison) -> None:
         """A measurement is complete."""
 
     def state_changed(self) -> None:

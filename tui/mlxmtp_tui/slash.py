@@ -105,7 +105,11 @@ class SlashCommands:
         if arguments:
             self._app.chat.set(thinking=wishes[arguments])
         now = next(name for name, wish in wishes.items() if wish is self._app.chat.settings.thinking)
-        mode = "" if not self._app.chat.loaded or self._app.chat.loaded.thinks else "; this model has no thinking mode"
+        mode = (
+            ""
+            if not self._app.chat.loaded or self._app.chat.loaded.has_thinking
+            else "; this model has no thinking mode"
+        )
         self._app.say(f"thinking {now}{mode}")
 
     def command_stats(self, arguments: str) -> None:

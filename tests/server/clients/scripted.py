@@ -150,9 +150,9 @@ def engine(folder: str) -> None:
         command = decode(line)
         events: Iterator[Any] = iter(())
         if isinstance(command, Load):
-            about = {"head": None, "plain_because": "it is scripted", "head_source": None, "by_name": False}
+            about = {"head": None, "plain_because": "it is scripted", "head_source": None, "head_by_name": False}
             numbers = {"context": CONTEXT, "memory_limit": 1, "seconds": 0.0}
-            kinds = {"thinks": True, "promise": "identical", "folder": folder}
+            kinds = {"has_thinking": True, "promise": "identical", "folder": folder}
             events = iter([Loaded(command.id, "scripted", **about, **numbers, **kinds)])
         elif isinstance(command, Generate):
             events = turn(scripted, tokenizer, command)
@@ -165,7 +165,7 @@ def turn(scripted: Scripted, tokenizer: Any, command: Any) -> Iterator[Any]:
     """The events of an answer, a token a round."""
     from mlxmtp.decoding.stats import Round, StatsAccumulator
     from mlxmtp.engine.parts import OutputParser
-    from mlxmtp.worker.messages import Finished, Memory, Prefilled, TurnDelta
+    from mlxmtp.worker.messages import Finished, Memory, PromptProgress, TurnDelta
 
     prompt = tokenizer.decode(command.messages)
     first = prompt.split(END)[0].splitlines()
@@ -175,7 +175,7 @@ def turn(scripted: Scripted, tokenizer: Any, command: Any) -> Iterator[Any]:
     scripted.wait()
     scripted.add(Asked(prompt, tools, answer, vars(command.settings)))
     tally, memory = StatsAccumulator(len(command.messages), time.perf_counter()), Memory(0, 0, 0)
-    yield Prefilled(command.id, len(command.messages), len(command.messages))
+    yield PromptProgress(command.id, len(command.messages), len(command.messages))
     tally.prefilled(time.perf_counter())
     splitter = OutputParser(tokenizer, command.messages, command.opening)
     for start in range(0, len(answer), PIECE):

@@ -17,14 +17,14 @@ from textual.widgets.option_list import Option
 from mlxmtp.units import size
 from mlxmtp.worker.client import EngineClient, EngineStartError, MakeCommand
 from mlxmtp.worker.messages import (
+    CachedModel,
     Died,
     Download,
+    Downloaded,
+    Downloading,
     Event,
     Failed,
-    Fetched,
-    Fetching,
     ListModels,
-    ModelFound,
     Models,
 )
 from mlxmtp.worker.process import StartTransport
@@ -121,10 +121,10 @@ class Picker(ModalScreen[Choice | None]):
         match event:
             case Models():
                 self._fill(event)
-            case Fetching():
+            case Downloading():
                 self.query_one(ProgressBar).update(total=max(event.total, 1), progress=event.done)
-                self._say(f"{event.what}: {size(event.done)} of {size(event.total)}")
-            case Fetched():
+                self._say(f"{event.repo}: {size(event.done)} of {size(event.total)}")
+            case Downloaded():
                 if event.warning:
                     self.app.notify(event.warning, severity="warning", timeout=15, markup=False)
                 while self.app.screen is not self:
@@ -163,7 +163,7 @@ class Picker(ModalScreen[Choice | None]):
         options.clear_options()
         options.add_option(_heading("Here"))
         options.add_option(Option(_row("the bundled demo", 25_000_000, "head", "tiny, to try things"), id=DEMO))
-        found = models.found if models else []
+        found = models.models if models else []
         options.add_options([Option(_cached(one, models), id=one.name, disabled=_refused(one)) for one in found])
         if models is None and looking:
             options.add_option(Option("  looking into the Hub cache …", disabled=True))
@@ -180,14 +180,14 @@ def _heading(text: str) -> Option:
     return Option(Content.styled(text, "bold $accent"), disabled=True)
 
 
-def _refused(one: ModelFound) -> bool:
-    return one.verdict == "refused"
+def _refused(one: CachedModel) -> bool:
+    return one.support == "refused"
 
 
-def _cached(one: ModelFound, models: Models | None) -> Content:
+def _cached(one: CachedModel, models: Models | None) -> Content:
     if _refused(one):
-        return _row(one.name, one.nbytes, "", one.because)
-    return _row(one.name, one.nbytes, "head" if one.verdict == "speculates" else "no head", _fits(one.nbytes, models))
+        return _row(one.name, one.nbytes, "", one.reason)
+    return _row(one.name, one.nbytes, "head" if one.support == "speculates" else "no head", _fits(one.nbytes, models))
 
 
 def _remote(one: Recommended, models: Models | None) -> Content:

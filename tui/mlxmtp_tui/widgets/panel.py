@@ -56,7 +56,7 @@ def head_lines(loaded: Loaded | None, settings: GenerationOptions, stats: Stats 
     if loaded.head is None:
         return wrapped(f"no drafts: {loaded.plain_because}")
     head = loaded.head_source or f"{loaded.head} head"
-    lines = wrapped(head + (", found by name" if loaded.by_name else ""))
+    lines = wrapped(head + (", found by name" if loaded.head_by_name else ""))
     if settings.depth is None:
         return [*lines, *wrapped((stats.policy if stats else "") or "depth auto")]
     return [*lines, "depth 0, plain: you set it" if settings.depth == 0 else f"depth {settings.depth}, you set it"]
@@ -104,7 +104,7 @@ def round_lines(live: Live) -> list[Line]:
 def prompt_lines(live: Live) -> list[Line]:
     if fetching := live.fetching:
         share = fetching.done / max(fetching.total, 1)
-        lines: list[Line] = [row("fetching", shortened(fetching.what, WIDTH - LABEL))]
+        lines: list[Line] = [row("fetching", shortened(fetching.repo, WIDTH - LABEL))]
         return [*lines, _progress(share, f"{size(fetching.done)} of {size(fetching.total)}")]
     if live.status == "measuring" and (compared := live.compared):
         return [row("measuring", "mlx-lm plain, then MTP"), _progress(compared.done / compared.total, "")]
