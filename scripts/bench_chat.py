@@ -1,12 +1,12 @@
-"""What the chat costs: its first paint, the engine's rate behind it, and how fast it answers keys meanwhile.
+"""Measure the terminal chat: time to its first paint, the decode rate with it, and the latency of typed keys.
 
     .venv/bin/python scripts/bench_chat.py paint
     .venv/bin/python scripts/bench_chat.py rate [--repeats 3] [--keys]
 
-`paint` starts `mlxmtp chat` on a terminal of its own and waits for the prompt to be drawn.
-`rate` runs the real engine, its text replaced by prose or one long code block, with nobody but a reader of its events,
-and behind the chat on a terminal; arms in turn. Two speeds: models of few layers, plain.
-`--keys` types while it generates, and times each key until it is on the screen; those runs' rates are shown apart.
+`paint` starts `mlxmtp chat` on a pseudo-terminal and waits for the prompt to be drawn.
+`rate` runs the engine's process with its text replaced by prose or by one long code block: once read by a loop that
+drops the events, once by the chat on a pseudo-terminal, in turn. It uses two models of few layers, without drafts.
+`--keys` types while the model generates, and times each key until it is drawn. The rates of these runs are shown apart.
 """
 
 from __future__ import annotations
@@ -31,15 +31,19 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPO), str(REPO / "tui")]
 
 SIZE = 40, 130
+"""Lines and columns of the pseudo-terminal."""
 CHARACTERS = 12
-"""Of the replaced text, for each token."""
+"""Characters of the replaced text for each token."""
 CODE = 30_000
+"""Characters of the code block."""
 TOKENS = {"prose": 1000, "code": CODE // CHARACTERS}
 LAYERS = 7, 1
-"""About 100 and 400 tokens a second on two cores."""
+"""Layers of the two models: about 100 and 400 tokens a second on two cores."""
 KEYS = "абвгдежзиклмнопрстуфхцчшщъыьэюя"
 KEY_S = 0.31
+"""Seconds between two typed keys."""
 PATIENCE_S = 240.0
+"""Seconds to wait for an expected output before the script gives up."""
 
 
 def main() -> None:
@@ -54,28 +58,30 @@ def main() -> None:
 
 
 def paint(arguments: argparse.Namespace) -> None:
+    """Print the time from the start of the chat to its first paint."""
     seconds = []
     for _ in range(arguments.repeats + 1):
         with tempfile.TemporaryDirectory() as home, Terminal(["-m", "mlxmtp", "chat", "--model", "demo"], home) as chat:
-            seconds.append(chat.until("sk something"))  # the cursor stands on the A
+            seconds.append(chat.until("sk something"))  # the cursor is on the A
     print(f"first paint: {spread(seconds[1:], 's', 2)}; the first run, {seconds[0]:.2f} s, warmed the caches")
 
 
 def rate(arguments: argparse.Namespace) -> None:
+    """Print the decode rates without and with the chat, and the latencies of keys."""
     with tempfile.TemporaryDirectory() as folder:
         models = {f"{n} layers": str(random_model(Path(folder) / str(n), n)) for n in LAYERS}
         for name, model in models.items():
             for text in TOKENS:
-                bare, behind, typed, keys = [], [], [], []
+                bare, chat, typed, keys = [], [], [], []
                 for _ in range(arguments.repeats):
                     bare.append(without_chat(model, text))
-                    behind.append(with_chat(model, text, [])[0])
+                    chat.append(with_chat(model, text, [])[0])
                     if arguments.keys:
                         one, latencies = with_chat(model, text, list(KEYS))
                         typed.append(one)
                         keys += latencies
-                ratios = [a / b for a, b in zip(behind, bare, strict=True)]
-                print(f"{name}, {text}: {spread(bare, 'tok/s', 0)} bare, {spread(behind, 'tok/s', 0)} behind the chat")
+                ratios = [a / b for a, b in zip(chat, bare, strict=True)]
+                print(f"{name}, {text}: {spread(bare, 'tok/s', 0)} bare, {spread(chat, 'tok/s', 0)} behind the chat")
                 print(f"    ratio {spread(ratios, '', 3)}", flush=True)
                 if keys:
                     late = sorted(keys)[round(0.95 * (len(keys) - 1))]
@@ -84,7 +90,7 @@ def rate(arguments: argparse.Namespace) -> None:
 
 
 def without_chat(model: str | None, text: str) -> float:
-    """The engine's rate when its events are read and dropped."""
+    """Return the decode rate when the events are read and dropped."""
     from mlxmtp.engine.request import GenerationOptions
     from mlxmtp.worker.messages import Finished, Generate, Load, Loaded
     from mlxmtp.worker.process import WorkerProcess
@@ -106,7 +112,7 @@ def without_chat(model: str | None, text: str) -> float:
 
 
 def with_chat(model: str | None, text: str, keys: list[str]) -> tuple[float, list[float]]:
-    """The same behind the chat on a terminal, and the seconds that each typed key took to be seen."""
+    """Return the decode rate with the chat, and the seconds until each typed key was drawn."""
     options = ["--text", text, *(["--model", model] if model else [])]
     with tempfile.TemporaryDirectory() as home, Terminal([__file__, "ui", *options], home) as chat:
         chat.until("enter sends")
@@ -129,13 +135,13 @@ def with_chat(model: str | None, text: str, keys: list[str]) -> tuple[float, lis
 
 
 def answers(home: str) -> list[dict]:
-    """The answers in the chat's file."""
+    """Return the answers in the chat's session file."""
     lines = [line for file in Path(home).rglob("chats/*.jsonl") for line in file.read_text().splitlines()]
     return [record for record in map(json.loads, lines) if record.get("role") == "assistant"]
 
 
 def ui(arguments: argparse.Namespace) -> None:
-    """The chat with the engine below, on the terminal that `with_chat` made."""
+    """Run the chat with the engine's process below, on the pseudo-terminal of `with_chat`."""
     from mlxmtp_tui.app import ChatApp
     from mlxmtp_tui.roles import Options
 
@@ -147,17 +153,18 @@ def ui(arguments: argparse.Namespace) -> None:
 
 
 def engine_program(text: str) -> tuple[str, ...]:
+    """Return the command of the engine's process with replaced text."""
     return sys.executable, "-P", __file__, "engine", "--text", text
 
 
 def engine(arguments: argparse.Namespace) -> None:
-    """The worker as it is, but for what its tokens say."""
+    """Run the engine's process with the text of its tokens replaced."""
     from mlxmtp.decoding.loop import StopDecision
     from mlxmtp.engine import engine as chat_engine
     from mlxmtp.worker.serve import main
 
     class Scripted(chat_engine.StreamingDetokenizer):
-        """`CHARACTERS` of a text for each token, and no end token."""
+        """Gives `CHARACTERS` of a text for each token, and never stops."""
 
         def __init__(self, tokenizer: object, stop: tuple[str, ...]) -> None:
             super().__init__(tokenizer, stop)
@@ -175,6 +182,7 @@ def engine(arguments: argparse.Namespace) -> None:
 
 
 def script(text: str) -> Iterator[str]:
+    """Yield the characters of the replaced text."""
     number = 0
     if text == "code":
         yield from "```python\n"
@@ -188,7 +196,7 @@ def script(text: str) -> Iterator[str]:
 
 
 def random_model(folder: Path, layers: int) -> Path:
-    """A Qwen 3 with random weights and the demo's tokenizer: what it says makes no sense."""
+    """Write a Qwen 3 with random weights and the demo's tokenizer, and return its folder."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
     from mlx_lm.models import qwen3
@@ -219,10 +227,11 @@ def random_model(folder: Path, layers: int) -> Path:
 
 
 class Terminal:
-    """A program on a terminal of its own, whose screen nobody draws.
+    """A Python program on a pseudo-terminal.
 
     Args:
-        arguments: of Python. home: where it keeps its files.
+        arguments: arguments of the Python interpreter.
+        home: home folder of the program.
     """
 
     def __init__(self, arguments: list[str], home: str) -> None:
@@ -246,11 +255,12 @@ class Terminal:
         os.close(self._terminal)
 
     def write(self, text: str) -> None:
+        """Type a text, and forget the output so far."""
         self._seen = ""
         os.write(self._terminal, text.encode())
 
     def until(self, text: str) -> float:
-        """Seconds since the start until the program has written this."""
+        """Wait until the program has written a text, and return the seconds since its start."""
         deadline = time.perf_counter() + PATIENCE_S
         while text not in self._seen:
             if time.perf_counter() > deadline or not self._read(1.0, blocks=True):
@@ -258,12 +268,13 @@ class Terminal:
         return time.perf_counter() - self._started
 
     def read_for(self, seconds: float) -> None:
+        """Read the program's output for some seconds."""
         deadline = time.perf_counter() + seconds
         while (left := deadline - time.perf_counter()) > 0:
             self._read(left, blocks=True)
 
     def _read(self, seconds: float, *, blocks: bool = False) -> bool:
-        """Take what is there; False where nothing comes any more."""
+        """Read the output that is there. Return False at its end."""
         if not select.select([self._terminal], [], [], seconds)[0]:
             return blocks
         try:

@@ -1,10 +1,10 @@
-"""What a turn of a long conversation costs when its past need not be read again.
+"""Measure the time to first token in a long conversation with the prefix cache.
 
     .venv/bin/python scripts/bench_prefix.py [--turns 12] [--history 12000] [--new 150] [--repeats 5] [--clock cpu]
 
-Turns are an agent's: the answer comes back as it was, or rendered otherwise, so that the caches go back to a point. The
-time to first token is held against that of the new tokens alone, a prompt without any past, and against the bare passes
-over these tokens behind the same past, which attend to all of it. The demo's context is widened for this.
+In each turn the answer comes back as it was, or rendered in another way, so that the caches are rewound to a snapshot.
+The time to first token is compared with that of a prompt of the new tokens alone, and with the bare forward passes over
+the new tokens on the same caches, which attend to the whole context. The demo model gets a longer context for this.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from mlxmtp.engine.prefix_cache import PrefixCache  # noqa: E402
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 CONTEXT = 32768
+"""Context length of the demo's copy, in tokens."""
 Clock = Callable[[], float]
 OPENING = 4
-"""Tokens behind the last message that lead up to the answer, as templates have them."""
+"""Tokens between the last message and the answer, as chat templates add them."""
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def widened_demo(folder: Path) -> Path:
-    """The bundled model with a longer context."""
+    """Write a copy of the bundled model with a longer context, and return its folder."""
     made = folder / "demo"
     shutil.copytree(DEMO, made)
     config = json.loads((made / "config.json").read_text())
@@ -61,6 +62,7 @@ def widened_demo(folder: Path) -> Path:
 
 
 def measure(engine: Engine, arguments: argparse.Namespace) -> None:
+    """Print a line for each turn of a conversation of random tokens."""
     clock = CLOCKS[arguments.clock]
     random, prefixes = np.random.default_rng(0), PrefixCache(8 << 30)
 
@@ -73,8 +75,8 @@ def measure(engine: Engine, arguments: argparse.Namespace) -> None:
     print("turn  caches     new  read   first token    new alone  ratio  bare passes  ratio")
     ratios: list[tuple[float, float]] = []
     for number in range(1, arguments.turns + 1):
-        back = number % 2 == 0
-        past = prompt[:-OPENING] + words(OPENING + 6) if back else prompt + answer
+        rewound = number % 2 == 0
+        past = prompt[:-OPENING] + words(OPENING + 6) if rewound else prompt + answer
         prompt = past + words(arguments.new)
         seconds, answer, read = turn(engine, prompt, prefixes, clock)
         repeats = range(arguments.repeats)
@@ -82,7 +84,7 @@ def measure(engine: Engine, arguments: argparse.Namespace) -> None:
         bare = bare_passes(engine, prefixes, [words(read) for _ in repeats], clock)
         ratios.append((seconds / alone, seconds / bare))
         print(
-            f"{number:4}  {'gone back' if back else 'gone on':9}{arguments.new:5}{read:6}{1e3 * seconds:11.1f} ms"
+            f"{number:4}  {'gone back' if rewound else 'gone on':9}{arguments.new:5}{read:6}{1e3 * seconds:11.1f} ms"
             f"{1e3 * alone:10.1f} ms{seconds / alone:7.2f}{1e3 * bare:10.1f} ms{seconds / bare:7.2f}"
         )
     for name, values in zip(("the new tokens alone", "the bare passes"), zip(*ratios, strict=True), strict=True):
@@ -90,7 +92,7 @@ def measure(engine: Engine, arguments: argparse.Namespace) -> None:
 
 
 def turn(engine: Engine, prompt: list[int], prefixes: PrefixCache | None, clock: Clock) -> tuple[float, list[int], int]:
-    """Seconds to a turn's first token, its tokens, and how many of the prompt's were read."""
+    """Return the seconds to a turn's first token, its tokens, and the number of prompt tokens that were prefilled."""
     tokens: list[int] = []
     started, seconds = clock(), 0.0
     for chunk in engine.stream(
@@ -102,9 +104,9 @@ def turn(engine: Engine, prompt: list[int], prefixes: PrefixCache | None, clock:
 
 
 def bare_passes(engine: Engine, prefixes: PrefixCache, runs: list[list[int]], clock: Clock) -> float:
-    """Seconds of the passes that read as many tokens behind the same past, and of the one that gives the next."""
+    """Return the seconds of the passes that prefill as many tokens on the same caches, and of the next pass."""
     sequence = prefixes._kept[-1].fork()
-    sequence.prefill([300] * 8)  # writes into buffers of its own from here on
+    sequence.prefill([300] * 8)  # the caches grow into buffers of their own
     seconds = []
     for tokens in runs:
         started = clock()

@@ -1,4 +1,4 @@
-"""The chat with the bundled model; without a terminal, or with options, one generation with MTP beside plain decoding.
+"""Open the chat with the bundled model; without a terminal or with options, compare MTP with plain decoding once.
 
 Run by `scripts/demo`.
 """
@@ -29,6 +29,7 @@ def main() -> int:
 
 
 def demo(arguments: argparse.Namespace) -> int:
+    """Generate with MTP and print the text, then measure both ways. Return the exit code."""
     if arguments.json or arguments.no_mtp or arguments.depth == 0:
         return generate.run(arguments)
     generation = generate.chosen_options(arguments)
@@ -45,7 +46,7 @@ def demo(arguments: argparse.Namespace) -> int:
 
 
 def compare(engine: mlxmtp.Engine, prompt: str, generation: mlxmtp.GenerationOptions, *, raw: bool) -> int:
-    """Interleaved repeats, so that a busy machine slows both; medians."""
+    """Print the medians of interleaved runs with and without MTP, and return the exit code."""
     pairs = [
         [measure(engine, prompt, generation, depth, raw=raw) for depth in (generation.depth, 0)] for _ in range(REPEATS)
     ]

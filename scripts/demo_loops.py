@@ -1,8 +1,8 @@
-"""How often the demo model falls into a loop at temperature 0.7, by kind of prompt.
+"""Count how often the demo model falls into a loop at temperature 0.7, by kind of prompt.
 
     .venv/bin/python scripts/demo_loops.py [--model PATH] [--seeds 24] [--show]
 
-A loop is a text whose end is one piece of at most 40 tokens, three times or more, over 24 tokens or more.
+A text is a loop if it ends in a piece of at most 40 tokens that occurs three times or more, over at least 24 tokens.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def main() -> None:
 
 
 def is_loop(tokens: list[int] | tuple[int, ...]) -> bool:
+    """Return whether a text of these tokens ends in a loop."""
     for period in range(1, 41):
         end = tokens[-max(3 * period, 24) :]
         if len(end) >= max(3 * period, 24) and end[period:] == end[:-period]:

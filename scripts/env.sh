@@ -1,9 +1,8 @@
-# Sourced by the scripts beside it, in the repository's root: makes .venv and installs the package there.
-# POSIX sh, for macOS's own shell too.
+# Makes .venv and installs the package there. Source it in the repository's root. POSIX sh, for macOS too.
 
 say() { printf '%s\n' "$*" >&2; }
 
-# The first Python on the PATH that is new enough.
+# Prints the first Python on the PATH that is new enough.
 find_python() {
     for name in python3 python3.14 python3.13 python3.12 python3.11 python; do
         if "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
@@ -24,14 +23,14 @@ make_venv() {
     fi
     say "Making .venv with $python ..."
     clear=
-    .venv/bin/python -c '' 2>/dev/null || clear=--clear # what is there belongs to a Python that is gone
+    .venv/bin/python -c '' 2>/dev/null || clear=--clear # its Python does not run any more
     # shellcheck disable=SC2086
     "$python" -m venv $clear .venv && return
     say "$python cannot make environments; on Debian and Ubuntu: apt install python3-venv"
     exit 2
 }
 
-# prepare [EXTRA]: quick when this was done before, for the same pyproject.toml and the same place.
+# prepare [EXTRA]: does nothing if .venv was made for the same pyproject.toml in the same folder.
 prepare() {
     extras=${1:-}
     [ "$(uname)" = Darwin ] || extras="cpu${extras:+,$extras}"
@@ -42,7 +41,7 @@ prepare() {
     .venv/bin/python -m pip --version >/dev/null 2>&1 || make_venv
     say "Installing mlxmtp${extras:+ with $extras} into .venv (the first time takes a minute or two) ..."
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}" >&2
-    for done in "$stamp" .venv/.installed; do # an extra brings the package itself too
+    for done in "$stamp" .venv/.installed; do # installing an extra installs the package too
         printf '%s\n' "$key" >"$done"
     done
 }

@@ -1,17 +1,18 @@
-"""The golden files of Gemma 4, for make_goldens.py: tests/goldens/gemma4_STYLE/{target,assistant,expected.safetensors}.
+"""Make the golden files of Gemma 4 for make_goldens.py.
 
-A tiny random pair in raw Hugging Face layout, and what transformers' `Gemma4ForCausalLM` and
-`Gemma4AssistantForCausalLM` compute from it, both read by `from_pretrained`. The drafts are made as
-`SinglePositionMultiTokenCandidateGenerator` makes them, with the tokens given: every depth stands at the index of
-the token after the last one read, and sees the target's keys and values as they are.
+The folders are tests/goldens/gemma4_STYLE/{target,assistant,expected.safetensors}: a tiny random pair in raw Hugging
+Face layout, and the outputs of transformers' `Gemma4ForCausalLM` and `Gemma4AssistantForCausalLM` for it. Both classes
+read the files by `from_pretrained`. The drafts are made as `SinglePositionMultiTokenCandidateGenerator` makes them,
+with given tokens: every depth has the position after the last token, and attends to the target's keys and values.
 
-transformers' mask would show the assistant's sliding layers the window's newest rows and one more (it admits a
-distance of `sliding_window`, from a place beyond the last row); the target itself, at that index, sees one row less
-than its window of the past. The latter is what ours shows, so the rows handed over here are cut to it.
+The mask of transformers shows the assistant's sliding layers one key more than the window, because it admits a distance
+of `sliding_window` from a position after the last key. The target at that position attends to one key less than its
+window of the past, and so does mlxmtp's head. The keys and values are therefore cut to the target's view here.
 
 `expected.safetensors`, with S = 12 and 40 tokens (the window is 16), names ending in the number of tokens:
     tokens_S [1, S]; trunk_logits_S [1, S, V]; trunk_hidden_S [1, S, H] (after the final norm);
-    next_tokens_S [1, 3]: what each depth is fed; head_hidden_S [1, 3, H]: what each recycles; head_logits_S [1, 3, V].
+    next_tokens_S [1, 3]: the input of each depth; head_hidden_S [1, 3, H]: the hidden state for the next depth;
+    head_logits_S [1, 3, V].
 """
 
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ DEPTHS = 3
 
 
 def write(folder: Path, seed: int) -> dict[str, mx.array]:
-    """The pair that belongs to a folder of this name, and what is expected of it, which is returned as well."""
+    """Write the pair of a folder of this name with its expected outputs, and return the outputs."""
     style, kind = PAIRS[folder.name]
     target = tiny.gemma_checkpoint(folder / "target", kind, style=style, seed=seed, **SMALL)
     for file in ("tokenizer.json", "tokenizer_config.json"):
@@ -54,7 +55,7 @@ def write(folder: Path, seed: int) -> dict[str, mx.array]:
 
 
 def compute(target: Path, assistant: Path, seed: int) -> dict[str, mx.array]:
-    """Trunk and assistant over fixed random tokens, by transformers."""
+    """Return the outputs of trunk and assistant over fixed random tokens, by transformers."""
     import torch
 
     found: dict[str, torch.Tensor] = {}
@@ -77,7 +78,7 @@ def compute(target: Path, assistant: Path, seed: int) -> dict[str, mx.array]:
 
 
 def drafts(trunk: Any, head: Any, result: Any, following: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
-    """Hidden states [1, depths, H] and logits [1, depths, V] after a pass of the target over all its tokens."""
+    """Return hidden states [1, depths, H] and logits [1, depths, V] after a pass of the target over all its tokens."""
     import torch
 
     shown = {
@@ -97,7 +98,7 @@ def drafts(trunk: Any, head: Any, result: Any, following: "torch.Tensor") -> tup
 
 
 def load(folder: Path, name: str) -> Any:
-    """One of transformers' classes with everything from the folder, in float32, plain torch attention."""
+    """Return a model of transformers with every parameter from the folder, in float32, with plain torch attention."""
     import torch
     import transformers
 
@@ -115,9 +116,9 @@ def load(folder: Path, name: str) -> Any:
 
 @contextmanager
 def working_sharing() -> Iterator[None]:
-    """transformers 5.23's `kv_sharing_modes` with two repairs.
+    """Repair `kv_sharing_modes` of transformers 5.23 in two cases.
 
-    It raises where all layers share (every assistant), and names no layer to hand over where none does (31B, 26B-A4B).
+    It raises where all layers share (every assistant), and names no layer to share where none does (31B, 26B-A4B).
     """
     from transformers.models.gemma4.configuration_gemma4 import Gemma4TextConfig
 

@@ -1,8 +1,8 @@
-"""What quantising a head costs: a model converted with its head at 16, 8 and 4 bits, over the same texts.
+"""Measure the acceptance of a head at 16, 8 and 4 bits on the same texts.
 
     .venv/bin/python scripts/head_bits.py [--model PATH] [--tokens 200]
 
-Speculation is exact, so that a trunk writes the same text with each of its heads, and their acceptance compares.
+Speculative decoding is exact, so a trunk generates the same text with each head, and their acceptance is comparable.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def measure(engine: Engine, args: argparse.Namespace) -> tuple[tuple[int, ...], Stats]:
-    """All tokens, generated past end tokens, and the sums of their rounds."""
+    """Return the tokens, generated past end tokens, and the statistics of their rounds."""
     tokens: list[int] = []
     tally = StatsAccumulator(0, 0.0)
     for prompt in select(load_prompts(), (), 1):

@@ -1,22 +1,22 @@
 """Make the golden files of the head-parity tests: tests/goldens/KIND/{config.json,model,expected}.
 
-For each kind a tiny random checkpoint in raw Hugging Face layout, and what transformers' torch implementation
-computes from it: the trunk by its `ForCausalLM` class, which `from_pretrained` reads from the very files; the
-head by transformers' generic `MtpModel` (norms and projection around a decoder layer of the trunk's class),
-code independent of ours. Every new parameter of that head is filled from the checkpoint. For sparse attention,
-whose masks `MtpModel` cannot name, its parts are put together here, around the same decoder layer.
+Each kind has a tiny random checkpoint in raw Hugging Face layout, and the outputs of transformers' torch implementation
+for it. The trunk is its `ForCausalLM` class, which reads the files by `from_pretrained`. The head is transformers'
+generic `MtpModel` (norms and projection around a decoder layer of the trunk's class), code independent of mlxmtp's.
+Every new parameter of that head is filled from the checkpoint. `MtpModel` has no mask for sparse attention, so there
+its parts are put together here, around the same decoder layer.
 
-Sparsity is active: SPARSE has fewer keys to attend to than there are tokens. mlx-lm and transformers then agree
-only while no two keys tie for the last place, which they break differently. A key has the score 0 where the ReLU of
-every index head is 0: with the 2 heads that the tests have elsewhere a quarter of them do. With 8, the scores of the
-last key taken and the first left out are nowhere nearer than 9e-4.
+Sparsity is active: SPARSE selects fewer keys than there are tokens. mlx-lm and transformers then agree only while no
+two keys tie for the last place, for they break ties differently. A key has the score 0 where the ReLU of every index
+head is 0. With 2 index heads, as in other tests, a quarter of the keys have it. With 8, the scores of the last selected
+key and of the next one differ by 9e-4 or more.
 
 `expected.safetensors` holds, with S tokens, batch 1 and everything in float32:
     tokens [1, S]; trunk_logits [1, S, V], trunk_hidden [1, S, H] (after the final norm);
     next_tokens_d1 [1, S-1], head_hidden_d1 [1, S-1, H], head_logits_d1 [1, S-1, V]: the rows (h_p, x_{p+1});
     next_tokens_d2 and _d3 [1, 1], head_hidden_*, head_logits_* [1, 1, ..]: the recursion from depth 1's last
-    row, whose output (after the head's final norm) is recycled, on the cache that depth 1 filled.
-goldens_gemma.py tells of Gemma 4.
+    row. Its output (after the head's final norm) is the next hidden state, on the cache that depth 1 filled.
+goldens_gemma.py describes Gemma 4.
 
 Run in an environment with mlx, mlx-lm, torch==2.13.0 and transformers==5.23.0:
     python scripts/make_goldens.py [--out tests/goldens]
@@ -92,13 +92,13 @@ def main() -> None:
 
 
 def report(folder: Path, logits: mx.array) -> None:
-    """Say how large a folder is, and whether its numbers are any."""
+    """Print the size of a folder, and the standard deviation of its logits."""
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 1000:.0f} kB, logits' std {float(logits.std()):.2f}")
 
 
 def require_oracle() -> None:
-    """Stop with the command that helps where torch or transformers is missing or of another version."""
+    """Exit with an install command if torch or transformers is missing or has another version."""
     for package, wanted in NEEDED.items():
         try:
             found = version(package)
@@ -110,7 +110,7 @@ def require_oracle() -> None:
 
 
 def write_nextn(folder: Path, kind: tiny.NextNKind) -> tiny.Arrays:
-    """A float32 GLM or DeepSeek checkpoint; returns its arrays with fused experts, the head's under `mtp.`."""
+    """Write a float32 GLM or DeepSeek checkpoint, and return its arrays: experts fused, the head's under `mtp.`."""
     sizes = NEXTN_KINDS[kind]
     tiny.nextn_checkpoint(folder, kind, seed=SEED, own="copies", **sizes)
     for file in ("tokenizer.json", "tokenizer_config.json"):
@@ -122,7 +122,7 @@ def write_nextn(folder: Path, kind: tiny.NextNKind) -> tiny.Arrays:
 
 
 def fuse_experts(arrays: tiny.Arrays) -> tiny.Arrays:
-    """Experts stored one by one as transformers' `gate_up_proj` and `down_proj`."""
+    """Return the arrays with separate experts fused to transformers' `gate_up_proj` and `down_proj`."""
     out = {name: array for name, array in arrays.items() if ".mlp.experts." not in name}
     for base in {name.partition(".mlp.experts.")[0] for name in arrays.keys() - out.keys()}:
         experts = [f"{base}.mlp.experts.{e}." for e in range(tiny.NextNSizes.experts)]
@@ -135,7 +135,7 @@ def fuse_experts(arrays: tiny.Arrays) -> tiny.Arrays:
 
 
 def write_checkpoint(folder: Path, kind: tiny.Kind) -> tiny.Arrays:
-    """The float32 checkpoint in the layout of the kind's releases; returns its arrays with fused experts."""
+    """Write the float32 checkpoint in the layout of the kind's releases, and return its arrays with fused experts."""
     sizes = tiny.Sizes(**(SMALL | KINDS[kind]))
     released = tiny.tensors(kind, sizes, seed=SEED)
     tiny.save_weights(folder, {name: mx.array(a) for name, a in released.items()}, made_by="pt")
@@ -144,7 +144,7 @@ def write_checkpoint(folder: Path, kind: tiny.Kind) -> tiny.Arrays:
 
 
 def compute(folder: Path, kind: tiny.Kind, arrays: tiny.Arrays) -> dict[str, mx.array]:
-    """Trunk and head over a fixed random sequence, by transformers."""
+    """Return the outputs of trunk and head over a fixed random sequence, by transformers."""
     import torch
 
     torch.manual_seed(SEED)
@@ -160,7 +160,7 @@ def compute(folder: Path, kind: tiny.Kind, arrays: tiny.Arrays) -> dict[str, mx.
 
 
 def load_trunk(folder: Path, kind: tiny.Kind) -> Any:
-    """transformers' causal language model of the kind, in float32, plain torch attention."""
+    """Return transformers' causal language model of the kind, in float32, with plain torch attention."""
     import torch
     import transformers
 
@@ -174,7 +174,7 @@ def load_trunk(folder: Path, kind: tiny.Kind) -> Any:
 
 
 def load_head(trunk: Any, arrays: tiny.Arrays) -> Any:
-    """transformers' `MtpModel` with one layer of full or sparse attention and every parameter from the checkpoint."""
+    """Return transformers' `MtpModel` with one layer and every parameter from the checkpoint."""
     import torch
     from transformers.modeling_layers import MtpModel
 
@@ -209,14 +209,14 @@ def load_head(trunk: Any, arrays: tiny.Arrays) -> Any:
 
 
 def is_sparse(config: Any) -> bool:
-    """Whether attention is to the keys that an indexer picks."""
+    """Return whether attention is sparse: only to keys that an indexer selects."""
     return hasattr(config, "index_topk")
 
 
 def sparse_layer(
     head: Any, rows: "torch.Tensor", positions: "torch.Tensor", cache: Any, following: "torch.Tensor"
 ) -> "torch.Tensor":
-    """What `MtpModel.forward_layer` computes, around a decoder layer with an indexer."""
+    """Return the output of `MtpModel.forward_layer` for a decoder layer with an indexer."""
     import torch
 
     layer, before = head.layers[0], cache.get_seq_length()
@@ -229,13 +229,13 @@ def sparse_layer(
         position_embeddings=head.rotary_emb(x, positions),
         past_key_values=cache,
     )
-    return layer.post_norm(y[0] if isinstance(y, tuple) else y)  # glm_moe_dsa returns its choice of keys, too
+    return layer.post_norm(y[0] if isinstance(y, tuple) else y)  # glm_moe_dsa returns the selected keys, too
 
 
 def head_rows(
     head: Any, hidden: "torch.Tensor", tokens: "torch.Tensor", ahead: "torch.Tensor"
 ) -> dict[str, "torch.Tensor"]:
-    """Depth 1 over all true rows, then depths 2 and 3 from its last row; shapes in the module's docstring."""
+    """Return depth 1 over all rows, then depths 2 and 3 from its last row. The module's docstring has the shapes."""
     import torch
     from transformers.cache_utils import MtpCache
 

@@ -1,4 +1,4 @@
-"""The README's picture of the chat: the real application and engine with the bundled model, its figures measured.
+"""Make the README's picture of the chat, with the real engine and the bundled model.
 
 .venv/bin/python scripts/screenshot.py [docs/chat.svg]
 """
@@ -18,8 +18,10 @@ from mlxmtp_tui.widgets.prompt import Prompt
 from mlxmtp.worker.process import WorkerProcess
 
 SIZE = 124, 42
+"""Columns and lines of the picture."""
 TYPED = ("Write a Python function that reverses a list.", "/bench", "I'd like a large latte with oat milk, please.")
 PATIENCE_S = 120.0
+"""Seconds to wait for the engine before the script gives up."""
 
 
 async def main(file: Path) -> None:
@@ -32,7 +34,7 @@ async def main(file: Path) -> None:
                 await pilot.press("enter")
                 await pilot.pause()
                 await until(lambda: app.chat.live.status == "ready")
-            await asyncio.sleep(1)  # the last words are drawn
+            await asyncio.sleep(1)  # until the last words are drawn
             app.query_one(Prompt).cursor_blink = False
             await pilot.pause()
             file.write_text(app.export_screenshot(title="mlxmtp chat", simplify=True) + "\n")

@@ -1,7 +1,7 @@
-"""Copies of a model whose head is of no use, to see that `--depth auto` is not slower for it.
+"""Copy a model with a head whose drafts are useless, to test that `--depth auto` is not slower with it.
 
-.venv/bin/python scripts/spoil_head.py random OUT     # its weights drawn anew, as large as they were
-.venv/bin/python scripts/spoil_head.py biased OUT     # blind to the trunk's states: it goes by the tokens alone
+.venv/bin/python scripts/spoil_head.py random OUT     # random weights of the same standard deviation
+.venv/bin/python scripts/spoil_head.py biased OUT     # no weight on the trunk's hidden state, only on the token
 .venv/bin/python scripts/spoil_head.py wrong OUT      # the least likely token first
 mlxmtp bench --model OUT
 """
@@ -30,13 +30,13 @@ def main() -> None:
     mx.random.seed(0)
     for path in args.out.glob("*.safetensors"):
         weights = mx.load(str(path))
-        mx.eval(weights)  # before the file is written over
+        mx.eval(weights)  # mx.load is lazy, and the file is overwritten below
         weights |= {name: spoilt(args.kind, name, w) for name, w in weights.items() if name.startswith(HEAD)}
         mx.save_safetensors(str(path), weights, {"format": "mlx"})
 
 
 def spoilt(kind: str, name: str, weight: mx.array) -> mx.array:
-    """What stands in the place of one of the head's tensors."""
+    """Return the replacement of one of the head's tensors."""
     if kind == "random" and weight.ndim > 1:
         return (mx.random.normal(weight.shape) * mx.std(weight.astype(mx.float32))).astype(weight.dtype)
     if kind == "biased" and name == f"{HEAD}fc.weight":  # [H, 2 H]: of the embedding, then of the hidden state

@@ -1,12 +1,13 @@
-"""Train the bundled demo model: a small Qwen3.5-type trunk with an MTP head, on two CPU cores, in under five hours.
+"""Train the bundled demo model: a small Qwen3.5 trunk with an MTP head, on two CPU cores, in under five hours.
 
     pip install -e '.[train]'        # torch==2.13.0, transformers==5.23.0
     python scripts/train_demo.py --layers 8 --run build/eight --out build/eight/demo
     python scripts/train_demo.py --start-from build/eight/state.pt --run build/twelve --seed 1
     python scripts/train_demo.py --start-from build/twelve/state.pt --seed 2
 
-Eight layers first, then twelve that begin as those eight, then the twelve once more. Each time trunk and head train
-together, then the head alone with the trunk frozen. A killed run goes on with --resume.
+The first command trains eight layers, the second twelve that start from those eight, the third the twelve again. Each
+trains trunk and head together, then the head alone with the trunk frozen. A stopped run goes on with --resume.
+The corpora are files that you download: GSM8K, ChatterBot and Taskmaster-4, in the folder that --corpora names.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from demo_training.trainer import Plan, Trainer
 
 REPO = Path(__file__).resolve().parents[1]
 VOCABULARY = 4096
-CORPORA, OUT, RUN = REPO.parent / "shared" / "corpora", REPO / "mlxmtp" / "demo", REPO / "build" / "demo"
+CORPORA, OUT, RUN = REPO / "build" / "corpora", REPO / "mlxmtp" / "demo", REPO / "build" / "demo"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -67,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def prepare_tokenizer(arguments: argparse.Namespace, corpus: Corpus) -> PreTrainedTokenizerFast:
-    """A tokenizer trained on the corpus, or the one with which a run that goes on began."""
+    """Return a tokenizer trained on the corpus, or that of the run that goes on."""
     path = arguments.run / "tokenizer.json"
     arguments.run.mkdir(parents=True, exist_ok=True)
     if arguments.start_from:

@@ -1,11 +1,11 @@
 """Train the tiny checkpoints of the acceptance tests: tests/trained/KIND, one for each family, in minutes on two cores.
 
-A byte-level model of three to six small layers and its head learn school mathematics (GSM8K, MIT licence) together:
-the head from the trunk's hidden states, at depths 1 to 3, every depth fed with what the one before it recycles. They
-prove that a head which was trained drafts better than chance at every depth, which random weights cannot.
+A byte-level model of three to six small layers and its head learn school mathematics (GSM8K, MIT licence) together. The
+head learns from the trunk's hidden states at depths 1 to 3; each depth gets the next hidden state of the one before.
+The tests show with them that a trained head drafts better than chance at every depth. Random weights cannot show that.
 
     pip install -e '.[cpu]'
-    python scripts/train_tiny.py [KIND ...] [--steps 400]
+    python scripts/train_tiny.py --corpus gsm8k_train.jsonl [KIND ...] [--steps 400]
 """
 
 import argparse
@@ -31,9 +31,15 @@ from mlxmtp.conversion.attach import attach  # noqa: E402
 from mlxmtp.conversion.convert import Packing, convert  # noqa: E402
 from tests import tiny  # noqa: E402
 
-CORPUS = ROOT.parent / "shared" / "corpora" / "gsm8k_train.jsonl"
-DEPTHS, LENGTH, ROWS, RATE, WARM = 3, 96, 8, 4e-3, 20
-HELD_OUT = 24  # examples, written beside the checkpoints
+CORPUS = ROOT / "build" / "corpora" / "gsm8k_train.jsonl"
+DEPTHS = 3
+"""Depths at which the head is trained."""
+LENGTH, ROWS = 96, 8
+"""Tokens of a row, and rows of a step."""
+RATE, WARM = 4e-3, 20
+"""Peak learning rate, and steps of its linear warm-up."""
+HELD_OUT = 24
+"""Examples that are not trained on. They are written to the folder of the checkpoints for the tests."""
 KINDS: dict[str, dict[str, Any]] = {
     "gemma4": {"style": "E2B", "window": 32, "clusters": 24, "looked_into": 8, "drafter_hidden": 64},
     "glm4_moe": {},
@@ -69,6 +75,7 @@ def main() -> None:
 
 
 def examples(corpus: Path) -> list[str]:
+    """Return GSM8K's questions, each with its answer."""
     if not corpus.is_file():
         sys.exit(f"train_tiny needs {corpus}: GSM8K's gsm8k_train.jsonl; name yours with --corpus")
     lines = [json.loads(line) for line in corpus.read_text().splitlines()]
@@ -76,7 +83,7 @@ def examples(corpus: Path) -> list[str]:
 
 
 def untrained(kind: str, scratch: Path) -> Path:
-    """A random checkpoint in MLX layout, with its head beside it."""
+    """Write a random checkpoint with its head in MLX layout, and return its folder."""
     options = KINDS[kind]
     if kind != "gemma4":
         return convert(tiny.nextn_checkpoint(scratch / "raw", kind, **options), scratch / kind).folder
@@ -86,7 +93,7 @@ def untrained(kind: str, scratch: Path) -> Path:
 
 
 def batches(engine: Engine, text: str) -> Iterator[mx.array]:
-    """Rows [ROWS, LENGTH] of the text, cut anywhere."""
+    """Yield batches [ROWS, LENGTH] of the text, cut at random positions."""
     tokens = np.array(engine.tokenizer.encode(text, verbose=False))
     rng = np.random.default_rng(0)
     while True:
@@ -95,7 +102,7 @@ def batches(engine: Engine, text: str) -> Iterator[mx.array]:
 
 
 class Pair(nn.Module):
-    """Trunk and head, trained as one."""
+    """Trunk and head as one module."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
@@ -104,7 +111,7 @@ class Pair(nn.Module):
         self.head.freeze(keys=["token_ordering"])
 
     def losses(self, ids: mx.array) -> list[mx.array]:
-        """Cross-entropies of the trunk, and of the head at each depth."""
+        """Return the cross-entropies of the trunk, and of the head at each depth."""
         cache = self._target.make_cache()
         logits, hidden = self._target.forward(ids, cache)
         found = [cross_entropy(logits, ids, 1)]
@@ -116,7 +123,7 @@ class Pair(nn.Module):
         return found
 
     def head_loss(self, states: mx.array, ids: mx.array, ahead: int) -> mx.array:
-        """Of a head that looks into clusters only, that of the clusters is added to that of the whole vocabulary."""
+        """Return the cross-entropy of the head. A head with clusters adds that of the clusters."""
         if getattr(self.head, "masked_embedding", None) is None:
             return cross_entropy(self.head.logits(states), ids, ahead)
         order, count = self.head.masked_embedding.token_ordering, self.head.masked_embedding.centroids.weight.shape[0]
@@ -132,6 +139,7 @@ def cross_entropy(logits: mx.array, ids: mx.array, ahead: int) -> mx.array:
 
 
 def train(kind: str, engine: Engine, data: Iterator[mx.array], steps: int) -> None:
+    """Train trunk and head for some steps."""
     pair = Pair(engine)
     pair.train()
     optimizer = optim.AdamW(optim.join_schedules(
@@ -146,12 +154,12 @@ def train(kind: str, engine: Engine, data: Iterator[mx.array], steps: int) -> No
         optimizer.update(pair, gradients)
         mx.eval(pair.parameters(), optimizer.state, loss)
         if number % 100 == 0 or number == steps:
-            parts = ", ".join(f"{float(part):.2f}" for part in pair.losses(ids))
-            print(f"{kind} {number}/{steps}, {time.monotonic() - start:.0f} s: {parts}", flush=True)
+            losses = ", ".join(f"{float(loss):.2f}" for loss in pair.losses(ids))
+            print(f"{kind} {number}/{steps}, {time.monotonic() - start:.0f} s: {losses}", flush=True)
 
 
 def save(engine: Engine, folder: Path) -> None:
-    """Put the trained weights where the random ones were."""
+    """Write the trained weights over the random ones."""
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(engine.target.model.parameters())))
     head = {f"mtp.{name}": weight for name, weight in tree_flatten(engine.mtp.parameters())}
     mx.save_safetensors(str(folder / "mtp.safetensors"), head)

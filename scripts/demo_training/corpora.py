@@ -1,4 +1,4 @@
-"""The training text: which files, how each becomes documents, and what is held out.
+"""Read the training text: files, the documents made from each, and what is held out.
 
 A document is plain text, or a chat (messages and, for some, tools). Five kinds:
 python (raw files), code (complete this function), maths, chat (small talk) and tools (ordering coffee).
@@ -58,7 +58,7 @@ class Corpus:
 
 
 def load_corpus(corpora: Path, seed: int) -> Corpus:
-    """Read everything; the same seed gives the same documents in the same order."""
+    """Return the documents. The same seed gives the same documents in the same order."""
     rng = random.Random(seed)
     corpus = Corpus()
     add_python(corpus, Path(sysconfig.get_paths()["stdlib"]), rng)
@@ -69,7 +69,7 @@ def load_corpus(corpora: Path, seed: int) -> Corpus:
 
 
 def chat(kind: str, *turns: str, system: str = "") -> Document:
-    """A conversation whose turns alternate, the user's first."""
+    """Return a conversation of alternating turns, the user's first."""
     messages = [{"role": "system", "content": system}] if system else []
     roles = ("user", "assistant")
     messages += [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
@@ -103,14 +103,14 @@ def add_python(corpus: Corpus, stdlib: Path, rng: random.Random) -> None:
 
 
 def module_imports(tree: ast.Module, rng: random.Random) -> str:
-    """One or two of the module's import lines, as prompts often begin with some."""
+    """Return one or two of a module's import lines, because prompts often begin with some."""
     lines = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     short = [line for line in lines if len(line) < 60]
     return "\n".join(rng.sample(short, min(len(short), rng.randint(1, 2)))) + "\n\n\n" if short else ""
 
 
 def documented_functions(source: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """(signature and docstring, the function without its docstring) for each function of a fair size."""
+    """Yield (signature and docstring, function without docstring) for each function of a suitable size."""
     lines = source.splitlines(keepends=True)
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef) or len(node.body) < 2 or not ast.get_docstring(node):
@@ -160,7 +160,7 @@ def add_small_talk(corpus: Corpus, paths: list[Path], rng: random.Random) -> Non
 
 
 def clean_turn(turn: str) -> str:
-    """Single spaces and a capital letter, but code blocks keep their lines."""
+    """Return a turn with single spaces and a capital letter. Code blocks keep their lines."""
     turn = turn.strip() if "\n" in turn and "```" in turn else " ".join(turn.split())
     return turn[:1].upper() + turn[1:]
 
@@ -196,7 +196,7 @@ TOOL_ARGUMENTS = {
 
 
 def tool_schema(name: str) -> dict[str, Any]:
-    """The tool's JSON schema, short so that it leaves room to talk."""
+    """Return the tool's JSON schema. It is short, to leave room for the dialogue."""
     properties = {argument: {"type": kind} for argument, kind in TOOL_ARGUMENTS[name].items()}
     parameters = {"type": "object", "properties": properties}
     function = {"name": name, "description": TOOL_DESCRIPTIONS[name], "parameters": parameters}
@@ -209,7 +209,7 @@ def add_tool_dialogues(corpus: Corpus, path: Path, rng: random.Random) -> None:
     for index, turns in enumerate(dialogues):
         try:
             messages = [tool_message(turn) for turn in turns]
-        except ValueError:  # 26 calls hold broken JSON
+        except ValueError:  # 26 calls are not valid JSON
             continue
         held_out = index % HELD_OUT_EVERY == 0
         if rng.random() < 0.5:
@@ -233,13 +233,13 @@ def tool_message(turn: dict[str, Any]) -> Message:
 
 
 def opening(messages: list[Message], rng: random.Random) -> list[Message]:
-    """The first few turns up to a reply, so that short tool lists occur too."""
+    """Return the first few turns up to a reply, so that short tool lists occur too."""
     ends = [i + 1 for i, message in enumerate(messages) if message["role"] == "assistant"]
     return messages[: rng.choice(ends[:4])]
 
 
 def offered_tools(messages: list[Message], rng: random.Random) -> list[dict[str, Any]]:
-    """The tools this dialogue calls and up to two more, in any order."""
+    """Return the tools that the dialogue calls and up to two others, in random order."""
     called = {call["name"] for message in messages for call in message.get("tool_calls", ())}
     others = sorted(TOOL_ARGUMENTS.keys() - called)
     names = called | set(rng.sample(others, min(len(others), rng.randint(0, 2)))) or {"show_menu"}

@@ -1,4 +1,4 @@
-"""Held-out loss of the trunk and teacher-forced greedy acceptance of the head, by kind of text and depth."""
+"""Evaluate held-out loss of the trunk and teacher-forced greedy acceptance of the head, by kind of text and depth."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def evaluate(model: DemoModel, held_out: Rows, rows_per_kind: int) -> dict[str, 
 
 @torch.no_grad()
 def score(model: DemoModel, rows: Iterable[np.ndarray]) -> Score:
-    """Acceptance: at how many positions of the true text the head's first choice is the trunk's."""
+    """Return loss and acceptance: the share of positions at which the head's first choice is the trunk's."""
     loss, seen = 0.0, 0
     agreed, compared = torch.zeros(DEPTHS), torch.zeros(DEPTHS)
     for row in rows:
@@ -50,7 +50,7 @@ def score(model: DemoModel, rows: Iterable[np.ndarray]) -> Score:
 
 
 def table(scores: dict[str, Score]) -> str:
-    """The scores as a Markdown table."""
+    """Return the scores as a Markdown table."""
     depths = " | ".join(f"depth {depth + 1}" for depth in range(DEPTHS))
     lines = [f"| text | loss (nats a token) | {depths} | mean |", "| --- |" + " ---: |" * (DEPTHS + 2)]
     for kind, result in scores.items():

@@ -26,7 +26,7 @@ def export(model: DemoModel, tokenizer: PreTrainedTokenizerFast, out: Path, card
     out.mkdir(parents=True, exist_ok=True)
     weights = out / "model.safetensors"
     save_file(raw_tensors(model), weights, metadata={"format": "pt"})
-    weights.chmod(0o644)  # safetensors writes for the owner alone
+    weights.chmod(0o644)  # safetensors gives read permission to the owner only
     stops = tokenizer.convert_tokens_to_ids([IM_END, END_OF_TEXT])
     write_json(out / "config.json", checkpoint_config(model, stops))
     generation = {"eos_token_id": stops, "bos_token_id": stops[1], "do_sample": False}
@@ -37,7 +37,7 @@ def export(model: DemoModel, tokenizer: PreTrainedTokenizerFast, out: Path, card
 
 
 def raw_tensors(model: DemoModel) -> dict[str, torch.Tensor]:
-    """Names as in the published checkpoints: the trunk under model.language_model, the head under mtp."""
+    """Return the tensors by their published names: the trunk under model.language_model, the head under mtp."""
     tensors = {}
     for name, tensor in model.trunk.model.state_dict().items():
         tensors[f"model.language_model.{name}"] = tensor
@@ -47,7 +47,7 @@ def raw_tensors(model: DemoModel) -> dict[str, torch.Tensor]:
 
 
 def round_to_bf16(model: DemoModel) -> None:
-    """Give the model the very weights that are shipped, so that the final evaluation is of those."""
+    """Round the weights to bf16, so that the final evaluation is that of the written checkpoint."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.to(torch.bfloat16))
@@ -90,7 +90,7 @@ HELD_OUT = (
 
 
 def model_card(**facts: object) -> str:
-    """The card, filled in: `facts` are the names in braces in model_card.md that are not found out here."""
+    """Return the model card. `facts` are the placeholders of model_card.md that are not filled in here."""
     return (
         (Path(__file__).parent / "model_card.md")
         .read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Qwen3.5 trunk (transformers' own modules, made trainable at speed on a CPU) and its MTP head."""
+"""The Qwen3.5 trunk, from transformers' modules with two functions made faster on a CPU, and its MTP head."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from torch import Tensor, nn
 from transformers.models.qwen3_5 import modeling_qwen3_5 as qwen
 from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
 
-CHUNK = 64  # tokens the gated delta rule handles with one triangular solve; row lengths are multiples of it
+CHUNK = 64
+"""Tokens for one triangular solve of the gated delta rule. The length of a row is a multiple of it."""
 DEPTHS = 3
+"""Depths at which the head is trained."""
 Rotary = tuple[Tensor, Tensor]  # cosines and sines
 
 
 def text_config(vocab_size: int, layers: int) -> Qwen3_5TextConfig:
-    """Hidden 256, three gated-delta layers to one of full attention."""
+    """Return the configuration: hidden size 256, every fourth layer with full attention, the others gated delta."""
     return Qwen3_5TextConfig(
         vocab_size=vocab_size,
         hidden_size=256,
@@ -49,7 +51,7 @@ def text_config(vocab_size: int, layers: int) -> Qwen3_5TextConfig:
 
 
 def causal_conv(x: Tensor, weight: Tensor, *_: object, **__: object) -> Tensor:
-    """Depthwise causal convolution and SiLU, as shifted products: their backward is far cheaper on a CPU."""
+    """Return depthwise causal convolution and SiLU as shifted products, whose backward pass is cheaper on a CPU."""
     taps, length = weight.shape[-1], x.shape[-1]
     padded = F.pad(x, (taps - 1, 0))
     return F.silu(sum(padded[..., i : i + length] * weight[:, i, None] for i in range(taps)))
@@ -63,7 +65,7 @@ def solve_unit_lower(system: Tensor, right: Tensor) -> Tensor:
 def gated_delta_rule(
     query: Tensor, key: Tensor, value: Tensor, g: Tensor, beta: Tensor, **_: object
 ) -> tuple[Tensor, None]:
-    """The gated delta rule from a zero state, by chunks (Yang et al. 2024, arXiv:2412.06464).
+    """Return the gated delta rule from a zero state, computed in chunks (Yang et al. 2024, arXiv:2412.06464).
 
     query, key [B, T, Hk, D]; value [B, T, Hv, D]; g (log decay), beta [B, T, Hv]; T is a multiple of CHUNK.
     """
@@ -116,7 +118,7 @@ class MtpHead(nn.Module):
                 nn.init.normal_(module.weight, std=config.initializer_range)
 
     def forward(self, hidden: Tensor, next_embedding: Tensor, rotary: Rotary) -> list[Tensor]:
-        """Outputs of depths 1..DEPTHS [B, T, H]; row i always predicts x[i+2] and takes in x[i+1].
+        """Return the outputs of depths 1 to DEPTHS [B, T, H]. Row i predicts x[i+2] and embeds x[i+1].
 
         Depth 1 of row i reads h[i]; depth d reads depth d-1's output of row i-1, as drafting d tokens does.
         """
@@ -131,7 +133,7 @@ class MtpHead(nn.Module):
         return outputs
 
     def _layer(self, z: Tensor, rotary: Rotary, keys: list[Tensor], values: list[Tensor]) -> Tensor:
-        """The decoder layer for one more depth, which adds its keys and values to the lists."""
+        """Return the decoder layer's output for one more depth, and append its keys and values to the lists."""
         layer = self.layers[0]
         attention, x = layer.self_attn, layer.input_layernorm(z)
         shape = (*x.shape[:2], -1, attention.head_dim)
@@ -148,7 +150,7 @@ class MtpHead(nn.Module):
 
 
 def shifted(x: Tensor, rows: int, dim: int = 1) -> Tensor:
-    """Row i of the result is row i-rows of x, zeros first."""
+    """Return x shifted down by `rows`: row i is row i - rows of x, the first rows are zeros."""
     if not rows:
         return x
     zeros = torch.zeros_like(x.narrow(dim, 0, rows))
@@ -156,10 +158,10 @@ def shifted(x: Tensor, rows: int, dim: int = 1) -> Tensor:
 
 
 def draft_attention(query: Tensor, keys: list[Tensor], values: list[Tensor], scale: float) -> Tensor:
-    """Attention of the newest depth d as the drafter's cache has it, for every starting point at once.
+    """Return the attention of the newest depth d for every row at once, as with the cache of a drafter.
 
-    Row i of depth d sees the true (depth 1) rows up to i-d+1, which the committed context left in the cache,
-    then the rows its own draft appended: depth 2 of row i-d+2, ..., depth d of row i.
+    Row i of depth d attends to the committed rows (depth 1) up to i-d+1, then to the rows that its own draft
+    appended: depth 2 of row i-d+2, ..., depth d of row i.
     query, keys, values are [B, H, T, D].
     """
     depth, length = len(keys), query.shape[2]
@@ -180,7 +182,7 @@ def draft_attention(query: Tensor, keys: list[Tensor], values: list[Tensor], sca
 
 
 class DemoModel(nn.Module):
-    """Trunk and head; the trunk's classes are transformers', with the two slow functions replaced."""
+    """Trunk and head. The trunk's classes are transformers', with two slow functions replaced."""
 
     def __init__(self, config: Qwen3_5TextConfig) -> None:
         super().__init__()
@@ -191,7 +193,7 @@ class DemoModel(nn.Module):
         self.mtp = MtpHead(config)
 
     def compile(self) -> None:  # type: ignore[override]
-        """Compile layer by layer, which is quicker to build than the whole and loses little."""
+        """Compile layer by layer. That compiles faster than the whole model, and costs little speed."""
         for layer in self.trunk.model.layers:
             layer.compile(dynamic=False)
         self.mtp.compile(dynamic=False)
@@ -201,11 +203,11 @@ class DemoModel(nn.Module):
         return self.trunk.model.embed_tokens.weight
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """Post-norm hidden states [B, T, H]."""
+        """Return hidden states [B, T, H] after the final norm."""
         return self.trunk.model(input_ids=tokens, use_cache=False).last_hidden_state
 
     def head_outputs(self, hidden: Tensor, next_tokens: Tensor) -> list[Tensor]:
-        """The head's outputs for every depth; the embedding gets no gradient from here."""
+        """Return the head's outputs for every depth. The embedding gets no gradient from them."""
         positions = torch.arange(hidden.shape[1])[None]
         rotary = self.trunk.model.rotary_emb(hidden, positions)
         return self.mtp(hidden, F.embedding(next_tokens, self.embedding.detach()), rotary)
@@ -216,10 +218,10 @@ def next_token_loss(hidden: Tensor, embedding: Tensor, labels: Tensor) -> Tensor
 
 
 def agreement_loss(outputs: list[Tensor], hidden: Tensor, embedding: Tensor, temperature: float) -> Tensor:
-    """Cross entropy of each depth against the trunk's own distribution, averaged over depths.
+    """Return the cross-entropy of each depth against the trunk's distribution, averaged over depths.
 
-    Row i of any depth predicts x[i+2], for which the trunk's word is its output at i+1. A temperature below 1
-    stresses the likeliest tokens, which decide greedy acceptance.
+    Row i of any depth predicts x[i+2]; the trunk predicts it at i+1. A temperature below 1 weights the likeliest
+    tokens more, which decide greedy acceptance.
     """
     embedding = embedding.detach()
     teacher = (F.linear(hidden[:, 1:].detach(), embedding).float() / temperature).softmax(-1)

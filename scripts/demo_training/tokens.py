@@ -1,4 +1,4 @@
-"""The tokenizer, trained on the training text itself, and the rows of tokens a step trains on."""
+"""The tokenizer, trained on the training text, and the rows of tokens for each training step."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-# Single tokens but not "special", as in Qwen: decoded text keeps them, so a tool parser sees them.
+# Single tokens that are not "special", as in Qwen: decoded text keeps them for the tool parser.
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 MAX_POSITIONS = 4096
-# Share of the rows by kind. There is little small talk, so this repeats it many times.
+# Share of the rows by kind. There is little small talk, so that it is repeated many times.
 MIXTURE = {"python": 0.34, "code": 0.13, "maths": 0.25, "chat": 0.10, "tools": 0.18}
 
 
@@ -35,7 +35,7 @@ def wrap_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def render(documents: list[Document]) -> list[str]:
-    """Texts of the documents; chats go through the very template that is shipped."""
+    """Return the texts of the documents. Chats are rendered with the template of the checkpoint."""
     template = wrap_tokenizer(Tokenizer(models.BPE()))
 
     def text(document: Document) -> str:
@@ -48,7 +48,7 @@ def render(documents: list[Document]) -> list[str]:
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE; digits stay single, since arithmetic is learnt digit by digit."""
+    """Return a byte-level BPE tokenizer. Each digit is a token, because arithmetic is learnt digit by digit."""
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     digits = pre_tokenizers.Digits(individual_digits=True)
@@ -68,7 +68,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 
 
 class Rows:
-    """Rows of length+1 tokens, each beginning at a document's start (raw Python: also in the middle)."""
+    """Rows of length + 1 tokens. A row begins at a document's start; of raw Python, also in the middle."""
 
     def __init__(self, documents: list[Document], tokenizer: PreTrainedTokenizerFast, length: int) -> None:
         self.length = length
@@ -90,7 +90,7 @@ class Rows:
         return {kind: sum(map(len, documents)) for kind, documents in self.documents.items()}
 
     def batch(self, seed: int, step: int, rows: int) -> np.ndarray:
-        """The rows of one step, a function of seed and step alone, so that a resumed run goes on exactly."""
+        """Return the rows of a step. They depend on seed and step only, so that a resumed run goes on exactly."""
         rng = np.random.default_rng([seed, step])
         kinds = rng.choice(KINDS, size=rows, p=[MIXTURE[kind] for kind in KINDS])
         return np.stack([self.row(str(kind), rng) for kind in kinds])
@@ -109,18 +109,18 @@ class Rows:
         return np.concatenate(parts)[: self.length + 1]
 
     def spread(self, kind: str, limit: int) -> list[np.ndarray]:
-        """Up to `limit` rows for evaluation, evenly spread over all the text of this kind."""
+        """Return up to `limit` rows for evaluation, evenly spread over the text of this kind."""
         rows = list(self._windows(kind) if kind == "python" else self._packed(kind))
         return [rows[index] for index in np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int)]
 
     def _windows(self, kind: str) -> Iterator[np.ndarray]:
-        """Long documents cut into rows, the remainders left out."""
+        """Yield long documents cut into rows, without the remainders."""
         for ids in self.documents[kind]:
             for start in range(0, len(ids) - self.length, self.length):
                 yield ids[start : start + self.length + 1]
 
     def _packed(self, kind: str) -> Iterator[np.ndarray]:
-        """Rows that start with a fresh document each; what is left over is repeated to fill one."""
+        """Yield rows that each start with a new document. The last one is filled by repetition."""
         parts, total = [], 0
         for ids in self.documents[kind]:
             parts.append(ids)

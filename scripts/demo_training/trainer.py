@@ -1,4 +1,4 @@
-"""The two phases of training: trunk and head together, then the head alone with the trunk frozen."""
+"""Train in two phases: trunk and head together, then the head alone with the trunk frozen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from demo_training.model import DemoModel, agreement_loss, next_token_loss
 from demo_training.tokens import Rows
 
 WARMUP_STEPS = 40
-DECAY_SHARE = 0.45  # of the joint steps; with a trapezoid, the length may still change until decay begins
+DECAY_SHARE = 0.45  # of the joint steps; the number of steps may change until decay begins
 HEAD_RATE = 0.6  # where the head's rates start in its own phase, relative to the peak
 MUON_RATE, ADAM_RATE = 4e-3, 3e-3
 HEAD_WEIGHT = 0.2  # of the head's loss in the joint phase: enough to make hidden states look ahead
@@ -98,7 +98,7 @@ class Trainer:
         }
         partial = self.state_path.with_suffix(".partial")
         torch.save(state, partial)
-        partial.replace(self.state_path)  # a kill in the middle of writing leaves the older state whole
+        partial.replace(self.state_path)  # so a kill while writing leaves the older state intact
 
     def load(self) -> None:
         if not self.state_path.is_file():
@@ -155,7 +155,7 @@ class Trainer:
         return torch.from_numpy(self.train.batch(self.plan.seed, self.progress.step, self.plan.rows))
 
     def joint_step(self, tokens: torch.Tensor) -> tuple[float | None, float]:
-        """Next-token loss on all rows, the head's loss on the first few."""
+        """Return the next-token loss on all rows, and the head's loss on the first rows."""
         few = self.plan.head_rows
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden = self.model.hidden(tokens[:, :-1])
@@ -166,7 +166,7 @@ class Trainer:
         return loss.item(), head_loss.item()
 
     def head_step(self, tokens: torch.Tensor) -> tuple[float | None, float]:
-        """The head's loss on all rows, a few at a time (the shape already compiled), the trunk untouched."""
+        """Return the head's loss on all rows, computed in the batch shape that is compiled. The trunk is frozen."""
         few = self.plan.head_rows
         parts = range(0, len(tokens) - few + 1, few)
         total = 0.0
@@ -182,7 +182,7 @@ class Trainer:
         return None, total
 
     def update(self) -> None:
-        """One step of the optimisers at the present rate; parameters without a gradient stay as they are."""
+        """Take a step of the optimisers at the present rate. Parameters without a gradient do not change."""
         for optimizer, peak in zip(self.optimizers, (MUON_RATE, ADAM_RATE), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * self.progress.rate()
@@ -190,7 +190,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
 
     def fit_to_minutes(self, pace: float) -> None:
-        """Plan fewer joint steps where the machine is slow, as long as decay has not begun."""
+        """Plan fewer joint steps on a slow machine, until decay begins."""
         progress, minutes = self.progress, self.plan.minutes
         if minutes is None or progress.decaying or progress.step <= 2 * REPORT_EVERY:
             return  # the first steps hold the compilation and say nothing about the pace
