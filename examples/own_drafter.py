@@ -9,9 +9,9 @@ import mlx.core as mx
 
 from mlxmtp import GenerationOptions, load
 from mlxmtp.decoding.depth import FixedDepth
-from mlxmtp.decoding.loop import never_stop, speculate
+from mlxmtp.decoding.loop import generate, never_stop
+from mlxmtp.decoding.sampler import NO_DRAFT, Draft, Sampler
 from mlxmtp.decoding.sequence import Sequence
-from mlxmtp.decoding.verifier import NO_DRAFT, Draft, Verifier
 from mlxmtp.engine.prompt import encode
 
 TOKENS, DEPTH = 96, 4
@@ -21,7 +21,7 @@ PROMPT = "Write a function that adds two numbers."
 class Bigrams:
     """Drafts the token that came after the last one the last time, and so on from there."""
 
-    def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
+    def propose(self, sequence: Sequence, depth: int, sampler: Sampler) -> Draft:
         after = dict(pairwise(sequence.tokens))
         drafts: list[int] = []
         token = sequence.tokens[-1]
@@ -40,8 +40,8 @@ def drafted(options: GenerationOptions) -> tuple[list[int], int]:
     """The tokens with drafts, and in how many passes."""
     sequence = Sequence(engine.target, None)
     sequence.prefill(prompt)
-    verifier = Verifier(options.sampling)
-    rounds = list(speculate(engine.target, Bigrams(), sequence, verifier, FixedDepth(DEPTH), never_stop, TOKENS))
+    sampler = Sampler(options.sampling)
+    rounds = list(generate(engine.target, Bigrams(), sequence, sampler, FixedDepth(DEPTH), never_stop, TOKENS))
     return [token for one in rounds for token in one.tokens], len(rounds)
 
 

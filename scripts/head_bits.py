@@ -15,12 +15,12 @@ from mlxmtp import Engine, load
 from mlxmtp.bench.workloads import load_prompts, select
 from mlxmtp.conversion.convert import Packing, convert
 from mlxmtp.decoding.depth import FixedDepth
-from mlxmtp.decoding.drafting import generate
-from mlxmtp.decoding.loop import never_stop
+from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.loop import generate, never_stop
+from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Stats, StatsAccumulator
-from mlxmtp.decoding.verifier import Verifier
 from mlxmtp.units import size
 
 BITS = (16, 8, 4)
@@ -56,8 +56,8 @@ def measure(engine: Engine, args: argparse.Namespace) -> tuple[tuple[int, ...], 
     for prompt in select(load_prompts(), (), 1):
         sequence = Sequence(engine.target, engine.mtp)
         sequence.prefill(list(prompt.tokens(engine.tokenizer)))
-        turn = sequence, Verifier(Sampling()), FixedDepth(args.depth), never_stop, args.tokens
-        for one in generate(engine.target, engine.mtp, *turn):
+        turn = sequence, Sampler(Sampling()), FixedDepth(args.depth), never_stop, args.tokens
+        for one in generate(engine.target, MTPChain(engine.mtp), *turn):
             tally.add(one, 0.0)
             tokens += one.tokens
     return tuple(tokens), tally.stats(0)

@@ -27,12 +27,12 @@ from mlxmtp.bench.workloads import WorkloadPrompt, load_prompts, select
 from mlxmtp.cli import Parser, guarded, options
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
-from mlxmtp.decoding.drafting import generate
-from mlxmtp.decoding.loop import never_stop
+from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.loop import generate, never_stop
+from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
-from mlxmtp.decoding.verifier import Verifier
 from mlxmtp.errors import HeadError
 
 PLAIN, AUTO, NO_LOOKUP = "plain", "auto", "no lookup"
@@ -110,14 +110,15 @@ def runs_of(
         head = None if arm == PLAIN else engine.mtp
         sequence = read.fork()
         sequence.drafting = head is not None
-        verifier = Verifier(Sampling(args.temp, seed=number), "seeded")
-        found[arm] = list(generate(engine.target, head, sequence, verifier, arms[arm], never_stop, args.tokens))[1:]
+        sampler = Sampler(Sampling(args.temp, seed=number), "seeded")
+        drafter = MTPChain(head) if head else None
+        found[arm] = list(generate(engine.target, drafter, sequence, sampler, arms[arm], never_stop, args.tokens))[1:]
     step = median(one.seconds for one in found[PLAIN])
     return [Run(prompt.workload, arm, rounds, step) for arm, rounds in found.items()]
 
 
 def kind_of(one: Round) -> Kind:
-    return one.drafted, one.looked_up
+    return one.drafted, one.from_lookup
 
 
 def times_of(runs: list[Run]) -> dict[Kind, list[list[float]]]:
@@ -126,7 +127,7 @@ def times_of(runs: list[Run]) -> dict[Kind, list[list[float]]]:
     for run in runs:
         found = defaultdict(list)
         for one in run.rounds:
-            if one.parts is None:  # else it was evaluated in parts
+            if one.phases is None:  # else it was evaluated in parts
                 found[kind_of(one)].append(one.seconds / run.step)
         for kind, of_run in found.items():
             times.setdefault(kind, []).append(of_run)

@@ -22,24 +22,22 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, cast
 
-import mlx.core as mx
-
 from mlxmtp import load
 from mlxmtp.bench.arms import TokenEngine
 from mlxmtp.bench.workloads import WorkloadPrompt, load_prompts, select
 from mlxmtp.cli import Parser, guarded, options
 from mlxmtp.decoding.auto import AutoDepth
-from mlxmtp.decoding.depth import FixedDepth
-from mlxmtp.decoding.drafting import AutoDrafter, generate
-from mlxmtp.decoding.loop import StopDecision
+from mlxmtp.decoding.depth import PLAIN, FixedDepth
+from mlxmtp.decoding.draft import MTPChain, PromptLookup
+from mlxmtp.decoding.loop import StopDecision, generate
+from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
-from mlxmtp.decoding.verifier import NO_DRAFT, Draft, Verifier
 from mlxmtp.errors import HeadError
 
 if TYPE_CHECKING:
-    from mlxmtp.decoding.drafters import Drafter
+    from mlxmtp.heads import Head
 
 DRAFTED = (1, 1.64, 2.17, 2.70, 3.2, 3.85, 4.25)
 LOOKED_UP = (1, 1.5, 1.87, 2.28, 2.45, 2.95, 3.1, 3.5, 3.8, 4.6, 4.9, 5.3, 5.7, 6.1, 6.3, 6.4, 6.5)
@@ -83,16 +81,6 @@ class Clock:
         return BUSY_FACTOR if self._busy else 1.0
 
 
-@dataclass
-class Place:
-    """Stands for a Sequence, and for its head: what that drafts does not matter, the notes tell how much stands."""
-
-    tokens: list[int]
-
-    def propose(self, _sequence: Sequence, depth: int, _verifier: Verifier) -> Draft:
-        return Draft(mx.zeros((1, depth), mx.uint32), [])
-
-
 def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("--model", help="a model's folder or Hub repo; the bundled demo without it")
@@ -127,11 +115,10 @@ def take_notes(engine: TokenEngine, prompt: WorkloadPrompt, tokens: list[int], s
     sequence = Sequence(engine.target, engine.mtp)
     sequence.prefill(tokens)
     sequence.settle()
-    verifier, policy = Verifier(sampling, "seeded"), FixedDepth(DEEPEST)
+    sampler, policy = Sampler(sampling, "seeded"), FixedDepth(DEEPEST)
     limit = count + DEEPEST  # near its end, fewer are drafted
-    rounds = list(
-        generate(engine.target, engine.mtp, sequence, verifier, policy, lambda _: StopDecision(1, None), limit)
-    )
+    drafter, one_token = MTPChain(cast("Head", engine.mtp)), StopDecision(1, None)
+    rounds = list(generate(engine.target, drafter, sequence, sampler, policy, lambda _: one_token, limit))
     text = [one.tokens[0] for one in rounds]
     return Notes(prompt.workload, tokens, text, [one.accepted for one in rounds[:count]])
 
@@ -148,25 +135,30 @@ def fixed(notes: Notes, depth: int) -> float:
 
 def chosen(notes: Notes, policy: AutoDepth, clock: Clock) -> float:
     """Plain steps of a text with auto, which learns from it."""
-    place, verifier, steps, count = Place(list(notes.prompt)), Verifier(Sampling()), 0.0, len(notes.stand)
-    sequence = cast(Sequence, place)
-    auto = AutoDrafter(cast("Drafter", place), policy, sequence)
-    done, depth = 0, auto.next()
+    lookup = PromptLookup(notes.prompt if policy.max_lookup else ())
+    done, steps, count, queued = 0, 0.0, len(notes.stand), False
+    policy.begin_turn()
     while done < count:
-        depth = min(depth, count - done - 1)
-        draft = auto.propose(sequence, depth, verifier) if depth else NO_DRAFT
-        ahead = auto.next() if depth == 0 else None  # of plain rounds it is asked before the last has been told
-        accepted = min(notes.stand[done], draft.depth)
-        if draft.looked_up:
-            proposed = cast(list[int], draft.tokens[0].tolist())
-            accepted = len(list(takewhile(bool, map(eq, proposed, notes.tokens[done:]))))
-        new, price = notes.tokens[done : done + accepted + 1], (LOOKED_UP if draft.looked_up else DRAFTED)[draft.depth]
-        place.tokens += new
+        match, plan = lookup.match, PLAIN if queued else policy.plan(lookup.match)
+        depth = min(plan.depth, count - done - 1)
+        from_lookup = depth > 0 and plan.source == "lookup"
+        queued = depth == 0 and policy.plan(match).depth == 0  # asked while the plain round is in flight
+        accepted = min(notes.stand[done], depth)
+        if from_lookup:
+            accepted = _equal(lookup.after(depth), notes.tokens[done:])
+        new, price = notes.tokens[done : done + accepted + 1], (LOOKED_UP if from_lookup else DRAFTED)[depth]
         done, steps = done + len(new), steps + price
         seconds = clock.time(price)
-        auto.observe(Round(tuple(new), draft.depth, accepted, 1, seconds=seconds, looked_up=draft.looked_up))
-        depth = auto.next() if ahead is None else ahead
+        repeated = _equal(new, lookup.after(len(new))) if match else 0
+        policy.observe(Round(tuple(new), depth, accepted, 1, seconds=seconds, from_lookup=from_lookup), match, repeated)
+        if policy.max_lookup:
+            lookup.extend(new)
     return steps
+
+
+def _equal(one: list[int], other: list[int]) -> int:
+    """The length of the common prefix."""
+    return sum(1 for _ in takewhile(bool, map(eq, one, other)))
 
 
 def report(found: list[Notes], runs: int) -> None:

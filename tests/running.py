@@ -10,12 +10,12 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlxmtp import Engine
 from mlxmtp.decoding.depth import FixedDepth
-from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.loop import StopCheck, decode_plainly, never_stop, speculate
+from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.loop import StopCheck, generate, never_stop
+from mlxmtp.decoding.sampler import Sampler, VerifyMode
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
-from mlxmtp.decoding.verifier import Verifier, VerifyMode
 from tests.scripted import assert_same_state, snapshot
 
 
@@ -54,11 +54,11 @@ def rounds(
     verify: VerifyMode | None = None,
 ) -> Iterator[Round]:
     """Up to `count` tokens after a prefilled sequence; depth 0 decodes plainly."""
-    law = Verifier(sampling or Sampling(), verify)
+    law = Sampler(sampling or Sampling(), verify)
     if depth == 0:
-        return decode_plainly(engine.target, sequence, law, keep, count)
+        return generate(engine.target, None, sequence, law, FixedDepth(0), keep, count)
     assert engine.mtp
-    return speculate(engine.target, MTPChain(engine.mtp), sequence, law, FixedDepth(depth), keep, count)
+    return generate(engine.target, MTPChain(engine.mtp), sequence, law, FixedDepth(depth), keep, count)
 
 
 def assert_plain(

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from mlx_lm.models.cache import RotatingKVCache
 
+from mlxmtp.decoding.depth import Plan
 from mlxmtp.decoding.loop import StopDecision
+from mlxmtp.decoding.sampler import NO_DRAFT, Draft, Sampler
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
-from mlxmtp.decoding.verifier import NO_DRAFT, Draft, Verifier
 
 
 class ScriptedDrafter:
@@ -35,7 +36,7 @@ class ScriptedDrafter:
         self._right = iter(right)
         self._vocabulary = vocabulary
 
-    def propose(self, sequence: Sequence, depth: int, law: Verifier) -> Draft:
+    def propose(self, sequence: Sequence, depth: int, sampler: Sampler) -> Draft:
         assert sequence.take_pending() is None, "a scripted drafter leaves a head's rows unread"
         right = next(self._right)
         if not depth:
@@ -49,14 +50,31 @@ class Depths:
     """A depth policy that follows a list and remembers the rounds; the last depth stays."""
 
     def __init__(self, *depths: int) -> None:
-        self._depths = list(depths)
+        self._depths = depths
+        self._planned = -1
         self.rounds: list[Round] = []
 
-    def next(self) -> int:
-        return self._depths.pop(0) if len(self._depths) > 1 else self._depths[0]
+    why = ""
+    max_lookup = 0
 
-    def observe(self, one: Round) -> None:
-        self.rounds.append(one)
+    def begin_turn(self) -> None:
+        pass
+
+    def plan(self, match: int = 0) -> Plan:
+        """A round that was planned or queued already is in flight: then the next one is asked for."""
+        number = len(self.rounds)
+        if self._planned == number:
+            depth = self._depth_of(number + 1)
+            self._planned += depth == 0  # the loop queues it
+            return Plan(depth)
+        self._planned = number
+        return Plan(self._depth_of(number))
+
+    def observe(self, round: Round, match: int = 0, repeated: int = 0) -> None:
+        self.rounds.append(round)
+
+    def _depth_of(self, number: int) -> int:
+        return self._depths[min(number, len(self._depths) - 1)]
 
 
 class KeepUntil:
@@ -172,12 +190,12 @@ class TableDrafter:
     def __init__(self, table: mx.array) -> None:
         self._table = table
 
-    def propose(self, sequence: Sequence, depth: int, law: Verifier) -> Draft:
+    def propose(self, sequence: Sequence, depth: int, sampler: Sampler) -> Draft:
         before, last = ([0, *sequence.tokens])[-2:]
         row = mx.array([before * self._table.shape[-1] + last])
         tokens, laws = [], []
         for _ in range(depth):
-            token, q = law.draw(self._table[row], len(sequence.tokens), tokens)
+            token, q = sampler.draw_draft(self._table[row], len(sequence.tokens), tokens)
             tokens.append(token[:, None])
             laws += [] if q is None else [q]
             row = row % self._table.shape[-1] * self._table.shape[-1] + token

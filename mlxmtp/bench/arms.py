@@ -16,9 +16,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 
 from mlxmtp.decoding.auto import AutoDepth
+from mlxmtp.decoding.sampler import Draft, Sampler
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import PREFILL_TOKENS, Sequence
-from mlxmtp.decoding.verifier import Draft, Verifier
 from mlxmtp.decoding.verify import Acceptance
 from mlxmtp.engine.engine import Engine
 from mlxmtp.engine.prefix_cache import PrefixCache
@@ -84,13 +84,13 @@ class TokenEngine(Engine):
     def _remembering(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         return chunks  # nor later runs on coins
 
-    def _verifier(self, options: GenerationOptions, prompt: list[int]) -> Verifier:
+    def _sampler(self, options: GenerationOptions, prompt: list[int]) -> Sampler:
         if self._acceptance is None:
-            return super()._verifier(options, prompt)
+            return super()._sampler(options, prompt)
         return SyntheticVerifier(self._acceptance, options.seed or 0)
 
 
-class SyntheticVerifier(Verifier):
+class SyntheticVerifier(Sampler):
     """Greedy verification with all its work, whose verdict is then thrown by coins: the price of a given acceptance.
 
     The tokens are whatever was drafted, and prove nothing.

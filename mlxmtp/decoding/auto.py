@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from mlxmtp.decoding.acceptance import Acceptance
 from mlxmtp.decoding.costs import Costs
+from mlxmtp.decoding.depth import Plan
 from mlxmtp.decoding.repeats import Repeats
 from mlxmtp.decoding.stats import Round
 
@@ -76,14 +77,20 @@ class AutoDepth:
         expected = f"{tokens:.1f} tokens a round expected, for the time of {steps:.1f} plain ones"
         return f"depth {self._depth}, auto: {'' if self._depth else 'with drafts, '}{expected}"
 
-    def begin(self) -> None:
+    @property
+    def max_lookup(self) -> int:
+        return self.most_repeated
+
+    def begin_turn(self) -> None:
         """A turn begins: its first plain step follows none."""
         self._row = 0
         self.costs.begin()
 
-    def next(self) -> int:
-        """The depth of the next round. Of plain rounds it is asked one ahead: before `observe` tells of the present."""
-        return self._plan.pop(0) if self._plan else self._depth
+    def plan(self, match: int = 0) -> Plan:
+        """The next round."""
+        if depth := self.repeat(match):
+            return Plan(depth, "lookup")
+        return Plan(self._plan[0] if self._plan else self._depth)
 
     def repeat(self, match: int) -> int:
         """How many tokens to look up behind a match of this length; 0: there is something better."""
@@ -94,16 +101,19 @@ class AutoDepth:
         speedups, best = _priced(tokens, steps)
         if speedups[best] <= HYSTERESIS * self._speedups[self._depth]:
             return 0
-        if self._full_repeats < FULL_REPEATS:
-            return best
-        self._full_repeats = 0
-        return min(2 * best, self.most_repeated)
+        return best if self._full_repeats < FULL_REPEATS else min(2 * best, self.most_repeated)
 
-    def observe(self, one: Round) -> None:
+    def observe(self, one: Round, match: int = 0, repeated: int = 0) -> None:
+        if match:
+            self.repeats.observe(match, [i < repeated for i in range(len(one.tokens))])
+        if self._plan and not one.from_lookup:
+            self._plan.pop(0)
+        if one.from_lookup and self._full_repeats >= FULL_REPEATS:
+            self._full_repeats = 0
         self._time(one)
         self._since += len(one.tokens)
         full = one.drafted > 0 and one.accepted == one.drafted
-        if one.looked_up:
+        if one.from_lookup:
             self._full_repeats = self._full_repeats + 1 if full else 0
             return
         self.acceptance.observe(one.drafted, one.accepted)
@@ -119,10 +129,10 @@ class AutoDepth:
             self._row, self._last = self._row + 1, one.seconds
             return
         self._row = 0
-        if one.parts is None:
-            self.costs.observe(one.drafted, one.seconds, looked_up=one.looked_up)
-        elif not one.looked_up:
-            self.costs.observe_draft(one.parts.draft_s / one.drafted)
+        if one.phases is None:
+            self.costs.observe(one.drafted, one.seconds, looked_up=one.from_lookup)
+        elif not one.from_lookup:
+            self.costs.observe_draft(one.phases.draft_s / one.drafted)
 
     def _choose(self) -> None:
         self._tokens, self._steps = self.acceptance.tokens(self.most), self.costs.table(self.most)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from mlxmtp.decoding.depth import FixedDepth
-from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.loop import never_stop, speculate
+from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.loop import generate, never_stop
+from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sampling import Sampling
-from mlxmtp.decoding.verifier import Verifier
 
 if TYPE_CHECKING:
     from mlxmtp.decoding.sequence import Sequence
@@ -129,10 +129,10 @@ class _Chain:
 
 def _rounds(target: Target, head: Head, sequence: Sequence, depth: int, tokens: int) -> Iterator[float]:
     """Seconds of greedy rounds, without those that are evaluated in parts, and the first, which begins a text."""
-    rounds = speculate(target, MTPChain(head), sequence, Verifier(Sampling()), FixedDepth(depth), never_stop, tokens)
+    rounds = generate(target, MTPChain(head), sequence, Sampler(Sampling()), FixedDepth(depth), never_stop, tokens)
     next(rounds)
     while True:
         start = time.perf_counter()
         one = next(rounds)
-        if one.parts is None:
+        if one.phases is None:
             yield time.perf_counter() - start

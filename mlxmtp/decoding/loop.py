@@ -1,35 +1,41 @@
-"""The round loop: draft, verify, accept, commit. One evaluation a round; token ids only."""
+"""The round loop: draft, verify, commit. One evaluation a round; token ids only."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from mlxmtp.decoding.depth import FixedDepth
-from mlxmtp.decoding.logprobs import Report
-from mlxmtp.decoding.stats import PhaseTimes, Round, TokenLogprob
-from mlxmtp.decoding.verifier import NO_DRAFT, Draft, Verifier, emitted
-from mlxmtp.decoding.verify import Acceptance
+from mlxmtp.decoding.depth import PLAIN
+from mlxmtp.decoding.draft import PromptLookup
+from mlxmtp.decoding.sampler import NO_DRAFT, TopLogprobs, emitted
+from mlxmtp.decoding.stats import PhaseTimes, Round
 from mlxmtp.errors import NumericsError
 
 if TYPE_CHECKING:
     from mlxmtp.decoding.depth import DepthPolicy
-    from mlxmtp.decoding.drafters import Drafter
+    from mlxmtp.decoding.draft import Drafter
+    from mlxmtp.decoding.sampler import Draft, Sampler
     from mlxmtp.decoding.sequence import Sequence
+    from mlxmtp.decoding.stats import TokenLogprob
+    from mlxmtp.decoding.verify import Acceptance
     from mlxmtp.targets import Pass, Target
 
-# Every so often a round is evaluated in parts, to see where time goes: too rarely to cost anything.
-TIMED_FROM, TIMED_EVERY = 3, 64
-CLEAR_EVERY = 256  # tokens between returns of MLX's cached buffers, as mlx-lm does
+TIMED_EVERY = 64
+"""Draft rounds from one that is evaluated in phases to the next: their extra waits cost under 0.1 %."""
+TIMED_FIRST = 3
+"""The first such round. Earlier ones compile kernels."""
+CLEAR_EVERY = 256
+"""Tokens between two returns of MLX's cached buffers, as in mlx-lm."""
 
 
 @dataclass(frozen=True)
 class StopDecision:
-    """How many of a round's tokens belong to the turn, and why the turn ends there, if it does."""
+    """How many of a round's tokens belong to the turn, and why the turn ends with them; None: it goes on."""
 
     count: int
     finish: str | None
@@ -39,168 +45,197 @@ StopCheck = Callable[[list[int]], StopDecision]
 
 
 def never_stop(tokens: list[int]) -> StopDecision:
-    """For turns that go past end tokens."""
+    """Continue past end tokens."""
     return StopDecision(len(tokens), None)
 
 
-def speculate(
+def generate(
     target: Target,
-    drafter: Drafter,
+    drafter: Drafter | None,
     sequence: Sequence,
-    verifier: Verifier,
+    sampler: Sampler,
     policy: DepthPolicy,
-    keep: StopCheck,
+    stop_check: StopCheck,
     max_tokens: int,
     logprobs: int | None = None,
 ) -> Iterator[Round]:
-    """Generate with drafts. Whoever reads this may stop at any round: the caches stand at its last token.
+    """Generate tokens, a record a round. The reader may stop after any round.
+
+    After a round of drafts the caches end at its last token. After a plain round they may hold one token more, which
+    is taken back when the iterator is closed or exhausted.
 
     Args:
-        sequence: prefilled: its last token is what the first round feeds.
-        keep: told each round's tokens, once and in order; says how many belong to the turn.
-        max_tokens: >= 1; the turn ends there with "length".
-        logprobs: report each token's log-probability, with those of so many of the likeliest; None: do not.
+        drafter: the source of drafts; None where `policy` plans none.
+        sequence: prefilled; its last token is the input of the first round.
+        stop_check: gets each round's tokens once, in order, and decides which of them belong to the turn.
+        max_tokens: at least 1; there the turn ends with "length".
+        logprobs: also report each token's log-probability and this many of the most likely tokens; None: no report.
 
     Raises:
         NumericsError: the target's logits are not finite. No token is taken from them.
 
-    After an exception the caches may be ahead of the tokens: the sequence is spent.
+    After an exception the caches may be ahead of the tokens: the sequence cannot be used again.
     """
-    left, number, finish = max_tokens, 0, None
-    verifier.begin(sequence.tokens)
-    depth, ended = policy.next(), time.perf_counter()
-    while finish is None:
-        if min(depth, left - 1) == 0:
-            left, finish, depth = yield from _plainly(target, sequence, verifier, policy, keep, left, logprobs)
-            ended = time.perf_counter()
-            continue
-        clock = _Clock(timed=number % TIMED_EVERY == TIMED_FROM, drafts_read=verifier.constrained)
-        draft = drafter.propose(sequence, min(depth, left - 1), verifier)
-        clock.drafted(draft)
-        rows = target.open(mx.concatenate([mx.array([sequence.tokens[-1:]]), draft.tokens], axis=1), sequence.cache)
-        clock.verified(rows)
-        verdict, sound = verifier.verify(rows.logits, draft, len(sequence.tokens))
-        outcome = _Outcome(rows.logits, draft, verdict, sound, logprobs)
-        accepted, tokens = outcome.fetch()
-        kept = keep(tokens)
-        tokens = tokens[: kept.count]
-        rows.commit(kept.count)
-        sequence.advance(tokens, rows.hidden[:, : kept.count])
-        verifier.advance(tokens)
-        left -= kept.count
-        finish = kept.finish or (None if left else "length")
-        told = outcome.report(tokens)
-        seconds, ended = time.perf_counter() - ended, time.perf_counter()
-        parts, evaluations = clock.parts(), clock.evaluations
-        one = Round(tuple(tokens), draft.depth, accepted, evaluations, finish, parts, told, seconds, draft.looked_up)
-        policy.observe(one)
-        yield one
-        _tidy(sequence, len(tokens))
-        number, depth = number + 1, depth if finish else policy.next()
-
-
-def decode_plainly(
-    target: Target,
-    sequence: Sequence,
-    verifier: Verifier,
-    keep: StopCheck,
-    max_tokens: int,
-    logprobs: int | None = None,
-) -> Iterator[Round]:
-    """Generate without drafts; each pass is queued before the token that it feeds has been read.
-
-    A constraint has to see that token: there, each pass waits for it.
-
-    Arguments, errors and the caches afterwards as for `speculate`; while it is suspended they are one row ahead.
-    """
-    verifier.begin(sequence.tokens)
-    yield from _plainly(target, sequence, verifier, FixedDepth(0), keep, max_tokens, logprobs)
-
-
-def _plainly(
-    target: Target,
-    sequence: Sequence,
-    verifier: Verifier,
-    policy: DepthPolicy,
-    keep: StopCheck,
-    left: int,
-    logprobs: int | None,
-) -> Generator[Round, None, tuple[int, str | None, int]]:
-    """Rounds without drafts until the turn ends, or until drafts are wanted again; no pass is queued beyond that.
-
-    Returns what is left of the tokens then, why the turn ended, if it did, and the depth that is wanted.
-    """
-    depth, finish, ended = 0, None, time.perf_counter()
-    ahead: _Queued | None = None
+    turn = _Turn(target, drafter, sequence, sampler, policy, stop_check, max_tokens, logprobs)
     try:
-        while finish is None and depth == 0:
-            now = ahead or _queue(target, sequence, verifier, logprobs)
-            now.rows.commit(1)
-            left, ahead = left - 1, None
-            depth = policy.next() if left else 0
-            if left and depth == 0 and target.reversible and not verifier.constrained:
-                ahead = _queue(target, sequence, verifier, logprobs, behind=now)
-            _, tokens = now.outcome.fetch()
-            finish = keep(tokens).finish or (None if left else "length")
-            sequence.advance(tokens, now.rows.hidden)
-            verifier.advance(tokens)
-            told = now.outcome.report(tokens)
-            seconds, ended = time.perf_counter() - ended, time.perf_counter()
-            one = Round(tuple(tokens), 0, 0, 1, finish, logprobs=told, seconds=seconds)
-            policy.observe(one)
-            yield one
-            _tidy(sequence, 1)
+        while turn.finish is None:
+            draft = turn.draft()
+            forward = turn.verify(draft)
+            yield turn.commit(forward)
     finally:
-        if ahead:
-            ahead.rows.commit(0)
-    return left, finish, depth
+        turn.close()
 
 
-class _Queued(NamedTuple):
-    """A pass over one row that the device works on: a transaction that is still open."""
+class _Turn:
+    """One turn's state between rounds, and the three steps of a round.
 
-    rows: Pass
-    token: mx.array
-    outcome: _Outcome
-
-
-def _queue(
-    target: Target, sequence: Sequence, verifier: Verifier, logprobs: int | None, behind: _Queued | None = None
-) -> _Queued:
-    """Feed the sequence's last token; or, behind a pass that is under way, the token that will come of it."""
-    pending_token = behind.token[:, None] if behind else NO_DRAFT.tokens
-    token = pending_token if behind else mx.array([sequence.tokens[-1:]])
-    rows = target.open(token, sequence.cache)
-    verdict, sound = verifier.verify(
-        rows.logits, NO_DRAFT, len(sequence.tokens) + pending_token.shape[1], pending_token
-    )
-    queued = _Queued(rows, verdict.token, _Outcome(rows.logits, NO_DRAFT, verdict, sound, logprobs))
-    queued.outcome.start()
-    return queued
-
-
-class _Outcome:
-    """What the host needs of a round: its last token, -1 if not sound; then how many drafts stand, and the drafts.
-
-    With it, in the same evaluation, the log-probabilities that were asked for.
+    A plain round is a round without drafts. Its successor is queued before its token has been read, so that the device
+    does not wait for the host.
     """
 
     def __init__(
-        self, logits: mx.array, draft: Draft, verdict: Acceptance, sound: mx.array, logprobs: int | None
+        self,
+        target: Target,
+        drafter: Drafter | None,
+        sequence: Sequence,
+        sampler: Sampler,
+        policy: DepthPolicy,
+        stop_check: StopCheck,
+        max_tokens: int,
+        logprobs: int | None,
     ) -> None:
-        self._values = mx.where(sound, verdict.token.astype(mx.int32), -1)
-        if draft.depth:
-            counted = [verdict.accepted.astype(mx.int32), draft.tokens[0].astype(mx.int32)]
-            self._values = mx.concatenate([self._values, *counted])
-        self._report = None if logprobs is None else Report(logits, emitted(draft, verdict), logprobs)
+        self.finish: str | None = None
+        self._target = target
+        self._sequence = sequence
+        self._sampler = sampler
+        self._policy = policy
+        self._stop_check = stop_check
+        self._left = max_tokens
+        self._logprobs = logprobs
+        self._lookup = PromptLookup(sequence.tokens if policy.max_lookup else ())
+        self._drafters: dict[str, Drafter | None] = {"head": drafter, "lookup": self._lookup}
+        self._queued: _Forward | None = None
+        self._draft_rounds = 0
+        self._clock = _PhaseClock(timed=False)
+        sampler.begin(sequence.tokens)
+        policy.begin_turn()
+        self._round_end = time.perf_counter()
 
-    def start(self) -> None:
+    def draft(self) -> Draft:
+        """Propose the round's drafts, lazily; NO_DRAFT makes it a plain round."""
+        plan = PLAIN if self._queued else self._policy.plan(self._lookup.match)
+        depth = min(plan.depth, self._left - 1)
+        drafter = self._drafters[plan.source] if depth else None
+        if drafter is None:
+            return NO_DRAFT
+        self._clock = _PhaseClock(timed=self._draft_rounds % TIMED_EVERY == TIMED_FIRST)
+        self._draft_rounds += 1
+        draft = drafter.propose(self._sequence, depth, self._sampler)
+        self._clock.phase_ends(draft.tokens, *draft.distributions)
+        return draft
+
+    def verify(self, draft: Draft) -> _Forward:
+        """Feed the last token and the drafts in one pass of the target, lazily; or take the pass that is queued."""
+        forward, self._queued = self._queued, None
+        if forward:
+            return forward
+        last = mx.array([self._sequence.tokens[-1:]])
+        if draft.depth:
+            return self._forward(mx.concatenate([last, draft.tokens], axis=1), draft)
+        return self._forward(last, draft).start()
+
+    def commit(self, forward: _Forward) -> Round:
+        """Evaluate the round; leave the caches, the sequence and the policy at its last token."""
+        draft = forward.draft
+        if draft.depth == 0:
+            forward.rows.commit(1)
+            self._queued = self._queue_after(forward)
+        accepted, tokens = forward.fetch()
+        decision = self._stop_check(tokens)
+        tokens = tokens[: decision.count]
+        if draft.depth:
+            forward.rows.commit(len(tokens))
+        self._sequence.advance(tokens, forward.rows.hidden[:, : len(tokens)])
+        self._sampler.advance(tokens)
+        self._left -= len(tokens)
+        self.finish = decision.finish or (None if self._left else "length")
+        started, self._round_end = self._round_end, time.perf_counter()
+        waits_for_drafts = draft.depth > 0 and self._sampler.reads_tokens
+        round = Round(
+            tokens=tuple(tokens),
+            drafted=draft.depth,
+            accepted=accepted,
+            evaluations=(self._clock.evaluations if draft.depth else 1) + waits_for_drafts,
+            finish=self.finish,
+            phases=self._clock.phases() if draft.depth else None,
+            logprobs=forward.logprobs(tokens),
+            seconds=self._round_end - started,
+            from_lookup=draft.from_lookup,
+        )
+        self._learn(round)
+        if len(self._sequence.tokens) % CLEAR_EVERY < len(tokens):
+            mx.clear_cache()
+        return round
+
+    def close(self) -> None:
+        """Take back the pass that is queued."""
+        if self._queued:
+            self._queued.rows.commit(0)
+
+    def _forward(self, tokens: mx.array, draft: Draft, pending_token: mx.array | None = None) -> _Forward:
+        """A pass over tokens [1, k + 1] with the acceptance of its drafts.
+
+        Args:
+            pending_token: [1, 1], the input, where it has not been read yet.
+        """
+        rows = self._target.open(tokens, self._sequence.cache)
+        if draft.depth:
+            self._clock.phase_ends(rows.logits)
+        position = len(self._sequence.tokens) + (0 if pending_token is None else 1)
+        acceptance, finite = self._sampler.verify(rows.logits, draft, position, pending_token)
+        return _Forward(rows, draft, acceptance, finite, self._logprobs)
+
+    def _queue_after(self, forward: _Forward) -> _Forward | None:
+        """Queue a plain pass on the token of this one, unless drafts come next or the token must be read first."""
+        if self._left < 2 or not self._target.reversible or self._sampler.reads_tokens:
+            return None
+        if min(self._policy.plan(self._lookup.match).depth, self._left - 2) > 0:
+            return None
+        token = forward.acceptance.token[:, None]
+        return self._forward(token, NO_DRAFT, pending_token=token).start()
+
+    def _learn(self, round: Round) -> None:
+        """Tell the policy of the round, and the lookup of its tokens."""
+        match = self._lookup.match
+        pairs = zip(round.tokens, self._lookup.after(len(round.tokens)) if match else (), strict=False)
+        self._policy.observe(round, match, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        if self._policy.max_lookup:
+            self._lookup.extend(round.tokens)
+
+
+class _Forward:
+    """A pass of the target whose tokens have not been read: an open transaction on the caches."""
+
+    def __init__(
+        self, rows: Pass, draft: Draft, acceptance: Acceptance, finite: mx.array, logprobs: int | None
+    ) -> None:
+        self.rows = rows
+        self.draft = draft
+        self.acceptance = acceptance
+        self._values = mx.where(finite, acceptance.token.astype(mx.int32), -1)  # -1: the logits were not finite
+        if draft.depth:
+            counts = [acceptance.accepted.astype(mx.int32), draft.tokens[0].astype(mx.int32)]
+            self._values = mx.concatenate([self._values, *counts])
+        self._top = None if logprobs is None else TopLogprobs(rows.logits, emitted(draft, acceptance), logprobs)
+
+    def start(self) -> _Forward:
         """Have the device work on it."""
-        mx.async_eval(self._values, *(self._report.arrays if self._report else ()))
+        mx.async_eval(self._values, *(self._top.arrays if self._top else ()))
+        return self
 
     def fetch(self) -> tuple[int, list[int]]:
-        """The evaluation of a round: how many drafts stand, and the tokens it emits."""
-        if self._report:
+        """The evaluation of the round: how many drafts are accepted, and the tokens it emits."""
+        if self._top:
             self.start()
         values: list[int] = self._values.tolist()  # type: ignore[assignment]
         token, accepted, *drafts = values if len(values) > 1 else [*values, 0]
@@ -211,40 +246,25 @@ class _Outcome:
             )
         return accepted, [*drafts[:accepted], token]
 
-    def report(self, tokens: list[int]) -> tuple[TokenLogprob, ...]:
+    def logprobs(self, tokens: list[int]) -> tuple[TokenLogprob, ...]:
         """The log-probabilities of the round's first tokens."""
-        return self._report.read(tokens) if self._report else ()
+        return self._top.read(tokens) if self._top else ()
 
 
-def _tidy(sequence: Sequence, new: int) -> None:
-    """Now and then, behind so many new tokens."""
-    if len(sequence.tokens) % CLEAR_EVERY < new:
-        mx.clear_cache()
+class _PhaseClock:
+    """Times a round's phases by evaluating them one after the other, where `timed`."""
 
-
-class _Clock:
-    """Times a round; where asked for, its parts too, by evaluating them one after the other."""
-
-    def __init__(self, *, timed: bool, drafts_read: bool) -> None:
-        self._marks = [time.perf_counter()]
-        self._timed = timed
-        self._drafts_read = drafts_read
+    def __init__(self, *, timed: bool) -> None:
+        self._ends = [time.perf_counter()] if timed else []
         self.evaluations = 3 if timed else 1
 
-    def drafted(self, draft: Draft) -> None:
-        self.evaluations += self._drafts_read and draft.depth > 0
-        self._mark(draft.tokens, *draft.distributions)
-
-    def verified(self, rows: Pass) -> None:
-        self._mark(rows.logits)
-
-    def parts(self) -> PhaseTimes | None:
-        if not self._timed:
-            return None
-        start, drafted, verified = self._marks
-        return PhaseTimes(drafted - start, verified - drafted, time.perf_counter() - verified)
-
-    def _mark(self, *arrays: mx.array) -> None:
-        if self._timed:
+    def phase_ends(self, *arrays: mx.array) -> None:
+        if self._ends:
             mx.eval(*arrays)
-            self._marks.append(time.perf_counter())
+            self._ends.append(time.perf_counter())
+
+    def phases(self) -> PhaseTimes | None:
+        if not self._ends:
+            return None
+        start, drafted, verified = self._ends
+        return PhaseTimes(draft_s=drafted - start, verify_s=verified - drafted, other_s=time.perf_counter() - verified)

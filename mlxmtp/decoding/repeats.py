@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from mlxmtp.decoding.acceptance import Acceptance
-from mlxmtp.decoding.lookup import LONGEST, SHORTEST
+from mlxmtp.decoding.draft import MAX_MATCH, MIN_MATCH
 
-LENGTHS = (SHORTEST, 8, 16, LONGEST)
+LENGTHS = (MIN_MATCH, 8, 16, MAX_MATCH)
 """Matches from one of these lengths to the next are alike."""
 PRIOR = 0.3
 """The share that stands before any was seen."""

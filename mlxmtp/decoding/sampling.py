@@ -64,12 +64,6 @@ class Sampling:
     def greedy(self) -> bool:
         return self.temperature == 0
 
-    @property
-    def penalised(self) -> bool:
-        """Whether logits are changed before the chain."""
-        penalties = (self.frequency_penalty, self.presence_penalty, self.repetition_penalty - 1)
-        return any(penalties) or bool(self.logit_bias)
-
 
 def _number(value: object) -> bool:
     return isinstance(value, int | float)

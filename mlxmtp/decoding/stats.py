@@ -37,10 +37,10 @@ class Round:
         evaluations: graph evaluations that the round waited for: one, or one for each timed part; and one for the
             drafts where a constraint has to see them.
         finish: why the turn ends with this round, or None.
-        parts: where the time went, in the rounds that were timed.
+        phases: where the time went, in the rounds that were timed.
         logprobs: one for each of `tokens`, where they were asked for.
         seconds: since the end of the round before it, or the beginning: what whoever reads the rounds took is in it.
-        looked_up: its drafts come from the text so far, not from the head.
+        from_lookup: its drafts come from the text so far, not from the head.
     """
 
     tokens: tuple[int, ...]
@@ -48,10 +48,10 @@ class Round:
     accepted: int
     evaluations: int
     finish: str | None = None
-    parts: PhaseTimes | None = None
+    phases: PhaseTimes | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     seconds: float = 0.0
-    looked_up: bool = False
+    from_lookup: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class StatsAccumulator:
         self._drafted: list[int] = []
         self._accepted: list[int] = []
         self._looked_up = self._looked_up_accepted = 0
-        self._parts: list[PhaseTimes] = []
+        self._phases: list[PhaseTimes] = []
 
     def prefilled(self, clock: float) -> None:
         """The prompt has been read."""
@@ -147,13 +147,13 @@ class StatsAccumulator:
         self._rounds += 1
         self._tokens += len(one.tokens)
         self._evaluations += one.evaluations
-        if one.looked_up:
+        if one.from_lookup:
             self._looked_up += one.drafted
             self._looked_up_accepted += one.accepted
         else:
             self._count(one)
-        if one.parts:
-            self._parts.append(one.parts)
+        if one.phases:
+            self._phases.append(one.phases)
 
     def stats(self, peak_memory_bytes: int, policy: str = "") -> Stats:
         """The turn so far."""
@@ -177,7 +177,7 @@ class StatsAccumulator:
             other_s=other_s,
             peak_memory_bytes=peak_memory_bytes,
             evaluations=self._evaluations,
-            timed_rounds=len(self._parts),
+            timed_rounds=len(self._phases),
             drafted_by_depth=tuple(self._drafted),
             policy=policy,
             looked_up=self._looked_up,
@@ -191,11 +191,11 @@ class StatsAccumulator:
                 counts[i] += 1
 
     def _split(self, decode_s: float) -> tuple[float, float, float]:
-        if not self._parts:
+        if not self._phases:
             return 0.0, decode_s, 0.0
-        draft = sum(p.draft_s for p in self._parts)
-        verify = sum(p.verify_s for p in self._parts)
-        total = draft + verify + sum(p.other_s for p in self._parts)
+        draft = sum(p.draft_s for p in self._phases)
+        verify = sum(p.verify_s for p in self._phases)
+        total = draft + verify + sum(p.other_s for p in self._phases)
         return (
             decode_s * draft / total,
             decode_s * verify / total,

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlxmtp.decoding.depth import FixedDepth
-from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.loop import never_stop, speculate
+from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.loop import generate, never_stop
+from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
-from mlxmtp.decoding.verifier import Verifier
 from mlxmtp.engine.engine import Engine
 from mlxmtp.errors import HeadError, PromptError
 from mlxmtp.heads.families import family_of
@@ -89,8 +89,8 @@ def _continued(engine: Engine, prompt: list[int]) -> Iterator[Round]:
     assert engine.mtp is not None
     sequence = Sequence(engine.target, engine.mtp)
     sequence.prefill(prompt)
-    verifier, policy = Verifier(Sampling()), FixedDepth(DEPTH)
-    for one in speculate(engine.target, MTPChain(engine.mtp), sequence, verifier, policy, never_stop, TOKENS):
+    sampler, policy = Sampler(Sampling()), FixedDepth(DEPTH)
+    for one in generate(engine.target, MTPChain(engine.mtp), sequence, sampler, policy, never_stop, TOKENS):
         if one.drafted == DEPTH:
             yield one
 

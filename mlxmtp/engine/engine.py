@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mlxmtp.decoding.auto import AutoDepth
-from mlxmtp.decoding.constraint import Constraint
 from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
+from mlxmtp.decoding.logits_processors import LogitsProcessor
+from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import PREFILL_TOKENS
 from mlxmtp.decoding.stats import Stats
-from mlxmtp.decoding.verifier import Verifier
 from mlxmtp.engine import depth_store
 from mlxmtp.engine.grammar import json_grammar, token_trie
 from mlxmtp.engine.identity import settle
@@ -144,7 +144,7 @@ class Engine:
                 f"the prompt has {len(tokens)} tokens, the model's context {self.context}; "
                 "shorten the prompt so that at least one token fits behind it"
             )
-        verifier = self._verifier(options, tokens)
+        sampler = self._sampler(options, tokens)
         ready = time.perf_counter()
         policy = self.policy(options.depth)  # the first time, that may measure the identity: not this turn's time
         started += time.perf_counter() - ready
@@ -152,7 +152,7 @@ class Engine:
         text = StreamingDetokenizer(self.tokenizer, options.stop)
         kept = prefix_cache or PrefixCache(0)
         splitter = OutputParser(self.tokenizer, tokens, opening)
-        turn = Turn(self.target, head, text, splitter, verifier, policy, kept, options.logprobs)
+        turn = Turn(self.target, head, text, splitter, sampler, policy, kept, options.logprobs)
         limit = room if options.max_tokens is None else min(options.max_tokens, room)
         boundaries = (*rendered.boundaries, *boundaries) if prefix_cache else ()
         chunks = turn.run(tokens, boundaries, limit, prefill_tokens, on_prefill, started)
@@ -227,15 +227,15 @@ class Engine:
         finally:
             depth_store.save(self._learned, self._auto)
 
-    def _verifier(self, options: GenerationOptions, prompt: list[int]) -> Verifier:
+    def _sampler(self, options: GenerationOptions, prompt: list[int]) -> Sampler:
         vocabulary = int(self.target.text_config.get("vocab_size") or len(self.tokenizer))
         sampling = options.sampling
         if bad := [token for token in dict(sampling.logit_bias) if token >= vocabulary]:
             raise OptionError(f"logit_bias names token {bad[0]}; expected tokens from 0 to {vocabulary - 1}")
-        constraint: Constraint | None = None
+        processors: list[LogitsProcessor] = []
         if options.json_schema is not None:
-            constraint = json_grammar(options.json_schema, self._token_trie, self.tokenizer, prompt)
-        return Verifier(sampling, options.verify, constraint)
+            processors.append(json_grammar(options.json_schema, self._token_trie, self.tokenizer, prompt))
+        return Sampler(sampling, options.verify, processors)
 
     @cached_property
     def _token_trie(self) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import mlx.core as mx
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
+from mlxmtp.decoding.logits_processors import TokenMask
 from mlxmtp.engine.parts import opens_thinking
 from mlxmtp.errors import OptionError
 
@@ -14,8 +15,8 @@ from mlxmtp.errors import OptionError
 _SPACE = r" |\r?\n[ \t]{0,32}"
 
 
-class Grammar:
-    """Holds a turn to a grammar; see `mlxmtp.decoding.constraint.Constraint`.
+class Grammar(TokenMask):
+    """The logits processor that holds a turn to a grammar.
 
     An end token may come where the grammar may end, and nowhere else.
 

@@ -9,11 +9,11 @@ from mlx_lm.generate import generate_step, wired_limit
 from mlx_lm.sample_utils import make_sampler
 
 from mlxmtp.decoding.depth import DepthPolicy
-from mlxmtp.decoding.drafting import generate
-from mlxmtp.decoding.loop import never_stop
+from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.loop import generate, never_stop
+from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import PREFILL_TOKENS, Sequence
-from mlxmtp.decoding.verifier import Verifier
 from mlxmtp.engine.engine import Engine
 from mlxmtp.engine.prompt import Prompt, encode
 from mlxmtp.engine.request import GenerationOptions
@@ -106,5 +106,6 @@ def _plain(engine: Engine, read: Sequence, sampling: Sampling, tokens: int) -> I
 
 
 def _ours(read: Sequence, sampling: Sampling, policy: DepthPolicy, tokens: int) -> Iterator[int]:
-    for one in generate(read.target, read.head, read.fork(), Verifier(sampling), policy, never_stop, tokens):
+    drafter = MTPChain(read.head) if read.head else None
+    for one in generate(read.target, drafter, read.fork(), Sampler(sampling), policy, never_stop, tokens):
         yield len(one.tokens)

@@ -14,10 +14,11 @@ import mlx.core as mx
 from mlx_lm.generate import wired_limit
 
 from mlxmtp.decoding.depth import DepthPolicy
-from mlxmtp.decoding.drafting import generate
+from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.loop import generate
+from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round, Stats, StatsAccumulator, TokenLogprob
-from mlxmtp.decoding.verifier import Verifier
 from mlxmtp.engine.parts import OutputParser, Segment
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.engine.text import StreamingDetokenizer
@@ -56,7 +57,7 @@ class Turn:
     head: Head | None
     text: StreamingDetokenizer
     splitter: OutputParser
-    verifier: Verifier
+    sampler: Sampler
     policy: DepthPolicy
     prefixes: PrefixCache
     logprobs: int | None
@@ -115,5 +116,6 @@ class Turn:
         return Chunk(text, one.tokens, stats, one.finish, parts, one.logprobs, self.text.stopped_by)
 
     def _rounds(self, sequence: Sequence, max_tokens: int) -> Any:
-        turn = sequence, self.verifier, self.policy
-        return generate(self.target, self.head, *turn, self.text.feed, max_tokens, self.logprobs)
+        drafter = MTPChain(self.head) if self.head else None
+        turn = sequence, self.sampler, self.policy
+        return generate(self.target, drafter, *turn, self.text.feed, max_tokens, self.logprobs)

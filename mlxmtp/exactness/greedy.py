@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mlxmtp.decoding.depth import FixedDepth
-from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.loop import decode_plainly, never_stop, speculate
+from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.loop import generate, never_stop
+from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
-from mlxmtp.decoding.verifier import Verifier
 
 if TYPE_CHECKING:
     from mlxmtp.decoding.stats import Round, TokenLogprob
@@ -65,8 +65,8 @@ def greedy_run(
     plainly = read.fork()
     plainly.drafting = False
     law = Sampling()
-    plain = decode_plainly(target, plainly, Verifier(law), never_stop, count, 2)
-    drafted = speculate(target, MTPChain(head), read, Verifier(law), FixedDepth(depth), never_stop, count, 2)
+    plain = generate(target, None, plainly, Sampler(law), FixedDepth(0), never_stop, count, 2)
+    drafted = generate(target, MTPChain(head), read, Sampler(law), FixedDepth(depth), never_stop, count, 2)
     for done, (one, other) in enumerate(zip(_tokens(plain), _tokens(drafted), strict=True)):
         if one.token != other.token:
             (_, best), (_, second) = one.top[:2]

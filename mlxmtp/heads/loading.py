@@ -26,7 +26,7 @@ DECLARED = ("mtp_num_hidden_layers", "num_nextn_predict_layers", "num_mtp_module
 
 
 class NoHeadError(HeadError):
-    """There is nothing to speculate with; plain decoding works, and the message says why it is used."""
+    """There is nothing to generate with; plain decoding works, and the message says why it is used."""
 
 
 @dataclass(frozen=True)

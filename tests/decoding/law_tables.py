@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from mlxmtp.decoding import verify as verify_module
+from mlxmtp.decoding.sampler import Draft, Sampler, VerifyMode
 from mlxmtp.decoding.sampling import log_probs
-from mlxmtp.decoding.verifier import Draft, Verifier, VerifyMode
 from tests.scripted import chance_of_more, replaced
 
 V, EMITTED = 4, 3  # vocabulary; how many tokens the joint law is over
@@ -157,7 +157,7 @@ class Outcomes:
 
 
 def enumerated(
-    table: Tables, law: Verifier, depth: int, uniform: Callable[[mx.array], mx.array] = lambda u: u
+    table: Tables, law: Sampler, depth: int, uniform: Callable[[mx.array], mx.array] = lambda u: u
 ) -> Outcomes:
     """Every outcome of every round of `depth` drafts; `uniform` may spoil the numbers that acceptance looks at."""
     drafts = mx.array(list(itertools.product(range(V), repeat=depth)), mx.int32)
@@ -210,12 +210,12 @@ def thresholds(accepted: Callable[[mx.array], mx.array], shape: tuple[int, ...],
     return edges
 
 
-def along(table: Tables, law: Verifier, roots: mx.array, drafts: mx.array) -> tuple[mx.array, Draft, mx.array]:
+def along(table: Tables, law: Sampler, roots: mx.array, drafts: mx.array) -> tuple[mx.array, Draft, mx.array]:
     """Given drafts [B, k]: the target's logits [B, k + 1, V] along them, their laws, their probability [B]."""
     target, proposal = mx.array(table.target), mx.array(table.draft)
     node, chance, rows, laws = roots, mx.ones(roots.shape), [target[roots]], []
     for step in range(drafts.shape[1]):
-        _, q = law.draw(proposal[node], 0, [drafts[:, i : i + 1] for i in range(step)])
+        _, q = law.draw_draft(proposal[node], 0, [drafts[:, i : i + 1] for i in range(step)])
         laws.append(q)
         chance = chance * mx.exp(mx.take_along_axis(q, drafts[:, step, None], axis=1)[:, 0])
         node = child(node, drafts[:, step])
@@ -237,7 +237,7 @@ def ended(roots: mx.array, drafts: mx.array, accepted: mx.array, token: mx.array
 # -- instrument 2: many sequences with real keys --------------------------------------------------------------
 
 
-def sampled_counts(table: Tables, law: Verifier, depth: int, sequences: int) -> np.ndarray:
+def sampled_counts(table: Tables, law: Sampler, depth: int, sequences: int) -> np.ndarray:
     """How often each joint outcome [V ** EMITTED] came out of rounds drawn and judged with the law's own keys."""
     target, proposal = mx.array(table.target), mx.array(table.draft)
     node = np.zeros(sequences, np.int32)
@@ -246,7 +246,7 @@ def sampled_counts(table: Tables, law: Verifier, depth: int, sequences: int) -> 
         roots = at = mx.array(node[running])
         tokens, laws, rows = [], [], [target[roots]]
         for _ in range(depth):
-            token, q = law.draw(proposal[at], number, [t[:, None] for t in tokens])
+            token, q = law.draw_draft(proposal[at], number, [t[:, None] for t in tokens])
             tokens.append(token.astype(mx.int32))
             laws.append(q)
             at = child(at, tokens[-1])

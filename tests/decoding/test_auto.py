@@ -10,6 +10,7 @@ import random
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import pytest
 
@@ -67,9 +68,10 @@ class World:
 
     def run(self, policy: AutoDepth, shares: Sequence[float], tokens: int, rng: random.Random) -> Iterable[Round]:
         """Rounds of so many tokens, observed by the policy; of plain ones it is asked one ahead, as in a turn."""
-        count, depth = 0, policy.next()
+        count, queued = 0, False
         while count < tokens:
-            ahead = policy.next() if depth == 0 else None
+            depth = 0 if queued else policy.plan().depth
+            queued = depth == 0 and policy.plan().depth == 0
             accepted = 0
             while accepted < depth and rng.random() < at(shares, accepted):
                 accepted += 1
@@ -79,7 +81,6 @@ class World:
             policy.observe(one)
             count += accepted + 1
             yield one
-            depth = policy.next() if ahead is None else ahead
 
     def step_seconds(self, rng: random.Random) -> float:
         """Of a plain step, now."""
@@ -184,20 +185,18 @@ def lookups(world: World, policy: AutoDepth, heads: Sequence[float], repeats: fl
     rng, tokens, steps, count = random.Random(seed), 0, 0.0, 0
     while tokens < 2000:
         match = 20 * (tokens % 200 < 100)
-        depth = policy.repeat(match)
-        looked_up = depth > 0
-        depth = depth or policy.next()
+        plan = policy.plan(match)
+        depth, looked_up = plan.depth, plan.source == "lookup"
         accepted = 0
         while accepted < depth and rng.random() < (repeats if looked_up else at(heads, accepted)):
             accepted += 1
         known = [True] * accepted + [False] * (accepted < depth) if looked_up else []
         same = known + [rng.random() < repeats for _ in range(accepted + 1 - len(known))]
-        if match:
-            policy.repeats.observe(match, same)
         curve = [*world.curve, *(world.curve[-1] + 0.33 * i for i in range(1, 10))]
         cost = 1.0 if depth == 0 else curve[depth] + world.other + (0 if looked_up else depth * world.draft)
         seconds = cost * world.step_seconds(rng) * math.exp(rng.gauss(0, NOISE))
-        policy.observe(Round((0,) * (accepted + 1), depth, accepted, 1, seconds=seconds, looked_up=looked_up))
+        one = Round((0,) * (accepted + 1), depth, accepted, 1, seconds=seconds, from_lookup=looked_up)
+        policy.observe(one, match, len(list(takewhile(bool, same))) if match else 0)
         tokens, steps, count = tokens + accepted + 1, steps + cost, count + looked_up
     return tokens / steps, count
 

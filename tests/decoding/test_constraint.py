@@ -10,12 +10,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxmtp.decoding.constraint import forbid
-from mlxmtp.decoding.loop import TIMED_FROM, decode_plainly, never_stop, speculate
+from mlxmtp.decoding.depth import FixedDepth
+from mlxmtp.decoding.logits_processors import TokenMask
+from mlxmtp.decoding.loop import TIMED_FIRST, generate, never_stop
+from mlxmtp.decoding.sampler import NO_DRAFT, Draft, Sampler, VerifyMode
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
-from mlxmtp.decoding.verifier import NO_DRAFT, Draft, Verifier, VerifyMode
 from tests.decoding.law_tables import FALSE_ALARM, chance_of_worse
 from tests.scripted import Depths, KeepUntil, TableDrafter, TableTarget, counted_evaluations, one_hot, random_table
 
@@ -30,7 +31,7 @@ def allowed(before: Several[int]) -> list[bool]:
     return [(sum(before) + len(before) + 2 * token) % 5 < 3 for token in range(V)]
 
 
-class Sums:
+class Sums(TokenMask):
     """`allowed` as a constraint. It notes what it was told."""
 
     def __init__(self, width: int = V) -> None:
@@ -50,7 +51,7 @@ class Sums:
 class ForbiddenDrafter:
     """Always drafts what may not come next."""
 
-    def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
+    def propose(self, sequence: Sequence, depth: int, sampler: Sampler) -> Draft:
         tokens: list[int] = []
         for _ in range(depth):
             tokens.append(allowed([*sequence.tokens[len(PROMPT) :], *tokens]).index(False))
@@ -60,12 +61,12 @@ class ForbiddenDrafter:
 class LookedUpDrafter:
     """Drafts without a distribution: the likeliest tokens, whatever the constraint says of them."""
 
-    def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
+    def propose(self, sequence: Sequence, depth: int, sampler: Sampler) -> Draft:
         table, tokens = np.array(TARGET), list(sequence.tokens)
         for _ in range(depth):
             tokens.append(int(table[tokens[-2] * V + tokens[-1]].argmax()))
         drafts = tokens[len(sequence.tokens) :]
-        return Draft(mx.array([drafts], mx.uint32), [], looked_up=True) if depth else NO_DRAFT
+        return Draft(mx.array([drafts], mx.uint32), [], from_lookup=True) if depth else NO_DRAFT
 
 
 def turn(
@@ -77,13 +78,13 @@ def turn(
     keep: Any = never_stop,
     drafter: Any = None,
 ) -> list[Round]:
-    target, law = TableTarget(TARGET), Verifier(sampling, verify, constraint or Sums())
+    target, law = TableTarget(TARGET), Sampler(sampling, verify, [constraint or Sums()])
     sequence = Sequence(target, None)  # type: ignore[arg-type]
     sequence.prefill(PROMPT)
     if depth is None:
-        return list(decode_plainly(target, sequence, law, keep, count))  # type: ignore[arg-type]
+        return list(generate(target, None, sequence, law, FixedDepth(0), keep, count))  # type: ignore[arg-type]
     drafter = drafter or TableDrafter(DRAFT)
-    return list(speculate(target, drafter, sequence, law, Depths(depth), keep, count))  # type: ignore[arg-type]
+    return list(generate(target, drafter, sequence, law, Depths(depth), keep, count))  # type: ignore[arg-type]
 
 
 def tokens_of(found: list[Round]) -> list[int]:
@@ -121,7 +122,7 @@ def test_the_constraint_changes_the_tokens() -> None:
     target = TableTarget(TARGET)
     sequence = Sequence(target, None)  # type: ignore[arg-type]
     sequence.prefill(PROMPT)
-    free = list(decode_plainly(target, sequence, Verifier(Sampling()), never_stop, 40))  # type: ignore[arg-type]
+    free = list(generate(target, None, sequence, Sampler(Sampling()), FixedDepth(0), never_stop, 40))  # type: ignore[arg-type]
     assert tokens_of(free) != greedy_by_hand(40)
 
 
@@ -179,8 +180,8 @@ def test_the_first_draft_is_drawn_from_the_law_that_is_reported(verify: VerifyMo
     """The reported law is the head's, renormalised over what may come; 40 000 draws at once follow it."""
     logits = np.array(DRAFT[:1], np.float64)
     weights = np.where(allowed([]), np.exp(logits[0] / TEMPERATURE), 0)
-    law = Verifier(Sampling(TEMPERATURE, seed=1), verify, Sums())
-    tokens, reported = law.draw(mx.broadcast_to(DRAFT[:1], (40_000, V)), 0, [])
+    law = Sampler(Sampling(TEMPERATURE, seed=1), verify, [Sums()])
+    tokens, reported = law.draw_draft(mx.broadcast_to(DRAFT[:1], (40_000, V)), 0, [])
     assert reported is not None
     assert np.exp(np.array(reported[0])) == pytest.approx(weights / weights.sum(), abs=1e-6)
     assert chance_of_worse(np.bincount(np.array(tokens), minlength=V), weights / weights.sum()) > FALSE_ALARM
@@ -203,8 +204,7 @@ def test_it_is_told_the_kept_tokens_and_no_others(depth: int | None, last: int) 
 @pytest.mark.parametrize("width", [V - 2, V + 7])
 def test_another_vocabulary_than_the_models(width: int) -> None:
     """What a narrower one does not know may not come; what a wider one knows more is nothing to the model."""
-    masks = Sums(width).masks([3])
-    found = forbid(mx.zeros((1, 2, V)), masks)
+    found = Sums(width).process(mx.zeros((1, 2, V)), mx.array([[3]], mx.uint32))
     for row, before in zip(found[0].tolist(), ([], [3]), strict=True):  # type: ignore[arg-type]
         assert [value == 0 for value in row] == [may and i < width for i, may in enumerate(allowed(before))]
     assert max(tokens_of(turn(Sampling(), 3, 30, constraint=Sums(width)))) < min(width, V)
@@ -215,13 +215,13 @@ def test_a_round_waits_once_more_for_its_drafts(sampling: Sampling) -> None:
     target, policy = TableTarget(TARGET), Depths(2, 0, 3, 1, 2)
     sequence = Sequence(target, None)  # type: ignore[arg-type]
     sequence.prefill(PROMPT)
-    law = Verifier(sampling, None, Sums())
-    found = speculate(target, TableDrafter(DRAFT), sequence, law, policy, never_stop, 100)  # type: ignore[arg-type]
+    law = Sampler(sampling, None, [Sums()])
+    found = generate(target, TableDrafter(DRAFT), sequence, law, policy, never_stop, 100)  # type: ignore[arg-type]
     drafted = 0
-    for _ in range(TIMED_FROM + 3):
+    for _ in range(TIMED_FIRST + 3):
         with counted_evaluations() as calls:
             one = next(found)
-        timed = one.drafted > 0 and drafted == TIMED_FROM
+        timed = one.drafted > 0 and drafted == TIMED_FIRST
         drafted += one.drafted > 0
         assert len(calls) == one.evaluations == (3 if timed else 1) + (one.drafted > 0), calls
 
@@ -230,7 +230,7 @@ def test_plain_decoding_still_waits_once_a_round() -> None:
     target = TableTarget(TARGET)
     sequence = Sequence(target, None)  # type: ignore[arg-type]
     sequence.prefill(PROMPT)
-    found = decode_plainly(target, sequence, Verifier(Sampling(), None, Sums()), never_stop, 100)  # type: ignore[arg-type]
+    found = generate(target, None, sequence, Sampler(Sampling(), None, [Sums()]), FixedDepth(0), never_stop, 100)  # type: ignore[arg-type]
     for _ in range(5):
         with counted_evaluations() as calls:
             one = next(found)

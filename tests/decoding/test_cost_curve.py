@@ -62,7 +62,7 @@ def test_without_a_head_a_draft_costs_nothing(engine: Engine):
 
 def test_no_pass_of_another_run_is_waited_for(engine: Engine, monkeypatch: pytest.MonkeyPatch):
     """Plain decoding queues passes ahead: beside it a pass over one row would be timed with the one before it."""
-    monkeypatch.setattr(cost_curve, "speculate", lambda *_: pytest.fail("rounds beside the passes"))
+    monkeypatch.setattr(cost_curve, "generate", lambda *_: pytest.fail("rounds beside the passes"))
     assert measure_cost(engine.target, None, prefilled(engine, PROMPT, 0), 3, repeats=1).other == 0.0
     assert measure_cost(engine.target, engine.mtp, prefilled(engine, PROMPT, 1), 1, repeats=1).other == 0.0
 

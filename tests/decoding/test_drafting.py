@@ -15,14 +15,15 @@ from mlxmtp import load
 from mlxmtp.decoding.acceptance import Acceptance
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.costs import Costs
-from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.drafting import AutoDrafter
-from mlxmtp.decoding.loop import decode_plainly, never_stop, speculate
+from mlxmtp.decoding.depth import PLAIN, DepthPolicy, FixedDepth, Plan
+from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.loop import generate, never_stop
+from mlxmtp.decoding.sampler import Draft, Sampler, VerifyMode
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
-from mlxmtp.decoding.verifier import Draft, Verifier, VerifyMode
-from tests.scripted import TableTarget, assert_same_state, one_hot, random_table, snapshot
+from mlxmtp.targets import Target
+from tests.scripted import Depths, TableTarget, assert_same_state, one_hot, random_table, snapshot
 
 FEW = ((5, 50.0), (6, 50.0), (7, 50.0))
 """Of three tokens, a text soon repeats itself."""
@@ -35,26 +36,21 @@ WORDS = [40, 7, 99, 12, 150, 3]
 COUNT = 60
 
 
-class Forced(AutoDepth):
-    """Looks up whenever there is a match; else the head's depths in turn, or plain steps."""
+class Forced(Depths):
+    """Looks up `max_lookup` tokens whenever there is a match; else drafts the head's depths in turn."""
 
-    def __init__(self, repeated: int, *depths: int) -> None:
-        super().__init__(max(depths), repeated)
-        self._depths = depths
-        self._asked = 0
+    def __init__(self, max_lookup: int, *depths: int) -> None:
+        super().__init__(*depths * COUNT)
+        self.max_lookup = max_lookup
 
-    def repeat(self, match: int) -> int:
-        return self.most_repeated if match else 0
-
-    def next(self) -> int:
-        self._asked += 1
-        return self._depths[self._asked % len(self._depths)]
+    def plan(self, match: int = 0) -> Plan:
+        own = super().plan(match)
+        return Plan(self.max_lookup, "lookup") if match and self.max_lookup else own
 
 
-def drafted(target: object, sequence: Sequence, policy: AutoDepth, law: Verifier, count: int = COUNT) -> list[Round]:
+def drafted(target: Target, sequence: Sequence, policy: DepthPolicy, law: Sampler, count: int = COUNT) -> list[Round]:
     assert sequence.head
-    auto = AutoDrafter(MTPChain(sequence.head), policy, sequence)
-    return list(speculate(target, auto, sequence, law, auto, never_stop, count))  # type: ignore[arg-type]
+    return list(generate(target, MTPChain(sequence.head), sequence, law, policy, never_stop, count))
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -64,19 +60,19 @@ def test_tokens_and_caches_are_plain_decodings(raw_checkpoint: Callable[..., Pat
     prompt = WORDS * 4
     plain = Sequence(engine.target, None)
     plain.prefill(prompt)
-    list(decode_plainly(engine.target, plain, Verifier(LAWS[law]), never_stop, COUNT))
+    list(generate(engine.target, None, plain, Sampler(LAWS[law]), FixedDepth(0), never_stop, COUNT))
     seen = set()
     for repeated, depths in ((1, (2,)), (3, (0,)), (5, (0, 0, 0, 1)), (16, (3, 0))):
         sequence = Sequence(engine.target, engine.mtp)
         sequence.prefill(prompt)
-        run = drafted(engine.target, sequence, Forced(repeated, *depths), Verifier(LAWS[law]))
+        run = drafted(engine.target, sequence, Forced(repeated, *depths), Sampler(LAWS[law]))
         assert sequence.tokens == plain.tokens
         assert_same_state(snapshot(sequence.cache), snapshot(plain.cache))
-        seen |= {(one.looked_up, one.accepted > 0, one.accepted < one.drafted) for one in run}
+        seen |= {(one.from_lookup, one.accepted > 0, one.accepted < one.drafted) for one in run}
 
         fresh = Sequence(engine.target, engine.mtp)
         fresh.prefill(sequence.tokens)
-        drafts = [MTPChain(engine.mtp).propose(one, 4, Verifier(Sampling())).tokens for one in (sequence, fresh)]
+        drafts = [MTPChain(engine.mtp).propose(one, 4, Sampler(Sampling())).tokens for one in (sequence, fresh)]
         assert mx.array_equal(*drafts), "the head has not read what was looked up"
     assert {(True, True, False), (True, False, True)} <= seen, "drafts from the text that stood, and that did not"
 
@@ -91,14 +87,23 @@ def test_whoever_leaves_behind_any_round_has_the_caches_of_its_tokens(
     for count in range(1, 12):
         sequence = Sequence(engine.target, engine.mtp)
         sequence.prefill(WORDS * 4)
-        auto = AutoDrafter(MTPChain(engine.mtp), Forced(3, depth), sequence)
-        law = Verifier(LAWS["seeded"])
-        rounds = speculate(engine.target, auto, sequence, law, auto, never_stop, COUNT)
-        kinds.add([next(rounds) for _ in range(count)][-1].looked_up)
+        law, policy = Sampler(LAWS["seeded"]), Forced(3, depth)
+        rounds = generate(engine.target, MTPChain(engine.mtp), sequence, law, policy, never_stop, COUNT)
+        kinds.add([next(rounds) for _ in range(count)][-1].from_lookup)
         rounds.close()
         fresh = Sequence(engine.target, None)
         fresh.prefill(WORDS * 4)
-        list(decode_plainly(engine.target, fresh, Verifier(LAWS["seeded"]), never_stop, len(sequence.tokens) - 24))
+        list(
+            generate(
+                engine.target,
+                None,
+                fresh,
+                Sampler(LAWS["seeded"]),
+                FixedDepth(0),
+                never_stop,
+                len(sequence.tokens) - 24,
+            )
+        )
         assert sequence.tokens == fresh.tokens
         assert_same_state(snapshot(sequence.cache), snapshot(fresh.cache))
     assert kinds == {True, False}
@@ -110,45 +115,37 @@ def test_log_probabilities_are_those_of_plain_decoding(raw_checkpoint: Callable[
     for repeated in (0, 5):
         sequence = Sequence(engine.target, engine.mtp)
         sequence.prefill(WORDS * 4)
-        auto = AutoDrafter(MTPChain(engine.mtp), Forced(repeated, 0), sequence)
-        law = Verifier(LAWS["greedy"])
-        run = list(speculate(engine.target, auto, sequence, law, auto, never_stop, COUNT, 2))
-        assert any(one.looked_up for one in run) == (repeated > 0)
+        law, policy = Sampler(LAWS["greedy"]), Forced(repeated, 0)
+        run = list(generate(engine.target, MTPChain(engine.mtp), sequence, law, policy, never_stop, COUNT, 2))
+        assert any(one.from_lookup for one in run) == (repeated > 0)
         told.append([one for told in run for one in told.logprobs])
     assert len(told[0]) == COUNT
     assert told[0] == told[1]
 
 
-class Late(Forced):
-    """Plain at first; then looks up whenever there is a match."""
+class Late(FixedDepth):
+    """A plain round; then from the text where there is a match, else one draft of the head."""
 
-    def __init__(self, repeated: int) -> None:
-        super().__init__(repeated, 0)
-        self._first = True
+    def __init__(self) -> None:
+        super().__init__(1, max_lookup=9)
+        self.asked: list[int] = []
 
-    def repeat(self, match: int) -> int:
-        first, self._first = self._first, False
-        return 0 if first else super().repeat(match)
+    def plan(self, match: int = 0) -> Plan:
+        self.asked.append(match)
+        return PLAIN if len(self.asked) == 1 else Plan(9, "lookup") if match else Plan(1)
 
 
 def test_a_match_that_became_shorter_is_not_drafted_from(raw_checkpoint: Callable[..., Path]) -> None:
-    """The depth behind the first plain token is chosen before that token is known, and it ends the match of 30."""
+    """The plain token ends the match of 30; the drafts after it are planned once more, with the match that is left."""
     engine = load(raw_checkpoint("qwen3_5", dtype="float32"))
     sequence = Sequence(engine.target, engine.mtp)
     sequence.prefill(WORDS * 6)
-    drafts: list[Draft] = []
-
-    class Watched(AutoDrafter):
-        def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
-            drafts.append(super().propose(sequence, depth, verifier))
-            return drafts[-1]
-
-    auto = Watched(MTPChain(engine.mtp), Late(9), sequence)
-    rounds = speculate(engine.target, auto, sequence, Verifier(LAWS["seeded"]), auto, never_stop, COUNT)
+    policy = Late()
+    rounds = generate(engine.target, MTPChain(engine.mtp), sequence, Sampler(LAWS["seeded"]), policy, never_stop, COUNT)
     plain, drafted = next(rounds), next(rounds)
     assert plain.tokens[0] not in WORDS, "the text went on as before: the test shows nothing"
-    assert (drafts[0].looked_up, drafts[0].depth) == (False, 1), "one draft, and of the head"
-    assert (drafted.looked_up, drafted.drafted) == (False, 1)
+    assert policy.asked == [30, 30, 0], "once in flight, with the match before the token; then without it"
+    assert (drafted.from_lookup, drafted.drafted) == (False, 1), "one draft, and of the head"
 
 
 @pytest.mark.parametrize("mode", ["token", "block"])
@@ -160,7 +157,7 @@ def test_a_draft_without_a_distribution_was_certain(mode: VerifyMode) -> None:
         logits, _ = target.forward(mx.concatenate([mx.array([[2]], mx.uint32), tokens], axis=1), target.make_cache())
         laws = [one_hot(token, 6) for token in tokens[0].tolist()]
         verdicts = [
-            Verifier(Sampling(1.0, seed=seed), mode).verify(logits, Draft(tokens, given), 9)[0] for given in ([], laws)
+            Sampler(Sampling(1.0, seed=seed), mode).verify(logits, Draft(tokens, given), 9)[0] for given in ([], laws)
         ]
         assert verdicts[0].accepted.item() == verdicts[1].accepted.item()
         assert verdicts[0].token.item() == verdicts[1].token.item()
@@ -176,7 +173,7 @@ class Untimed(AutoDepth):
 class Wrong:
     """Drafts a token that never comes."""
 
-    def propose(self, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
+    def propose(self, sequence: Sequence, depth: int, sampler: Sampler) -> Draft:
         return Draft(mx.full((1, depth), 9, mx.uint32), [])
 
 
@@ -186,8 +183,7 @@ def test_decoding_plainly_one_draft_is_tried_now_and_then(raw_checkpoint: Callab
     sequence = Sequence(engine.target, None)
     sequence.prefill(WORDS)
     policy = Untimed(4, 0, Costs({0: 1.0, 1: 1.5, 2: 2.0}), Acceptance([0.05]))
-    auto = AutoDrafter(Wrong(), policy, sequence)
-    run = list(speculate(engine.target, auto, sequence, Verifier(LAWS["greedy"]), auto, never_stop, 200))
+    run = list(generate(engine.target, Wrong(), sequence, Sampler(LAWS["greedy"]), policy, never_stop, 200))
     plain = "".join("d" if one.drafted else "p" for one in run).split("d")
     assert {one.drafted for one in run} == {0, 1}
     assert [len(tokens) for tokens in plain][:-1] == [4, 7, 13, 25, 49, 49]
@@ -200,15 +196,14 @@ def test_repeats_that_do_not_go_on_alike_are_no_longer_looked_up(raw_checkpoint:
     sequence.prefill([5, 6, 7] * 8)
     policy = Untimed(4, 8, Costs({0: 1.0, 1: 2.0, 2: 3.0}, {1: 2.0, 2: 3.0, 8: 9.0}), Acceptance([0.05]))
     few = ((5, 100.0), (6, 100.0), (7, 100.0))
-    matches = []
+    sampler, matches = Sampler(Sampling(5.0, seed=1, logit_bias=few)), []
+    observe = policy.observe
 
-    class Watched(AutoDrafter):
-        def observe(self, one: Round) -> None:
-            matches.append(self._text.match)
-            super().observe(one)
+    def watched(round: Round, match: int = 0, repeated: int = 0) -> None:
+        matches.append(match)
+        observe(round, match, repeated)
 
-    auto = Watched(MTPChain(engine.mtp), policy, sequence)
-    verifier = Verifier(Sampling(5.0, seed=1, logit_bias=few))
-    run = list(speculate(engine.target, auto, sequence, verifier, auto, never_stop, 300))
+    policy.observe = watched  # type: ignore[method-assign]
+    run = list(generate(engine.target, MTPChain(engine.mtp), sequence, sampler, policy, never_stop, 300))
     assert sum(match > 0 for match in matches) > 100, "there was something to look up"
-    assert sum(one.looked_up for one in run) <= 10
+    assert sum(one.from_lookup for one in run) <= 10

@@ -10,12 +10,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxmtp.decoding import verifier as verifier_module
+from mlxmtp.decoding import sampler as sampler_module
 from mlxmtp.decoding import verify as verify_module
-from mlxmtp.decoding.loop import decode_plainly, never_stop, speculate
+from mlxmtp.decoding.depth import FixedDepth
+from mlxmtp.decoding.loop import generate, never_stop
+from mlxmtp.decoding.sampler import NO_DRAFT, Draft, Sampler, VerifyMode
 from mlxmtp.decoding.sampling import Sampling, distribution, gumbel
 from mlxmtp.decoding.sequence import Sequence
-from mlxmtp.decoding.verifier import NO_DRAFT, Draft, Verifier, VerifyMode
 from mlxmtp.decoding.verify import Acceptance
 from tests.decoding.law_tables import (
     ALARM_AT,
@@ -35,23 +36,23 @@ TABLE = random_table(6, seed=1, spread=1.5)
 DRAFT_TABLE = TABLE + 0.7 * random_table(6, seed=2, spread=1.5)
 
 
-def run_loop(law: Verifier, depth: int | None, tokens: int) -> tuple[list[int], Depths]:
+def run_loop(law: Sampler, depth: int | None, tokens: int) -> tuple[list[int], Depths]:
     """A turn of the real loop over tables; depth None decodes plainly."""
     target, policy = TableTarget(TABLE), Depths(depth or 0)
     sequence = Sequence(target, None)  # type: ignore[arg-type]
     sequence.prefill([1, 2])
     if depth is None:
-        rounds = decode_plainly(target, sequence, law, never_stop, tokens)  # type: ignore[arg-type]
+        rounds = generate(target, None, sequence, law, FixedDepth(0), never_stop, tokens)  # type: ignore[arg-type]
     else:
         drafter = TableDrafter(DRAFT_TABLE)
-        rounds = speculate(target, drafter, sequence, law, policy, never_stop, tokens)  # type: ignore[arg-type]
+        rounds = generate(target, drafter, sequence, law, policy, never_stop, tokens)  # type: ignore[arg-type]
     return [token for one in rounds for token in one.tokens], policy
 
 
 @pytest.mark.parametrize("depth", range(7))
 def test_a_seed_gives_the_same_tokens_at_any_depth(depth: int) -> None:
     for seed, setting in enumerate(SETTINGS):
-        law = Verifier(Sampling(**setting, seed=seed))
+        law = Sampler(Sampling(**setting, seed=seed))
         plain, _ = run_loop(law, None, tokens=40)
         found, policy = run_loop(law, depth, tokens=40)
         assert found == plain
@@ -60,7 +61,7 @@ def test_a_seed_gives_the_same_tokens_at_any_depth(depth: int) -> None:
 
 def test_another_seed_gives_other_tokens() -> None:
     found = {
-        tuple(run_loop(Verifier(Sampling(1.0, seed=seed)), None, tokens=20)[0]) for seed in (0, 1, 2**32, 2**64 - 1)
+        tuple(run_loop(Sampler(Sampling(1.0, seed=seed)), None, tokens=20)[0]) for seed in (0, 1, 2**32, 2**64 - 1)
     }
     assert len(found) == 4
 
@@ -71,7 +72,7 @@ def test_a_seeded_token_follows_the_targets_law_and_stands_as_often_as_theory_sa
     The exponential race behind Gumbel noise gives that sum; it is a little less than 1 - TV.
     """
     positions = 20_000
-    law, table = Verifier(Sampling(1.0, seed=4)), tables("near", 1)
+    law, table = Sampler(Sampling(1.0, seed=4)), tables("near", 1)
     target, proposal = (mx.array(x[:1]) for x in (table.target, table.draft))
     own = mx.broadcast_to(distribution(target, law.sampling), (positions, V))
     shared = gumbel(law._key, 0, positions, V)
@@ -100,9 +101,9 @@ def test_no_key_is_used_twice(verify: VerifyMode, depth: int) -> None:
 
     names = {name: noting(getattr(mx.random, name)) for name in ("uniform", "gumbel", "split")}
     with pytest.MonkeyPatch.context() as patch:
-        for module in (verify_module, verifier_module):
+        for module in (verify_module, sampler_module):
             patch.setattr(module, "mx", replaced(mx, random=replaced(mx.random, **names)))
-        run_loop(Verifier(Sampling(1.0, seed=3), verify), depth, tokens=60)
+        run_loop(Sampler(Sampling(1.0, seed=3), verify), depth, tokens=60)
     keys = {tuple(key.tolist()) for key in used}
     assert len(used) >= 60 / (depth + 1)
     assert len(keys) == len(used)
@@ -119,12 +120,12 @@ def rows(*laws: list[float], sequences: int = 20_000) -> mx.array:
 
 
 def judged(
-    law: Verifier, logits: mx.array, proposal: mx.array, tokens: mx.array | None = None
+    law: Sampler, logits: mx.array, proposal: mx.array, tokens: mx.array | None = None
 ) -> tuple[Acceptance, mx.array]:
     """The verdict on drafts drawn from proposal [B, k, V], or on given ones."""
     drawn: list[tuple[mx.array, mx.array | None]] = []
     for i in range(proposal.shape[1]):
-        drawn.append(law.draw(proposal[:, i], 0, [token[:, None] for token, _ in drawn]))
+        drawn.append(law.draw_draft(proposal[:, i], 0, [token[:, None] for token, _ in drawn]))
     drafts = mx.stack([token for token, _ in drawn], axis=1) if tokens is None else tokens
     return law.verify(logits, Draft(drafts, [q for _, q in drawn if q is not None]), 0)
 
@@ -136,7 +137,7 @@ NAN, INFINITE = [float("nan")] * V, [0.0, float("inf"), 0.0, 0.0]
 @pytest.mark.parametrize("verify", ["token", "block", "seeded"])
 def test_a_draft_from_the_targets_own_law_always_stands(verify: VerifyMode) -> None:
     logits = rows(A, B, C, D)
-    verdict, sound = judged(Verifier(SOFT, verify), logits, logits[:, :3])
+    verdict, sound = judged(Sampler(SOFT, verify), logits, logits[:, :3])
     assert mx.all(verdict.accepted == 3)
     assert mx.all(sound)
 
@@ -147,8 +148,8 @@ def test_a_head_with_nan_is_refused_and_the_law_stays(verify: VerifyMode, bad: i
     """The draft from the NaN row never stands, and the first token still follows p."""
     proposal = [C, D]
     proposal[bad] = NAN
-    law = Verifier(SOFT, verify)
-    drawn = law.draw(rows(C)[:, 0], 0, [])[0]
+    law = Sampler(SOFT, verify)
+    drawn = law.draw_draft(rows(C)[:, 0], 0, [])[0]
     tokens = mx.stack([mx.zeros_like(drawn) if bad == 0 else drawn, mx.zeros_like(drawn)], axis=1)
     verdict, sound = judged(law, rows(A, B, C), rows(*proposal), tokens)
     assert mx.all(sound)
@@ -163,7 +164,7 @@ def test_a_head_with_nan_is_refused_and_the_law_stays(verify: VerifyMode, bad: i
 def test_nothing_stands_on_a_draft_that_cannot_come(verify: VerifyMode, behind: list[float]) -> None:
     """Whatever the target's rows behind it hold: the token follows norm(max(0, p - q)) of the first row."""
     impossible = [1.0, -math.inf, -1.0, 0.5]
-    law = Verifier(SOFT, verify)
+    law = Sampler(SOFT, verify)
     tokens = mx.broadcast_to(mx.array([[1, 0, 2]]), (20_000, 3))
     verdict, sound = judged(law, rows(impossible, behind, B, C), rows(D, D, D), tokens)
     assert mx.all(verdict.accepted == 0)
@@ -179,7 +180,7 @@ def test_nothing_stands_on_a_draft_that_cannot_come(verify: VerifyMode, behind: 
 @pytest.mark.parametrize("verify", ["greedy", "token", "block", "seeded"])
 def test_no_token_comes_from_a_row_that_is_not_finite(verify: Any, broken: list[float], row: int) -> None:
     """Sound exactly where every row that a token was taken from is finite; what lies behind does not matter."""
-    law = Verifier(Sampling()) if verify == "greedy" else Verifier(SOFT, verify)
+    law = Sampler(Sampling()) if verify == "greedy" else Sampler(SOFT, verify)
     logits = [A, B, C]
     logits[row] = broken
     verdict, sound = judged(law, rows(*logits), rows(D, D))
@@ -192,5 +193,5 @@ def test_no_token_comes_from_a_row_that_is_not_finite(verify: Any, broken: list[
 @pytest.mark.parametrize("sampling", [Sampling(), SOFT, Sampling(0.8, top_p=0.5, min_p=0.1, top_k=2)], ids=str)
 def test_a_plain_row_that_is_not_finite_is_not_sound(broken: list[float], sampling: Sampling) -> None:
     for verify in ("token", "seeded"):
-        _, sound = Verifier(sampling, verify).verify(mx.array([[broken]]), NO_DRAFT, 0)
+        _, sound = Sampler(sampling, verify).verify(mx.array([[broken]]), NO_DRAFT, 0)
         assert sound.tolist() == [False]

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from mlxmtp import Engine, load
+from mlxmtp.decoding.sampler import VerifyMode
 from mlxmtp.decoding.sampling import Sampling
-from mlxmtp.decoding.verifier import VerifyMode
 from mlxmtp.targets import Pass
 from tests import tiny
 from tests.decoding.law_tables import FALSE_ALARM, Patch, chance_of_worse, in_verify

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from mlxmtp.decoding.lookup import LONGEST, SHORTEST, Lookup
+from mlxmtp.decoding.draft import MAX_MATCH, MIN_MATCH, PromptLookup
 
 
 def places(text: list[int]) -> tuple[int, list[int]]:
@@ -13,11 +13,12 @@ def places(text: list[int]) -> tuple[int, list[int]]:
     lengths = dict.fromkeys(range(1, end), 0)
     for place in lengths:
         while (
-            lengths[place] < min(place, LONGEST) and text[place - lengths[place] - 1] == text[end - lengths[place] - 1]
+            lengths[place] < min(place, MAX_MATCH)
+            and text[place - lengths[place] - 1] == text[end - lengths[place] - 1]
         ):
             lengths[place] += 1
     longest = max(lengths.values(), default=0)
-    return (longest, [place for place in lengths if lengths[place] == longest]) if longest >= SHORTEST else (0, [])
+    return (longest, [place for place in lengths if lengths[place] == longest]) if longest >= MIN_MATCH else (0, [])
 
 
 def followed(text: list[int], place: int, count: int) -> list[int]:
@@ -32,7 +33,7 @@ def followed(text: list[int], place: int, count: int) -> list[int]:
 def test_the_longest_match_after_every_piece(alphabet: int) -> None:
     rng = random.Random(alphabet)
     for _ in range(30):
-        lookup, text = Lookup(), list[int]()
+        lookup, text = PromptLookup(), list[int]()
         while len(text) < 80:
             again = rng.randrange(max(len(text), 1))
             piece = [rng.randrange(alphabet)] if rng.random() < 0.5 else text[again : again + rng.randrange(1, 9)]
@@ -46,23 +47,23 @@ def test_the_longest_match_after_every_piece(alphabet: int) -> None:
 
 
 def test_of_places_that_are_alike_the_latest() -> None:
-    lookup = Lookup()
+    lookup = PromptLookup()
     lookup.extend([1, 2, 3, 4, 7, 1, 2, 3, 4, 8, 1, 2, 3, 4])
     assert (lookup.match, lookup.after(2)) == (4, [8, 1])
 
 
 def test_a_match_that_is_longer_than_it_looks() -> None:
-    lookup, text = Lookup(), list(range(100))
+    lookup, text = PromptLookup(), list(range(100))
     lookup.extend([*text, *text[:90]])
-    assert (lookup.match, lookup.after(3)) == (LONGEST, [90, 91, 92])
+    assert (lookup.match, lookup.after(3)) == (MAX_MATCH, [90, 91, 92])
     lookup.extend([90, 5])
     assert lookup.match == 0
 
 
 def test_of_a_short_text_there_is_nothing() -> None:
-    lookup = Lookup()
-    for _ in range(SHORTEST):
+    lookup = PromptLookup()
+    for _ in range(MIN_MATCH):
         assert lookup.match == 0
         lookup.extend([5])
     lookup.extend([5])
-    assert (lookup.match, lookup.after(6)) == (SHORTEST, [5] * 6)
+    assert (lookup.match, lookup.after(6)) == (MIN_MATCH, [5] * 6)

@@ -15,12 +15,13 @@ import pytest
 from mlx_lm.generate import generate_step
 
 from mlxmtp.checkpoints import open_checkpoint
-from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.loop import TIMED_EVERY, TIMED_FROM, StopCheck, decode_plainly, never_stop, speculate
+from mlxmtp.decoding.depth import FixedDepth
+from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.loop import TIMED_EVERY, TIMED_FIRST, StopCheck, generate, never_stop
+from mlxmtp.decoding.sampler import NO_DRAFT, Sampler
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
-from mlxmtp.decoding.verifier import NO_DRAFT, Verifier
 from mlxmtp.engine.loading import DEMO
 from mlxmtp.heads import Head, load_head
 from mlxmtp.targets import Target, load_target
@@ -50,7 +51,7 @@ class Plain:
 
     target: Target
     head: Head
-    law: Verifier
+    law: Sampler
     tokens: list[int]  # PROMPT first
     states: list[list[mx.array]]  # by the number of tokens that the sequence has, from len(PROMPT)
 
@@ -73,7 +74,7 @@ class Plain:
         """Rounds that draft `depth` tokens of which the first `right` are the plain run's."""
         drafter = ScriptedDrafter(self.tokens, [right for _, right in rounds], self.vocabulary)
         policy = Depths(*(depth for depth, _ in rounds))
-        return speculate(self.target, drafter, sequence, self.law, policy, keep, max_tokens)
+        return generate(self.target, drafter, sequence, self.law, policy, keep, max_tokens)
 
 
 @pytest.fixture(
@@ -93,10 +94,10 @@ def plain(request: pytest.FixtureRequest, raw_checkpoint: Checkpoints) -> Plain:
     kind, dtype, law = request.param
     checkpoint = open_checkpoint(raw_checkpoint(kind, dtype=dtype))
     target = load_target(checkpoint)
-    return by_hand(target, load_head(checkpoint, target), Verifier(LAWS[law]))
+    return by_hand(target, load_head(checkpoint, target), Sampler(LAWS[law]))
 
 
-def by_hand(target: Target, head: Head, law: Verifier) -> Plain:
+def by_hand(target: Target, head: Head, law: Sampler) -> Plain:
     cache, tokens, states = target.make_cache(), list(PROMPT), []
     for token in PROMPT[:-1]:
         target.forward(mx.array([[token]]), cache)
@@ -128,11 +129,11 @@ def test_every_acceptance_count_in_the_first_round_of_a_one_token_prompt(plain: 
     """The pass starts from empty caches."""
     first = Sequence(plain.target, None)
     first.prefill(PROMPT[:1])
-    truth = PROMPT[:1] + tokens_of(decode_plainly(plain.target, first, plain.law, never_stop, 8))
+    truth = PROMPT[:1] + tokens_of(generate(plain.target, None, first, plain.law, FixedDepth(0), never_stop, 8))
     sequence = Sequence(plain.target, None)
     sequence.prefill(PROMPT[:1])
     drafter = ScriptedDrafter(truth, [right, 3], plain.vocabulary)
-    rounds = speculate(plain.target, drafter, sequence, plain.law, Depths(3), never_stop, 100)
+    rounds = generate(plain.target, drafter, sequence, plain.law, Depths(3), never_stop, 100)
     assert [next(rounds).accepted, next(rounds).accepted] == [right, 3]
     assert sequence.tokens == truth[: right + 6]
     fed = plain.target.make_cache()
@@ -147,7 +148,8 @@ def tokens_of(rounds: Iterator[Round]) -> list[int]:
 
 def test_plain_decoding_is_the_run_by_hand(plain: Plain) -> None:
     assert (
-        tokens_of(decode_plainly(plain.target, plain.start(), plain.law, never_stop, LENGTH)) == plain.tokens[-LENGTH:]
+        tokens_of(generate(plain.target, None, plain.start(), plain.law, FixedDepth(0), never_stop, LENGTH))
+        == plain.tokens[-LENGTH:]
     )
 
 
@@ -156,7 +158,7 @@ def test_plain_decoding_is_mlx_lms() -> None:
     sequence = Sequence(target, None)
     sequence.prefill(PROMPT)
     theirs = [int(t) for t, _ in generate_step(mx.array(PROMPT), target.model, max_tokens=LENGTH)]
-    assert tokens_of(decode_plainly(target, sequence, Verifier(Sampling()), never_stop, LENGTH)) == theirs
+    assert tokens_of(generate(target, None, sequence, Sampler(Sampling()), FixedDepth(0), never_stop, LENGTH)) == theirs
 
 
 # -- stops ----------------------------------------------------------------------------------------------------
@@ -185,11 +187,11 @@ def test_the_next_turn_goes_on_from_a_stop(plain: Plain, right: int, kept: int) 
         so_far = list(sequence.tokens)
         if more:
             sequence.prefill(more)
-        going_on = tokens_of(decode_plainly(plain.target, sequence, plain.law, never_stop, 8))
+        going_on = tokens_of(generate(plain.target, None, sequence, plain.law, FixedDepth(0), never_stop, 8))
 
         fresh = Sequence(plain.target, None)
         fresh.prefill(so_far + more)
-        assert going_on == tokens_of(decode_plainly(plain.target, fresh, plain.law, never_stop, 8))
+        assert going_on == tokens_of(generate(plain.target, None, fresh, plain.law, FixedDepth(0), never_stop, 8))
         assert_same_state(snapshot(sequence.cache), snapshot(fresh.cache))
         if not more:
             assert going_on == plain.tokens[len(so_far) : len(so_far) + 8]
@@ -231,7 +233,7 @@ def test_a_stop_with_the_budgets_last_token_is_a_stop(plain: Plain) -> None:
 def test_the_row_that_plain_decoding_queued_ahead_is_taken_back(plain: Plain, stop: str) -> None:
     sequence = plain.start()
     keep = KeepUntil(5) if stop == "keep" else never_stop
-    rounds = decode_plainly(plain.target, sequence, plain.law, keep, 5 if stop == "budget" else 30)
+    rounds = generate(plain.target, None, sequence, plain.law, FixedDepth(0), keep, 5 if stop == "budget" else 30)
     if stop.startswith("close"):
         for _ in range(1 if stop == "close at once" else 5):
             next(rounds)
@@ -266,7 +268,7 @@ def assert_head_is_true(target: Target, head: Head, sequence: Sequence) -> None:
 def test_the_heads_rows_are_the_targets_after_every_round(plain: Plain, depths: tuple[int, ...]) -> None:
     sequence = plain.start(head=True)
     assert_head_is_true(plain.target, plain.head, sequence)
-    rounds = speculate(plain.target, MTPChain(plain.head), sequence, plain.law, Depths(*depths), KeepUntil(13), 100)
+    rounds = generate(plain.target, MTPChain(plain.head), sequence, plain.law, Depths(*depths), KeepUntil(13), 100)
     for one, behind in zip(rounds, [*depths[1:], *[depths[-1]] * 100], strict=False):
         count = len(sequence.tokens)
         assert sequence.tokens == plain.tokens[:count]
@@ -276,7 +278,7 @@ def test_the_heads_rows_are_the_targets_after_every_round(plain: Plain, depths: 
     assert len(sequence.tokens) == len(PROMPT) + 13
     sequence.prefill(MORE, chunk_size=2)
     assert_head_is_true(plain.target, plain.head, sequence)
-    next(speculate(plain.target, MTPChain(plain.head), sequence, plain.law, Depths(3), never_stop, 9))
+    next(generate(plain.target, MTPChain(plain.head), sequence, plain.law, Depths(3), never_stop, 9))
     assert_head_is_true(plain.target, plain.head, sequence)
 
 
@@ -288,12 +290,14 @@ def test_a_trained_heads_drafts_stand_and_its_rows_stay_true() -> None:
     sequence = Sequence(target, head)
     sequence.prefill(PROMPT, chunk_size=5)
     found = []
-    for one in speculate(target, MTPChain(head), sequence, Verifier(Sampling()), Depths(3), never_stop, 40):
+    for one in generate(target, MTPChain(head), sequence, Sampler(Sampling()), Depths(3), never_stop, 40):
         found.append(one)
         assert_head_is_true(target, head, sequence)
     plain = Sequence(target, None)
     plain.prefill(PROMPT, chunk_size=5)
-    assert tokens_of(iter(found)) == tokens_of(decode_plainly(target, plain, Verifier(Sampling()), never_stop, 40))
+    assert tokens_of(iter(found)) == tokens_of(
+        generate(target, None, plain, Sampler(Sampling()), FixedDepth(0), never_stop, 40)
+    )
     assert_same_state(snapshot(sequence.cache), snapshot(plain.cache))
     assert sum(one.accepted for one in found) > 0
 
@@ -307,24 +311,24 @@ TABLE = random_table(VOCABULARY, seed=1, spread=2.0)
 @pytest.mark.parametrize("verify", ["greedy", "token", "block", "seeded"])
 def test_a_round_waits_for_the_device_once(plain: Plain, verify: Any) -> None:
     """Three times in the rounds that are timed in parts. Reading any array, and `mx.eval`, are counted."""
-    law = Verifier(Sampling()) if verify == "greedy" else Verifier(Sampling(1.0, top_p=0.9, top_k=50, seed=1), verify)
+    law = Sampler(Sampling()) if verify == "greedy" else Sampler(Sampling(1.0, top_p=0.9, top_k=50, seed=1), verify)
     drafter, sequence = MTPChain(plain.head), plain.start(head=True)
-    rounds = speculate(plain.target, drafter, sequence, law, Depths(2, 3, 0, 3, 1), never_stop, 1000)
+    rounds = generate(plain.target, drafter, sequence, law, Depths(2, 3, 0, 3, 1), never_stop, 1000)
     drafted = 0
-    for _ in range(TIMED_FROM + 3):
+    for _ in range(TIMED_FIRST + 3):
         with counted_evaluations() as calls:
             one = next(rounds)
-        timed = one.drafted > 0 and drafted % TIMED_EVERY == TIMED_FROM
+        timed = one.drafted > 0 and drafted % TIMED_EVERY == TIMED_FIRST
         drafted += one.drafted > 0
         assert len(calls) == one.evaluations == (3 if timed else 1), calls
-        assert (one.parts is not None) == timed
-        if one.parts:
-            assert min(one.parts.draft_s, one.parts.verify_s, one.parts.other_s) > 0
+        assert (one.phases is not None) == timed
+        if one.phases:
+            assert min(one.phases.draft_s, one.phases.verify_s, one.phases.other_s) > 0
 
 
 def test_plain_decoding_waits_for_the_device_once_a_round(plain: Plain) -> None:
-    rounds = decode_plainly(plain.target, plain.start(), plain.law, never_stop, 1000)
-    for _ in range(TIMED_FROM + 3):
+    rounds = generate(plain.target, None, plain.start(), plain.law, FixedDepth(0), never_stop, 1000)
+    for _ in range(TIMED_FIRST + 3):
         with counted_evaluations() as calls:
             one = next(rounds)
         assert len(calls) == one.evaluations == 1, calls
@@ -332,20 +336,20 @@ def test_plain_decoding_waits_for_the_device_once_a_round(plain: Plain) -> None:
 
 
 def test_timed_rounds_come_back_and_change_nothing() -> None:
-    law, tokens = Verifier(Sampling(1.0, seed=1)), TIMED_EVERY + 40
+    law, tokens = Sampler(Sampling(1.0, seed=1)), TIMED_EVERY + 40
     found = []
     for depth in (None, 1):
         target = TableTarget(TABLE)
         sequence = Sequence(target, None)  # type: ignore[arg-type]
         sequence.prefill([3])
         if depth is None:
-            rounds = decode_plainly(target, sequence, law, never_stop, tokens)  # type: ignore[arg-type]
+            rounds = generate(target, None, sequence, law, FixedDepth(0), never_stop, tokens)  # type: ignore[arg-type]
         else:
             drafter = TableDrafter(random_table(VOCABULARY, seed=2))
-            rounds = speculate(target, drafter, sequence, law, Depths(1), never_stop, tokens)  # type: ignore[arg-type]
+            rounds = generate(target, drafter, sequence, law, Depths(1), never_stop, tokens)  # type: ignore[arg-type]
         found.append(list(rounds))
     assert tokens_of(iter(found[0])) == tokens_of(iter(found[1]))
-    timed = [number for number, one in enumerate(found[1]) if one.parts]
-    assert timed == [n for n in range(len(found[1])) if n % TIMED_EVERY == TIMED_FROM]
+    timed = [number for number, one in enumerate(found[1]) if one.phases]
+    assert timed == [n for n in range(len(found[1])) if n % TIMED_EVERY == TIMED_FIRST]
     assert len(timed) == 2
     assert {one.evaluations for one in found[0]} == {1}

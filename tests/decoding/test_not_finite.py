@@ -6,10 +6,11 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxmtp.decoding.loop import decode_plainly, never_stop, speculate
+from mlxmtp.decoding.depth import FixedDepth
+from mlxmtp.decoding.loop import generate, never_stop
+from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
-from mlxmtp.decoding.verifier import Verifier
 from mlxmtp.errors import NumericsError
 from tests.scripted import Depths, ScriptedDrafter, TableDrafter, TableTarget, random_table
 
@@ -38,12 +39,12 @@ def test_logits_that_are_not_finite_are_an_error_and_never_a_token(
         seen.append(tokens)
         return never_stop(tokens)
 
-    law = Verifier(sampling)
+    law = Sampler(sampling)
     if depth is None:
-        rounds = decode_plainly(target, sequence, law, keep, 9)  # type: ignore[arg-type]
+        rounds = generate(target, None, sequence, law, FixedDepth(0), keep, 9)  # type: ignore[arg-type]
     else:
         drafter = TableDrafter(TABLE)
-        rounds = speculate(target, drafter, sequence, law, Depths(depth), keep, 9)  # type: ignore[arg-type]
+        rounds = generate(target, drafter, sequence, law, Depths(depth), keep, 9)  # type: ignore[arg-type]
     with pytest.raises(NumericsError, match="not finite"):
         next(rounds)
     assert not seen
@@ -55,7 +56,7 @@ def test_a_bad_row_behind_a_rejection_does_not_matter() -> None:
     honest = TableTarget(TABLE)
     first = Sequence(honest, None)  # type: ignore[arg-type]
     first.prefill([3, 4])
-    plain = decode_plainly(honest, first, Verifier(Sampling()), never_stop, 4)  # type: ignore[arg-type]
+    plain = generate(honest, None, first, Sampler(Sampling()), FixedDepth(0), never_stop, 4)  # type: ignore[arg-type]
     truth = [3, 4, *(token for one in plain for token in one.tokens)]
     wrong = (truth[3] + 1) % VOCABULARY
     assert wrong not in truth
@@ -63,5 +64,5 @@ def test_a_bad_row_behind_a_rejection_does_not_matter() -> None:
     sequence = Sequence(target, None)  # type: ignore[arg-type]
     sequence.prefill([3, 4])
     drafter = ScriptedDrafter(truth, [1], VOCABULARY)
-    one = next(speculate(target, drafter, sequence, Verifier(Sampling()), Depths(2), never_stop, 9))  # type: ignore[arg-type]
+    one = next(generate(target, drafter, sequence, Sampler(Sampling()), Depths(2), never_stop, 9))  # type: ignore[arg-type]
     assert list(one.tokens) == truth[2:4]

@@ -14,14 +14,14 @@ from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_logits_processors
 
 from mlxmtp import Engine, GenerationOptions, OptionError, load
-from mlxmtp.decoding import penalties as penalties_module
-from mlxmtp.decoding import verifier as verifier_module
-from mlxmtp.decoding.loop import TIMED_FROM, decode_plainly, never_stop, speculate
-from mlxmtp.decoding.penalties import Penalties
+from mlxmtp.decoding import logits_processors as processors_module
+from mlxmtp.decoding.depth import FixedDepth
+from mlxmtp.decoding.logits_processors import LogitBias, Penalties, logits_processors
+from mlxmtp.decoding.loop import TIMED_FIRST, generate, never_stop
+from mlxmtp.decoding.sampler import Sampler, VerifyMode
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
-from mlxmtp.decoding.verifier import Verifier, VerifyMode
 from tests.decoding.law_tables import FALSE_ALARM, chance_of_worse
 from tests.running import prefilled, rounds
 from tests.scripted import Depths, TableDrafter, TableTarget, counted_evaluations, random_table
@@ -124,12 +124,23 @@ def by_hand(row: np.ndarray, prompt: list[int], generated: list[int], sampling: 
 @pytest.mark.parametrize("stands", [[], [4], [4, 0, 4, 3]], ids=str)
 def test_each_row_has_the_prefix_of_plain_decoding(stands: list[int]) -> None:
     sampling, since = Sampling(**PENALISED), [3, 3, 1, 4]
-    state = Penalties(sampling, PROMPT, V)
+    processors = logits_processors(sampling)
+    assert [type(one) for one in processors] == [LogitBias, Penalties], "the bias comes before the penalties"
+
+    def processed(logits: mx.array, tokens: list[int]) -> mx.array:
+        for processor in processors:
+            logits = processor.process(logits, mx.array([tokens], mx.uint32))
+        return logits
+
+    for processor in processors:
+        processor.begin(PROMPT)
+    processed(TARGET[None, :1], [])
     for token in stands:
-        state.advance([token])
+        for processor in processors:
+            processor.advance([token])
     for count in range(1, 6):
         logits = TARGET[10 : 10 + count][None]
-        found = np.array(state.apply(logits, mx.array([since], mx.uint32)))[0]
+        found = np.array(processed(logits, since))[0]
         for i, row in enumerate(found):
             before = stands + since[: len(since) - (count - 1 - i)]
             assert np.allclose(row, by_hand(np.array(logits[0, i]), PROMPT, before, sampling), atol=1e-6)
@@ -140,14 +151,14 @@ def test_each_row_has_the_prefix_of_plain_decoding(stands: list[int]) -> None:
 FIRST, TURNS = 3, 1500  # tokens that the joint law is over; seeds
 
 
-def turn(law: Verifier, depth: int | None, count: int, drafted_from: mx.array = DRAFT) -> list[Round]:
+def turn(law: Sampler, depth: int | None, count: int, drafted_from: mx.array = DRAFT) -> list[Round]:
     """Rounds of the real loop over tables; depth None decodes plainly."""
     target = TableTarget(TARGET)
     sequence = Sequence(target, None)  # type: ignore[arg-type]
     sequence.prefill(PROMPT)
     if depth is None:
-        return list(decode_plainly(target, sequence, law, never_stop, count))  # type: ignore[arg-type]
-    return list(speculate(target, TableDrafter(drafted_from), sequence, law, Depths(depth), never_stop, count))  # type: ignore[arg-type]
+        return list(generate(target, None, sequence, law, FixedDepth(0), never_stop, count))  # type: ignore[arg-type]
+    return list(generate(target, TableDrafter(drafted_from), sequence, law, Depths(depth), never_stop, count))  # type: ignore[arg-type]
 
 
 def enumerated_law() -> np.ndarray:
@@ -168,7 +179,7 @@ def chance(verify: VerifyMode, depth: int | None) -> float:
     """The p-value of what came out."""
     counts, accepted = np.zeros((V,) * FIRST, int), 0
     for seed in range(TURNS):
-        found = turn(Verifier(Sampling(TEMPERATURE, seed=seed, **PENALISED), verify), depth, FIRST)
+        found = turn(Sampler(Sampling(TEMPERATURE, seed=seed, **PENALISED), verify), depth, FIRST)
         counts[tuple(tokens_of(found))] += 1
         accepted += sum(one.accepted for one in found)
     assert depth is None or accepted > TURNS / 5
@@ -189,23 +200,23 @@ def rows_with_their_own_draft(since: mx.array, rows: int, vocabulary: int) -> mx
     return honest[:, -rows:]
 
 
-SEEN_BY = penalties_module._seen_by
+SEEN_BY = processors_module._counts_before_rows
 
 
 @pytest.mark.parametrize("broken", [rows_without_their_drafts, rows_with_their_own_draft])
 def test_rows_with_another_prefix_are_rejected(
     monkeypatch: pytest.MonkeyPatch, broken: Callable[..., mx.array]
 ) -> None:
-    monkeypatch.setattr(penalties_module, "_seen_by", broken)
+    monkeypatch.setattr(processors_module, "_counts_before_rows", broken)
     assert chance("token", 2) < FALSE_ALARM
 
 
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.8}, {"top_k": 3, "min_p": 0.1}], ids=str)
 def test_a_seed_gives_the_same_tokens_at_any_depth(filters: dict[str, Any]) -> None:
     for seed in range(5):
-        law = Verifier(Sampling(TEMPERATURE, seed=seed, **PENALISED, **filters))
+        law = Sampler(Sampling(TEMPERATURE, seed=seed, **PENALISED, **filters))
         plain = tokens_of(turn(law, None, 40))
-        assert plain != tokens_of(turn(Verifier(Sampling(TEMPERATURE, seed=seed, **filters)), None, 40))
+        assert plain != tokens_of(turn(Sampler(Sampling(TEMPERATURE, seed=seed, **filters)), None, 40))
         for depth in range(6):
             assert tokens_of(turn(law, depth, 40)) == plain
 
@@ -214,7 +225,7 @@ def test_a_seed_gives_the_same_tokens_at_any_depth(filters: dict[str, Any]) -> N
 @pytest.mark.parametrize("temperature", [0.0, TEMPERATURE])
 def test_drafts_are_penalised_as_the_target_is(verify: VerifyMode, temperature: float) -> None:
     """A head that knows the target stands always, although every token that it drafts changes the next law."""
-    found = turn(Verifier(Sampling(temperature, seed=1, **PENALISED), verify), 3, 40, drafted_from=TARGET)
+    found = turn(Sampler(Sampling(temperature, seed=1, **PENALISED), verify), 3, 40, drafted_from=TARGET)
     assert sum(one.accepted for one in found) == sum(one.drafted for one in found) == 30
 
 
@@ -227,18 +238,17 @@ def test_drafts_are_penalised_as_the_target_is(verify: VerifyMode, temperature: 
 @pytest.mark.parametrize("depth", [0, 3])
 def test_a_round_still_waits_for_the_device_once(demo: Engine, sampling: Sampling, depth: int) -> None:
     found = rounds(demo, prefilled(demo, PROMPT, depth), 1000, depth, sampling)
-    for number in range(TIMED_FROM + 2):
+    for number in range(TIMED_FIRST + 2):
         with counted_evaluations() as calls:
             one = next(found)
-        assert len(calls) == one.evaluations == (3 if depth and number == TIMED_FROM else 1), calls
+        assert len(calls) == one.evaluations == (3 if depth and number == TIMED_FIRST else 1), calls
     found.close()  # type: ignore[attr-defined]
 
 
-def test_a_turn_without_penalties_has_no_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verifier_module, "Penalties", None)
+def test_a_turn_without_penalties_has_no_processors() -> None:
     off = Sampling(frequency_penalty=0.0, presence_penalty=0, repetition_penalty=1, logit_bias={})
     assert off == Sampling()
-    assert len(tokens_of(turn(Verifier(off), 2, 20))) == 20
+    assert logits_processors(off) == []
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import mlx.core as mx
 import pytest
 from mlx_lm import sample_utils
 
+from mlxmtp.decoding.sampler import NO_DRAFT, Sampler
 from mlxmtp.decoding.sampling import Sampling, distribution, gumbel, log_probs
-from mlxmtp.decoding.verifier import NO_DRAFT, Verifier
 
 ROWS, VOCABULARY = 64, 200
 # We divide by the temperature, mlx-lm multiplies by its reciprocal: a rounding of numbers as large as 20 / 0.1.
@@ -130,13 +130,13 @@ def test_a_value_out_of_range_is_named(wrong: dict[str, Any]) -> None:
 
 def test_an_unknown_verification_is_named() -> None:
     with pytest.raises(ValueError, match="verify is 'blok'; expected one of token, block, seeded"):
-        Verifier(Sampling(1.0), "blok")  # type: ignore[arg-type]
+        Sampler(Sampling(1.0), "blok")  # type: ignore[arg-type]
 
 
 def test_a_seed_means_reproducible_unless_told_otherwise() -> None:
-    assert Verifier(Sampling(1.0)).mode == "block"
-    assert Verifier(Sampling(1.0, seed=0)).mode == "seeded"
-    assert Verifier(Sampling(1.0, seed=0), "block").mode == "block"
+    assert Sampler(Sampling(1.0)).mode == "block"
+    assert Sampler(Sampling(1.0, seed=0)).mode == "seeded"
+    assert Sampler(Sampling(1.0, seed=0), "block").mode == "block"
 
 
 # -- greedy ---------------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def near_tie() -> mx.array:
 
 
 def test_greedy_takes_its_argmax_where_mlx_lm_does() -> None:
-    verdict, sound = Verifier(Sampling()).verify(near_tie()[None], NO_DRAFT, 0)
+    verdict, sound = Sampler(Sampling()).verify(near_tie()[None], NO_DRAFT, 0)
     assert verdict.token.tolist() == [0]
     assert sound.tolist() == [True]
 
@@ -194,10 +194,10 @@ def test_noise_is_gumbels() -> None:
 @pytest.mark.parametrize("verify", ["token", "block", "seeded"])
 def test_a_draw_belongs_to_its_position_and_step(verify: Any) -> None:
     """Seeded noise belongs to the position of the token alone: the next round's first draft repeats it."""
-    logits, law = mx.zeros((1, 10**6)), Verifier(Sampling(1.0, seed=1), verify)
+    logits, law = mx.zeros((1, 10**6)), Sampler(Sampling(1.0, seed=1), verify)
     behind = [mx.zeros((1, 1), mx.uint32)]
     at = (70, []), (70, []), (71, []), (70, behind)
-    one, again, next_round, next_step = (law.draw(logits, position, drafts)[0].item() for position, drafts in at)
+    one, again, next_round, next_step = (law.draw_draft(logits, position, drafts)[0].item() for position, drafts in at)
     assert one == again != next_round
     assert one != next_step
     assert (next_round == next_step) is (verify == "seeded")

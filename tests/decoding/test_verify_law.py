@@ -12,10 +12,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxmtp.decoding import verifier as verifier_module
+from mlxmtp.decoding import sampler as sampler_module
 from mlxmtp.decoding import verify as verify_module
+from mlxmtp.decoding.sampler import Draft, Sampler, VerifyMode
 from mlxmtp.decoding.sampling import Sampling, distribution, fold, log_probs
-from mlxmtp.decoding.verifier import Draft, Verifier, VerifyMode
 from tests.decoding.law_tables import (
     ALARM_AT,
     DRAFTS,
@@ -50,7 +50,7 @@ def test_the_law_is_the_targets_own_and_drafts_stand_as_often_as_can_be(
     """One draft: 1 - TV(p, q), for both verifiers. Several: a block never stands shorter on average."""
     for depth in (1, 2, 3):
         table = tables(kind, depth)
-        found = {verify: enumerated(table, Verifier(Sampling(**setting), verify), depth) for verify in VERIFIERS}
+        found = {verify: enumerated(table, Sampler(Sampling(**setting), verify), depth) for verify in VERIFIERS}
         for verify, outcomes in found.items():
             assert abs(outcomes.joint_law() - plain_law(table.target, setting)).max() < ROUNDING, (verify, depth)
         token, block = (found[verify].mean_accepted() for verify in ("token", "block"))
@@ -75,7 +75,7 @@ HONEST: list[tuple[DraftKind, dict[str, Any]]] = [
 @pytest.mark.parametrize("verify", VERIFIERS)
 def test_sampled_tokens_follow_the_targets_law(verify: VerifyMode, kind: DraftKind, setting: dict[str, Any]) -> None:
     table = tables(kind, 3)
-    counts = sampled_counts(table, Verifier(Sampling(**setting, seed=1), verify), 3, SEQUENCES)
+    counts = sampled_counts(table, Sampler(Sampling(**setting, seed=1), verify), 3, SEQUENCES)
     assert chance_of_worse(counts, plain_law(table.target, setting)) > FALSE_ALARM
 
 
@@ -84,7 +84,7 @@ def test_sampled_tokens_follow_the_targets_law(verify: VerifyMode, kind: DraftKi
 
 def draft_key(key: mx.array) -> mx.array:
     """The key that a round's first draft was drawn with, from its verdict's."""
-    return key + mx.array([0, verifier_module._DRAFTS - verifier_module._VERDICT], mx.uint32)
+    return key + mx.array([0, sampler_module._DRAFTS - sampler_module._VERDICT], mx.uint32)
 
 
 def residual_from_p(patch: Patch) -> None:
@@ -114,7 +114,7 @@ def bonus_without_top_p(patch: Patch) -> None:
             return law
         return mx.concatenate([law[:, :-1], distribution(logits[:, -1:], Sampling(sampling.temperature))], axis=1)
 
-    patch.setattr(verifier_module, "distribution", without)
+    patch.setattr(sampler_module, "distribution", without)
 
 
 def residual_with_the_drafts_noise(patch: Patch) -> None:
@@ -157,7 +157,7 @@ def test_enumeration_rejects_wrong_arithmetic(
 ) -> None:
     table = tables("near", 2)
     broken(monkeypatch)
-    found = enumerated(table, Verifier(Sampling(**BREAKABLE), verify), 2).joint_law()
+    found = enumerated(table, Sampler(Sampling(**BREAKABLE), verify), 2).joint_law()
     assert abs(found - plain_law(table.target, BREAKABLE)).max() > 1000 * ROUNDING
 
 
@@ -165,7 +165,7 @@ def test_enumeration_rejects_wrong_arithmetic(
 @pytest.mark.parametrize("verify", VERIFIERS)
 def test_enumeration_rejects_a_biased_acceptance(verify: VerifyMode, factor: float) -> None:
     table = tables("near", 2)
-    law = Verifier(Sampling(**BREAKABLE), verify)
+    law = Sampler(Sampling(**BREAKABLE), verify)
     found = enumerated(table, law, 2, uniform=lambda u: u / factor).joint_law()
     assert abs(found - plain_law(table.target, BREAKABLE)).max() > 10 * ROUNDING
 
@@ -175,7 +175,7 @@ def test_enumeration_rejects_a_biased_acceptance(verify: VerifyMode, factor: flo
 def test_sampling_rejects_gross_errors(monkeypatch: Patch, verify: VerifyMode, broken: Callable[[Patch], None]) -> None:
     table = tables("bad", 2)
     broken(monkeypatch)
-    counts = sampled_counts(table, Verifier(Sampling(**BREAKABLE, seed=1), verify), 2, FEW_SEQUENCES)
+    counts = sampled_counts(table, Sampler(Sampling(**BREAKABLE, seed=1), verify), 2, FEW_SEQUENCES)
     assert chance_of_worse(counts, plain_law(table.target, BREAKABLE)) < FALSE_ALARM
 
 
@@ -194,7 +194,7 @@ def sensitive_tables(depth: int) -> Tables:
 @pytest.mark.parametrize("verify", VERIFIERS)
 def test_sampling_rejects_an_acceptance_biased_by_one_per_cent(monkeypatch: Patch, verify: VerifyMode) -> None:
     """A z-test in the direction in which the enumerated biased law lies, with as many sequences as its power needs."""
-    table, law = sensitive_tables(2), Verifier(Sampling(1.0, seed=1), verify)
+    table, law = sensitive_tables(2), Sampler(Sampling(1.0, seed=1), verify)
     plain = plain_law(table.target, {"temperature": 1.0})
     biased = enumerated(table, law, 2, uniform=lambda u: u / 1.01).joint_law()
     direction = np.divide(biased - plain, plain, out=np.zeros_like(plain), where=plain > 0)
@@ -222,7 +222,7 @@ def in_one_go(a_round: Callable[[Any], mx.array]) -> mx.array:
         return mx.stack([fold(key, n, purpose) for n in range(ROUNDS)])[number]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verifier_module, "fold", folded)
+        patch.setattr(sampler_module, "fold", folded)
         return mx.vmap(a_round)(mx.arange(ROUNDS))
 
 
@@ -238,12 +238,12 @@ def test_successive_rounds_of_one_sequence_are_independent(
     """Pairs of tokens from neighbouring rounds follow the product law; one row at a time, as generation runs."""
     if broken:
         broken(monkeypatch)
-    law, single = Verifier(Sampling(1.0, seed=2), verify), [0.1, 0.2, 0.3, 0.4]
+    law, single = Sampler(Sampling(1.0, seed=2), verify), [0.1, 0.2, 0.3, 0.4]
     own, proposal = mx.log(mx.array([single])), mx.log(mx.array([single[::-1]]))
     logits = mx.stack([own, own], axis=1)
 
     def emitted(number: Any) -> mx.array:
-        token, q = law.draw(proposal, number, [])
+        token, q = law.draw_draft(proposal, number, [])
         assert q is not None
         verdict, _ = law.verify(logits, Draft(token[:, None], [q]), number)
         return mx.where(verdict.accepted > 0, token, verdict.token)

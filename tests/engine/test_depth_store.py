@@ -33,7 +33,7 @@ def test_what_is_kept_is_recalled(tmp_path: Path) -> None:
     assert found.costs.ratios(looked_up=True) == pytest.approx({8: 2.5})
     assert found.acceptance.usual == pytest.approx([0.8, 0.7])
     assert found.repeats.usual[3] == pytest.approx([0.9, 0.95])
-    assert [found.next() for _ in range(4)] == [found.next()] * 4, "nothing is left to be tried out first"
+    assert [found.plan().depth for _ in range(4)] == [found.plan().depth] * 4, "nothing is left to be tried out first"
 
 
 def test_nothing_is_kept_of_a_policy_that_knows_no_plain_step(tmp_path: Path) -> None:

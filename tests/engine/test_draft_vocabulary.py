@@ -15,9 +15,9 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from mlxmtp import Engine, GenerationOptions, OptionError, load
-from mlxmtp.decoding.drafters import MTPChain
+from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import Sequence
-from mlxmtp.decoding.verifier import Verifier
 from mlxmtp.engine.depth_store import file_for
 from mlxmtp.engine.draft_vocabulary import draft_tokens
 from mlxmtp.heads.draft_output import DraftOutput
@@ -80,7 +80,7 @@ def test_the_text_is_as_without_and_the_drafts_are_of_the_vocabulary(
     assert engine.generate(PROMPT, replace(sampling, max_tokens=40)).tokens == plain
     sequence = Sequence(engine.target, engine.mtp)
     sequence.prefill(PROMPT)
-    drafts = MTPChain(engine.mtp).propose(sequence, 6, Verifier(sampling.sampling)).tokens[0].tolist()  # type: ignore[arg-type]
+    drafts = MTPChain(engine.mtp).propose(sequence, 6, Sampler(sampling.sampling)).tokens[0].tolist()  # type: ignore[arg-type]
     assert set(drafts) <= set(engine.draft_tokens)
     assert file_for(engine) != file_for(whole), "what is learned of one is not of the other"
 

@@ -13,9 +13,9 @@ import pytest
 from llguidance import LLMatcher
 
 from mlxmtp import Engine, GenerationOptions, OptionError, Result, load
-from mlxmtp.decoding.drafters import MTPChain
+from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.sampler import Draft, Sampler
 from mlxmtp.decoding.sequence import Sequence
-from mlxmtp.decoding.verifier import Draft, Verifier
 from mlxmtp.engine.grammar import Grammar, json_grammar, token_trie
 from tests.scripted import one_hot
 
@@ -113,7 +113,7 @@ def test_a_head_that_drafts_what_is_forbidden_changes_nothing(demo: Engine, monk
     honest = demo.generate(PROMPTS[0], GenerationOptions(json_schema=ORDER))
     forbidden = demo.tokenizer.encode("!!!")[-1]
 
-    def propose(self: MTPChain, sequence: Sequence, depth: int, verifier: Verifier) -> Draft:
+    def propose(self: MTPChain, sequence: Sequence, depth: int, sampler: Sampler) -> Draft:
         sequence.take_pending()
         return Draft(mx.full((1, depth), forbidden, mx.uint32), [one_hot(forbidden, 4096)] * depth)
 

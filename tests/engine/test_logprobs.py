@@ -11,11 +11,10 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlxmtp import Engine, GenerationOptions, OptionError, TokenLogprob, load
 from mlxmtp.decoding.depth import FixedDepth
-from mlxmtp.decoding.drafters import MTPChain
-from mlxmtp.decoding.logprobs import Report
-from mlxmtp.decoding.loop import decode_plainly, never_stop, speculate
+from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.loop import generate, never_stop
+from mlxmtp.decoding.sampler import Sampler, TopLogprobs
 from mlxmtp.decoding.sampling import Sampling
-from mlxmtp.decoding.verifier import Verifier
 from tests.running import prefilled
 from tests.scripted import counted_evaluations
 
@@ -96,7 +95,7 @@ def test_they_change_no_token_and_are_not_given_unasked(demo: Engine) -> None:
 
 def test_of_equals_the_lower_id_comes_first() -> None:
     logits = mx.array([[[0.0, 2.0, 1.0, 2.0, 1.0, 2.0] * 50]], mx.bfloat16)
-    (one,) = Report(logits, mx.array([[2]]), 20).read([2])
+    (one,) = TopLogprobs(logits, mx.array([[2]]), 20).read([2])
     assert [token for token, _ in one.top] == [6 * i + j for i in range(7) for j in (1, 3, 5)][:20]
     assert len({value for _, value in one.top}) == 1
     assert one.logprob == pytest.approx(one.top[0][1] - 1)
@@ -105,12 +104,12 @@ def test_of_equals_the_lower_id_comes_first() -> None:
 @pytest.mark.parametrize("depth", [0, 3])
 def test_they_come_with_the_evaluation_of_their_round(demo: Engine, depth: int) -> None:
     """What is read afterwards has been evaluated: only `eval` and the first reading wait."""
-    sequence, law = prefilled(demo, [40, 7, 99], depth), Verifier(Sampling())
+    sequence, law = prefilled(demo, [40, 7, 99], depth), Sampler(Sampling())
     if depth:
         drafter = MTPChain(demo.mtp)  # type: ignore[arg-type]
-        found = speculate(demo.target, drafter, sequence, law, FixedDepth(depth), never_stop, 100, 2)
+        found = generate(demo.target, drafter, sequence, law, FixedDepth(depth), never_stop, 100, 2)
     else:
-        found = decode_plainly(demo.target, sequence, law, never_stop, 100, 2)
+        found = generate(demo.target, None, sequence, law, FixedDepth(0), never_stop, 100, 2)
     for _ in range(3):
         with counted_evaluations() as calls:
             one = next(found)

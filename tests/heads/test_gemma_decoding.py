@@ -12,10 +12,10 @@ from mlx_lm.models.cache import KVCache
 
 from mlxmtp import Engine, load
 from mlxmtp.conversion.convert import Packing, convert
-from mlxmtp.decoding.loop import never_stop, speculate
+from mlxmtp.decoding.loop import generate, never_stop
+from mlxmtp.decoding.sampler import Draft, Sampler
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
-from mlxmtp.decoding.verifier import Draft, Verifier
 from mlxmtp.heads.gemma import DraftPosition
 from mlxmtp.targets import SharedRows
 from tests import tiny
@@ -129,7 +129,7 @@ def test_prompts_around_the_window(pair: Engines, style: tiny.Style, length: int
 class Scripted(ScriptedDrafter):
     """The same for a sequence with an assistant, which loses nothing with the row that it leaves unread."""
 
-    def propose(self, sequence: Sequence, depth: int, law: Verifier) -> Draft:
+    def propose(self, sequence: Sequence, depth: int, law: Sampler) -> Draft:
         sequence.take_pending()
         return super().propose(sequence, depth, law)
 
@@ -144,8 +144,8 @@ def test_after_a_stop_and_a_continuation(pair: Engines, depth: int) -> None:
         sequence = prefilled(engine, prompt, depth)
         if depth:
             drafter = Scripted(truth, repeat(depth), engine.target.text_model.args.vocab_size)
-            law, keep = Verifier(Sampling()), KeepUntil(last)
-            first = list(speculate(engine.target, drafter, sequence, law, Depths(depth), keep, 100))
+            law, keep = Sampler(Sampling()), KeepUntil(last)
+            first = list(generate(engine.target, drafter, sequence, law, Depths(depth), keep, 100))
         else:
             first = list(rounds(engine, sequence, 100, 0, keep=KeepUntil(last)))
         inside += len(first[-1].tokens) <= first[-1].accepted
@@ -174,7 +174,7 @@ def scripted(engine: Engine, prompt: list[int]) -> Iterator[Sequence]:
     if len(prompt) > 1:  # or there is nothing to see yet
         yield sequence
     drafter = Scripted(truth, RIGHT, engine.target.text_model.args.vocab_size)
-    run = speculate(engine.target, drafter, sequence, Verifier(Sampling()), Depths(4), never_stop, 1000)
+    run = generate(engine.target, drafter, sequence, Sampler(Sampling()), Depths(4), never_stop, 1000)
     for right, one in zip(RIGHT, run, strict=False):
         assert one.accepted == right
         assert sequence.tokens == truth[: len(sequence.tokens)]

@@ -23,7 +23,7 @@ def runs(workload: str, step: float, slow: float = 1.0) -> list[object]:
     """Depth 1 takes 1.6 steps for two tokens; auto `slow` times that, and 2 for a looked-up round of four tokens."""
     auto = rounds(9, slow * 1.6 * step, 1, 2)
     of = {"plain": rounds(20, step), "depth 1": rounds(9, 1.6 * step, 1, 2)}
-    of |= {"auto": auto + rounds(3, 2 * step, 2, 4, looked_up=True), "no lookup": auto}
+    of |= {"auto": auto + rounds(3, 2 * step, 2, 4, from_lookup=True), "no lookup": auto}
     return [Run(workload, arm, found, step) for arm, found in of.items()]
 
 

@@ -1,0 +1,190 @@
+"""The sampler of a turn: draws drafts and verifies them so that tokens keep the target's own distribution."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import mlx.core as mx
+
+from mlxmtp.decoding.logits_processors import LogitsProcessor, logits_processors
+from mlxmtp.decoding.sampling import Sampling, distribution, fold, gumbel, log_probs
+from mlxmtp.decoding.stats import TokenLogprob
+from mlxmtp.decoding.verify import Acceptance, block, draw, matching, rejection
+
+VerifyMode = Literal["token", "block", "seeded"]
+
+_ACCEPTANCE_KEY = 1
+"""Purpose of the key of a round's acceptance. Purpose 0 is the noise that all depths share (`sampling.gumbel`)."""
+_DRAFT_KEY = 2
+"""Purpose of the key of a round's first draft; each deeper draft has the next number."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Proposed tokens [B, k].
+
+    Args:
+        distributions: k log-probability arrays [B, V] that the tokens were drawn from; empty where a token was
+            certain, or where verification does not need them.
+        from_lookup: the tokens come from the text.
+    """
+
+    tokens: mx.array
+    distributions: list[mx.array]
+    from_lookup: bool = False
+
+    @property
+    def depth(self) -> int:
+        """The number of tokens."""
+        return self.tokens.shape[1]
+
+
+NO_DRAFT = Draft(mx.zeros((1, 0), mx.uint32), [])
+
+
+class Sampler:
+    """Draws drafts and verifies them. Every random number has a key of (seed, position, purpose), used once.
+
+    The position of a round is that of the first token it can emit. Rounds of one sequence never share it.
+
+    Args:
+        sampling: the chain that the logits of target and head go through.
+        mode: "token" or "block" rejection sampling, or "seeded": the same seed gives the same tokens at any depth.
+            None: "seeded" where a seed is given, else "block", which accepts most drafts. All are equal at
+            temperature 0.
+        processors: logits processors of this turn, applied after the sampling's bias and penalties.
+
+    Raises:
+        ValueError: there is no such mode.
+    """
+
+    def __init__(
+        self, sampling: Sampling, mode: VerifyMode | None = None, processors: Sequence[LogitsProcessor] = ()
+    ) -> None:
+        if mode is not None and mode not in get_args(VerifyMode):
+            raise ValueError(f"verify is {mode!r}; expected one of {', '.join(get_args(VerifyMode))}")
+        self.sampling = sampling
+        self.mode: VerifyMode = mode or ("block" if sampling.seed is None else "seeded")
+        seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+        self._key = mx.random.split(mx.random.key(seed))[0]
+        self._processors = [*logits_processors(sampling), *processors]
+
+    @property
+    def reads_tokens(self) -> bool:
+        """A pass waits until the host has read all tokens before it, and the drafts in it."""
+        return any(processor.reads_tokens for processor in self._processors)
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        """A turn begins after these tokens."""
+        for processor in self._processors:
+            processor.begin(prompt)
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """These tokens of the turn are accepted."""
+        for processor in self._processors:
+            processor.advance(tokens)
+
+    def draw_draft(
+        self, logits: mx.array, position: int, drafts: Sequence[mx.array]
+    ) -> tuple[mx.array, mx.array | None]:
+        """The round's next draft from the head's logits [B, V], after its drafts so far, each [B, 1].
+
+        Processors that read tokens process the first draft only: for a deeper one they would wait for those before.
+
+        Returns:
+            The tokens [B] and, where verification needs them, the log-probabilities [B, V] that they were drawn from.
+        """
+        step = len(drafts)
+        for processor in self._processors:
+            if step == 0 or not processor.reads_tokens:
+                before = mx.concatenate([NO_DRAFT.tokens, *drafts], axis=1)
+                logits = processor.process(logits[:, None], before)[:, 0]
+        if self.sampling.greedy:
+            return mx.argmax(logits, axis=-1), None
+        q = distribution(logits, self.sampling)
+        if self.mode == "seeded":
+            return mx.argmax(q + gumbel(self._key, position + step, 1, q.shape[-1]), axis=-1), None
+        return draw(q, fold(self._key, position, _DRAFT_KEY + step)), q
+
+    def verify(
+        self, logits: mx.array, draft: Draft, position: int, pending_token: mx.array | None = None
+    ) -> tuple[Acceptance, mx.array]:
+        """The acceptance of a draft by the target's logits [B, k + 1, V], and whether it is finite [B].
+
+        Finite: every emitted token has a finite log-probability. A row with NaN or infinite logits gives none.
+
+        Args:
+            pending_token: [B, 1], the token before the drafts, where the host has not read it, so that `advance` has
+                not been told of it.
+        """
+        tokens = draft.tokens if pending_token is None else mx.concatenate([pending_token, draft.tokens], axis=1)
+        for processor in self._processors:
+            logits = processor.process(logits, tokens)
+        p = log_probs(logits) if self.sampling.greedy else distribution(logits, self.sampling)
+        if self.sampling.greedy or self.mode == "seeded":
+            scores = p if self.sampling.greedy else p + gumbel(self._key, position, p.shape[1], p.shape[-1])
+            acceptance = matching(mx.argmax(scores, axis=-1), draft.tokens)
+        elif draft.depth == 0:
+            token = draw(p[:, 0], fold(self._key, position, _ACCEPTANCE_KEY))
+            acceptance = Acceptance(mx.zeros(token.shape, mx.int32), token)
+        else:
+            accept = block if self.mode == "block" else rejection
+            q = mx.stack(draft.distributions, axis=1) if draft.distributions else _certain(draft.tokens, p.shape[-1])
+            acceptance = accept(p, draft.tokens, q, fold(self._key, position, _ACCEPTANCE_KEY))
+        return acceptance, _finite(p, draft, acceptance)
+
+
+class TopLogprobs:
+    """The log-probabilities of a round's tokens before processors, filters and temperature, lazily.
+
+    Evaluate `arrays` with the round.
+
+    Args:
+        logits: [1, m, V], the target's own. tokens: [1, m], emitted in these rows.
+        top: how many of the most likely tokens to report.
+    """
+
+    def __init__(self, logits: mx.array, tokens: mx.array, top: int) -> None:
+        law = log_probs(logits[0].astype(mx.float32))
+        order = mx.argsort(-law, axis=-1) if top else mx.zeros(law.shape, mx.uint32)
+        most_likely = order[:, :top]  # the sort is stable: of equals, the lower id comes first
+        self.arrays = [
+            mx.take_along_axis(law, tokens[0][:, None], axis=-1)[:, 0],
+            most_likely,
+            mx.take_along_axis(law, most_likely, axis=-1),
+        ]
+
+    def read(self, tokens: list[int]) -> tuple[TokenLogprob, ...]:
+        """The records of the round's first tokens."""
+        columns = zip(*(array.tolist() for array in self.arrays), strict=True)
+        return tuple(
+            TokenLogprob(token, own, tuple(zip(ids, values, strict=True)))
+            for token, (own, ids, values) in zip(tokens, columns, strict=False)
+        )
+
+
+def emitted(draft: Draft, acceptance: Acceptance) -> mx.array:
+    """The emitted token of each row [B, k + 1]: the accepted drafts, then the target's own token repeated."""
+    token = acceptance.token[:, None]
+    if draft.depth == 0:
+        return token
+    rows = mx.arange(draft.depth + 1)[None]
+    accepted = rows < acceptance.accepted[:, None]
+    return mx.where(accepted, mx.concatenate([draft.tokens, token], axis=1), token)
+
+
+def _certain(tokens: mx.array, vocabulary: int) -> mx.array:
+    """The log-probabilities [B, k, V] of drafts [B, k] that had probability 1."""
+    return mx.where(mx.arange(vocabulary) == tokens[..., None], 0.0, -mx.inf)
+
+
+def _finite(p: mx.array, draft: Draft, acceptance: Acceptance) -> mx.array:
+    """Whether the emitted tokens' log-probabilities in p [B, k + 1, V] are finite [B]."""
+    own = mx.take_along_axis(p, emitted(draft, acceptance)[..., None], axis=-1)[..., 0]
+    finite = own > -mx.inf  # they are never above 0, and a comparison with NaN is false
+    if draft.depth == 0:
+        return finite[:, 0]
+    return mx.all(finite | (mx.arange(p.shape[1])[None] > acceptance.accepted[:, None]), axis=1)
