@@ -106,7 +106,7 @@ class AutoDepth:
     def observe(self, one: Round, match: int = 0, repeated: int = 0) -> None:
         if match:
             self.repeats.observe(match, [i < repeated for i in range(len(one.tokens))])
-        if self._plan and not one.from_lookup:
+        if self._plan and not one.from_lookup and (self._plan[0] > 0) == (one.drafted > 0):
             self._plan.pop(0)
         if one.from_lookup and self._full_repeats >= FULL_REPEATS:
             self._full_repeats = 0
