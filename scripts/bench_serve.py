@@ -204,7 +204,7 @@ def serve(arguments: argparse.Namespace) -> None:
     from mlxmtp.server import main as server
     from mlxmtp.worker.process import WorkerProcess
 
-    options = server.Options(arguments.model, port=0, cache_bytes=0)
+    options = server.ServeOptions(arguments.model, port=0, cache_bytes=0)
     server.serve(options, lambda: WorkerProcess.start(program("engine")))
 
 

@@ -40,7 +40,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from mlxmtp.server.main import Options, serve
+    from mlxmtp.server.main import ServeOptions, serve
 
     sampling = {
         "temperature": arguments.temp,
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         "min_p": arguments.min_p,
     }
     serve(
-        Options(
+        ServeOptions(
             model=None if arguments.model == "demo" else arguments.model,
             identity=arguments.identity,
             **options.head(arguments),

@@ -1,1 +1,1 @@
-"""The HTTP shim: one core, and an adapter for each protocol that coding agents speak."""
+"""The HTTP server: one way from a request to its events, and an adapter for each protocol of coding agents."""

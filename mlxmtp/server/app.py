@@ -1,4 +1,4 @@
-"""The HTTP application: routes, and the way of a request through the core."""
+"""The HTTP application: the registry of the protocols, the routes, and the way of a request to its answer."""
 
 from __future__ import annotations
 
@@ -17,39 +17,53 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from mlxmtp.engine.request import GenerationOptions
-from mlxmtp.server import anthropic, chat_completions, completions, responses
-from mlxmtp.server.guard import KeyCheck, client_of, read_body
+from mlxmtp.server.adapter import ApiAdapter, ResponseContext, StreamWriter
+from mlxmtp.server.asgi import (
+    ApiKeyCheck,
+    ClientDisconnectError,
+    EventStream,
+    JsonResponse,
+    Prefetched,
+    cancel_on_disconnect,
+)
+from mlxmtp.server.body import JsonObject, read_body
+from mlxmtp.server.chat_completions import ChatCompletionsAdapter
+from mlxmtp.server.completions import CompletionsAdapter
+from mlxmtp.server.errors import ApiError, internal_error
 from mlxmtp.server.host import Host
-from mlxmtp.server.log import WATCHED, Log, RequestLog
-from mlxmtp.server.metrics import Metrics
-from mlxmtp.server.problems import ApiError
-from mlxmtp.server.prompting import Prompter
-from mlxmtp.server.streaming import Begun, ClientGoneError, EventStream, Json, unless_gone
-from mlxmtp.server.turn import Event, Outcome, TurnEnd, answer
-from mlxmtp.server.wire import ApiAdapter, ResponseContext, Writer
+from mlxmtp.server.messages import MessagesAdapter
+from mlxmtp.server.prompting import PromptBuilder
+from mlxmtp.server.responses import ResponsesAdapter
+from mlxmtp.server.telemetry import CLIENT_DISCONNECTED, Log, Metrics, RequestLog, RequestRecord
+from mlxmtp.server.turn import TurnEnd, TurnEvent, TurnResult, generate_turn
 
-WIRES: dict[str, ApiAdapter] = {
-    "/v1/chat/completions": chat_completions,
-    "/v1/completions": completions,
-    "/v1/responses": responses,
-    "/v1/messages": anthropic,
-}
-PEEK_S = 0.25
-"""A refusal that comes within this time has a status of its own; later ones come in the stream."""
-GONE = 499
-"""The status of a request whose client has left; nginx's."""
+ADAPTERS: tuple[ApiAdapter, ...] = (
+    ChatCompletionsAdapter(),
+    CompletionsAdapter(),
+    ResponsesAdapter(),
+    MessagesAdapter(),
+)
+"""Every protocol of the server. On a path of no protocol, errors have the shape of the first."""
+FIRST_EVENT_S = 0.25
+"""Seconds to wait for the first event of a stream. An error within this time has an HTTP status of its own; a later
+one is an event of the stream."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """All that answering takes.
+    """What all endpoints use.
 
     Args:
-        name: of the model. defaults: for what requests leave out. max_body: bytes of a request.
+        host: the engine.
+        prompts: renders and tokenizes prompts.
+        name: the name of the model.
+        defaults: options that requests leave out.
+        max_body: limit of a request's body, in bytes.
+        started: seconds since 1970.
     """
 
     host: Host
-    prompter: Prompter
+    prompts: PromptBuilder
     name: str
     defaults: GenerationOptions
     max_body: int
@@ -62,13 +76,15 @@ def create_app(service: Service, api_key: str | None = None, origins: tuple[str,
     """The application.
 
     Args:
-        origins: of web pages that may ask; "*" for all.
+        api_key: key that clients must send; None: none.
+        origins: origins of web pages that may call it; "*" for all.
     """
-    turns = [Route(path, _Turns(service, wire), methods=["POST"]) for path, wire in WIRES.items()]
+    counting = [adapter for adapter in ADAPTERS if adapter.count_path]
+    counts = {str(adapter.count_path): _CountEndpoint(service, adapter) for adapter in counting}
+    turns = {adapter.path: _TurnEndpoint(service, adapter) for adapter in ADAPTERS}
     pages = _Pages(service)
     routes = [
-        *turns,
-        Route("/v1/messages/count_tokens", _Counts(service), methods=["POST"]),
+        *[Route(path, endpoint, methods=["POST"]) for path, endpoint in {**turns, **counts}.items()],
         Route("/v1/models", pages.models),
         Route("/v1/models/{name:path}", pages.model),
         Route("/health", pages.health),
@@ -76,210 +92,186 @@ def create_app(service: Service, api_key: str | None = None, origins: tuple[str,
         Route("/api/hello", pages.hello),
         Route("/", pages.hello),
     ]
-    known = ("/v1/messages/count_tokens", *WIRES, "/v1/models", "/api/hello", "/")
-    guards = [Middleware(RequestLog, log=service.log, count=service.metrics.request, known=known)]
+    known_paths = (*counts, *turns, "/v1/models", "/api/hello", "/")
+    middleware = [Middleware(RequestLog, log=service.log, metrics=service.metrics, known_paths=known_paths)]
     if origins:
-        guards.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=("*",), allow_headers=("*",)))
+        middleware.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=("*",), allow_headers=("*",)))
     if api_key:
-        guards.append(Middleware(KeyCheck, key=api_key, shape=shape))
-    return Starlette(routes=routes, middleware=guards, exception_handlers={HTTPException: _unrouted})
+        middleware.append(Middleware(ApiKeyCheck, key=api_key, error_body=error_body))
+    return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _unrouted})
 
 
-def shape(path: str, problem: ApiError) -> dict[str, Any]:
-    """An error's body, in the shape of the path's protocol."""
-    wire = anthropic if path.startswith("/v1/messages") else WIRES["/v1/chat/completions"]
-    return wire.error(problem)
+def error_body(path: str, error: ApiError) -> dict[str, Any]:
+    """The body of an error, in the shape of the path's protocol."""
+    adapter = next((adapter for adapter in ADAPTERS if path.startswith(adapter.path)), ADAPTERS[0])
+    return adapter.error_body(error)
 
 
-def error_response(path: str, problem: ApiError) -> Json:
-    headers = {"retry-after": str(problem.retry_after)} if problem.retry_after else None
-    return Json(shape(path, problem), problem.status, headers)
+def error_response(path: str, error: ApiError) -> JsonResponse:
+    """The answer to a request that failed before its stream began."""
+    headers = {"retry-after": str(error.retry_after)} if error.retry_after else None
+    return JsonResponse(error_body(path, error), error.status, headers)
 
 
 class _Endpoint:
-    """Answers what is posted, whatever goes wrong with it; an ASGI application for its route."""
+    """An ASGI application for the POST requests of one route. Whatever fails becomes an error response."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, adapter: ApiAdapter) -> None:
         self._service = service
+        self._adapter = adapter
 
-    async def _answer(self, request: Request, watch: _Watch) -> Response:
+    async def _respond(self, request: Request, record: RequestRecord) -> Response:
         raise NotImplementedError
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         request = Request(scope, receive)
-        watch = _Watch(self._service, request)
+        record = RequestRecord(request, self._service.log, self._service.metrics)
         try:
-            response = await self._answer(request, watch)
-        except (ClientDisconnect, ClientGoneError):
-            watch.end(GONE)
+            response = await self._respond(request, record)
+        except (ClientDisconnect, ClientDisconnectError):
+            record.end(CLIENT_DISCONNECTED)
             return
-        except ApiError as problem:
-            response = watch.refuse(problem)
-        except Exception as error:  # a fault of ours: said, and the server goes on
-            response = watch.refuse(_fault(error))
+        except Exception as exception:
+            error = exception if isinstance(exception, ApiError) else internal_error(exception)
+            record.end(error.status, error=str(error))
+            response = error_response(request.url.path, error)
         await response(scope, receive, send)
 
 
-class _Turns(_Endpoint):
-    """The turns of one protocol."""
+class _TurnEndpoint(_Endpoint):
+    """Generates turns."""
 
-    def __init__(self, service: Service, wire: ApiAdapter) -> None:
-        super().__init__(service)
-        self._wire = wire
-
-    async def _answer(self, request: Request, watch: _Watch) -> Response:
-        service = self._service
+    async def _respond(self, request: Request, record: RequestRecord) -> Response:
+        service, tokenizer = self._service, self._service.prompts.tokenizer
         body = await read_body(request, service.max_body)
-        asked = self._wire.read(body, service.defaults)
-        asked = replace(asked, client=client_of(request, body))
-        watch.dropped = asked.dropped
-        service.host.queue.check()  # before the work of tokenising
-        prepared = await unless_gone(service.prompter.prepare(asked), request.receive)
-        context = ResponseContext(asked, prepared, service.name, service.prompter.tokenizer, int(time.time()))
-        events = watch.over(answer(service.host, service.prompter.tokenizer, asked, prepared))
-        if asked.stream:
-            begun = Begun(events)
-            await begun.peek(PEEK_S)
-            return EventStream(_written(self._wire.writer(context), begun), begun)
-        outcome = await unless_gone(_collected(events), request.receive)
-        return Json(self._wire.whole(context, outcome))
+        turn = replace(self._adapter.parse(body, service.defaults), client=_client(request, body))
+        record.dropped = turn.dropped
+        service.host.queue.check()  # a full queue refuses before the work of tokenizing
+        prompt = await cancel_on_disconnect(service.prompts.prepare(turn), request.receive)
+        context = ResponseContext(turn, prompt, service.name, tokenizer, int(time.time()))
+        events = _recorded(generate_turn(service.host, tokenizer, turn, prompt), record)
+        if turn.stream:
+            prefetched = Prefetched(events)
+            await prefetched.wait_for_first(FIRST_EVENT_S)
+            return EventStream(_encoded(self._adapter.stream_writer(context), prefetched), prefetched)
+        result = await cancel_on_disconnect(_collected(events), request.receive)
+        return JsonResponse(self._adapter.build_response(context, result))
 
 
-class _Counts(_Endpoint):
-    """The tokens of prompts in Anthropic's protocol."""
+class _CountEndpoint(_Endpoint):
+    """Counts the tokens of prompts."""
 
-    async def _answer(self, request: Request, watch: _Watch) -> Response:
+    async def _respond(self, request: Request, record: RequestRecord) -> Response:
         service = self._service
-        asked = anthropic.read(await read_body(request, service.max_body), service.defaults)
-        tokens = await unless_gone(service.prompter.count(asked), request.receive)
-        watch.end(200)
-        return Json({"input_tokens": tokens})
-
-
-class _Watch:
-    """What the log and the metrics are told about one request, once."""
-
-    def __init__(self, service: Service, request: Request) -> None:
-        self.dropped: tuple[str, ...] = ()
-        self._service = service
-        self._request = request
-        self._started = time.perf_counter()
-        request.scope[WATCHED] = True
-
-    async def over(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-        """The events, watched to their end."""
-        status, done, said = GONE, None, ""
-        try:
-            async with aclosing(events):
-                async for event in events:
-                    if isinstance(event, TurnEnd):
-                        status, done = 200, event
-                    yield event
-        except ApiError as problem:
-            status, said = problem.status, str(problem)
-            raise
-        except Exception as error:
-            status, said = 500, repr(error)
-            raise _fault(error) from error
-        finally:
-            self.end(status, done, said)
-
-    def refuse(self, problem: ApiError) -> Response:
-        self.end(problem.status, said=str(problem))
-        return error_response(self._request.url.path, problem)
-
-    def end(self, status: int, done: TurnEnd | None = None, said: str = "") -> None:
-        if self._started < 0:
-            return
-        service, request = self._service, self._request
-        seconds, self._started = time.perf_counter() - self._started, -1.0
-        service.metrics.request(request.url.path, status)
-        if done:
-            service.metrics.turn(done.reason, done.stats, done.cache_bytes)
-        said = "; ".join([said] * bool(said) + [f"dropped: {', '.join(self.dropped)}"] * bool(self.dropped))
-        service.log.request(
-            f"{request.method} {request.url.path}",
-            status,
-            seconds,
-            agent=request.headers.get("user-agent", ""),
-            stats=done.stats if done else None,
-            reason=done.reason if done else "",
-            said=said,
-        )
+        turn = self._adapter.parse(await read_body(request, service.max_body), service.defaults)
+        tokens = await cancel_on_disconnect(service.prompts.count(turn), request.receive)
+        record.end(200)
+        return JsonResponse({"input_tokens": tokens})
 
 
 class _Pages:
-    """The endpoints that need no turn."""
+    """The endpoints that need no engine."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     async def models(self, _: Request) -> Response:
-        about = self._about()
-        ends = {"first_id": about["id"], "last_id": about["id"], "has_more": False}
-        return Json({"object": "list", "data": [about], **ends})
+        model = self._model()
+        ends = {"first_id": model["id"], "last_id": model["id"], "has_more": False}
+        return JsonResponse({"object": "list", "data": [model], **ends})
 
     async def model(self, _: Request) -> Response:
-        return Json(self._about())  # any name is answered with the served model
+        return JsonResponse(self._model())  # under any name
 
     async def health(self, _: Request) -> Response:
         ready = self._service.host.ready
-        return Json({"status": "ok" if ready else "loading"}, 200 if ready else 503)
+        return JsonResponse({"status": "ok" if ready else "loading"}, 200 if ready else 503)
 
     async def metrics(self, _: Request) -> Response:
         text = self._service.metrics.text(self._service.host)
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def hello(self, _: Request) -> Response:
-        return Json({"message": "mlxmtp", "model": self._service.name})
+        return JsonResponse({"message": "mlxmtp", "model": self._service.name})
 
-    def _about(self) -> dict[str, Any]:
-        """The model, as OpenAI's and Anthropic's lists describe one."""
+    def _model(self) -> dict[str, Any]:
+        """The model, with the fields of OpenAI's list and of Anthropic's."""
         service = self._service
-        day = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(service.started))
         return {
             "id": service.name,
             "object": "model",
             "created": service.started,
             "owned_by": "mlxmtp",
-            "max_model_len": service.prompter.context,
+            "max_model_len": service.prompts.context,
             "type": "model",
             "display_name": service.name,
-            "created_at": day,
+            "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(service.started)),
         }
 
 
-async def _written(writer: Writer, events: AsyncIterator[Event]) -> AsyncGenerator[bytes, None]:
+def _client(request: Request, body: JsonObject) -> str:
+    """Identifies the client in the queue: its address and program, with a session where it names one."""
+    metadata = body.get("metadata")
+    session = (
+        body.get("prompt_cache_key")
+        or body.get("user")
+        or (metadata.get("user_id") if isinstance(metadata, dict) else None)
+        or request.headers.get("session_id")
+        or request.headers.get("authorization")
+        or request.headers.get("x-api-key")
+    )
+    address = request.client.host if request.client else ""
+    return f"{address} {request.headers.get('user-agent', '')} {session or ''}"
+
+
+async def _recorded(events: AsyncGenerator[TurnEvent, None], record: RequestRecord) -> AsyncGenerator[TurnEvent, None]:
+    """The events; their end, of whatever kind, is recorded."""
+    status, turn_end, message = CLIENT_DISCONNECTED, None, ""
+    try:
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, TurnEnd):
+                    status, turn_end = 200, event
+                yield event
+    except ApiError as error:
+        status, message = error.status, str(error)
+        raise
+    except Exception as error:
+        status, message = 500, repr(error)
+        raise internal_error(error) from error
+    finally:
+        record.end(status, turn_end, message)
+
+
+async def _encoded(writer: StreamWriter, events: AsyncIterator[TurnEvent]) -> AsyncGenerator[bytes, None]:
+    """The events of a turn as server-sent events of its protocol."""
     yield b"".join(writer.begin())
     try:
         async for event in events:
-            if content := b"".join(writer.feed(event)):
+            if content := b"".join(writer.write(event)):
                 yield content
     except Exception as error:
-        yield b"".join(writer.fail(error if isinstance(error, ApiError) else _fault(error)))
+        yield b"".join(writer.fail(error if isinstance(error, ApiError) else internal_error(error)))
 
 
-async def _collected(events: AsyncGenerator[Event, None]) -> Outcome:
-    outcome = Outcome()
+async def _collected(events: AsyncGenerator[TurnEvent, None]) -> TurnResult:
+    result = TurnResult()
     async with aclosing(events):
         async for event in events:
-            outcome.add(event)
-    return outcome
-
-
-def _fault(error: Exception) -> ApiError:
-    return ApiError(f"{error!r}; this should not be, please report it", status=500, code="internal_error")
+            result.add(event)
+    return result
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:
-    """No such endpoint, or not with this method."""
+    """The answer where there is no such path, or not with this method."""
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
-        what, code = f"{path} does not take {request.method}; expected {allowed}", "method_not_allowed"
+        message, code = f"{path} does not take {request.method}; expected {allowed}", "method_not_allowed"
     else:
-        what, code = f"there is no {path} here; served: POST {', '.join(WIRES)}", "not_found"
-    response = error_response(path, ApiError(what, status=error.status_code, code=code))
+        served = ", ".join(adapter.path for adapter in ADAPTERS)
+        message, code = f"there is no {path} here; served: POST {served}", "not_found"
+    response = error_response(path, ApiError(message, status=error.status_code, code=code))
     response.headers.update(error.headers or {})
     return response

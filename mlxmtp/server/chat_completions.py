@@ -7,158 +7,223 @@ from typing import Any
 
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.limits import MAX_LOGPROBS
-from mlxmtp.server import inbound
-from mlxmtp.server.fields import Fields
-from mlxmtp.server.problems import ApiError
-from mlxmtp.server.request import (
-    HARMLESS,
-    Neutral,
-    Request,
-    check_schema_and_tools,
-    refuse_unheard,
-    schema_of,
-    settings,
+from mlxmtp.server.adapter import (
+    MIN_LOGPROB,
+    ApiAdapter,
+    ResponseContext,
+    StreamWriter,
+    completion_usage,
+    openai_error_body,
+    server_sent_event,
+    timings,
 )
-from mlxmtp.server.turn import Event, LogprobsDelta, Outcome, ReasoningDelta, TextDelta, ToolCall, TurnEnd, new_id
-from mlxmtp.server.wire import ResponseContext, openai_error, sse, timings, usage
+from mlxmtp.server.body import JsonObject
+from mlxmtp.server.errors import ApiError
+from mlxmtp.server.request import (
+    Message,
+    NeutralValues,
+    Request,
+    assistant_message,
+    generation_options,
+    history_tool_call,
+    merge_system_messages,
+    reasoning_effort,
+    reject_unsupported,
+    response_schema,
+    text_content,
+    tool_message,
+    unread_fields,
+)
+from mlxmtp.server.tools import ToolSet, parse_openai_tool, parse_openai_tool_choice, reject_schema_with_tools
+from mlxmtp.server.turn import (
+    LogprobsDelta,
+    ReasoningDelta,
+    TextDelta,
+    ToolCall,
+    TurnEnd,
+    TurnEvent,
+    TurnResult,
+    new_id,
+)
 
-LEAST = -9999.0
-"""The API's own logprob of what cannot be; JSON has no infinity."""
-
-NEUTRAL: Neutral = {"functions": (), "function_call": (), "audio": (), "modalities": (["text"],)}
-
-error = openai_error
-
-
-def read(body: Fields, defaults: GenerationOptions) -> Request:
-    """The request of a body."""
-    refuse_unheard(body, NEUTRAL)
-    messages = inbound.chat_messages(body)
-    offer = inbound.offer(body.objects("tools"), inbound.function_fields)
-    allowed, choice = inbound.tool_choice(body, offer.tools)
-    schema = schema_of(body.object("response_format"))
-    check_schema_and_tools(schema, allowed, "response_format")
-    options = body.object("stream_options")
-    return Request(
-        messages,
-        settings(
-            body,
-            defaults,
-            thinking=_thinking(body),
-            json_schema=schema,
-            logprobs=_logprobs(body),
-        ),
-        offer.tools,
-        allowed,
-        choice,
-        parallel=body.flag("parallel_tool_calls") is not False,
-        stream=bool(body.flag("stream")),
-        usage=bool(options and options.flag("include_usage")),
-        dropped=(*offer.dropped, *body.unread(*HARMLESS)),  # the last: all that is read has been
-    )
+NEUTRAL: NeutralValues = {"functions": (), "function_call": (), "audio": (), "modalities": (["text"],)}
 
 
-def whole(context: ResponseContext, outcome: Outcome) -> dict[str, Any]:
-    """The answer as one object."""
-    message: dict[str, Any] = {"role": "assistant", "content": outcome.text or (None if outcome.calls else "")}
-    if outcome.reasoning:
-        message["reasoning_content"] = outcome.reasoning
-    if outcome.calls:
-        message["tool_calls"] = [_call(one) for one in outcome.calls]
-    choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": outcome.done.reason, "logprobs": None}
-    if context.request.settings.logprobs is not None:
-        choice["logprobs"] = {"content": weights(context, outcome.logprobs)}
-    stats = outcome.done.stats
-    answer = _frame(context, "chat.completion") | {"choices": [choice], "usage": usage(context, stats)}
-    return answer | ({"timings": timings(stats)} if stats else {})
+class ChatCompletionsAdapter(ApiAdapter):
+    """Chat Completions, with vLLM's and llama.cpp's extensions that clients send."""
+
+    path = "/v1/chat/completions"
+
+    def parse(self, body: JsonObject, defaults: GenerationOptions) -> Request:
+        reject_unsupported(body, NEUTRAL)
+        messages = merge_system_messages([_message(item) for item in body.objects("messages")])
+        tool_set = ToolSet.parse(body.objects("tools"), parse_openai_tool)
+        callable_tools, tool_choice = parse_openai_tool_choice(body, tool_set.tools)
+        schema = response_schema(body.object("response_format"))
+        reject_schema_with_tools(schema, callable_tools, "response_format")
+        return Request(
+            messages=messages,
+            options=generation_options(
+                body, defaults, thinking=_thinking(body), json_schema=schema, logprobs=_logprobs(body)
+            ),
+            tools=tool_set.tools,
+            callable_tools=callable_tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=body.boolean("parallel_tool_calls") is not False,
+            stream=bool(body.boolean("stream")),
+            include_usage=include_usage(body),
+            dropped=(*tool_set.dropped, *unread_fields(body)),
+        )
+
+    def build_response(self, context: ResponseContext, result: TurnResult) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": result.text or (None if result.tool_calls else "")}
+        if result.reasoning:
+            message["reasoning_content"] = result.reasoning
+        if result.tool_calls:
+            message["tool_calls"] = [_tool_call(call) for call in result.tool_calls]
+        choice = _choice("message", message, result.end.reason)
+        if context.request.options.logprobs is not None:
+            choice["logprobs"] = {"content": _logprobs_content(context, result.logprobs)}
+        stats = result.end.stats
+        response = _envelope(context, "chat.completion")
+        return response | {"choices": [choice], "usage": completion_usage(context, stats)} | timings(stats)
+
+    def stream_writer(self, context: ResponseContext) -> StreamWriter:
+        return ChatStreamWriter(context)
 
 
-def weights(context: ResponseContext, tokens: list[Any]) -> list[dict[str, Any]]:
-    """Logprobs of tokens with their texts and bytes."""
+class ChunkWriter(StreamWriter):
+    """What the streams of Chat Completions and of Completions have in common.
 
-    def one(id: int, logprob: float) -> dict[str, Any]:
-        text = context.token(id)
-        return {"token": text, "logprob": max(logprob, LEAST), "bytes": list(text.encode(errors="replace"))}
+    Args:
+        envelope: the fields that all chunks have.
+    """
 
-    return [one(id, logprob) | {"top_logprobs": [one(*pair) for pair in top]} for id, logprob, top in tokens]
+    def __init__(self, context: ResponseContext, envelope: dict[str, Any]) -> None:
+        self._context = context
+        self._envelope = envelope
+
+    def fail(self, error: ApiError) -> Iterator[bytes]:
+        yield server_sent_event(openai_error_body(error))
+        yield server_sent_event("[DONE]")
+
+    def _chunk(self, choice: dict[str, Any], **more: Any) -> bytes:
+        return server_sent_event(self._envelope | {"choices": [choice]} | more)
+
+    def _end(self, choice: dict[str, Any], end: TurnEnd) -> Iterator[bytes]:
+        """The last chunks: the finish reason, and the usage where the client asks for it."""
+        last = timings(end.stats)
+        if self._context.request.include_usage:
+            yield self._chunk(choice)
+            usage = completion_usage(self._context, end.stats)
+            yield server_sent_event(self._envelope | {"choices": [], "usage": usage} | last)
+        else:
+            yield self._chunk(choice, **last)
+        yield server_sent_event("[DONE]")
 
 
-class ChatWriter:
-    """The answer as chunks."""
+class ChatStreamWriter(ChunkWriter):
+    """The stream of Chat Completions: chunks with deltas of the message."""
 
     def __init__(self, context: ResponseContext) -> None:
-        self._context = context
-        self._frame = _frame(context, "chat.completion.chunk")
+        super().__init__(context, _envelope(context, "chat.completion.chunk"))
         self._logprobs: list[Any] = []
-        self._calls = 0
+        self._tool_calls = 0
 
     def begin(self) -> Iterator[bytes]:
         yield self._delta({"role": "assistant", "content": ""})
 
-    def feed(self, event: Event) -> Iterator[bytes]:
+    def write(self, event: TurnEvent) -> Iterator[bytes]:
         match event:
             case ReasoningDelta():
                 yield self._delta({"reasoning_content": event.text})
             case TextDelta():
                 yield self._delta({"content": event.text})
             case ToolCall():
-                yield self._delta({"tool_calls": [{"index": self._calls, **_call(event)}]})
-                self._calls += 1
+                yield self._delta({"tool_calls": [{"index": self._tool_calls, **_tool_call(event)}]})
+                self._tool_calls += 1
             case LogprobsDelta():
                 self._logprobs += event.tokens
             case TurnEnd():
-                yield from self._end(event)
+                yield from self._end(self._choice({}, event.reason), event)
 
-    def fail(self, problem: ApiError) -> Iterator[bytes]:
-        yield sse(openai_error(problem))
-        yield sse("[DONE]")
+    def _delta(self, delta: dict[str, Any]) -> bytes:
+        return self._chunk(self._choice(delta, None))
 
-    def _end(self, done: TurnEnd) -> Iterator[bytes]:
-        last = {"timings": timings(done.stats)} if done.stats else {}
-        yield self._delta({}, done.reason, **({} if self._context.request.usage else last))
-        if self._context.request.usage:
-            yield sse(self._frame | {"choices": [], "usage": usage(self._context, done.stats)} | last)
-        yield sse("[DONE]")
-
-    def _delta(self, delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
-        choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+    def _choice(self, delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+        """A choice with the logprobs of the tokens since the last chunk."""
+        choice = _choice("delta", delta, finish_reason)
         if self._logprobs:
-            choice["logprobs"] = {"content": weights(self._context, self._logprobs)}
+            choice["logprobs"] = {"content": _logprobs_content(self._context, self._logprobs)}
             self._logprobs = []
-        return sse(self._frame | {"choices": [choice]} | more)
+        return choice
 
 
-writer = ChatWriter
+def include_usage(body: JsonObject) -> bool:
+    """Whether a stream of Chat Completions or of Completions ends with the usage."""
+    stream_options = body.object("stream_options")
+    return bool(stream_options and stream_options.boolean("include_usage"))
 
 
-def _frame(context: ResponseContext, kind: str) -> dict[str, Any]:
-    id = new_id("chatcmpl")
-    return {"id": id, "object": kind, "created": context.created, "model": context.model}
+def _envelope(context: ResponseContext, kind: str) -> dict[str, Any]:
+    return {"id": new_id("chatcmpl"), "object": kind, "created": context.created, "model": context.model}
 
 
-def _call(call: ToolCall) -> dict[str, Any]:
+def _choice(field: str, content: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+    return {"index": 0, field: content, "finish_reason": finish_reason, "logprobs": None}
+
+
+def _tool_call(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-def _thinking(body: Fields) -> bool | None:
-    """Whether to think, as far as a field of vLLM's, of Qwen's or of OpenAI's says so."""
-    wish = body.flag("enable_thinking")
+def _logprobs_content(context: ResponseContext, tokens: list[Any]) -> list[dict[str, Any]]:
+    """Logprobs of tokens, with their texts and bytes."""
+
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        text = context.token_text(token)
+        return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": list(text.encode(errors="replace"))}
+
+    return [entry(token, logprob) | {"top_logprobs": [entry(*pair) for pair in top]} for token, logprob, top in tokens]
+
+
+def _message(item: JsonObject) -> Message:
+    role = item.string("role")
+    if role in ("system", "developer"):
+        return {"role": "system", "content": text_content(item)}
+    if role == "user":
+        return {"role": "user", "content": text_content(item)}
+    if role in ("tool", "function"):
+        return tool_message(text_content(item), item.get("tool_call_id"))
+    if role != "assistant":
+        item.reject("role", "system, developer, user, assistant or tool")
+    reasoning = text_content(item, "reasoning_content") or text_content(item, "reasoning")
+    tool_calls = [_history_call(call) for call in item.objects("tool_calls")]
+    return assistant_message(text_content(item), reasoning, tool_calls)
+
+
+def _history_call(item: JsonObject) -> dict[str, Any]:
+    function = item.object("function")
+    if function is None or not function.string("name"):
+        item.reject("function", "an object with the name of the function")
+    return history_tool_call(function.get("name"), function.get("arguments"), item.get("id"))
+
+
+def _thinking(body: JsonObject) -> bool | None:
+    """Whether to think, as fields of vLLM, Qwen or OpenAI ask for it."""
+    thinking = body.boolean("enable_thinking")
     if template := body.object("chat_template_kwargs"):
         for name in template.names:
             if name not in ("enable_thinking", "thinking"):
-                template.refuse_unless(name)
-        wish = template.flag("enable_thinking") if "enable_thinking" in template else template.flag("thinking")
-    return effort(body.text("reasoning_effort")) if wish is None else wish
+                template.reject_unless(name)
+        name = "enable_thinking" if "enable_thinking" in template else "thinking"
+        thinking = template.boolean(name)
+    return reasoning_effort(body.string("reasoning_effort")) if thinking is None else thinking
 
 
-def effort(value: str | None) -> bool | None:
-    """Whether an effort means thinking: templates know on and off."""
-    return None if value is None else value not in ("none", "minimal")
-
-
-def _logprobs(body: Fields) -> int | None:
-    top = body.whole("top_logprobs", 0, MAX_LOGPROBS)
-    wanted = body.flag("logprobs")
-    if top and not wanted:
-        body.refuse("top_logprobs", "logprobs: true beside it")
-    return (top or 0) if wanted else None
+def _logprobs(body: JsonObject) -> int | None:
+    top = body.integer("top_logprobs", 0, MAX_LOGPROBS)
+    logprobs = body.boolean("logprobs")
+    if top and not logprobs:
+        body.reject("top_logprobs", "logprobs: true beside it")
+    return (top or 0) if logprobs else None

@@ -1,4 +1,4 @@
-"""OpenAI's Completions (platform.openai.com/docs/api-reference/completions): a text goes on, without a template."""
+"""OpenAI's Completions (platform.openai.com/docs/api-reference/completions): continues a text without a template."""
 
 from __future__ import annotations
 
@@ -8,118 +8,117 @@ from typing import Any
 
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.limits import MAX_LOGPROBS
-from mlxmtp.server.chat_completions import LEAST
-from mlxmtp.server.fields import Fields
-from mlxmtp.server.problems import ApiError
-from mlxmtp.server.request import HARMLESS, Neutral, Request, refuse_unheard, schema_of, settings
-from mlxmtp.server.turn import Event, LogprobsDelta, Outcome, ToolCall, TurnEnd, new_id
-from mlxmtp.server.wire import ResponseContext, openai_error, sse, timings, usage
+from mlxmtp.server.adapter import (
+    MIN_LOGPROB,
+    ApiAdapter,
+    ResponseContext,
+    StreamWriter,
+    completion_usage,
+    timings,
+)
+from mlxmtp.server.body import JsonObject
+from mlxmtp.server.chat_completions import ChunkWriter, include_usage
+from mlxmtp.server.request import (
+    NeutralValues,
+    Request,
+    generation_options,
+    reject_unsupported,
+    response_schema,
+    unread_fields,
+)
+from mlxmtp.server.turn import LogprobsDelta, ToolCall, TurnEnd, TurnEvent, TurnResult, new_id
 
-DEFAULT_TOKENS = 16
+DEFAULT_MAX_TOKENS = 16
 """The API's own default."""
-NEUTRAL: Neutral = {"suffix": ("",), "tools": ([],), "tool_choice": ("auto", "none"), "functions": ([],)}
-
-error = openai_error
+NEUTRAL: NeutralValues = {"suffix": ("",), "tools": ([],), "tool_choice": ("auto", "none"), "functions": ([],)}
 
 
-def read(body: Fields, defaults: GenerationOptions) -> Request:
-    """The request of a body."""
-    refuse_unheard(body, NEUTRAL)
-    options = body.object("stream_options")
-    return Request(
-        _prompt(body),
-        settings(
-            body,
-            defaults,
-            DEFAULT_TOKENS,
-            json_schema=schema_of(body.object("response_format")),
-            logprobs=body.whole("logprobs", 0, MAX_LOGPROBS),
-        ),
-        stream=bool(body.flag("stream")),
-        place="prompt",
-        usage=bool(options and options.flag("include_usage")),
-        dropped=tuple(body.unread(*HARMLESS)),  # the last: all that is read has been
-    )
+class CompletionsAdapter(ApiAdapter):
+    """Completions of one text or of one list of token ids."""
+
+    path = "/v1/completions"
+
+    def parse(self, body: JsonObject, defaults: GenerationOptions) -> Request:
+        reject_unsupported(body, NEUTRAL)
+        return Request(
+            messages=_prompt(body),
+            options=generation_options(
+                body,
+                defaults,
+                max_tokens=DEFAULT_MAX_TOKENS,
+                json_schema=response_schema(body.object("response_format")),
+                logprobs=body.integer("logprobs", 0, MAX_LOGPROBS),
+            ),
+            stream=bool(body.boolean("stream")),
+            include_usage=include_usage(body),
+            dropped=tuple(unread_fields(body)),
+        )
+
+    def build_response(self, context: ResponseContext, result: TurnResult) -> dict[str, Any]:
+        choice = _choice(result.text, _logprobs(context, result.logprobs), result.end.reason)
+        stats = result.end.stats
+        return _envelope(context) | {"choices": [choice], "usage": completion_usage(context, stats)} | timings(stats)
+
+    def stream_writer(self, context: ResponseContext) -> StreamWriter:
+        return CompletionStreamWriter(context)
 
 
-def whole(context: ResponseContext, outcome: Outcome) -> dict[str, Any]:
-    """The answer as one object."""
-    stats = outcome.done.stats
-    choice = _choice(outcome.text, _weights(context, outcome.logprobs), outcome.done.reason)
-    answer = _frame(context) | {"choices": [choice], "usage": usage(context, stats)}
-    return answer | ({"timings": timings(stats)} if stats else {})
-
-
-class CompletionWriter:
-    """The answer as chunks."""
+class CompletionStreamWriter(ChunkWriter):
+    """The stream of Completions: chunks of the text."""
 
     def __init__(self, context: ResponseContext) -> None:
-        self._context = context
-        self._frame = _frame(context)
-        self._logprobs: list[Any] = []
-        self._offset = 0
+        super().__init__(context, _envelope(context))
+        self._tokens: list[Any] = []
+        self._text_offset = 0
 
     def begin(self) -> Iterator[bytes]:
         yield from ()
 
-    def feed(self, event: Event) -> Iterator[bytes]:
+    def write(self, event: TurnEvent) -> Iterator[bytes]:
         match event:
             case LogprobsDelta():
-                self._logprobs += event.tokens
+                self._tokens += event.tokens
             case TurnEnd():
-                yield from self._end(event)
+                yield from self._end(_choice("", self._new_logprobs(), event.reason), event)
             case ToolCall():
                 raise AssertionError("a completion has no tools")
             case _:
-                yield sse(self._frame | {"choices": [_choice(event.text, self._weigh(), None)]})
+                yield self._chunk(_choice(event.text, self._new_logprobs(), None))
 
-    def fail(self, problem: ApiError) -> Iterator[bytes]:
-        yield sse(openai_error(problem))
-        yield sse("[DONE]")
-
-    def _end(self, done: TurnEnd) -> Iterator[bytes]:
-        last = {"timings": timings(done.stats)} if done.stats else {}
-        choice = _choice("", self._weigh(), done.reason)
-        yield sse(self._frame | {"choices": [choice]} | ({} if self._context.request.usage else last))
-        if self._context.request.usage:
-            yield sse(self._frame | {"choices": [], "usage": usage(self._context, done.stats)} | last)
-        yield sse("[DONE]")
-
-    def _weigh(self) -> dict[str, Any] | None:
+    def _new_logprobs(self) -> dict[str, Any] | None:
         """The logprobs of the tokens since the last chunk."""
-        weights, self._logprobs = _weights(self._context, self._logprobs, self._offset), []
-        self._offset += sum(map(len, weights["tokens"])) if weights else 0
-        return weights
+        logprobs, self._tokens = _logprobs(self._context, self._tokens, self._text_offset), []
+        self._text_offset += sum(map(len, logprobs["tokens"])) if logprobs else 0
+        return logprobs
 
 
-writer = CompletionWriter
-
-
-def _prompt(body: Fields) -> str | list[int]:
-    prompt = body.any("prompt")
+def _prompt(body: JsonObject) -> str | list[int]:
+    prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]
-    ids = isinstance(prompt, list) and all(isinstance(one, int) and not isinstance(one, bool) for one in prompt)
-    if not prompt or not (isinstance(prompt, str) or ids):
-        body.refuse("prompt", "one text, or one list of token ids")
+    is_ids = isinstance(prompt, list) and all(isinstance(id, int) and not isinstance(id, bool) for id in prompt)
+    if not prompt or not (isinstance(prompt, str) or is_ids):
+        body.reject("prompt", "one text, or one list of token ids")
     return prompt  # type: ignore[no-any-return]
 
 
-def _frame(context: ResponseContext) -> dict[str, Any]:
+def _envelope(context: ResponseContext) -> dict[str, Any]:
     return {"id": new_id("cmpl"), "object": "text_completion", "created": context.created, "model": context.model}
 
 
-def _choice(text: str, weights: dict[str, Any] | None, finish: str | None) -> dict[str, Any]:
-    return {"index": 0, "text": text, "logprobs": weights, "finish_reason": finish}
+def _choice(text: str, logprobs: dict[str, Any] | None, finish_reason: str | None) -> dict[str, Any]:
+    return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def _weights(context: ResponseContext, tokens: list[Any], start: int = 0) -> dict[str, Any] | None:
-    if context.request.settings.logprobs is None:
+def _logprobs(context: ResponseContext, tokens: list[Any], text_offset: int = 0) -> dict[str, Any] | None:
+    """The logprobs of tokens whose first one is at `text_offset` characters; None: not asked for."""
+    if context.request.options.logprobs is None:
         return None
-    texts = [context.token(id) for id, _, _ in tokens]
+    texts = [context.token_text(token) for token, _, _ in tokens]
+    tops = [{context.token_text(token): max(logprob, MIN_LOGPROB) for token, logprob in top} for _, _, top in tokens]
     return {
         "tokens": texts,
-        "token_logprobs": [max(logprob, LEAST) for _, logprob, _ in tokens],
-        "top_logprobs": [{context.token(id): max(logprob, LEAST) for id, logprob in top} for _, _, top in tokens],
-        "text_offset": list(accumulate(map(len, texts[:-1]), initial=start)) if texts else [],
+        "token_logprobs": [max(logprob, MIN_LOGPROB) for _, logprob, _ in tokens],
+        "top_logprobs": tops,
+        "text_offset": list(accumulate(map(len, texts[:-1]), initial=text_offset)) if texts else [],
     }

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from mlxmtp.errors import MlxmtpError
-from mlxmtp.server.problems import ApiError
+from mlxmtp.server.errors import ApiError
 from mlxmtp.server.queue import FairQueue
 from mlxmtp.worker.client import EngineClient, EngineStartError, Reply
 from mlxmtp.worker.messages import Died, Event, Failed, Generate, Load, Loaded, Warned

@@ -1,4 +1,4 @@
-"""The server's life: listen, load, serve, end."""
+"""Run the server: listen, load the model, serve, shut down."""
 
 from __future__ import annotations
 
@@ -24,23 +24,31 @@ from mlxmtp.errors import OptionError
 from mlxmtp.exactness.verdict import PROMISES, Identity
 from mlxmtp.server.app import Service, create_app
 from mlxmtp.server.host import Host
-from mlxmtp.server.prompting import Prompter
+from mlxmtp.server.prompting import PromptBuilder
 from mlxmtp.units import size
 from mlxmtp.worker.messages import Load, Loaded
 from mlxmtp.worker.process import StartTransport, WorkerProcess
 
-RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-CLOSING_S = 2
+RECOMMENDED_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Fields of generation_config.json that are used."""
+SHUTDOWN_S = 2
+"""Seconds that open connections have to end after a signal."""
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+")
-"""What browsers send as `Origin`, and nothing else is compared with it."""
+"""The form of an `Origin` header. A value of --cors in another form would never match."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """What `mlxmtp serve` was started with.
+class ServeOptions:
+    """The options of `mlxmtp serve`.
 
     Args:
-        sampling: fields of `GenerationOptions` for what requests leave out; then the model's own recommendation counts.
+        model, head, mtp, cache_bytes, cache_dir, identity, draft_vocab: as in `Load`.
+        depth: drafts in a round; 0: plain decoding; None: chosen by the policy.
+        origins: origins of web pages that may call the server.
+        queue: the most requests that wait.
+        max_body: limit of a request's body, in bytes.
+        sampling: fields of `GenerationOptions` for requests that leave them out. They come before the recommendations
+            of the model.
     """
 
     model: str | None = None
@@ -60,24 +68,25 @@ class Options:
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self, number: int) -> Load:
+        """The command that loads the model, with the id `number`."""
         cache = self.cache_bytes, self.cache_dir
         return Load(number, self.model, self.head, self.mtp, *cache, self.identity, self.draft_vocab)
 
 
-def serve(options: Options, start: StartTransport = WorkerProcess.start) -> None:
+def serve(options: ServeOptions, start: StartTransport = WorkerProcess.start) -> None:
     """Serve until a signal ends it.
 
     Raises:
-        OptionError: an option cannot be, the address or port cannot be had, or the model cannot draft as asked.
-        LoadError: the model cannot.
+        OptionError: an option is wrong, the address or port is not available, or the model cannot draft as asked.
+        LoadError: the model cannot be loaded.
     """
     check(options)
-    with listening(options.host, options.port) as door:
-        asyncio.run(_serve(options, start, door))
+    with listening(options.host, options.port) as listener:
+        asyncio.run(_serve(options, start, listener))
 
 
-def check(options: Options) -> None:
-    """Refuse what would make a server that refuses every request, or guards nothing.
+def check(options: ServeOptions) -> None:
+    """Refuse options with which the server would reject every request, or protect nothing.
 
     Raises:
         OptionError: such an option.
@@ -99,96 +108,66 @@ def check(options: Options) -> None:
 
 @contextmanager
 def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that listens; whoever connects early waits until the model is loaded.
+    """A listening socket. Clients that connect before the model is loaded wait.
 
     Raises:
         OptionError: there is no such address, or the port is taken.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        door = socket.socket(family, socket.SOCK_STREAM)
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind(address)
-        door.listen()
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()
     except OSError as error:
         raise OptionError(
             f"cannot listen on {host}:{port}: {error.strerror or error}; choose another with --host, --port"
         ) from error
-    with door:
-        yield door
-
-
-async def _serve(options: Options, start: StartTransport, door: socket.socket) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    host = Host(start, options.load, options.queue)
-    host.warn = lambda text: _tell(f"warning: {text}")
-    try:
-        _tell(f"loading {options.model or 'the demo model'} …")
-        opening, stopped = asyncio.create_task(host.open()), asyncio.create_task(stop.wait())
-        await asyncio.wait((opening, stopped), return_when=asyncio.FIRST_COMPLETED)
-        if not opening.done():
-            opening.cancel()
-            return
-        await _run(options, host, opening.result(), door, stopped)
-    finally:
-        await host.close()
-
-
-async def _run(options: Options, host: Host, loaded: Loaded, door: socket.socket, stopped: asyncio.Task[Any]) -> None:
-    if options.depth and not loaded.head:
-        raise OptionError(f"--depth {options.depth} needs a head: {loaded.plain_because}")
-    folder = Path(loaded.folder)
-    prompter = Prompter(load_tokenizer(folder), loaded.context)
-    name = loaded.name.rstrip("/").rsplit("/", 1)[-1] if Path(loaded.name).exists() else loaded.name
-    service = Service(host, prompter, name, defaults(folder, options), options.max_body)
-    host.warn = lambda text: service.log.line(f"warning: {text}")
-    server = http_server(create_app(service, options.api_key, options.origins))
-    _greet(options, loaded, name, door)
-    serving = asyncio.create_task(server.serve([door]))
-    await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
-    server.should_exit = True
-    await host.close()
-    await serving
-    prompter.close()
+    with listener:
+        yield listener
 
 
 def http_server(app: ASGIApp) -> uvicorn.Server:
-    """What speaks HTTP for the application."""
+    """The HTTP server of an application."""
     config = uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,
         lifespan="off",
-        timeout_graceful_shutdown=CLOSING_S,
+        timeout_graceful_shutdown=SHUTDOWN_S,
         server_header=False,
     )
     return _Server(config)
 
 
 class _Server(uvicorn.Server):
-    """Leaves the signals to us: ours close the engine too."""
+    """Leaves the signals to `serve`, which also ends the engine."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-def defaults(folder: Path, options: Options) -> GenerationOptions:
-    """The settings of requests that leave them out: options, then the model's generation_config, then the APIs' own."""
+def default_options(folder: Path, options: ServeOptions) -> GenerationOptions:
+    """The options of requests that leave them out.
+
+    The command line comes first, then the model's generation_config.json, then the defaults of the APIs.
+
+    Args:
+        folder: of the model.
+    """
     try:
         recommended = json.loads((folder / "generation_config.json").read_text())
     except (OSError, ValueError):
         recommended = {}
-    found = {name: recommended[name] for name in RECOMMENDED if _is_valid(name, recommended.get(name))}
+    fields = {name: recommended[name] for name in RECOMMENDED_FIELDS if _is_valid(name, recommended.get(name))}
     greedy = recommended.get("do_sample") is False
-    found = {"temperature": 0.0 if greedy else 1.0} | found | dict(options.sampling)
-    return GenerationOptions(depth=options.depth, max_tokens=None, **found)
+    fields = {"temperature": 0.0 if greedy else 1.0} | fields | dict(options.sampling)
+    return GenerationOptions(depth=options.depth, max_tokens=None, **fields)
 
 
 def _is_valid(name: str, value: Any) -> bool:
-    """Whether a recommended value can be used; a model's files are not the user's, so a wrong one is left out."""
+    """Whether a recommended value is in range. The user did not write the model's files, so others are skipped."""
     try:
         GenerationOptions(**{name: value})
     except OptionError:
@@ -196,20 +175,58 @@ def _is_valid(name: str, value: Any) -> bool:
     return True
 
 
-def _greet(options: Options, loaded: Loaded, name: str, door: socket.socket) -> None:
-    address, port = door.getsockname()[:2]
+async def _serve(options: ServeOptions, start: StartTransport, listener: socket.socket) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    host = Host(start, options.load, options.queue)
+    host.warn = lambda text: _print(f"warning: {text}")
+    try:
+        _print(f"loading {options.model or 'the demo model'} …")
+        opening, stopped = asyncio.create_task(host.open()), asyncio.create_task(stop.wait())
+        await asyncio.wait((opening, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            opening.cancel()
+            return
+        await _run(options, host, opening.result(), listener, stopped)
+    finally:
+        await host.close()
+
+
+async def _run(
+    options: ServeOptions, host: Host, loaded: Loaded, listener: socket.socket, stopped: asyncio.Task[Any]
+) -> None:
+    if options.depth and not loaded.head:
+        raise OptionError(f"--depth {options.depth} needs a head: {loaded.plain_because}")
+    folder = Path(loaded.folder)
+    prompts = PromptBuilder(load_tokenizer(folder), loaded.context)
+    name = loaded.name.rstrip("/").rsplit("/", 1)[-1] if Path(loaded.name).exists() else loaded.name
+    service = Service(host, prompts, name, default_options(folder, options), options.max_body)
+    host.warn = lambda text: service.log.line(f"warning: {text}")
+    server = http_server(create_app(service, options.api_key, options.origins))
+    _print_start(options, loaded, name, listener)
+    serving = asyncio.create_task(server.serve([listener]))
+    await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    await host.close()
+    await serving
+    prompts.close()
+
+
+def _print_start(options: ServeOptions, loaded: Loaded, name: str, listener: socket.socket) -> None:
+    address, port = listener.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
     drafts = loaded.head and options.depth != 0
     how = f"MTP, {loaded.head}" if drafts else f"plain: {loaded.plain_because or 'depth 0'}"
-    _tell(f"{name} at http://{shown}:{port}/v1 · {how} · context {loaded.context:,} tokens")
+    _print(f"{name} at http://{shown}:{port}/v1 · {how} · context {loaded.context:,} tokens")
     if drafts:
-        _tell(f"at temperature 0 or with a seed: {PROMISES[loaded.promise_at(options.depth)]}")
-    _tell("`mlxmtp connect` shows the settings of clients; ctrl+c ends the server")
+        _print(f"at temperature 0 or with a seed: {PROMISES[loaded.promise_at(options.depth)]}")
+    _print("`mlxmtp connect` shows the settings of clients; ctrl+c ends the server")
     if not ipaddress.ip_address(address.split("%")[0]).is_loopback and not options.api_key:
-        _tell(f"warning: {shown} can be reached from other machines, and anyone may ask; set --api-key")
+        _print(f"warning: {shown} can be reached from other machines, and anyone may ask; set --api-key")
     if options.cache_bytes is not None:
-        _tell(f"prefix cache: up to {size(options.cache_bytes)}")
+        _print(f"prefix cache: up to {size(options.cache_bytes)}")
 
 
-def _tell(text: str) -> None:
-    print(f"mlxmtp: {text}", file=sys.stderr, flush=True)  # noqa: T201 - for the person who started it
+def _print(text: str) -> None:
+    print(f"mlxmtp: {text}", file=sys.stderr, flush=True)  # noqa: T201 - for the user who started it

@@ -1,4 +1,4 @@
-"""From a request to the token ids that the engine reads: chat template, forced calls, room in the context."""
+"""The token ids of a request: chat template, forced tool calls, and what fits into the context."""
 
 from __future__ import annotations
 
@@ -13,40 +13,51 @@ from typing import Any, TypeVar
 from mlxmtp.engine.prompt import Rendered, count_tokens, encode, render, written
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import PromptError
-from mlxmtp.server.problems import ApiError, too_long
+from mlxmtp.server.errors import ApiError, context_length_exceeded
 from mlxmtp.server.request import Message, Request
 from mlxmtp.worker.messages import Generate
 
 PROBE = "mlxmtp_probe"
-"""An argument that no tool has, to see how the template writes a call."""
-PIECE = 50_000
-"""Characters that are tokenised at a time, to see whether a long prompt fits: others come between the pieces."""
-LONG = 10 * PIECE
-"""Characters of a prompt that is looked at so."""
-TORN = 16
-"""Tokens that a piece can have more than the same text has within the whole, its ends being torn from the rest."""
+"""An argument name that no tool has. It shows how the chat template writes a call."""
+CHUNK_CHARACTERS = 50_000
+"""Characters of a long prompt that are tokenized at a time. Other requests are tokenized between the chunks."""
+LONG_CHARACTERS = 10 * CHUNK_CHARACTERS
+"""A prompt of at least this many characters is counted by chunks before it is tokenized as a whole."""
+MAX_EXTRA_TOKENS = 16
+"""Tokens that a chunk may have more than the same text within the prompt, because it is cut at both ends. They are
+subtracted, so that the count of the chunks is a lower bound."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A turn, ready for the engine."""
+class PreparedPrompt:
+    """The prompt of a turn, ready for the engine.
+
+    Args:
+        tokens: its token ids.
+        boundaries: token counts at which later prompts may branch.
+        opening: the beginning of the answer, which is the end of the prompt.
+        options: `max_tokens` is what the context has room for, or less.
+        raw: the answer is not parsed.
+    """
 
     tokens: list[int]
     boundaries: list[int]
     opening: str
-    settings: GenerationOptions
+    options: GenerationOptions
     raw: bool = False
 
     def command(self, number: int) -> Generate:
-        return Generate(number, self.tokens, self.settings, self.boundaries, self.opening, self.raw)
+        """The command for the engine, with the id `number`."""
+        return Generate(number, self.tokens, self.options, self.boundaries, self.opening, self.raw)
 
 
-class Prompter:
-    """Renders and tokenises, in a thread of its own: a long prompt must not hold up the other requests.
+class PromptBuilder:
+    """Renders and tokenizes prompts in a thread of its own, so that a long prompt does not block other requests.
 
     Args:
-        tokenizer: mlx-lm's `TokenizerWrapper`. context: the most tokens, prompt and answer together.
+        tokenizer: mlx-lm's `TokenizerWrapper`.
+        context: the most tokens of prompt and answer together.
     """
 
     def __init__(self, tokenizer: Any, context: int) -> None:
@@ -54,84 +65,96 @@ class Prompter:
         self.context = context
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
-    async def prepare(self, request: Request) -> Prepared:
-        """Raises ApiError: the template refuses, a token id does not exist, or the prompt does not fit."""
-        if (least := await self._least(request, self.context)) >= self.context:
-            raise too_long(least, self.context, at_least=True)
+    async def prepare(self, request: Request) -> PreparedPrompt:
+        """The prompt of a request.
+
+        Raises:
+            ApiError: the template refuses the messages, a token id does not exist, or the prompt does not fit.
+        """
+        if (tokens := await self._lower_bound(request, self.context)) >= self.context:
+            raise context_length_exceeded(tokens, self.context, at_least=True)
         return await self._in_thread(self._prepare, request)
 
     async def count(self, request: Request) -> int:
-        """The prompt's tokens; of one that is long and does not fit, nearly so many."""
-        if (least := await self._least(request)) >= self.context:
-            return least
-        tokens, _ = await self._in_thread(self._tokens, request)
-        return len(tokens.tokens)
+        """The number of tokens of the prompt; for a long prompt that does not fit, a close lower bound."""
+        if (tokens := await self._lower_bound(request)) >= self.context:
+            return tokens
+        rendered, _ = await self._in_thread(self._render, request)
+        return len(rendered.tokens)
 
-    async def _least(self, request: Request, enough: int | None = None) -> int:
-        """What a long prompt has of tokens at least, counted up to `enough`; 0 of one that is not long.
+    def close(self) -> None:
+        """Stop the thread."""
+        self._thread.shutdown(cancel_futures=True)
 
-        Tokenising a long text cannot be broken off, and takes minutes for the largest; between pieces of it,
-        whoever asks can leave and others have their turn.
+    async def _lower_bound(self, request: Request, enough: int | None = None) -> int:
+        """A lower bound of the tokens of a long prompt; 0 for a short one.
+
+        Tokenizing cannot be interrupted, and takes minutes for the longest texts. Between the chunks a client can
+        leave, and other requests have their turn.
+
+        Args:
+            enough: count up to this number only.
         """
         if isinstance(request.messages, str):
             text = request.messages
-        elif request.raw or _characters([request.messages, request.tools], LONG) < LONG:
+        elif request.raw or _count_characters([request.messages, request.tools], LONG_CHARACTERS) < LONG_CHARACTERS:
             return 0
         else:
             text = await self._in_thread(self._text, request)
-        least = 0
-        for start in range(0, len(text) if len(text) > LONG else 0, PIECE):
-            count = await self._in_thread(self._counted, request, text[start : start + PIECE])
-            least += max(count - TORN, 0)
-            if enough is not None and least >= enough:
+        tokens = 0
+        for start in range(0, len(text) if len(text) > LONG_CHARACTERS else 0, CHUNK_CHARACTERS):
+            count = await self._in_thread(self._count, request, text[start : start + CHUNK_CHARACTERS])
+            tokens += max(count - MAX_EXTRA_TOKENS, 0)
+            if enough is not None and tokens >= enough:
                 break
-        return least
+        return tokens
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
-    def close(self) -> None:
-        self._thread.shutdown(cancel_futures=True)
-
-    def _prepare(self, request: Request) -> Prepared:
-        rendered, opening = self._tokens(request)
-        left = self.context - len(rendered.tokens)
-        if left < 1:
-            raise too_long(len(rendered.tokens), self.context)
-        if bad := [token for token in dict(request.settings.logit_bias) if token >= len(self.tokenizer)]:
-            what = f"token id {bad[0]} is outside the vocabulary; expected 0 to {len(self.tokenizer) - 1}"
-            raise ApiError(f"logit_bias: {what}", code="invalid_value", param="logit_bias")
-        wanted = request.settings.max_tokens
-        settings = replace(request.settings, max_tokens=left if wanted is None else min(wanted, left))
-        return Prepared(rendered.tokens, list(rendered.boundaries), opening, settings, request.raw)
+    def _prepare(self, request: Request) -> PreparedPrompt:
+        rendered, opening = self._render(request)
+        room = self.context - len(rendered.tokens)
+        if room < 1:
+            raise context_length_exceeded(len(rendered.tokens), self.context)
+        if invalid := [token for token in dict(request.options.logit_bias) if token >= len(self.tokenizer)]:
+            message = f"token id {invalid[0]} is outside the vocabulary; expected 0 to {len(self.tokenizer) - 1}"
+            raise ApiError(f"logit_bias: {message}", code="invalid_value", param="logit_bias")
+        limit = request.options.max_tokens
+        options = replace(request.options, max_tokens=room if limit is None else min(limit, room))
+        return PreparedPrompt(rendered.tokens, list(rendered.boundaries), opening, options, request.raw)
 
     def _text(self, request: Request) -> str:
         messages: Any = request.messages
-        with _refusing(request):
+        with _prompt_errors(request):
             return written(self.tokenizer, messages, tools=request.tools or None)
 
-    def _counted(self, request: Request, piece: str) -> int:
-        with _refusing(request):
-            return count_tokens(self.tokenizer, piece)
+    def _count(self, request: Request, text: str) -> int:
+        with _prompt_errors(request):
+            return count_tokens(self.tokenizer, text)
 
-    def _tokens(self, request: Request) -> tuple[Rendered, str]:
-        with _refusing(request):
+    def _render(self, request: Request) -> tuple[Rendered, str]:
+        """The prompt, and the opening that is its end."""
+        with _prompt_errors(request):
             if request.raw:
                 return Rendered(encode(self.tokenizer, request.messages, raw=True), ()), ""
-            forced = request.choice != "auto"
-            thinking = False if forced else request.settings.thinking  # a forced call does not think first
+            forced = request.tool_choice != "auto"
+            thinking = False if forced else request.options.thinking  # a forced call comes before any thinking
             messages: Any = request.messages
             rendered = render(self.tokenizer, messages, tools=request.tools or None, thinking=thinking)
             if not forced:
                 return rendered, ""
-            opening = self._opening(request)
+            opening = self._call_opening(request)
             tokens = self.tokenizer.encode(opening, add_special_tokens=False)
             return Rendered([*rendered.tokens, *tokens], rendered.boundaries), opening
 
-    def _opening(self, request: Request) -> str:
-        """The beginning of a call, of the named tool or of any, as the template writes one."""
+    def _call_opening(self, request: Request) -> str:
+        """The text that a forced call begins with, up to its first argument; without a named tool, up to the name.
+
+        The chat template renders a call with an unmistakable argument, and the text before it is taken.
+        """
         start = self.tokenizer.tool_call_start
-        named = None if request.choice == "required" else request.choice
+        named = None if request.tool_choice == "required" else request.tool_choice
         name = named or request.tools[0]["function"]["name"]
         call = {"type": "function", "id": "1", "function": {"name": name, "arguments": {PROBE: PROBE}}}
         answer: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
@@ -139,21 +162,25 @@ class Prompter:
             text = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": "?"}, answer], tools=request.tools, tokenize=False
             )
-            written = text[text.index(start, text.rindex("?")) : text.index(PROBE)]
-            until = written.index(name, len(start))
-        except Exception as error:  # templates raise what they please; ValueError where the call is written otherwise
-            what = f"tool_choice {json.dumps(request.choice)}"
-            message = f"{what}: this model's chat template does not say how a call begins; use auto"
-            raise ApiError(message, code="unsupported_parameter", param="tool_choice") from error
-        if named:  # the name, and what ends it, up to the first argument
-            behind = written[until + len(name) :]
-            return str(written[: until + len(name)] + behind[: _last_space(behind)].rstrip())
-        space = written[len(start) : until]
-        return str(start + space[: len(space) - len(space.lstrip())])
+            rendered = text[text.index(start, text.rindex("?")) : text.index(PROBE)]
+            name_start = rendered.index(name, len(start))
+        except Exception as error:  # a template may raise anything; ValueError: it writes calls in another way
+            message = "this model's chat template does not say how a call begins; use auto"
+            raise ApiError(
+                f"tool_choice {json.dumps(request.tool_choice)}: {message}",
+                code="unsupported_parameter",
+                param="tool_choice",
+            ) from error
+        if named:
+            after_name = rendered[name_start + len(name) :]
+            return str(rendered[: name_start + len(name)] + after_name[: _last_space(after_name)].rstrip())
+        before_name = rendered[len(start) : name_start]
+        return str(start + before_name[: len(before_name) - len(before_name.lstrip())])
 
 
 @contextmanager
-def _refusing(request: Request) -> Iterator[None]:
+def _prompt_errors(request: Request) -> Iterator[None]:
+    """Turns `PromptError` into `ApiError`."""
     try:
         yield
     except PromptError as error:
@@ -161,13 +188,14 @@ def _refusing(request: Request) -> Iterator[None]:
         raise ApiError(str(error), code="invalid_prompt", param=param) from error
 
 
-def _characters(value: Any, enough: int) -> int:
-    """The characters of all texts within a JSON value, counted up to about `enough`."""
+def _count_characters(value: Any, enough: int) -> int:
+    """The characters of all texts in a JSON value, counted up to about `enough`."""
     if isinstance(value, str):
         return len(value)
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     count = 0
-    for one in value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ():
-        count += _characters(one, enough - count)
+    for item in items:
+        count += _count_characters(item, enough - count)
         if count >= enough:
             break
     return count

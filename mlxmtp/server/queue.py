@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 
-from mlxmtp.server.problems import busy
+from mlxmtp.server.errors import queue_full
 
 
 class FairQueue:
@@ -31,7 +31,7 @@ class FairQueue:
     def check(self) -> None:
         """Raises ApiError where one more could not wait."""
         if self._taken and self.waiting >= self._limit:
-            raise busy(self.waiting)
+            raise queue_full(self.waiting)
 
     async def enter(self, client: str) -> None:
         """Wait for one's turn; `leave` ends it. Whoever is cancelled while waiting has left the queue.

@@ -5,131 +5,148 @@ from __future__ import annotations
 from typing import Any
 
 from mlxmtp.engine.request import GenerationOptions
-from mlxmtp.server import inbound
-from mlxmtp.server.chat_completions import effort
-from mlxmtp.server.fields import Fields
+from mlxmtp.server.adapter import ApiAdapter, ResponseContext, StreamWriter
+from mlxmtp.server.body import JsonObject
 from mlxmtp.server.request import (
-    HARMLESS,
     Message,
-    Neutral,
+    NeutralValues,
     Request,
-    check_schema_and_tools,
-    limit,
-    refuse_unheard,
-    schema_of,
-    settings,
+    assistant_message,
+    generation_options,
+    history_tool_call,
+    max_tokens_limit,
+    merge_system_messages,
+    reasoning_effort,
+    reject_unsupported,
+    response_schema,
+    text_content,
+    tool_message,
+    unread_fields,
 )
-from mlxmtp.server.response_items import call_item, message_item, reasoning_item, response, unsealed
-from mlxmtp.server.responses_stream import ResponseWriter
-from mlxmtp.server.turn import Outcome, new_id
-from mlxmtp.server.wire import ResponseContext, openai_error
+from mlxmtp.server.responses_output import (
+    ResponsesStreamWriter,
+    call_item,
+    decode_reasoning,
+    message_item,
+    reasoning_item,
+    response_object,
+)
+from mlxmtp.server.tools import ToolSet, parse_openai_tool, parse_openai_tool_choice, reject_schema_with_tools
+from mlxmtp.server.turn import TurnResult, new_id
 
-NEUTRAL: Neutral = {
+NEUTRAL: NeutralValues = {
     **dict.fromkeys(("previous_response_id", "conversation", "prompt", "max_tool_calls"), ()),
     **dict.fromkeys(("background", "logprobs"), (False,)),
     "top_logprobs": (0,),
     "response_format": ({"type": "text"},),
 }
-UNSENT = "message.output_text.logprobs"
-"""What `include` may ask for in vain; the rest is of tools that are not here, or comes anyway."""
-
-error = openai_error
-writer = ResponseWriter
+UNSUPPORTED_INCLUDE = "message.output_text.logprobs"
+"""The value of `include` that is rejected. The others ask for hosted tools, or for what is always in the answer."""
 
 
-def read(body: Fields, defaults: GenerationOptions) -> Request:
-    """The request of a body."""
-    refuse_unheard(body, NEUTRAL)
-    if UNSENT in body.texts("include"):
-        body.refuse("include", f"a list without {UNSENT}, which this server does not give here")
-    cut = ["truncation auto"] if body.any("truncation") == "auto" else []
-    offer = inbound.offer(body.objects("tools"), inbound.function_fields)
-    messages: list[Message] = []
-    if instructions := body.text("instructions"):
-        messages.append({"role": "system", "content": instructions})
-    asked = body.any("input")
-    messages += [{"role": "user", "content": asked}] if isinstance(asked, str) else _input(body.objects("input"), offer)
-    allowed, choice = inbound.tool_choice(body, offer.tools)
-    text, reasoning = body.object("text"), body.object("reasoning")
-    schema = schema_of(text.object("format") if text else None)
-    check_schema_and_tools(schema, allowed, "text.format")
-    return Request(
-        inbound.with_one_system(messages, "input"),
-        settings(
-            body,
-            defaults,
-            thinking=effort(reasoning.text("effort") if reasoning else None),
-            json_schema=schema,
-        ),
-        offer.tools,
-        allowed,
-        choice,
-        parallel=body.flag("parallel_tool_calls") is not False,
-        stream=bool(body.flag("stream")),
-        namespaces=offer.namespaces,
-        echo=_echo(body),
-        place="input",
-        dropped=(*offer.dropped, *cut, *body.unread(*HARMLESS)),  # the last: all that is read has been
-    )
+class ResponsesAdapter(ApiAdapter):
+    """Responses without stored conversations: each request has the whole input."""
+
+    path = "/v1/responses"
+
+    def parse(self, body: JsonObject, defaults: GenerationOptions) -> Request:
+        reject_unsupported(body, NEUTRAL)
+        if UNSUPPORTED_INCLUDE in body.strings("include"):
+            body.reject("include", f"a list without {UNSUPPORTED_INCLUDE}, which this server does not give here")
+        truncation = ["truncation auto"] if body.get("truncation") == "auto" else []
+        tool_set = ToolSet.parse(body.objects("tools"), parse_openai_tool)
+        messages = _messages(body, tool_set)
+        callable_tools, tool_choice = parse_openai_tool_choice(body, tool_set.tools)
+        text, reasoning = body.object("text"), body.object("reasoning")
+        schema = response_schema(text.object("format") if text else None)
+        reject_schema_with_tools(schema, callable_tools, "text.format")
+        return Request(
+            messages=merge_system_messages(messages, "input"),
+            options=generation_options(
+                body,
+                defaults,
+                thinking=reasoning_effort(reasoning.string("effort") if reasoning else None),
+                json_schema=schema,
+            ),
+            tools=tool_set.tools,
+            callable_tools=callable_tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=body.boolean("parallel_tool_calls") is not False,
+            stream=bool(body.boolean("stream")),
+            namespaces=tool_set.namespaces,
+            echo=_echo(body),
+            dropped=(*tool_set.dropped, *truncation, *unread_fields(body)),
+        )
+
+    def build_response(self, context: ResponseContext, result: TurnResult) -> dict[str, Any]:
+        items = []
+        if result.reasoning:
+            items.append(reasoning_item(new_id("rs"), result.reasoning))
+        if result.text or not result.tool_calls:
+            status = "incomplete" if result.end.reason == "length" else "completed"
+            items.append(message_item(new_id("msg"), result.text, status))
+        items += [call_item(context, new_id("fc"), call) for call in result.tool_calls]
+        return response_object(context, new_id("resp"), items, result.end)
+
+    def stream_writer(self, context: ResponseContext) -> StreamWriter:
+        return ResponsesStreamWriter(context)
 
 
-def whole(context: ResponseContext, outcome: Outcome) -> dict[str, Any]:
-    """The answer as one object."""
-    items = []
-    if outcome.reasoning:
-        items.append(reasoning_item(new_id("rs"), outcome.reasoning))
-    if outcome.text or not outcome.calls:
-        status = "incomplete" if outcome.done.reason == "length" else "completed"
-        items.append(message_item(new_id("msg"), outcome.text, status))
-    items += [call_item(context, new_id("fc"), one) for one in outcome.calls]
-    return response(context, new_id("resp"), items, outcome)
-
-
-def _echo(body: Fields) -> dict[str, Any]:
-    """What the response object tells again of the request."""
+def _echo(body: JsonObject) -> dict[str, Any]:
+    """The fields of the request that the response object repeats."""
     metadata = body.object("metadata")
     return {
-        "instructions": body.text("instructions"),
-        "max_output_tokens": limit(body) or None,
-        "metadata": body.any("metadata") if metadata else {},
-        "tool_choice": body.any("tool_choice") or "auto",
+        "instructions": body.string("instructions"),
+        "max_output_tokens": max_tokens_limit(body),
+        "metadata": body.get("metadata") if metadata else {},
+        "tool_choice": body.get("tool_choice") or "auto",
     }
 
 
-def _input(items: list[Fields], offer: inbound.ToolSet) -> list[Message]:
-    """Chat messages of input items: reasoning, text and calls of one answer become one message."""
-    flat = {origin: name for name, origin in offer.namespaces.items()}
+def _messages(body: JsonObject, tool_set: ToolSet) -> list[Message]:
+    """The chat messages of `instructions` and `input`."""
+    messages: list[Message] = []
+    if instructions := body.string("instructions"):
+        messages.append({"role": "system", "content": instructions})
+    items = body.get("input")
+    if isinstance(items, str):
+        return [*messages, {"role": "user", "content": items}]
+    return messages + _input_messages(body.objects("input"), tool_set)
+
+
+def _input_messages(items: list[JsonObject], tool_set: ToolSet) -> list[Message]:
+    """The chat messages of input items. Reasoning, text and calls of one answer become one message."""
+    names = {origin: name for name, origin in tool_set.namespaces.items()}
     messages: list[Message] = []
     for item in items:
-        kind = item.text("type") or "message"
+        kind = item.string("type") or "message"
         if kind == "reasoning":
-            thought = _reasoning(item)
-            if _only_thought(messages):
-                messages[-1]["reasoning_content"] += thought
-            elif thought:
-                messages.append(inbound.said("", thought))
+            reasoning = _reasoning(item)
+            if _has_only_reasoning(messages):
+                messages[-1]["reasoning_content"] += reasoning
+            elif reasoning:
+                messages.append(assistant_message("", reasoning))
         elif kind == "function_call":
             if not messages or messages[-1]["role"] != "assistant":
-                messages.append(inbound.said(""))
-            name = flat.get((item.text("namespace") or "", item.text("name") or ""), item.any("name"))
-            called = inbound.call(name, item.any("arguments"), item.any("call_id"))
-            messages[-1].setdefault("tool_calls", []).append(called)
+                messages.append(assistant_message(""))
+            origin = item.string("namespace") or "", item.string("name") or ""
+            call = history_tool_call(names.get(origin, item.get("name")), item.get("arguments"), item.get("call_id"))
+            messages[-1].setdefault("tool_calls", []).append(call)
         elif kind == "function_call_output":
-            said = inbound.text_of(item, "output")
-            messages.append({"role": "tool", "content": said, "tool_call_id": str(item.any("call_id") or "")})
+            messages.append(tool_message(text_content(item, "output"), item.get("call_id")))
         elif kind == "message":
             message = _message(item)
-            if message["role"] == "assistant" and _only_thought(messages):
+            if message["role"] == "assistant" and _has_only_reasoning(messages):
                 messages[-1]["content"] = message["content"]
             else:
                 messages.append(message)
         else:
-            item.refuse("type", "message, reasoning, function_call or function_call_output")
+            item.reject("type", "message, reasoning, function_call or function_call_output")
     return messages
 
 
-def _only_thought(messages: list[Message]) -> bool:
-    """Whether the newest message is an answer of which there is nothing but its reasoning yet."""
+def _has_only_reasoning(messages: list[Message]) -> bool:
+    """Whether the last message is an answer with nothing but reasoning so far."""
     return (
         bool(messages)
         and messages[-1].keys() == {"role", "content", "reasoning_content"}
@@ -137,16 +154,16 @@ def _only_thought(messages: list[Message]) -> bool:
     )
 
 
-def _message(item: Fields) -> Message:
-    role = item.text("role")
+def _message(item: JsonObject) -> Message:
+    role = item.string("role")
     if role not in ("system", "developer", "user", "assistant"):
-        item.refuse("role", "system, developer, user or assistant")
-    text = inbound.text_of(item)
+        item.reject("role", "system, developer, user or assistant")
+    text = text_content(item)
     if role == "assistant":
-        return inbound.said(text)
+        return assistant_message(text)
     return {"role": "user" if role == "user" else "system", "content": text}
 
 
-def _reasoning(item: Fields) -> str:
-    """What was thought: what we sealed, else the item's own text."""
-    return unsealed(item.text("encrypted_content")) or inbound.text_of(item) or inbound.text_of(item, "summary")
+def _reasoning(item: JsonObject) -> str:
+    """The reasoning of an item: what this server encoded, else the item's own text."""
+    return decode_reasoning(item.string("encrypted_content")) or text_content(item) or text_content(item, "summary")

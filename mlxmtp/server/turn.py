@@ -1,4 +1,4 @@
-"""The core: a request in, events out, in no protocol's shape."""
+"""One turn of the engine, as events that do not depend on the protocol."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 from mlxmtp.decoding.stats import Stats
 from mlxmtp.engine.parts import calls_of
-from mlxmtp.server.arguments import fits
 from mlxmtp.server.host import Host
-from mlxmtp.server.prompting import Prepared
+from mlxmtp.server.prompting import PreparedPrompt
 from mlxmtp.server.request import Request
+from mlxmtp.server.tools import matches_schema
 from mlxmtp.worker.messages import Finished, TurnDelta
 
 
@@ -34,7 +34,7 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A whole tool call; `arguments` is a JSON object."""
+    """A complete tool call. `arguments` is a JSON object as text."""
 
     id: str
     name: str
@@ -43,17 +43,20 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class LogprobsDelta:
-    """Of tokens just generated: [id, logprob, [[id, logprob], ...]] each."""
+    """The log-probabilities of newly generated tokens: [id, logprob, [[id, logprob], ...]] for each."""
 
     tokens: list[Any]
 
 
 @dataclass(frozen=True)
 class TurnEnd:
-    """The end: "stop", "length" or "tool_calls".
+    """The end of the turn.
 
     Args:
-        stopped_by: the stop string that ended it. cache_bytes: what the prefix cache holds now.
+        reason: "stop", "length" or "tool_calls".
+        stats: statistics of the turn; None: it was stopped before its first token.
+        stopped_by: the stop string that ended the turn.
+        cache_bytes: size of the prefix cache now.
     """
 
     reason: str
@@ -62,42 +65,44 @@ class TurnEnd:
     cache_bytes: int | None = None
 
 
-Event = ReasoningDelta | TextDelta | ToolCall | LogprobsDelta | TurnEnd
+TurnEvent = ReasoningDelta | TextDelta | ToolCall | LogprobsDelta | TurnEnd
 
 
 @dataclass
-class Outcome:
-    """A whole turn, for clients that do not stream."""
+class TurnResult:
+    """All events of a turn together, for a client that does not stream."""
 
     text: str = ""
     reasoning: str = ""
-    calls: list[ToolCall] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[Any] = field(default_factory=list)
-    done: TurnEnd = field(default_factory=lambda: TurnEnd("stop", None))
+    end: TurnEnd = field(default_factory=lambda: TurnEnd("stop", None))
 
-    def add(self, event: Event) -> None:
+    def add(self, event: TurnEvent) -> None:
         match event:
             case ReasoningDelta():
                 self.reasoning += event.text
             case TextDelta():
                 self.text += event.text
             case ToolCall():
-                self.calls.append(event)
+                self.tool_calls.append(event)
             case LogprobsDelta():
                 self.logprobs += event.tokens
             case TurnEnd():
-                self.done = event
+                self.end = event
 
 
-async def answer(host: Host, tokenizer: Any, request: Request, prepared: Prepared) -> AsyncGenerator[Event, None]:
-    """Generate a turn. The last event is `TurnEnd`; left before it, the turn is stopped.
+async def generate_turn(
+    host: Host, tokenizer: Any, request: Request, prompt: PreparedPrompt
+) -> AsyncGenerator[TurnEvent, None]:
+    """Generate a turn. The last event is `TurnEnd`. Closing the generator earlier stops the engine.
 
     Raises:
         ApiError: as `Host.turn`.
     """
-    reader = Reader(tokenizer, request)
+    parser = TurnParser(tokenizer, request)
     stats = None
-    async with aclosing(host.turn(request.client, prepared.command)) as events:
+    async with aclosing(host.turn(request.client, prompt.command)) as events:
         async for event in events:
             match event:
                 case TurnDelta():
@@ -105,109 +110,123 @@ async def answer(host: Host, tokenizer: Any, request: Request, prepared: Prepare
                     if event.logprobs:
                         yield LogprobsDelta(event.logprobs)
                     for kind, text in event.segments:
-                        for one in reader.feed(kind, text):
-                            yield one
-                        if reader.called and not request.parallel:
+                        for parsed in parser.feed(kind, text):
+                            yield parsed
+                        if parser.called and not request.parallel_tool_calls:
                             yield TurnEnd("tool_calls", stats)
                             return
                 case Finished():
-                    for one in reader.finish(complete=event.reason == "stop" and not event.stopped_by):
-                        yield one
-                    reason = "tool_calls" if reader.called and event.reason == "stop" else event.reason
-                    caches = event.memory.caches if event.memory else None
-                    yield TurnEnd(reason, event.stats or stats, event.stopped_by, caches)
+                    for parsed in parser.finish(complete=event.reason == "stop" and not event.stopped_by):
+                        yield parsed
+                    reason = "tool_calls" if parser.called and event.reason == "stop" else event.reason
+                    cache_bytes = event.memory.caches if event.memory else None
+                    yield TurnEnd(reason, event.stats or stats, event.stopped_by, cache_bytes)
 
 
-class Reader:
-    """Turns a turn's parts into events: calls parsed, line ends between the kinds left out.
+class TurnParser:
+    """Turns the segments of a turn into events: parses tool calls, and removes the newlines around other segments.
+
+    A call of a tool that may not be called, or with arguments of wrong types, stays text.
 
     Args:
-        request: a call of a tool that it does not offer, or with arguments of other types than that tool's, is text.
+        tokenizer: mlx-lm's `TokenizerWrapper`; it has the model's tool parser.
+        request: the request with its tools.
     """
 
     def __init__(self, tokenizer: Any, request: Request) -> None:
         self.called = False
+        """Whether there was a tool call."""
         self._tokenizer = tokenizer
         self._request = request
         functions = [tool["function"] for tool in request.tools]
-        self._schemas = {one["name"]: one["parameters"] for one in functions if one["name"] in request.allowed}
-        self._raw = request.raw
+        self._schemas = {
+            each["name"]: each["parameters"] for each in functions if each["name"] in request.callable_tools
+        }
         self._kind = ""
         self._call: str | None = None
-        self._held = ""
-        self._trim = False
-        self._spoke = False
+        self._newlines = ""
+        self._skip_newlines = False
+        self._has_text = False
 
-    def feed(self, kind: str, text: str) -> list[Event]:
-        if self._raw:
+    def feed(self, kind: str, text: str) -> list[TurnEvent]:
+        """The events of more text of a segment.
+
+        Args:
+            kind: "text", "thinking" or "tool".
+        """
+        if self._request.raw:
             return [TextDelta(text)] if text else []
-        events: list[Event] = []
+        events: list[TurnEvent] = []
         if kind != "tool" and self._call is not None:
             events += self._end_call(complete=True)
         if kind == "tool":
             self._call = (self._call or "") + text
         elif kind == "thinking":
-            events += self._thought(text)
+            events += self._reasoning(text)
         else:
-            events += self._spoken(text)
+            events += self._text(text)
         return events
 
-    def finish(self, *, complete: bool) -> list[Event]:
-        """The turn is over; complete: by an end token, not by a limit or a stop string."""
+    def finish(self, *, complete: bool) -> list[TurnEvent]:
+        """The events of what was held back until the end of the turn.
+
+        Args:
+            complete: an end token ended the turn, not a limit or a stop string.
+        """
         events = self._end_call(complete=complete) if self._call is not None else []
-        if self._held and self._kind == "text" and not (self._trim or self.called):
-            events.append(TextDelta(self._held))
-        self._held = ""
+        if self._newlines and self._kind == "text" and not (self._skip_newlines or self.called):
+            events.append(TextDelta(self._newlines))
+        self._newlines = ""
         return events
 
-    def _thought(self, text: str) -> list[Event]:
+    def _reasoning(self, text: str) -> list[TurnEvent]:
         if self._kind != "thinking":
-            text, self._held = text.lstrip("\n"), ""
-        text, self._held = _without_end(self._held + text)
+            text, self._newlines = text.lstrip("\n"), ""
+        text, self._newlines = _split_newlines(self._newlines + text)
         self._kind = "thinking" if text else self._kind
         return [ReasoningDelta(text)] if text else []
 
-    def _spoken(self, text: str) -> list[Event]:
+    def _text(self, text: str) -> list[TurnEvent]:
         if self._kind == "thinking":
-            self._held, self._trim = "", True
+            self._newlines, self._skip_newlines = "", True
         self._kind = "text"
-        text = self._held + text
-        if self._trim:  # behind thinking or a call
+        text = self._newlines + text
+        if self._skip_newlines:  # after thinking or a call
             text = text.lstrip("\n")
-        text, self._held = _without_end(text)
-        self._trim = self._trim and not text
-        self._spoke = self._spoke or bool(text)
+        text, self._newlines = _split_newlines(text)
+        self._skip_newlines = self._skip_newlines and not text
+        self._has_text = self._has_text or bool(text)
         return [TextDelta(text)] if text else []
 
-    def _end_call(self, *, complete: bool) -> list[Event]:
+    def _end_call(self, *, complete: bool) -> list[TurnEvent]:
         text, self._call = self._call or "", None
         start, end = self._tokenizer.tool_call_start or "", self._tokenizer.tool_call_end or ""
-        found = calls_of(self._tokenizer, text, self._request.tools) if complete and self._schemas else None
-        calls = [ToolCall(new_id("call"), one["name"], self._arguments(one)) for one in found or ()]
-        if not all(one.arguments for one in calls) or not calls:
-            return self._spoken(f"{start}{text}{end if complete else ''}")
-        if not self._spoke or self._kind == "thinking":  # line ends between texts belong to them
-            self._held, self._trim = "", True
+        parsed = calls_of(self._tokenizer, text, self._request.tools) if complete and self._schemas else None
+        calls = [ToolCall(new_id("call"), call["name"], self._arguments(call)) for call in parsed or ()]
+        if not all(call.arguments for call in calls) or not calls:
+            return self._text(f"{start}{text}{end if complete else ''}")
+        if not self._has_text or self._kind == "thinking":  # newlines between two texts are part of the text
+            self._newlines, self._skip_newlines = "", True
         self._kind, self.called = "text", True
-        return [*calls] if self._request.parallel else [calls[0]]
+        return [*calls] if self._request.parallel_tool_calls else [calls[0]]
 
     def _arguments(self, call: dict[str, Any]) -> str:
-        """The JSON object of a call's arguments; nothing where they are none, have numbers that JSON has not, or are
-        not those of a tool that may be called."""
-        value = call["arguments"]
+        """The arguments as a JSON object; "": not an object, not finite, or not what a callable tool takes."""
+        arguments = call["arguments"]
         try:
-            written = json.dumps(value, ensure_ascii=False, allow_nan=False) if isinstance(value, dict) else ""
+            encoded = json.dumps(arguments, ensure_ascii=False, allow_nan=False) if isinstance(arguments, dict) else ""
         except ValueError:
             return ""
-        known = call["name"] in self._schemas
-        return written if known and fits(value, self._schemas[call["name"]]) else ""
+        name = call["name"]
+        return encoded if name in self._schemas and matches_schema(arguments, self._schemas[name]) else ""
 
 
-def new_id(kind: str) -> str:
-    return f"{kind}_{secrets.token_hex(12)}"
+def new_id(prefix: str) -> str:
+    """A random id, such as "msg_0123456789abcdef01234567"."""
+    return f"{prefix}_{secrets.token_hex(12)}"
 
 
-def _without_end(text: str) -> tuple[str, str]:
-    """The text without the line ends behind it, and those: whether they belong to it is not known yet."""
-    kept = text.rstrip("\n")
-    return kept, text[len(kept) :]
+def _split_newlines(text: str) -> tuple[str, str]:
+    """The text without its newlines at the end, and those newlines: the next segment decides what becomes of them."""
+    stripped = text.rstrip("\n")
+    return stripped, text[len(stripped) :]

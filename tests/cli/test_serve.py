@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from mlxmtp.server import main as server
-from mlxmtp.server.main import Options
+from mlxmtp.server.main import ServeOptions
 from tests.cli.conftest import assert_refused
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[Options]:
+def started(monkeypatch: pytest.MonkeyPatch) -> list[ServeOptions]:
     """What servers were started with that would have loaded a model."""
-    found: list[Options] = []
+    found: list[ServeOptions] = []
 
     def run(coroutine: Any) -> None:
         found.append(coroutine.cr_frame.f_locals["options"])

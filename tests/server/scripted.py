@@ -16,13 +16,14 @@ from mlxmtp.engine.loading import DEMO
 from mlxmtp.engine.parts import OutputParser
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.engine.tokenizer import load_tokenizer
-from mlxmtp.server.app import WIRES, Service, create_app
-from mlxmtp.server.fields import Fields
+from mlxmtp.server.adapter import ApiAdapter
+from mlxmtp.server.app import ADAPTERS, Service, create_app
+from mlxmtp.server.body import JsonObject
 from mlxmtp.server.host import Host
-from mlxmtp.server.log import Log
 from mlxmtp.server.main import http_server, listening
-from mlxmtp.server.prompting import Prompter
+from mlxmtp.server.prompting import PromptBuilder
 from mlxmtp.server.request import Request
+from mlxmtp.server.telemetry import Log
 from mlxmtp.worker.messages import Event, Generate, Load
 from tests.scripted_engine import Answers, Engines, ScriptedEngine, finished, said, until
 
@@ -165,15 +166,15 @@ async def serving(
     engines = Engines({Generate: answers})
     host = Host(engines, Load, queue)
     await host.open()
-    prompter = Prompter(tokens or tokenizer(), context)
-    service = Service(host, prompter, "demo", defaults or GenerationOptions(max_tokens=None), max_body, log=Notes())
+    prompts = PromptBuilder(tokens or tokenizer(), context)
+    service = Service(host, prompts, "demo", defaults or GenerationOptions(max_tokens=None), max_body, log=Notes())
     app = create_app(service, **options)
     try:
         async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://server") as http:
             yield Served(engines, service, app, http)
     finally:
         await host.close()
-        prompter.close()
+        prompts.close()
 
 
 @dataclass(frozen=True)
@@ -184,9 +185,15 @@ class Sent:
     data: Any
 
 
+def adapter(path: str) -> ApiAdapter:
+    """The adapter of a path."""
+    [found] = [each for each in ADAPTERS if each.path == path]
+    return found
+
+
 def read(path: str, **more: Any) -> Request:
     """The request of the least body with more fields, without a server."""
-    return WIRES[path].read(Fields(HELLO[path] | more), GenerationOptions(max_tokens=None))
+    return adapter(path).parse(JsonObject(HELLO[path] | more), GenerationOptions(max_tokens=None))
 
 
 def sent(text: str) -> list[Sent]:

@@ -201,7 +201,7 @@ async def test_the_limit_and_the_stop_strings_reach_the_engine(protocol: Protoco
     async with serving(turn("Some", "stop", stopped_by="END" if stops else None)) as served:
         said = await heard(served, protocol, protocol.ask("hi", **{protocol.limit: 7}, **stops), stream)
         assert served.command.settings.max_tokens == 7
-        assert served.command.settings.stop == (["END", "\n\n"] if stops else [])
+        assert served.command.settings.stop == (("END", "\n\n") if stops else ())
     assert (said.text, said.end) == ("Some", "stop_sequence" if protocol.stop == "stop_sequences" else "stop")
 
 

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 
 from mlxmtp.engine.request import GenerationOptions
-from mlxmtp.server.app import WIRES
-from mlxmtp.server.fields import Fields
+from mlxmtp.server.body import JsonObject
 from mlxmtp.server.request import Request
 from tests.scripted_engine import asynchronous
 from tests.server.bodies import Body, all_bodies
 from tests.server.protocols import PROTOCOLS
-from tests.server.scripted import COMPLETIONS, Served, sent, serving, turn
+from tests.server.scripted import COMPLETIONS, Served, adapter, sent, serving, turn
 
 BY_PATH = {one.path: one for one in PROTOCOLS}
 TURNS = all_bodies("chat", "responses", "messages")
@@ -29,7 +28,7 @@ def path_of(one: Body) -> str:
 
 def understood(one: Body, without: tuple[str, ...] = ()) -> Request:
     body = {name: value for name, value in copy.deepcopy(one.body or {}).items() if name not in without}
-    return WIRES[path_of(one)].read(Fields(body), GenerationOptions(max_tokens=None))
+    return adapter(path_of(one)).parse(JsonObject(body), GenerationOptions(max_tokens=None))
 
 
 async def ask(served: Served, one: Body) -> Any:
@@ -49,9 +48,12 @@ def test_what_is_understood(one: Body) -> None:
     thoughts = [message["reasoning_content"] for message in messages if message.get("reasoning_content")]
     assert thoughts == expects.get("reasoning", [])
     assert {name: space for name, (space, _) in request.namespaces.items()} == expects.get("namespaces", {})
-    assert request.settings.max_tokens == expects.get("max_tokens", 0)
-    assert bool(request.settings.json_schema) == expects.get("json_schema", False)
-    assert (request.stream, request.stream and request.usage) == (expects["stream"], expects.get("usage", False))
+    assert request.options.max_tokens == expects.get("max_tokens")
+    assert bool(request.options.json_schema) == expects.get("json_schema", False)
+    assert (request.stream, request.stream and request.include_usage) == (
+        expects["stream"],
+        expects.get("usage", False),
+    )
 
 
 @pytest.mark.parametrize("one", [one for one in TURNS if "ignored" in one.expects], ids=str)
@@ -111,8 +113,8 @@ async def test_completions(one: Body) -> None:
         for text in one.expects["present"]:
             assert text in served.prompt
     plain = {name: value for name, value in (one.body or {}).items() if name not in one.expects.get("ignored", ())}
-    wire, settings = WIRES[COMPLETIONS], GenerationOptions(max_tokens=None)
-    assert wire.read(Fields(plain), settings) == understood(one)
+    defaults = GenerationOptions(max_tokens=None)
+    assert adapter(COMPLETIONS).parse(JsonObject(plain), defaults) == understood(one)
 
 
 @pytest.mark.parametrize("one", all_bodies("models", "probe", "count_tokens"), ids=str)

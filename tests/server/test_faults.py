@@ -8,6 +8,11 @@ from typing import Any
 import pytest
 
 from mlxmtp.server import app
+from mlxmtp.server.adapter import StreamWriter
+from mlxmtp.server.chat_completions import ChatStreamWriter
+from mlxmtp.server.completions import CompletionStreamWriter
+from mlxmtp.server.messages import MessagesStreamWriter
+from mlxmtp.server.responses_output import ResponsesStreamWriter
 from mlxmtp.worker.lines import ProtocolError as NoMessage
 from mlxmtp.worker.messages import Failed, Generate, Load, Loaded
 from tests.scripted_engine import asynchronous, finished, loaded, said, until
@@ -28,6 +33,12 @@ from tests.server.scripted import (
 
 each = pytest.mark.parametrize("path", ALL)
 both = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+WRITERS: dict[str, type[StreamWriter]] = {
+    CHAT: ChatStreamWriter,
+    COMPLETIONS: CompletionStreamWriter,
+    RESPONSES: ResponsesStreamWriter,
+    MESSAGES: MessagesStreamWriter,
+}
 FAILURES = {
     "refused": (Failed(0, "refused", "depth is 99; expected at most 16"), 400, "depth is 99"),
     "memory": (Failed(0, "memory", "[malloc] Unable to allocate"), 500, "a shorter prompt needs less"),
@@ -94,7 +105,7 @@ async def test_what_fails_later_is_said_in_the_stream(path: str, stream: bool, k
 async def test_a_refusal_that_takes_its_time_comes_in_the_stream(
     path: str, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "PEEK_S", 0.0)
+    monkeypatch.setattr(app, "FIRST_EVENT_S", 0.0)
     async with serving([FAILURES["refused"][0]]) as served:
         status, about = await ask(served, path, stream)
         assert (status, "depth is 99" in about["message"]) == (200 if stream else 400, True)
@@ -215,7 +226,7 @@ async def test_a_fault_of_ours_is_said_and_the_server_goes_on(path: str, monkeyp
         assert response.status_code == 500
         assert "ZeroDivisionError" in error(path, response.json())["message"]
         with monkeypatch.context() as patch:
-            patch.setattr("mlxmtp.server.turn.Reader.feed", lambda *_: 1 / 0)
+            patch.setattr("mlxmtp.server.turn.TurnParser.feed", lambda *_: 1 / 0)
             response = await served.post(path)
         assert response.status_code == 500
         assert "ZeroDivisionError" in error(path, response.json())["message"]
@@ -226,9 +237,8 @@ async def test_a_fault_of_ours_is_said_and_the_server_goes_on(path: str, monkeyp
 async def test_a_fault_of_ours_in_a_stream_ends_it_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving([said("So"), finished("So")]) as served:
         for path in ALL:
-            kind: Any = app.WIRES[path].writer
             with monkeypatch.context() as patch:
-                patch.setattr(f"{kind.__module__}.{kind.__name__}.feed", lambda *_: 1 / 0)
+                patch.setattr(WRITERS[path], "write", lambda *_: 1 / 0)
                 about = broken_off(path, await served.stream(path))
             assert "ZeroDivisionError" in about["message"]
             served.engine.on(Generate, [said("So"), finished("So")])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlxmtp.server.prompting import LONG, PIECE
+from mlxmtp.server.prompting import CHUNK_CHARACTERS, LONG_CHARACTERS
 from tests.scripted_engine import asynchronous, until
 from tests.server.scripted import (
     ALL,
@@ -44,7 +44,7 @@ class Watched:
 
     def encode(self, text: str, **options: Any) -> Any:
         self.lengths.append(len(text))
-        if self._permits and len(text) == PIECE:
+        if self._permits and len(text) == CHUNK_CHARACTERS:
             assert self._permits.acquire(timeout=20)
         return tokenizer().encode(text, **options)
 
@@ -66,8 +66,8 @@ async def test_what_cannot_fit_is_not_tokenised_as_a_whole(path: str) -> None:
         message = error(path, response.json())["message"]
         assert "tokens or more" in message
         assert "> 19999 maximum" in message
-        assert max(watched.lengths) == PIECE
-        assert sum(watched.lengths) <= 10 * PIECE
+        assert max(watched.lengths) == CHUNK_CHARACTERS
+        assert sum(watched.lengths) <= 10 * CHUNK_CHARACTERS
         assert served.engine.commands[1:] == []
         await served.works()
 
@@ -76,7 +76,7 @@ async def test_what_cannot_fit_is_not_tokenised_as_a_whole(path: str) -> None:
 @asynchronous
 async def test_a_long_prompt_that_just_fits_is_answered(text: str) -> None:
     """The count by pieces is never above the number of tokens that the prompt has."""
-    body = asking(CHAT, text * (LONG // len(text) + 1))
+    body = asking(CHAT, text * (LONG_CHARACTERS // len(text) + 1))
     tokens = len(tokenizer().apply_chat_template(body["messages"], add_generation_prompt=True))
     for context, status in ((tokens, 400), (tokens + 1, 200)):
         async with serving(turn("fine"), max_body=10**7, context=context) as served:
@@ -94,17 +94,17 @@ async def test_others_have_their_turn_between_the_pieces_and_who_leaves_ends_the
         served.online() as online,
     ):
         long = asyncio.create_task(online.post(COUNT, asking(COUNT, "more " * 500_000)))
-        await until(lambda: PIECE in watched.lengths, "the first piece")
+        await until(lambda: CHUNK_CHARACTERS in watched.lengths, "the first piece")
         short = asyncio.create_task(online.post(CHAT))
         await asyncio.sleep(0.05)
         permits.release()
-        await until(lambda: watched.lengths.count(PIECE) == 2, "the second piece")
+        await until(lambda: watched.lengths.count(CHUNK_CHARACTERS) == 2, "the second piece")
         permits.release()
         assert (await asyncio.wait_for(short, 20)).status_code == 200
         assert not long.done()
         long.cancel()
         await until(lambda: any(f"{COUNT} 499" in line for line in served.log), "its line in the log")
-        begun = watched.lengths.count(PIECE)
+        begun = watched.lengths.count(CHUNK_CHARACTERS)
         permits.release(100)
         await online.works()
-        assert watched.lengths.count(PIECE) <= begun + 1
+        assert watched.lengths.count(CHUNK_CHARACTERS) <= begun + 1

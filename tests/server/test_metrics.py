@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mlxmtp.server.log import Log
-from mlxmtp.server.metrics import Metrics
+from mlxmtp.server.telemetry import Log, Metrics
+from mlxmtp.server.turn import TurnEnd
 from mlxmtp.worker.messages import Failed, Generate
 from tests.scripted_engine import MEMORY, asynchronous, stats, until
 from tests.server.scripted import CHAT, COMPLETIONS, COUNT, HELLO, MESSAGES, Served, serving, turn
@@ -116,7 +116,7 @@ def test_large_sums_lose_nothing() -> None:
 
     metrics = Metrics()
     for _ in range(3):
-        metrics.turn("stop", stats(ttft_s=1_000_000.1), None)
+        metrics.turn(TurnEnd("stop", stats(ttft_s=1_000_000.1)))
     assert samples(metrics.text(Nothing()))["ttft_seconds_total"] == pytest.approx(3_000_000.3, abs=1e-6)  # type: ignore[arg-type]
 
 
@@ -175,7 +175,7 @@ async def test_requests_without_a_turn_are_logged_and_counted_too() -> None:
 
 
 def test_nothing_that_a_client_sends_steers_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
-    Log().request("POST /", 400, 0.1, agent="\x9b31mred", said="one\ntwo\r\x1b[2J\ud800 Grüße")
+    Log().request("POST /", 400, 0.1, agent="\x9b31mred", note="one\ntwo\r\x1b[2J\ud800 Grüße")
     said = capfd.readouterr().err
     assert said.count("\n") == 1
     assert said.rstrip("\n").isprintable()

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from mlxmtp.errors import OptionError
-from mlxmtp.server.main import Options, serve
+from mlxmtp.server.main import ServeOptions, serve
 from mlxmtp.worker.messages import Load
 from tests.scripted_engine import headless
 from tests.server.process import PATIENCE_S, ServeProcess
@@ -155,7 +155,7 @@ def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
 
 def test_a_depth_without_a_head() -> None:
     with pytest.raises(OptionError, match="--depth 2 needs a head: the checkpoint has no head"):
-        serve(Options(depth=2, port=0), Engines({Load: [headless()]}))
+        serve(ServeOptions(depth=2, port=0), Engines({Load: [headless()]}))
 
 
 def test_who_can_reach_it_is_said(tmp_path: Path) -> None:

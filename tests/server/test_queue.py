@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mlxmtp.server import host, streaming
-from mlxmtp.server.problems import ApiError
+from mlxmtp.server import asgi, host
+from mlxmtp.server.errors import ApiError
 from mlxmtp.server.queue import FairQueue
 from mlxmtp.worker.messages import Generate
 from tests.scripted_engine import asynchronous, finished, said, until
@@ -256,7 +256,7 @@ async def test_a_reader_that_does_not_read_holds_up_nobody() -> None:
 @each
 @asynchronous
 async def test_a_long_prefill_is_bridged_by_comments(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.02)
+    monkeypatch.setattr(asgi, "KEEP_ALIVE_S", 0.02)
     async with serving() as served, served.online() as online:
         request = online.http.stream("POST", path, json=HELLO[path] | {"stream": True})
         async with asyncio.timeout(10), request as response:
@@ -278,7 +278,7 @@ async def test_a_long_prefill_is_bridged_by_comments(path: str, monkeypatch: pyt
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=protocol_id)
 @asynchronous
 async def test_comments_while_one_waits_in_the_queue(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.02)
+    monkeypatch.setattr(asgi, "KEEP_ALIVE_S", 0.02)
     async with serving() as served, served.online() as online, asking(online, False) as first:
         await until(lambda: turns(served) == 1, "the first turn")
         request = online.http.stream("POST", protocol.path, json=protocol.ask("hi") | {"stream": True})

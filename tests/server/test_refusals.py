@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlxmtp.server.problems import ApiError
+from mlxmtp.server.errors import ApiError
 from tests.scripted_engine import asynchronous
 from tests.server.scripted import ALL, CHAT, COMPLETIONS, COUNT, HELLO, MESSAGES, RESPONSES, error, read, serving, turn
 

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from mlxmtp.engine.request import GenerationOptions
-from mlxmtp.server.app import WIRES
-from mlxmtp.server.fields import Fields
+from mlxmtp.server.body import JsonObject
 from tests.scripted_engine import asynchronous
 from tests.server.protocols import PROTOCOLS, Heard, Protocol, protocol_id
-from tests.server.scripted import CHAT, MESSAGES, RESPONSES, Served, serving, tokenizer, turn
+from tests.server.scripted import CHAT, MESSAGES, RESPONSES, Served, adapter, serving, tokenizer, turn
 
 TOOL = ("get_weather", "the weather", {"type": "object", "properties": {"city": {"type": "string"}}})
 ROME = '<tool_call>{"name": "get_weather", "arguments": {"city": "Rome"}}</tool_call>'
@@ -36,7 +35,7 @@ both = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"
 
 def messages(path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     """What a template gets of a request."""
-    found = WIRES[path].read(Fields(json.loads(json.dumps(body))), GenerationOptions()).messages
+    found = adapter(path).parse(JsonObject(json.loads(json.dumps(body))), GenerationOptions()).messages
     assert isinstance(found, list)
     return found  # type: ignore[return-value]
 

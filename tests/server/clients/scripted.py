@@ -135,7 +135,7 @@ def serve(folder: str) -> None:
     from mlxmtp.worker.process import WorkerProcess
 
     engine = (sys.executable, "-P", __file__, "engine", folder)
-    main.serve(main.Options(folder, port=0, queue=0), lambda: WorkerProcess.start(engine))
+    main.serve(main.ServeOptions(folder, port=0, queue=0), lambda: WorkerProcess.start(engine))
 
 
 def engine(folder: str) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong with a request, in no protocol's shape yet."""
+"""Errors of requests, independent of the protocol: an adapter gives them their JSON shape."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ class ApiError(MlxmtpError):
     """A request cannot be answered.
 
     Args:
-        status: of HTTP. code: what programs tell it by. param: the field that it is about.
+        status: HTTP status code.
+        code: identifies the error to programs.
+        param: path of the wrong field in the body.
         retry_after: seconds after which the client may try again.
     """
 
@@ -29,14 +31,18 @@ class ApiError(MlxmtpError):
         self.retry_after = retry_after
 
     @property
-    def kind(self) -> str:
-        """The class of the error, named as OpenAI and Anthropic both do."""
-        kinds = {401: "authentication_error", 404: "not_found_error", 413: "request_too_large"}
-        return kinds.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+    def error_type(self) -> str:
+        """The class of the error; OpenAI and Anthropic use the same names."""
+        types = {401: "authentication_error", 404: "not_found_error", 413: "request_too_large"}
+        return types.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
 
 
-def too_long(tokens: int, context: int, *, at_least: bool = False) -> ApiError:
-    """The prompt leaves no room for an answer; agents look for the code, and for both numbers."""
+def context_length_exceeded(tokens: int, context: int, *, at_least: bool = False) -> ApiError:
+    """The error of a prompt that leaves no room for an answer. Agents parse the code and both numbers.
+
+    Args:
+        at_least: the prompt was counted up to `tokens` only.
+    """
     more = " or more" if at_least else ""
     return ApiError(
         f"This model's maximum context length is {context} tokens. "
@@ -48,10 +54,16 @@ def too_long(tokens: int, context: int, *, at_least: bool = False) -> ApiError:
     )
 
 
-def busy(waiting: int) -> ApiError:
+def queue_full(waiting: int) -> ApiError:
+    """The error of a request for which the queue has no room."""
     return ApiError(
         f"the queue is full ({waiting} requests wait); try again later, or start the server with a longer --queue",
         status=503,
         code="queue_full",
         retry_after=2,
     )
+
+
+def internal_error(error: Exception) -> ApiError:
+    """The error of a bug in this server."""
+    return ApiError(f"{error!r}; this should not be, please report it", status=500, code="internal_error")

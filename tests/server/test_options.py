@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from mlxmtp.engine.request import GenerationOptions
-from mlxmtp.server.app import WIRES
-from mlxmtp.server.fields import Fields
-from tests.server.scripted import ALL, CHAT, COMPLETIONS, HELLO, MESSAGES, RESPONSES, read
+from mlxmtp.server.body import JsonObject
+from tests.server.scripted import ALL, CHAT, COMPLETIONS, HELLO, MESSAGES, RESPONSES, adapter, read
 
 PERSON = {"type": "object", "properties": {"name": {"type": "string"}}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -32,7 +31,7 @@ def test_sampling_is_heard(path: str) -> None:
         "presence_penalty": -0.5,
         "repetition_penalty": 1.1,
     }
-    found = read(path, **wanted, logit_bias={"12": -100, "7": 1.5}).settings
+    found = read(path, **wanted, logit_bias={"12": -100, "7": 1.5}).options
     assert {name: asdict(found)[name] for name in wanted} == wanted
     assert found.logit_bias == ((12, -100.0), (7, 1.5))
 
@@ -51,7 +50,9 @@ def test_what_is_left_out_is_as_the_server_was_told(path: str) -> None:
         depth=2,
         max_tokens=None,
     )
-    found = WIRES[path].read(Fields(HELLO[path] | dict.fromkeys(["temperature", "top_p", "seed"])), defaults).settings
+    found = (
+        adapter(path).parse(JsonObject(HELLO[path] | dict.fromkeys(["temperature", "top_p", "seed"])), defaults).options
+    )
     limit = {COMPLETIONS: 16, MESSAGES: 100}.get(path)
     assert found == GenerationOptions(
         temperature=0.6,
@@ -70,24 +71,24 @@ def test_what_is_left_out_is_as_the_server_was_told(path: str) -> None:
 @each
 def test_limits_by_their_names(path: str) -> None:
     for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"):
-        assert read(path, **{name: 33}).settings.max_tokens == 33
-        assert read(path, **{name: 33.0}).settings.max_tokens == 33
-        assert read(path, **{"max_tokens": -1} | {name: -1}).settings.max_tokens is None  # as llama.cpp: no limit
-    assert read(path, max_tokens=50, n_predict=40, max_output_tokens=60).settings.max_tokens == 40
+        assert read(path, **{name: 33}).options.max_tokens == 33
+        assert read(path, **{name: 33.0}).options.max_tokens == 33
+        assert read(path, **{"max_tokens": -1} | {name: -1}).options.max_tokens is None  # as llama.cpp: no limit
+    assert read(path, max_tokens=50, n_predict=40, max_output_tokens=60).options.max_tokens == 40
 
 
 @each
 def test_names_of_other_servers(path: str) -> None:
-    assert read(path, repeat_penalty=1.3).settings.repetition_penalty == 1.3
-    assert read(path, repeat_penalty=1.3, repetition_penalty=1.2).settings.repetition_penalty == 1.2
-    assert read(path, stop="END").settings.stop == read(path, stop_sequences=["END"]).settings.stop == ("END",)
+    assert read(path, repeat_penalty=1.3).options.repetition_penalty == 1.3
+    assert read(path, repeat_penalty=1.3, repetition_penalty=1.2).options.repetition_penalty == 1.2
+    assert read(path, stop="END").options.stop == read(path, stop_sequences=["END"]).options.stop == ("END",)
 
 
 def test_values_that_mean_nothing_special() -> None:
-    assert read(CHAT, temperature=0, top_p=0, top_k=-1).settings == GenerationOptions(
+    assert read(CHAT, temperature=0, top_p=0, top_k=-1).options == GenerationOptions(
         temperature=0.0, top_p=1e-9, top_k=0, max_tokens=None
     )
-    assert read(CHAT, seed=-1).settings.seed == 2**64 - 1
+    assert read(CHAT, seed=-1).options.seed == 2**64 - 1
     assert read(CHAT, n=1, mirostat=0, modalities=["text"], typical_p=1.0, tfs_z=1) == read(CHAT)
     nothing: dict[str, Any] = {"grammar": "", "stop_token_ids": [], "min_tokens": 0, "ignore_eos": False, "top_a": 0}
     nothing |= {"xtc_probability": 0.0, "dry_multiplier": 0, "dynatemp_range": 0.0, "best_of": 1}
@@ -95,7 +96,7 @@ def test_values_that_mean_nothing_special() -> None:
     assert all(read(CHAT, **nothing, top_n_sigma=value) == read(CHAT) for value in (0, -1, -1.0))
     assert read(COMPLETIONS, tools=[], tool_choice="none") == read(COMPLETIONS)
     assert read(MESSAGES, mcp_servers=[], response_format={"type": "text"}) == read(MESSAGES)
-    assert read(COMPLETIONS, echo=False, best_of=1, suffix="").settings.max_tokens == 16
+    assert read(COMPLETIONS, echo=False, best_of=1, suffix="").options.max_tokens == 16
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_values_that_mean_nothing_special() -> None:
     ],
 )
 def test_schemas_of_answers(path: str, more: dict[str, Any], schema: Any) -> None:
-    assert read(path, **more).settings.json_schema == schema
+    assert read(path, **more).options.json_schema == schema
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_schemas_of_answers(path: str, more: dict[str, Any], schema: Any) -> Non
     ],
 )
 def test_logprobs(path: str, more: dict[str, Any], logprobs: Any) -> None:
-    assert read(path, **more).settings.logprobs == logprobs
+    assert read(path, **more).options.logprobs == logprobs
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_logprobs(path: str, more: dict[str, Any], logprobs: Any) -> None:
     ],
 )
 def test_thinking(path: str, more: dict[str, Any], thinking: Any) -> None:
-    assert read(path, **more).settings.thinking is thinking
+    assert read(path, **more).options.thinking is thinking
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_thinking(path: str, more: dict[str, Any], thinking: Any) -> None:
 def test_choices_among_tools(path: str, tool: Any, choice: Any, expected: tuple[int, str]) -> None:
     """Whatever may be called, the tools are all in the prompt, which is the same then up to there."""
     found = read(path, tools=[tool], **({"tool_choice": choice} if choice else {}))
-    assert (len(found.allowed), found.choice) == expected
+    assert (len(found.callable_tools), found.tool_choice) == expected
     assert found.tools == read(path, tools=[tool]).tools != []
 
 
@@ -185,7 +186,7 @@ def test_choices_among_two_tools() -> None:
         ({"type": "allowed_tools", "mode": "required", "tools": names[1:]}, (("g",), "g")),
     ):
         found = read(RESPONSES, tools=[*names, *names], tool_choice=choice)
-        assert (found.allowed, found.choice) == expected
+        assert (found.callable_tools, found.tool_choice) == expected
 
 
 def test_other_kinds_of_tools_are_dropped_and_said() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mlxmtp.server.arguments import fits
+from mlxmtp.server.tools import matches_schema
 
 OPTIONAL = {"anyOf": [{"type": "string"}, {"type": "null"}]}
 
@@ -30,15 +30,15 @@ OPTIONAL = {"anyOf": [{"type": "string"}, {"type": "null"}]}
     ],
 )
 def test_types(schema: Any, good: list[Any], bad: list[Any]) -> None:
-    assert [value for value in good if not fits(value, schema)] == []
-    assert [value for value in bad if fits(value, schema)] == []
+    assert [value for value in good if not matches_schema(value, schema)] == []
+    assert [value for value in bad if matches_schema(value, schema)] == []
 
 
 def test_null_is_nothing_where_a_property_may_be_left_out() -> None:
     schema = {"properties": {"a": {"type": "string"}, "b": {"type": "string"}}, "required": ["a"]}
-    assert fits({"a": "x", "b": None, "c": 7}, schema)
-    assert not fits({"a": None, "b": "x"}, schema)
-    assert fits({}, schema)  # what is missing, the tool says itself
+    assert matches_schema({"a": "x", "b": None, "c": 7}, schema)
+    assert not matches_schema({"a": None, "b": "x"}, schema)
+    assert matches_schema({}, schema)  # what is missing, the tool says itself
     deep = {"properties": {"list": {"items": {"properties": {"a": {"type": "integer"}}}}}}
-    assert fits({"list": [{"a": 1}, {"a": None}]}, deep)
-    assert not fits({"list": [{"a": 1}, {"a": "1"}]}, deep)
+    assert matches_schema({"list": [{"a": 1}, {"a": None}]}, deep)
+    assert not matches_schema({"list": [{"a": 1}, {"a": "1"}]}, deep)
