@@ -18,6 +18,7 @@ from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from tests.decoding.law_tables import FALSE_ALARM, chance_of_worse
+from tests.grids import grid
 from tests.scripted import Depths, KeepUntil, TableDrafter, TableTarget, counted_evaluations, one_hot, random_table
 
 V = 6
@@ -163,9 +164,17 @@ def enumerated_law() -> np.ndarray:
     return law
 
 
-@pytest.mark.parametrize("drafter", [TableDrafter(DRAFT), LookedUpDrafter()], ids=["head", "text"])
-@pytest.mark.parametrize(("verify", "depth"), [("token", None), ("token", 2), ("block", 2), ("block", 3)])
-def test_sampled_tokens_follow_the_constrained_law(verify: VerifyMode, depth: int | None, drafter: Any) -> None:
+DRAFTERS = {"head": TableDrafter(DRAFT), "text": LookedUpDrafter()}
+LAWS = [("token", None), ("token", 2), ("block", 2), ("block", 3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "law"),
+    grid(DRAFTERS, LAWS, default=lambda *case: case in (("head", ("token", 2)), ("text", ("block", 3)))),
+    ids=str,
+)
+def test_sampled_tokens_follow_the_constrained_law(name: str, law: tuple[VerifyMode, int | None]) -> None:
+    (verify, depth), drafter = law, DRAFTERS[name]
     counts, accepted = np.zeros((V,) * FIRST, int), 0
     for seed in range(TURNS):
         found = turn(Sampling(TEMPERATURE, seed=seed), depth, FIRST, verify, drafter=drafter)

@@ -21,6 +21,7 @@ from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.targets import Pass
 from tests import tiny
 from tests.decoding.law_tables import FALSE_ALARM, Patch, chance_of_worse, in_verify
+from tests.grids import cases
 from tests.running import prefilled, rounds
 
 V, FIRST = 12, 3  # vocabulary; how many tokens the joint law is over
@@ -56,6 +57,8 @@ VERIFIED: list[tuple[str, VerifyMode]] = [
     ("gemma4", "token"),
     ("gemma4", "block"),
 ]
+DEFAULT = [("glm4_moe", "block"), ("deepseek_v32", "token"), ("gemma4", "block")]
+"""Rows, latents that are chosen, windows."""
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -95,7 +98,7 @@ def follows(counts: np.ndarray, law: np.ndarray) -> bool:
     return min(chances) > FALSE_ALARM / FIRST
 
 
-@pytest.mark.parametrize(("engine", "verify"), VERIFIED, indirect=["engine"])
+@pytest.mark.parametrize(("engine", "verify"), cases(VERIFIED, DEFAULT), indirect=["engine"])
 def test_sampled_tokens_follow_the_targets_law(engine: Engine, verify: VerifyMode) -> None:
     counts, stood = sampled(engine, verify)
     assert stood > 0.1, "where nothing stands, the law is that of plain sampling"
@@ -112,6 +115,7 @@ def a_row_too_many(patch: Patch) -> None:
     patch.setattr(Pass, "commit", lambda self, rows: commit(self, min(rows + 1, self.logits.shape[1])))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("kind", "verify", "broken"), [
     ("glm4_moe", "token", every_draft_stands),
     ("deepseek_v3", "block", a_row_too_many),
@@ -133,6 +137,6 @@ def test_gross_errors_are_rejected(
 def test_a_seed_gives_the_tokens_of_plain_decoding(engine: Engine) -> None:
     plain, *found = (
         [t for one in rounds(engine, prefilled(engine, PROMPT, d), 30, d, Sampling(1.0, seed=0)) for t in one.tokens]
-        for d in range(5)
+        for d in (0, 1, 4)
     )
-    assert found == [plain] * 4
+    assert found == [plain] * 2
