@@ -7,7 +7,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class PhaseTimes:
-    """Seconds of one round that was evaluated in parts to be timed: an estimate for the rounds around it."""
+    """Seconds of the phases of one round that was evaluated phase by phase: an estimate for the rounds around it."""
 
     draft_s: float
     verify_s: float
@@ -16,10 +16,10 @@ class PhaseTimes:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """The natural logarithm of a generated token's probability, and the likeliest tokens in its place.
+    """The natural logarithm of a generated token's probability, and the most likely tokens in its place.
 
     Args:
-        top: (token, logprob), the likeliest first; of equals, the lower id.
+        top: (token, logprob) pairs, the most likely first; of equals, the lower id first.
     """
 
     token: int
@@ -32,15 +32,15 @@ class Round:
     """What one round did.
 
     Args:
-        tokens: emitted and kept, in order; the sequence stands at the last of them.
-        drafted: drafts proposed. accepted: drafts that verification let stand.
-        evaluations: graph evaluations that the round waited for: one, or one for each timed part; and one for the
-            drafts where a constraint has to see them.
+        tokens: emitted tokens that belong to the turn, in order. The sequence ends with the last of them.
+        drafted: proposed drafts. accepted: drafts that verification accepted.
+        evaluations: graph evaluations that the round waited for: one, or one a phase where it was timed, and one more
+            for the drafts where a logits processor reads them.
         finish: why the turn ends with this round, or None.
-        phases: where the time went, in the rounds that were timed.
-        logprobs: one for each of `tokens`, where they were asked for.
-        seconds: since the end of the round before it, or the beginning: what whoever reads the rounds took is in it.
-        from_lookup: its drafts come from the text so far, not from the head.
+        phases: the time of each phase, in the rounds that were timed.
+        logprobs: a record for each of `tokens`, where they were asked for.
+        seconds: since the end of the previous round, or since the start. The time of the reader is included.
+        from_lookup: the drafts come from the text so far.
     """
 
     tokens: tuple[int, ...]
@@ -59,22 +59,23 @@ class Stats:
     """A turn so far. Times in seconds, rates in tokens a second.
 
     Args:
-        prompt_tokens, tokens: read and generated. rounds: verification passes.
-        reused_tokens: of the prompt's tokens, those that the caches held from an earlier turn.
-        drafted, accepted: drafts of the head, and those let stand; in a round that a stop cuts short, some unsaid.
-        looked_up, looked_up_accepted: the same of drafts from the text so far.
+        prompt_tokens: tokens of the prompt. tokens: generated tokens. rounds: passes of the target.
+        reused_tokens: prompt tokens that the caches held from an earlier turn.
+        drafted, accepted: proposed and accepted drafts of the head. A round that a stop cuts short counts whole.
+        looked_up, looked_up_accepted: the same for drafts from prompt lookup.
         tokens_per_round: generated tokens a round.
-        acceptance_by_depth: at i, the share of the head's drafts at depth i + 1 that stood. A draft behind a rejected
-            one counts as rejected: with full rounds of its drafts, tokens_per_round is 1 + the sum. drafted_by_depth:
-            their number.
-        ttft_s: from the request to the first token. prefill_tps: of the prompt's other tokens.
-        decode_tps: of the tokens after the first round, by the clock.
-        draft_s, verify_s, other_s: decoding time split by the rounds that were timed in parts; an estimate.
-            Plain decoding overlaps host and device and counts all as verify.
+        acceptance_by_depth: at i, the accepted share of the head's drafts at depth i + 1. A draft after a rejected one
+            counts as rejected: over full rounds of drafts, tokens_per_round is 1 + the sum.
+        drafted_by_depth: the number of these drafts.
+        ttft_s: from the request to the first token.
+        prefill_tps: rate of the prompt tokens that were read.
+        decode_tps: rate of the tokens after the first round.
+        draft_s, verify_s, other_s: decoding time, split as in the rounds that were timed by phase: an estimate.
+            Plain decoding overlaps host and device and counts all its time as verify.
         peak_memory_bytes: MLX's peak during the turn, weights included.
         evaluations: graph evaluations that decoding waited for: one a round, three in each of the timed_rounds, and
-            one more where a constraint has to see the drafts.
-        policy: the depth that was chosen last, and why; "" where it was given.
+            one more a round where a logits processor reads the drafts.
+        policy: the depth that was chosen last, and why; "" where the depth was given.
     """
 
     prompt_tokens: int
@@ -101,7 +102,7 @@ class Stats:
 
     @property
     def accepted_by_depth(self) -> tuple[int, ...]:
-        """The head's drafts that stood, where `drafted_by_depth` has their number."""
+        """The number of accepted drafts of the head at each depth."""
         shares = zip(self.acceptance_by_depth, self.drafted_by_depth, strict=True)
         return tuple(round(share * drafted) for share, drafted in shares)
 
@@ -112,7 +113,7 @@ class Stats:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """What `to_dict` gave, perhaps in an earlier version."""
+        """The record that `to_dict` returned, perhaps in an earlier version."""
         by_depth = {name: tuple(content.get(name, ())) for name in ("acceptance_by_depth", "drafted_by_depth")}
         return cls(**{**content, **by_depth})
 

@@ -1,4 +1,4 @@
-"""Verification: which drafts stand, and the token after them. Pure, lazy, in float32, without a host sync.
+"""Verification: which drafts are accepted, and the token after them. Pure, lazy, in float32, without a host sync.
 
 Shapes: B sequences, k >= 1 drafts (`matching` takes 0 too), V tokens in the vocabulary. Row i of the target predicts
 what draft i proposed; row k comes after all drafts. `target` and `draft` are log-probabilities after the whole
@@ -18,7 +18,7 @@ class Acceptance:
     """The outcome of a round for each sequence.
 
     Args:
-        accepted: [B], how many drafts stand, counted from the first.
+        accepted: [B], the number of accepted drafts, counted from the first.
         token: [B], the target's own token after them: correction or bonus.
     """
 
@@ -55,7 +55,7 @@ def rejection(target: mx.array, drafts: mx.array, draft: mx.array, key: mx.array
 
 
 def block(target: mx.array, drafts: mx.array, draft: mx.array, key: mx.array) -> Acceptance:
-    """Block verification: judge the drafts as one block; accepts never fewer tokens in expectation.
+    """Block verification: accept the drafts as one block; in expectation never fewer tokens than `rejection`.
 
     Arguments as for `rejection`. With P_i = min(1, P_{i-1} p_i(x_i) / q_i(x_i)), a block ends at the last i with
     u_i < h_i, and the token after it is drawn from norm(max(0, P_i p_{i+1} - q_{i+1})).
@@ -71,10 +71,10 @@ def block(target: mx.array, drafts: mx.array, draft: mx.array, key: mx.array) ->
     left = mx.maximum(weight[..., None] * p - q, 0).sum(axis=-1)[:, 1:-1]  # R_1 .. R_{k-1}
     room = left + 1 - weight[:, 1:-1]
     inner = mx.where(room > 0, left / room, 1)
-    inner = mx.where(weight[:, 1:-1] > 0, inner, 0)  # nothing stands on an impossible draft, whatever came after it
-    stands = mx.concatenate([inner, weight[:, -1:]], axis=1)  # h_1 .. h_k
+    inner = mx.where(weight[:, 1:-1] > 0, inner, 0)  # a draft of probability 0 ends the block, whatever comes after it
+    chance_of_end = mx.concatenate([inner, weight[:, -1:]], axis=1)  # h_1 .. h_k
     u = mx.random.uniform(shape=drafts.shape, key=chance)
-    accepted = (mx.arange(1, drafts.shape[1] + 1) * (u < stands)).max(axis=1)
+    accepted = (mx.arange(1, drafts.shape[1] + 1) * (u < chance_of_end)).max(axis=1)
     return Acceptance(accepted, _residual(_row(p, accepted), _row(q, accepted), choice, _row(weight, accepted)))
 
 
