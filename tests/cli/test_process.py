@@ -9,6 +9,8 @@ import pytest
 
 from tests.cli.conftest import ROOT
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def endless() -> Iterator[subprocess.Popen[str]]:

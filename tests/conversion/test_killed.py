@@ -27,6 +27,8 @@ from tests.conversion.faults import (
 )
 from tests.hub import Fault, Hub
 
+pytestmark = pytest.mark.process
+
 PATIENCE_S = 60
 
 DRIVER = """

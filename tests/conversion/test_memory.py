@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from mlxmtp.checkpoints.writer import header
 from tests import tiny
 from tests.tiny.models import Sizes, head_shapes, trunk_shapes
 from tests.tiny.raw import split_experts
+
+pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[2]
 SIZES = Sizes(

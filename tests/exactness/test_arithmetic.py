@@ -12,6 +12,7 @@ from mlxmtp.exactness.probe import EVERY, ROWS, probe
 from mlxmtp.targets import Target
 from tests.exactness.conftest import KINDS, text
 from tests.exactness.stand_in import backend, narrow, own, wide
+from tests.grids import cases
 from tests.running import generated, reference
 
 Engines = Callable[[str], Engine]
@@ -22,7 +23,7 @@ LATTE = "I'd like a large latte, and what do you have without milk?"
 USUAL = ("half", "4-bit", "next")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", cases(KINDS, USUAL))
 def test_strict_writes_what_plain_decoding_writes(engine: Engines, kind: str) -> None:
     model = engine(kind)
     with backend():
@@ -34,9 +35,7 @@ def test_strict_writes_what_plain_decoding_writes(engine: Engines, kind: str) ->
         assert reference(model, text(model), TOKENS) == expected, "mlx-lm's own decoding is as it was"
 
 
-@pytest.mark.parametrize(
-    "kind", [kind if kind in USUAL else pytest.param(kind, marks=pytest.mark.exhaustive) for kind in KINDS]
-)
+@pytest.mark.parametrize("kind", cases(KINDS, USUAL))
 def test_canonical_writes_the_same_at_every_depth(engine: Engines, kind: str) -> None:
     model = engine(kind)
     with backend():

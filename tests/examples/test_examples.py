@@ -10,6 +10,8 @@ import pytest
 from tests.docs.markdown import code_blocks
 from tests.server.process import ServeProcess
 
+pytestmark = pytest.mark.process
+
 REPO = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = REPO / "examples"
 

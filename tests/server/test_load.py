@@ -8,6 +8,8 @@ import mlxmtp
 from tests.server.load.load import crowd, requests, unrest
 from tests.server.serving import DEMO, ServerProcess
 
+pytestmark = pytest.mark.process
+
 CLIENTS, VISITS, SECONDS = 4, 6, 60.0
 
 

@@ -21,6 +21,8 @@ from tests.server.scripted import ALL, CHAT, COMPLETIONS, HELLO, Engines, sent
 from tests.server.test_faults import broken_off
 from tests.worker.driving import is_gone, wait_until
 
+pytestmark = pytest.mark.process
+
 ENDLESS: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 3000, "stream": True}
 """The demo goes on and on with this one."""
 

@@ -16,6 +16,7 @@ from mlx_lm.utils import load_model
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.targets import Target, load_target, recurrent
 from tests import tiny
+from tests.grids import grid
 from tests.scripted import assert_same_state, replaced, snapshot
 
 MOST_ROWS = 7
@@ -81,29 +82,30 @@ def test_the_models_have_both_kinds_of_cache(target: Target) -> None:
     assert target.reversible
 
 
-@pytest.mark.parametrize("rows", range(1, MOST_ROWS + 1))
-def test_commit_leaves_the_rows_that_it_keeps(target: Target, prompt: list[int], way: str, rows: int) -> None:
-    states, logits = one_by_one(target, prefilled(target, prompt), FED[:rows])
-    for keep in range(rows + 1):
-        cache = prefilled(target, prompt)
-        opened = target.open(mx.array([FED[:rows]]), cache)
-        assert mx.array_equal(opened.logits, mx.concatenate(logits, axis=1))
-        opened.commit(keep)
-        assert_same_state(snapshot(cache), states[keep], (rows, keep))
+def test_commit_leaves_the_rows_that_it_keeps(target: Target, prompt: list[int], way: str) -> None:
+    start = prefilled(target, prompt)
+    states, logits = one_by_one(target, deepcopy(start), FED)
+    for rows in range(1, MOST_ROWS + 1):
+        for keep in range(rows + 1):
+            cache = deepcopy(start)
+            opened = target.open(mx.array([FED[:rows]]), cache)
+            assert mx.array_equal(opened.logits, mx.concatenate(logits[:rows], axis=1)), (rows, keep)
+            opened.commit(keep)
+            assert_same_state(snapshot(cache), states[keep], (rows, keep))
 
 
-@pytest.mark.parametrize("keep", range(5))
-def test_decoding_goes_on_from_a_commit(target: Target, prompt: list[int], way: str, keep: int) -> None:
+def test_decoding_goes_on_from_a_commit(target: Target, prompt: list[int], way: str) -> None:
     """The state is not only equal but used: a second pass, and a third that is not a transaction."""
-    states, logits = one_by_one(target, prefilled(target, prompt), FED[:keep] + AFTER + AFTER)
-    cache = prefilled(target, prompt)
-    target.open(mx.array([FED[:4]]), cache).commit(keep)
-    opened = target.open(mx.array([[*AFTER, 8]]), cache)
-    opened.commit(2)
-    last, _ = target.forward(mx.array([AFTER]), cache)
-    assert mx.array_equal(opened.logits[:, :2], mx.concatenate(logits[keep : keep + 2], axis=1))
-    assert mx.array_equal(last, mx.concatenate(logits[keep + 2 :], axis=1))
-    assert_same_state(snapshot(cache), states[-1])
+    for keep in range(5):
+        states, logits = one_by_one(target, prefilled(target, prompt), FED[:keep] + AFTER + AFTER)
+        cache = prefilled(target, prompt)
+        target.open(mx.array([FED[:4]]), cache).commit(keep)
+        opened = target.open(mx.array([[*AFTER, 8]]), cache)
+        opened.commit(2)
+        last, _ = target.forward(mx.array([AFTER]), cache)
+        assert mx.array_equal(opened.logits[:, :2], mx.concatenate(logits[keep : keep + 2], axis=1)), keep
+        assert mx.array_equal(last, mx.concatenate(logits[keep + 2 :], axis=1)), keep
+        assert_same_state(snapshot(cache), states[-1], keep)
 
 
 def test_a_row_queued_ahead_is_taken_back(target: Target, prompt: list[int], way: str) -> None:
@@ -158,7 +160,7 @@ def test_an_interrupted_pass_leaves_nothing_open(target: Target, monkeypatch: py
 # -- models whose layers all append
 
 
-@pytest.fixture(scope="module", params=ATTENDING, ids="-".join)
+@pytest.fixture(scope="module")
 def attending(request: pytest.FixtureRequest, nextn_checkpoint: Checkpoints, nextn_conversion: Checkpoints) -> Target:
     """Grouped attention, latent attention, and sparse attention to 8 keys, chosen by sums that have roundings."""
     kind, form = request.param
@@ -168,7 +170,20 @@ def attending(request: pytest.FixtureRequest, nextn_checkpoint: Checkpoints, nex
     return load_target(open_checkpoint(nextn_checkpoint(kind, dtype=form, dense=layers, index_heads=16)))
 
 
-@pytest.mark.parametrize("length", [0, 1, 5, ROOM - 3])
+WHOLE = "deepseek_v32"
+"""The kind whose grid is run by default: its attention is latent and sparse."""
+
+
+@pytest.mark.parametrize(
+    ("attending", "length"),
+    grid(
+        ATTENDING,
+        [0, 1, 5, ROOM - 3],
+        default=lambda attending, length: attending[0] == WHOLE or (attending[1] == "float32" and length == 5),
+    ),
+    indirect=["attending"],
+    ids=str,
+)
 def test_attention_over_several_rows_is_that_over_one(attending: Target, length: int) -> None:
     """Sparse attention: with as many keys as it may choose, with more from the middle of a pass on, and with more.
 

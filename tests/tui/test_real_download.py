@@ -16,6 +16,8 @@ from mlxmtp.worker.process import WorkerProcess
 from tests.hub import Hub
 from tests.tui.scripted import asynchronous, until
 
+pytestmark = pytest.mark.process
+
 REPO = Path(__file__).parents[2]
 MODEL = "maker/original"
 

@@ -15,6 +15,8 @@ from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.worker.process import WorkerProcess
 from tests.tui.scripted import asynchronous, until
 
+pytestmark = pytest.mark.process
+
 REPO = Path(__file__).parents[2]
 ASKED = ("Hi there!", "I'd like a large latte with oat milk, please.")
 

@@ -32,6 +32,8 @@ from tests import tiny
 from tests.exactness.stand_in import backend, narrow, wide
 from tests.worker.driving import Driven, serve, text_of
 
+pytestmark = pytest.mark.process
+
 HELLO = [{"role": "user", "content": "hello"}]
 VOCABULARY = 300
 """Every byte has a token: a prompt has as many as letters."""

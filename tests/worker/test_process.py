@@ -23,7 +23,7 @@ from mlxmtp.worker.process import WorkerProcess
 from tests.conftest import REPO
 from tests.worker.driving import PATIENCE_S, Driven, is_gone, wait_until
 
-pytestmark = pytest.mark.usefixtures("home")
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("home")]
 
 HELD_S = 30
 """How long programs that must be ended by others would go on."""

@@ -21,6 +21,8 @@ from mlxmtp.worker.messages import (
 )
 from tests.worker.driving import Driven, said, text_of
 
+pytestmark = pytest.mark.process
+
 Messages = list[dict[str, Any]]
 ORDER = "I'd like a large latte with oat milk, please."
 LONG = "Write a class."  # it never comes to an end

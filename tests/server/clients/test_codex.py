@@ -17,6 +17,8 @@ from tests.server.clients.checks import (
 from tests.server.clients.scripted import Answer, Scripted
 from tests.server.serving import ServerProcess
 
+pytestmark = pytest.mark.process
+
 PACKAGE = "@openai/codex@0.169.0"
 PATH = "/v1/responses"
 ALONE = """

@@ -18,6 +18,8 @@ from tests.server.clients.checks import (
 from tests.server.clients.scripted import Answer, Scripted
 from tests.server.serving import ServerProcess
 
+pytestmark = pytest.mark.process
+
 PACKAGE = "@mariozechner/pi-coding-agent@0.73.1"
 APIS = {
     "openai-completions": "/v1/chat/completions",
