@@ -21,8 +21,7 @@ from math import hypot, inf, sqrt
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from mlxmtp import load
-from mlxmtp.bench.arms import TokenEngine
+from mlxmtp import Engine, load
 from mlxmtp.bench.workloads import WorkloadPrompt, load_prompts, select
 from mlxmtp.cli import Parser, guarded, options
 from mlxmtp.decoding.auto import AutoDepth
@@ -68,11 +67,10 @@ def main() -> int:
 
 
 def priced(args: argparse.Namespace) -> int:
-    loaded = load(args.model)
-    engine = TokenEngine(loaded)
-    auto = engine.policy(None)
+    engine = load(args.model)
+    auto = engine.fresh_policy()
     if not isinstance(auto, AutoDepth):
-        raise HeadError(f"there is no head to draft with: {loaded.plain_because}")
+        raise HeadError(f"there is no head to draft with: {engine.plain_because}")
     arms: dict[str, DepthPolicy] = {PLAIN: FixedDepth(0)}
     arms |= {f"depth {depth}": FixedDepth(depth) for depth in args.depths}
     arms |= {AUTO: auto, NO_LOOKUP: AutoDepth(auto.most)}
@@ -80,7 +78,7 @@ def priced(args: argparse.Namespace) -> int:
     runs: list[Run] = []
     for number, prompt in enumerate([*lessons, *prompts]):
         print(f"\r{number} of {len(lessons) + len(prompts)} prompts ", end="", file=sys.stderr, flush=True)
-        tokens = list(prompt.tokens(loaded.tokenizer))
+        tokens = list(prompt.tokens(engine.tokenizer))
         if len(tokens) + args.tokens >= engine.context:
             continue
         if number < len(lessons):
@@ -94,7 +92,7 @@ def priced(args: argparse.Namespace) -> int:
 
 
 def runs_of(
-    engine: TokenEngine,
+    engine: Engine,
     prompt: WorkloadPrompt,
     tokens: list[int],
     number: int,

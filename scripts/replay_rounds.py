@@ -22,8 +22,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, cast
 
-from mlxmtp import load
-from mlxmtp.bench.arms import TokenEngine
+from mlxmtp import Engine, load
 from mlxmtp.bench.workloads import WorkloadPrompt, load_prompts, select
 from mlxmtp.cli import Parser, guarded, options
 from mlxmtp.decoding.auto import AutoDepth
@@ -93,15 +92,14 @@ def main() -> int:
 
 
 def replayed(args: argparse.Namespace) -> int:
-    loaded = load(args.model)
-    engine = TokenEngine(loaded)
+    engine = load(args.model)
     if engine.mtp is None:
-        raise HeadError(f"there is no head to draft with: {loaded.plain_because}")
+        raise HeadError(f"there is no head to draft with: {engine.plain_because}")
     prompts = select(load_prompts(args.prompts), (), args.limit)
     found: list[Notes] = []
     for number, prompt in enumerate(prompts):
         print(f"\r{number} of {len(prompts)} prompts ", end="", file=sys.stderr, flush=True)
-        tokens = list(prompt.tokens(loaded.tokenizer))
+        tokens = list(prompt.tokens(engine.tokenizer))
         if len(tokens) + args.tokens + DEEPEST < engine.context:
             found.append(take_notes(engine, prompt, tokens, Sampling(args.temp, seed=number), args.tokens))
     print(f"\r{len(found)} of {len(prompts)} prompts fit and were decoded", file=sys.stderr)
@@ -110,7 +108,7 @@ def replayed(args: argparse.Namespace) -> int:
     return 0
 
 
-def take_notes(engine: TokenEngine, prompt: WorkloadPrompt, tokens: list[int], sampling: Sampling, count: int) -> Notes:
+def take_notes(engine: Engine, prompt: WorkloadPrompt, tokens: list[int], sampling: Sampling, count: int) -> Notes:
     """Decode with DEEPEST drafts a round of which one token is kept, however many stand."""
     sequence = Sequence(engine.target, engine.mtp)
     sequence.prefill(tokens)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlxmtp.decoding.cost_curve import CostCurve
+from mlxmtp.bench.cost_curve import CostCurve
 
 DRIFT = 0.03
 """Relative change of the plain rate above which the report warns of drift."""
@@ -56,22 +56,28 @@ def drift(plain: Sequence[tuple[float, str, float]]) -> dict[str, Any] | None:
 
 
 def median_cost(costs: Sequence[CostCurve]) -> CostCurve:
-    """Of several measurements, each part's median, at the mean of their contexts."""
-    rows = tuple(statistics.median(column) for column in zip(*(cost.rows for cost in costs), strict=True))
-    draft, other = (statistics.median(getattr(cost, part) for cost in costs) for part in ("draft", "other"))
-    return CostCurve(statistics.mean(cost.context for cost in costs), rows, draft, other)
+    """Return the median of each time of several cost curves, at the mean of their contexts."""
+    return CostCurve(
+        context=statistics.mean(cost.context for cost in costs),
+        pass_s=tuple(statistics.median(column) for column in zip(*(cost.pass_s for cost in costs), strict=True)),
+        draft_s=statistics.median(cost.draft_s for cost in costs),
+        overhead_s=statistics.median(cost.overhead_s for cost in costs),
+    )
 
 
 def ideal_speedup(tokens_per_round: float, plain_rate: float, cost: CostCurve, depth: int) -> float | None:
-    """E / (C(k + 1) + k d), decoding.md 2 without its `o`; None where no pass over so many rows was timed.
+    """Return the speed-up at depth k without overhead, or None if no pass over k + 1 tokens was timed.
+
+    It is E / (C(k + 1) + k c), with E tokens a round and the costs of a pass C and of a draft step c (Leviathan et al.
+    2023, arXiv:2211.17192, theorem 3.8, where C(k + 1) is 1).
 
     Args:
-        plain_rate: of plain decoding, tokens a second. It may be faster than passes over one row that are timed each
-            for itself: its next pass is built while the present one is computed.
+        plain_rate: tokens a second of plain decoding. It can be higher than one token a timed pass, because plain
+            decoding builds the next pass while the device computes the present one.
     """
-    if depth + 1 > len(cost.rows):
+    if depth + 1 > len(cost.pass_s):
         return None
-    return tokens_per_round / (cost.rows[depth] + depth * cost.draft) / plain_rate
+    return tokens_per_round / (cost.pass_s[depth] + depth * cost.draft_s) / plain_rate
 
 
 def pooled(counts: Iterable[Sequence[int]]) -> list[int]:

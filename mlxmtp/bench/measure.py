@@ -12,9 +12,9 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.generate import wired_limit
 
-from mlxmtp.bench.arms import ReadPrompt, Run, TokenEngine
+from mlxmtp.bench.cost_curve import measure_cost
 from mlxmtp.bench.plan import MLX_LM, PLAIN, BenchPlan, BenchUnit, depth_of
-from mlxmtp.decoding.cost_curve import measure_cost
+from mlxmtp.bench.runs import BenchRun, PrefilledPrompt, TokenDecoder
 from mlxmtp.engine.engine import Engine
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import is_out_of_memory
@@ -36,7 +36,7 @@ class Measurement:
     """
 
     def __init__(self, engine: Engine, plan: BenchPlan, on_step: OnStep = lambda _: None) -> None:
-        self._engine = TokenEngine(engine, plan.settings.acceptance)
+        self._decoder = TokenDecoder(engine, plan.settings.acceptance)
         self._plan = plan
         self._on_step = on_step
         self._warm: set[tuple[str, float]] = set()
@@ -55,7 +55,7 @@ class Measurement:
             "time": time.time(),
         }
         try:
-            with redirect_stdout(sys.stderr), wired_limit(self._engine.target.model):  # mlx-lm prints its warning
+            with redirect_stdout(sys.stderr), wired_limit(self._decoder.target.model):  # mlx-lm prints its warning
                 return record | self._arms(unit)
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
@@ -63,40 +63,40 @@ class Measurement:
             mx.clear_cache()
             return record | {"failed": f"out of memory: {error}"}
 
-    def _cost(self, read: ReadPrompt) -> dict[str, Any] | None:
+    def _cost(self, prompt: PrefilledPrompt) -> dict[str, Any] | None:
         """Return the cost of a round on this prompt, or None where the target cannot take back a pass."""
-        engine = self._engine
-        if not engine.target.reversible or len(read.tokens) < 2:
+        target, head = self._decoder.target, self._decoder.head
+        if not target.reversible or len(prompt.tokens) < 2:
             return None
-        return asdict(measure_cost(engine.target, engine.mtp, read.ours, self._plan.cost_tokens, COST_REPEATS))
+        return measure_cost(target, head, prompt.sequence, self._plan.cost_tokens, COST_REPEATS).to_dict()
 
     def _arms(self, unit: BenchUnit) -> dict[str, Any]:
         self._on_step(f"{unit.workload} {unit.number}")
         self._turn += 1
-        read = ReadPrompt(self._engine, unit.tokens, ours_first=self._turn % 2 == 0)
-        self._warm_up(read, unit)
+        prompt = PrefilledPrompt(self._decoder, unit.tokens, ours_first=self._turn % 2 == 0)
+        self._warm_up(prompt, unit)
         order = rotated(self._plan.arms, self._turn)
-        runs: dict[str, Run] = {}
+        runs: dict[str, BenchRun] = {}
         for arm in order:
             self._on_step(f"{unit.workload} {unit.number}, {arm}")
-            runs[arm] = self._run(read, arm, unit, self._plan.settings.tokens)
+            runs[arm] = self._run(prompt, arm, unit, self._plan.settings.tokens)
         self._on_step(f"{unit.workload} {unit.number}, the cost of a round")
-        cost = self._cost(read)
+        cost = self._cost(prompt)
         record = {
             "cost": cost,
             "order": list(order),
-            "readings": {who: asdict(reading) for who, reading in read.readings.items()},
+            "readings": {program: asdict(prefill) for program, prefill in prompt.prefills.items()},
         }
         return record | {
             "runs": {arm: runs[arm].to_dict() for arm in self._plan.arms},
-            "differs": self._differences(read, unit, runs),
+            "differs": self._differences(prompt, unit, runs),
         }
 
-    def _run(self, read: ReadPrompt, arm: str, unit: BenchUnit, count: int) -> Run:
+    def _run(self, prompt: PrefilledPrompt, arm: str, unit: BenchUnit, count: int) -> BenchRun:
         options = self._options(unit)
         if arm == MLX_LM:
-            return read.run_mlx_lm(count, options)
-        return read.run_ours(depth_of(arm), count, options)
+            return prompt.run_mlx_lm(count, options)
+        return prompt.run_ours(depth_of(arm), count, options)
 
     def _options(self, unit: BenchUnit) -> GenerationOptions:
         """Return the options of a unit. Each repeat and prompt has a seed of its own, the same in every run."""
@@ -104,7 +104,7 @@ class Measurement:
         seed = 1000 * unit.repeat + unit.number
         return GenerationOptions(temperature=unit.temperature, seed=seed, verify=verify)
 
-    def _warm_up(self, read: ReadPrompt, unit: BenchUnit) -> None:
+    def _warm_up(self, prompt: PrefilledPrompt, unit: BenchUnit) -> None:
         """Run each arm untimed before the first unit of a kind: other shapes need other kernels."""
         kind = (f"{unit.kind} {unit.number if unit.kind == 'context' else ''}", unit.temperature)
         if kind in self._warm:
@@ -112,9 +112,9 @@ class Measurement:
         self._warm.add(kind)
         self._on_step("warming up")
         for arm in self._plan.arms:
-            self._run(read, arm, unit, min(WARM_UP, self._plan.settings.tokens))
+            self._run(prompt, arm, unit, min(WARM_UP, self._plan.settings.tokens))
 
-    def _differences(self, read: ReadPrompt, unit: BenchUnit, runs: dict[str, Run]) -> dict[str, Any]:
+    def _differences(self, prompt: PrefilledPrompt, unit: BenchUnit, runs: dict[str, BenchRun]) -> dict[str, Any]:
         """Return the first differing token of each arm whose tokens must equal another arm's, with the logit gap."""
         settings, greedy = self._plan.settings, unit.temperature == 0
         if greedy:
@@ -129,7 +129,7 @@ class Measurement:
                 pairs = enumerate(zip(expected, tokens, strict=False))
                 at = next((i for i, (one, other) in pairs if one != other), min(len(expected), len(tokens)))
                 wanted, got = expected[at : at + 1], tokens[at : at + 1]
-                gap = read.gap(expected[:at], wanted[0], got[0]) if wanted and got else None
+                gap = prompt.gap(expected[:at], wanted[0], got[0]) if wanted and got else None
                 differences[arm] = {"at": at, "expected": list(wanted), "found": list(got), "gap": gap}
         return differences
 

@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mlxmtp.bench.cost_curve import CostCurve
 from mlxmtp.bench.figures import Spread, drift, ideal_speedup, median_cost, pooled, spread
 from mlxmtp.bench.plan import AUTO, MLX_LM, PLAIN
 from mlxmtp.bench.table import place
-from mlxmtp.decoding.cost_curve import CostCurve
 
 Row = dict[str, Any]
 """A record, or an object of the report."""
@@ -51,8 +51,8 @@ def _costs(records: Sequence[Row]) -> list[Row]:
     for name, alike in (("workloads", speed), *((f"context {n}", contexts[n,]) for (n,) in sorted(contexts))):
         if costs := [cost for record in alike if (cost := _cost(record))]:
             cost = median_cost(costs)
-            fields = {"where": name, "context": cost.context, "rows_s": list(cost.rows), "curve": list(cost.curve)}
-            rows.append(fields | {"draft_s": cost.draft, "draft": cost.d, "other_s": cost.other})
+            fields = {"where": name, "context": cost.context, "rows_s": list(cost.pass_s), "curve": list(cost.curve)}
+            rows.append(fields | {"draft_s": cost.draft_s, "draft": cost.draft_cost, "other_s": cost.overhead_s})
     return rows
 
 
@@ -60,7 +60,7 @@ def _cost(record: Row) -> CostCurve | None:
     cost = record.get("cost")
     if not cost:
         return None
-    return CostCurve(cost["context"], tuple(cost["rows"]), cost["draft"], cost["other"])
+    return CostCurve.from_dict(cost)
 
 
 def _speed(records: Sequence[Row]) -> list[Row]:

@@ -207,6 +207,17 @@ class Engine:
             raise OptionError(f"depth is {depth}, but {shown}; choose one of them, or --identity fast")
         return FixedDepth(depth)
 
+    def fresh_policy(self, *, lookup: bool = True) -> DepthPolicy:
+        """Return a policy like `policy(None)` that has learned nothing, for measurements of their own.
+
+        Args:
+            lookup: drafts may also come from prompt lookup.
+        """
+        if self.mtp is None:
+            return FixedDepth(0)
+        max_depth, max_lookup = self._auto_depths
+        return AutoDepth(max_depth, max_lookup if lookup else 0)
+
     @property
     def _auto_depths(self) -> tuple[int, int]:
         """The most drafts that auto may choose: of the head, and looked up."""

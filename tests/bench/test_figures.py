@@ -2,6 +2,7 @@
 
 import pytest
 
+from mlxmtp.bench.cost_curve import CostCurve
 from mlxmtp.bench.figures import (
     Spread,
     drift,
@@ -10,7 +11,6 @@ from mlxmtp.bench.figures import (
     pooled,
     spread,
 )
-from mlxmtp.decoding.cost_curve import CostCurve
 
 COST = CostCurve(256, (0.010, 0.012, 0.015, 0.020), 0.001, 0.002)
 
@@ -44,12 +44,12 @@ def test_no_word_on_drift_without_repeats(plain):
 
 def test_the_cost_curve_is_in_passes_over_one_row():
     assert COST.curve == pytest.approx((1.0, 1.2, 1.5, 2.0))
-    assert COST.d == pytest.approx(0.1)
+    assert COST.draft_cost == pytest.approx(0.1)
 
 
-def test_ideal_speedup_is_that_of_decoding_md():
-    """S = E / (C(k + 1) + k d), where plain decoding takes what a pass over one row takes."""
-    one_row = COST.rows[0]
+def test_ideal_speedup_is_that_of_the_paper():
+    """S = E / (C(k + 1) + k c), where plain decoding takes what a pass over one row takes."""
+    one_row = COST.pass_s[0]
     assert ideal_speedup(3.0, 1 / one_row, COST, 2) == pytest.approx(3.0 / (1.5 + 2 * 0.1))
     assert ideal_speedup(1.0, 1 / one_row, COST, 0) == pytest.approx(1.0)
     assert ideal_speedup(3.0, 1.25 / one_row, COST, 2) == pytest.approx(0.8 * 3.0 / (1.5 + 2 * 0.1))

@@ -11,9 +11,9 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp import Engine, GenerationOptions, OptionError, PromptError, load
-from mlxmtp.bench.arms import ReadPrompt, Run, TokenEngine
 from mlxmtp.bench.measure import Measurement, rotated
 from mlxmtp.bench.plan import BenchPlan, BenchSettings, BenchUnit, make_plan
+from mlxmtp.bench.runs import BenchRun, PrefilledPrompt, TokenDecoder
 from mlxmtp.bench.workloads import WorkloadPrompt
 from mlxmtp.targets import Target
 from tests.bench.conftest import PROMPTS, SMALL
@@ -109,10 +109,10 @@ def test_every_arm_gives_the_tokens_of_mlx_lm(engine: Engine):
     tokens = PROMPTS[0].tokens(engine.tokenizer)
     truth = tuple(reference(engine, list(tokens), 24))
     for ours_first in (True, False):
-        read = ReadPrompt(TokenEngine(engine), tokens, ours_first=ours_first)
+        prompt = PrefilledPrompt(TokenDecoder(engine), tokens, ours_first=ours_first)
         runs = [
-            read.run_mlx_lm(24, GenerationOptions()),
-            *(read.run_ours(d, 24, GenerationOptions()) for d in (0, 1, 3, None)),
+            prompt.run_mlx_lm(24, GenerationOptions()),
+            *(prompt.run_ours(d, 24, GenerationOptions()) for d in (0, 1, 3, None)),
         ]
         assert [run.tokens for run in runs] == [truth] * 5
         assert [run.rounds for run in runs[:2]] == [24, 24]
@@ -122,20 +122,20 @@ def test_every_arm_gives_the_tokens_of_mlx_lm(engine: Engine):
 def test_end_tokens_end_nothing(engine: Engine):
     """With every token an end token, a turn of the engine has one; a benchmark's has all."""
     tokens = PROMPTS[0].tokens(engine.tokenizer)
-    read = ReadPrompt(TokenEngine(engine), tokens, ours_first=True)
+    prompt = PrefilledPrompt(TokenDecoder(engine), tokens, ours_first=True)
     ends = set(engine.tokenizer.eos_token_ids)
     engine.tokenizer.eos_token_ids = range(len(engine.tokenizer))
     try:
         assert len(engine.generate(list(tokens), GenerationOptions(max_tokens=9)).tokens) == 1
-        assert len(read.run_ours(2, 9, GenerationOptions()).tokens) == 9
+        assert len(prompt.run_ours(2, 9, GenerationOptions()).tokens) == 9
     finally:
         engine.tokenizer.eos_token_ids = ends
 
 
 def test_a_run_counts_its_drafts(engine: Engine):
-    read = ReadPrompt(TokenEngine(engine), PROMPTS[0].tokens(engine.tokenizer), ours_first=True)
-    run = read.run_ours(2, 40, GenerationOptions())
-    stats = engine.generate(read.tokens, GenerationOptions(max_tokens=40, depth=2)).stats
+    prompt = PrefilledPrompt(TokenDecoder(engine), PROMPTS[0].tokens(engine.tokenizer), ours_first=True)
+    run = prompt.run_ours(2, 40, GenerationOptions())
+    stats = engine.generate(prompt.tokens, GenerationOptions(max_tokens=40, depth=2)).stats
     assert run.drafted == stats.drafted_by_depth
     assert sum(run.accepted) == stats.accepted
     assert run.rounds == stats.rounds
@@ -145,12 +145,12 @@ def test_a_run_counts_its_drafts(engine: Engine):
 
 
 def test_runs_leave_the_prompt_as_it_was_read(engine: Engine):
-    read = ReadPrompt(TokenEngine(engine), PROMPTS[1].tokens(engine.tokenizer), ours_first=True)
-    before = list(read.ours.tokens), read.ours.offset, read.ours.drafting
-    first = read.run_ours(2, 16, GenerationOptions()).tokens
-    read.run_ours(0, 16, GenerationOptions())
-    assert (list(read.ours.tokens), read.ours.offset, read.ours.drafting) == before
-    assert read.run_ours(2, 16, GenerationOptions()).tokens == first
+    prompt = PrefilledPrompt(TokenDecoder(engine), PROMPTS[1].tokens(engine.tokenizer), ours_first=True)
+    before = list(prompt.sequence.tokens), prompt.sequence.offset, prompt.sequence.drafting
+    first = prompt.run_ours(2, 16, GenerationOptions()).tokens
+    prompt.run_ours(0, 16, GenerationOptions())
+    assert (list(prompt.sequence.tokens), prompt.sequence.offset, prompt.sequence.drafting) == before
+    assert prompt.run_ours(2, 16, GenerationOptions()).tokens == first
 
 
 def test_a_unit_s_record(engine: Engine, plan: BenchPlan):
@@ -200,8 +200,8 @@ def test_a_difference_is_a_finding(engine: Engine, monkeypatch: Any, arm: str, t
     plan = make_plan(engine, replace(SMALL, verify=verify), PROMPTS[:1])
     real = Measurement._run
 
-    def wrong(self: Measurement, read: ReadPrompt, name: str, unit: BenchUnit, count: int) -> Run:
-        run = real(self, read, name, unit, count)
+    def wrong(self: Measurement, prompt: PrefilledPrompt, name: str, unit: BenchUnit, count: int) -> BenchRun:
+        run = real(self, prompt, name, unit, count)
         if name != arm:
             return run
         return replace(run, tokens=(*run.tokens[:5], (run.tokens[5] + 1) % 288, *run.tokens[6:]))
@@ -217,17 +217,17 @@ def test_a_difference_is_a_finding(engine: Engine, monkeypatch: Any, arm: str, t
 
 def test_the_gap_is_that_of_the_model_s_logits(engine: Engine):
     tokens = PROMPTS[0].tokens(engine.tokenizer)
-    read = ReadPrompt(TokenEngine(engine), tokens, ours_first=True)
+    prompt = PrefilledPrompt(TokenDecoder(engine), tokens, ours_first=True)
     behind = [40, 41, 42]
     logits = engine.target.model(mx.array([[*tokens, *behind]]))[0, -1]
-    assert read.gap(behind, 7, 9) == pytest.approx((logits[7] - logits[9]).item(), abs=1e-4)
+    assert prompt.gap(behind, 7, 9) == pytest.approx((logits[7] - logits[9]).item(), abs=1e-4)
 
 
 @pytest.mark.parametrize(("acceptance", "tokens_a_round"), [(0.0, 1.0), (1.0, 3.0)])
 def test_a_synthetic_acceptance_is_that_acceptance(engine: Engine, acceptance: float, tokens_a_round: float):
     """Whatever the head guesses, which here is next to never right."""
-    read = ReadPrompt(TokenEngine(engine, acceptance), PROMPTS[0].tokens(engine.tokenizer), ours_first=True)
-    run = read.run_ours(2, 60, GenerationOptions())
+    prompt = PrefilledPrompt(TokenDecoder(engine, acceptance), PROMPTS[0].tokens(engine.tokenizer), ours_first=True)
+    run = prompt.run_ours(2, 60, GenerationOptions())
     assert run.rounds == 60 / tokens_a_round
     assert all(share == acceptance for share in _shares(run))
 
@@ -243,27 +243,27 @@ def test_what_auto_learns_stays_in_the_benchmark(
     (file,) = tmp_path.rglob("depth/*")
     assert taught.policy(None).costs.ratios()  # type: ignore[union-attr]
     written = file.read_bytes()
-    measured = TokenEngine(taught, acceptance)
+    measured = TokenDecoder(taught, acceptance)
     assert measured.policy(None).costs.ratios() == {}  # type: ignore[union-attr]
-    measured.generate(list(range(20)), GenerationOptions(max_tokens=60))
+    PrefilledPrompt(measured, range(20), ours_first=True).run_ours(None, 60, GenerationOptions())
     assert measured.policy(None).costs.ratios()  # type: ignore[union-attr]
     assert file.read_bytes() == written
 
 
 def test_with_a_synthetic_acceptance_nothing_is_looked_up(engine: Engine):
     """Coins stand for the head's drafts; those from the text would be free ones."""
-    policies = [TokenEngine(engine, acceptance).policy(None) for acceptance in (None, 0.9)]
+    policies = [TokenDecoder(engine, acceptance).policy(None) for acceptance in (None, 0.9)]
     assert [policy.most_repeated > 0 for policy in policies] == [True, False]  # type: ignore[union-attr]
-    read = ReadPrompt(TokenEngine(engine, 0.9), PROMPTS[0].tokens(engine.tokenizer) * 6, ours_first=True)
-    assert read.run_ours(None, 200, GenerationOptions()).looked_up == 0
+    prompt = PrefilledPrompt(TokenDecoder(engine, 0.9), PROMPTS[0].tokens(engine.tokenizer) * 6, ours_first=True)
+    assert prompt.run_ours(None, 200, GenerationOptions()).looked_up == 0
 
 
 def test_synthetic_coins_are_fair_and_the_same_again(engine: Engine):
-    read = ReadPrompt(TokenEngine(engine, 0.7), PROMPTS[0].tokens(engine.tokenizer), ours_first=True)
-    one, other = (read.run_ours(1, 400, GenerationOptions(seed=5)) for _ in range(2))
+    prompt = PrefilledPrompt(TokenDecoder(engine, 0.7), PROMPTS[0].tokens(engine.tokenizer), ours_first=True)
+    one, other = (prompt.run_ours(1, 400, GenerationOptions(seed=5)) for _ in range(2))
     assert _shares(one)[0] == pytest.approx(0.7, abs=0.1)  # 235 coins: more than three standard deviations
     assert (one.tokens, one.accepted) == (other.tokens, other.accepted)
-    assert read.run_ours(1, 400, GenerationOptions(seed=6)).accepted != one.accepted
+    assert prompt.run_ours(1, 400, GenerationOptions(seed=6)).accepted != one.accepted
 
 
 def test_synthetic_units_compare_plain_decoding_only(engine: Engine):
@@ -275,7 +275,7 @@ def test_what_does_not_fit_into_memory_is_a_record(engine: Engine, plan: BenchPl
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("[malloc] Unable to allocate 1 bytes")
 
-    monkeypatch.setattr("mlxmtp.bench.measure.ReadPrompt", full)
+    monkeypatch.setattr("mlxmtp.bench.measure.PrefilledPrompt", full)
     record = Measurement(engine, plan).measure(unit_of(plan, "context"))
     assert record["failed"].startswith("out of memory: ")
     assert "runs" not in record
@@ -285,7 +285,7 @@ def test_other_errors_are_errors(engine: Engine, plan: BenchPlan, monkeypatch: A
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("something else")
 
-    monkeypatch.setattr("mlxmtp.bench.measure.ReadPrompt", broken)
+    monkeypatch.setattr("mlxmtp.bench.measure.PrefilledPrompt", broken)
     with pytest.raises(RuntimeError, match="something else"):
         Measurement(engine, plan).measure(unit_of(plan, "context"))
 
@@ -295,5 +295,5 @@ def test_arms_take_turns():
     assert {rotated(("a", "b", "c"), turn)[0] for turn in range(3)} == {"a", "b", "c"}
 
 
-def _shares(run: Run) -> list[float]:
+def _shares(run: BenchRun) -> list[float]:
     return [a / d for a, d in zip(run.accepted, run.drafted, strict=True)]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mlxmtp import Engine, load
-from mlxmtp.decoding import cost_curve
-from mlxmtp.decoding.cost_curve import CostCurve, measure_cost
+from mlxmtp.bench import cost_curve
+from mlxmtp.bench.cost_curve import CostCurve, measure_cost
 from mlxmtp.decoding.sequence import Sequence
 from tests.running import prefilled, rounds
 from tests.scripted import assert_same_state, snapshot
@@ -25,10 +25,10 @@ def engine(request: pytest.FixtureRequest, raw_checkpoint: Callable[..., Path]) 
 def test_the_curve_has_a_time_for_each_number_of_rows(engine: Engine):
     found = measure_cost(engine.target, engine.mtp, prefilled(engine, PROMPT, 1), 5, repeats=2)
     assert isinstance(found, CostCurve)
-    assert (found.context, len(found.rows)) == (len(PROMPT), 5)
-    assert all(seconds > 0 for seconds in found.rows)
-    assert found.draft >= 0
-    assert found.other >= 0
+    assert (found.context, len(found.pass_s)) == (len(PROMPT), 5)
+    assert all(seconds > 0 for seconds in found.pass_s)
+    assert found.draft_s >= 0
+    assert found.overhead_s >= 0
 
 
 def test_the_sequence_goes_on_as_if_nothing_had_been(engine: Engine):
@@ -44,48 +44,48 @@ def test_the_sequence_goes_on_as_if_nothing_had_been(engine: Engine):
 def test_passes_are_taken_back(engine: Engine, monkeypatch: pytest.MonkeyPatch):
     """Each pass finds the context as long as the one before it did."""
     lengths: list[int] = []
-    real = cost_curve._pass
+    real = cost_curve._time_pass
 
     def listening(target: object, sequence: Sequence, m: int) -> float:
         lengths.append(max(getattr(layer, "offset", 0) for layer in sequence.cache))
         return real(engine.target, sequence, m)
 
-    monkeypatch.setattr(cost_curve, "_pass", listening)
+    monkeypatch.setattr(cost_curve, "_time_pass", listening)
     measure_cost(engine.target, engine.mtp, prefilled(engine, PROMPT, 1), 4, repeats=2)
     assert lengths == [len(PROMPT) - 1] * 3 * 4
 
 
 def test_without_a_head_a_draft_costs_nothing(engine: Engine):
     found = measure_cost(engine.target, None, prefilled(engine, PROMPT, 0), 3, repeats=1)
-    assert (found.draft, found.other, len(found.rows)) == (0.0, 0.0, 3)
+    assert (found.draft_s, found.overhead_s, len(found.pass_s)) == (0.0, 0.0, 3)
 
 
 def test_no_pass_of_another_run_is_waited_for(engine: Engine, monkeypatch: pytest.MonkeyPatch):
     """Plain decoding queues passes ahead: beside it a pass over one row would be timed with the one before it."""
     monkeypatch.setattr(cost_curve, "generate", lambda *_: pytest.fail("rounds beside the passes"))
-    assert measure_cost(engine.target, None, prefilled(engine, PROMPT, 0), 3, repeats=1).other == 0.0
-    assert measure_cost(engine.target, engine.mtp, prefilled(engine, PROMPT, 1), 1, repeats=1).other == 0.0
+    assert measure_cost(engine.target, None, prefilled(engine, PROMPT, 0), 3, repeats=1).overhead_s == 0.0
+    assert measure_cost(engine.target, engine.mtp, prefilled(engine, PROMPT, 1), 1, repeats=1).overhead_s == 0.0
 
 
 def test_a_short_text_can_be_wider_than_it_is_long(engine: Engine):
-    assert len(measure_cost(engine.target, engine.mtp, prefilled(engine, PROMPT[:2], 1), 9, repeats=1).rows) == 9
+    assert len(measure_cost(engine.target, engine.mtp, prefilled(engine, PROMPT[:2], 1), 9, repeats=1).pass_s) == 9
 
 
 def test_medians_of_times_by_the_clock(engine: Engine, monkeypatch: pytest.MonkeyPatch):
     """Invented times: medians without the first of each, a draft step as half of what two more took."""
     passes = iter([9.0, 9.0, 1.0, 1.5, 3.0, 3.5, 2.0, 2.5])  # two sizes, four times
     steps = iter([9.0, 0.25, 0.5, 0.125])
-    monkeypatch.setattr(cost_curve, "_pass", lambda *_: next(passes))
-    monkeypatch.setattr(cost_curve._Chain, "step", lambda _: next(steps))
+    monkeypatch.setattr(cost_curve, "_time_pass", lambda *_: next(passes))
+    monkeypatch.setattr(cost_curve._Chain, "time_step", lambda _: next(steps))
     monkeypatch.setattr(cost_curve, "_rounds", lambda *_: iter([9.0, 2.25, 5.0, 3.0]))
     found = measure_cost(engine.target, engine.mtp, prefilled(engine, PROMPT, 1), 2, repeats=3)
     assert found == CostCurve(len(PROMPT), (2.0, 2.5), 0.25, 0.5)
 
 
-@pytest.mark.parametrize(("most_rows", "repeats"), [(0, 1), (1, 0)])
-def test_nothing_to_measure(engine: Engine, most_rows: int, repeats: int):
+@pytest.mark.parametrize(("max_tokens", "repeats"), [(0, 1), (1, 0)])
+def test_nothing_to_measure(engine: Engine, max_tokens: int, repeats: int):
     with pytest.raises(ValueError, match="expected at least 1"):
-        measure_cost(engine.target, engine.mtp, prefilled(engine, PROMPT, 1), most_rows, repeats)
+        measure_cost(engine.target, engine.mtp, prefilled(engine, PROMPT, 1), max_tokens, repeats)
 
 
 def test_a_head_without_pending_rows(engine: Engine):
