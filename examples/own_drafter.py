@@ -40,8 +40,8 @@ def drafted(options: GenerationOptions) -> tuple[list[int], int]:
     """The tokens with drafts, and in how many passes."""
     sequence = Sequence(engine.target, None)
     sequence.prefill(prompt)
-    sampler = Sampler(options.sampling)
-    rounds = list(generate(engine.target, Bigrams(), sequence, sampler, FixedDepth(DEPTH), never_stop, TOKENS))
+    sampler, policy = Sampler(options.sampling), FixedDepth(DEPTH)
+    rounds = list(generate(engine.target, Bigrams(), sequence, sampler, policy, never_stop, TOKENS))
     return [token for one in rounds for token in one.tokens], len(rounds)
 
 

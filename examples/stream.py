@@ -10,7 +10,8 @@ from mlxmtp import GenerationOptions, load
 message = sys.argv[1] if len(sys.argv) > 1 else "Tell me a joke."
 engine = load(sys.argv[2] if len(sys.argv) > 2 else None)
 
-for chunk in engine.stream(message, GenerationOptions(temperature=0, max_tokens=60)):
+options = GenerationOptions(temperature=0, max_tokens=60, depth=3)  # without a depth: as many drafts as pay
+for chunk in engine.stream(message, options):
     print(chunk.text, end="", flush=True)
 
 stats = chunk.stats
