@@ -1,15 +1,16 @@
-"""What the server costs, and whether it lasts.
+"""Measure the overhead of the server, and its memory under load.
 
     .venv/bin/python scripts/bench_serve.py overhead [--repeats 3]
     .venv/bin/python scripts/bench_serve.py soak [--minutes 10] [--clients 8] [--seed 1]
 
-`overhead` runs the real engine in its process, its text replaced by prose (bench_chat.py), with nobody but a reader of
-its events, and behind the server for a client that streams and for one that does not; arms in turn, and fresh
-processes every few turns. Two speeds: the demo with MTP, and a model of one layer, plain. Rates are the engine's own,
-and by the clock of whoever reads, from the first token to the end. The server's own time bounds what it can take from
-the engine on a machine whose cores are all at work; on one that others use too, it says more than the ratios.
-`soak` is tests/server/load for longer: processes that ask and often leave early, every finished answer compared with
-the engine's own. At its end nothing may wait or run, and neither process may have grown. Fails with exit code 1.
+`overhead` runs the real engine process with its text replaced by prose (bench_chat.py), in three arms: its events are
+read directly ("bare"), through the server by a client that streams, and by one that does not. The arms alternate, with
+fresh processes every few turns. Two models: the demo with MTP, and a model of one layer, decoded plainly. Rates are the
+engine's own, and those of the reader's clock from the first token to the end. The processor time of the server is an
+upper bound of what it can take from the engine; on a machine with other load it says more than the ratios.
+`soak` is the load of tests/server/load for longer: client processes, many of which disconnect early, and every finished
+answer is compared with the engine's own. At the end the queue must be empty, and neither process may have grown.
+Exit code 1: something failed.
 """
 
 from __future__ import annotations
@@ -36,14 +37,15 @@ from bench_chat import random_model, spread  # noqa: E402
 
 TOKENS = {"the demo, MTP": 200, "one layer, plain": 800}
 TURNS = 4
-"""Of each arm, for each pair of processes."""
+"""Turns of each arm for each pair of processes."""
 PROMPT = "Count from 1 to 500."
 CACHE = "64M"
 QUEUE = 4
-"""Shorter than the crowd: some are sent away, and ask again."""
+"""Length of the queue: less than the clients, so that some get a 503 and try again."""
 SAMPLE_S = 5.0
+"""Seconds between two samples of the memory."""
 GROWTH = {"server": 16e6, "engine": 64e6}
-"""Bytes that a process may be larger by in the last quarter of a soak than in the second."""
+"""Bytes that a process may grow from the second quarter of a soak to the last."""
 
 
 def main() -> int | None:
@@ -65,9 +67,12 @@ def main() -> int | None:
 
 @dataclass(frozen=True)
 class Rate:
-    """Tokens a second of one turn: by the engine, and by the reader's clock where it hears the first token.
+    """The speed of one turn.
 
-    turn_s: from the request to the end.
+    Args:
+        engine: tokens a second, by the engine's statistics.
+        clock: tokens a second by the reader's clock, from the first token to the end; 0: not streamed.
+        turn_s: seconds from the request to the end.
     """
 
     engine: float
@@ -90,7 +95,7 @@ def overhead(arguments: argparse.Namespace) -> None:
 
 
 def measure(model: str | None, tokens: int, rounds: list[dict[str, Rate]]) -> float:
-    """Some turns of each arm, with fresh processes; the server's seconds of a processor for each token."""
+    """Run some turns of each arm with fresh processes. Returns the server's processor seconds for each token."""
     from tests.server.serving import ServerProcess
 
     options = ["--model", model] if model else []
@@ -111,7 +116,7 @@ def measure(model: str | None, tokens: int, rounds: list[dict[str, Rate]]) -> fl
 
 
 def report(rounds: list[dict[str, Rate]]) -> None:
-    """Each arm's figures, and what it has of the bare engine's, round by round."""
+    """Print the figures of each arm, and their ratios to the bare engine, turn by turn."""
     for arm in rounds[0]:
         rates = [one[arm] for one in rounds]
         clock = f", {spread([rate.clock for rate in rates], 'tok/s', 1)} by the clock" if rates[0].clock else ""
@@ -127,7 +132,7 @@ def report(rounds: list[dict[str, Rate]]) -> None:
 
 
 class Bare:
-    """The engine's process, with nobody but a reader of its events."""
+    """An engine process whose events are read directly."""
 
     def __init__(self, model: str | None) -> None:
         self._runner = asyncio.Runner()
@@ -187,7 +192,7 @@ def ask(url: str, tokens: int, *, stream: bool) -> Rate:
 
 
 def processor_s(pid: int) -> float:
-    """Seconds of a processor that a process has had; NaN where there is no /proc."""
+    """Processor seconds of a process; NaN where there is no /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
@@ -200,7 +205,7 @@ def program(what: str) -> tuple[str, ...]:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    """The real server with the engine of bench_chat.py."""
+    """Run the real server with the engine of bench_chat.py."""
     from mlxmtp.server import main as server
     from mlxmtp.worker.process import WorkerProcess
 
@@ -213,7 +218,7 @@ def serve(arguments: argparse.Namespace) -> None:
 
 def soak(arguments: argparse.Namespace) -> int:
     import mlxmtp
-    from tests.server.load.load import crowd, requests, unrest
+    from tests.server.load.load import idle_failures, requests, run_load
     from tests.server.serving import DEMO, ServerProcess
 
     asked, engine = requests(), mlxmtp.load()
@@ -223,8 +228,8 @@ def soak(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as home, ServerProcess(Path(home), serve) as server:
         memory = Memory(server.pid)
         load = {"clients": arguments.clients, "seed": arguments.seed, "seconds": 60 * arguments.minutes}
-        report = crowd(server, asked, answers, **load, meanwhile=memory.sample)
-        failures = [*report.failures, *unrest(server), *memory.growth()]
+        report = run_load(server, asked, answers, **load, meanwhile=memory.sample)
+        failures = [*report.failures, *idle_failures(server), *memory.growth()]
         figures = server.metrics()
     plans = ", ".join(f"{plan} {n}" for plan, n in report.plans.most_common())
     sent_away = sum(int(n) for name, n in figures.items() if name.startswith("requests_total") and '"503"' in name)
@@ -236,10 +241,10 @@ def soak(arguments: argparse.Namespace) -> int:
 
 
 class Memory:
-    """The resident memory and open files of a server and its engine, over time.
+    """The resident memory and the open files of a server and its engine over time.
 
     Args:
-        server: the process's id.
+        server: process id.
     """
 
     def __init__(self, server: int) -> None:
@@ -258,7 +263,7 @@ class Memory:
             self._files.append(len(os.listdir(f"/proc/{self._server}/fd")))
 
     def growth(self) -> list[str]:
-        """What has grown by too much."""
+        """Errors for the processes that have grown too much."""
         grown = {name: self._quarter(name, 3) - self._quarter(name, 1) for name in GROWTH}
         return [f"the {name} has grown by {by / 1e6:.1f} MB" for name, by in grown.items() if by > GROWTH[name]]
 

@@ -1,22 +1,22 @@
-"""What each client sends: requests written for these tests, after the shapes that were seen on the wire.
+"""Requests as real clients send them, with what the server must make of each.
 
-Shapes of claude-code 2.1.197, codex 0.169, opencode 1.18, pi, qwen-code 0.15, cline 3 and llm: recorded on loopback in
-November 2026; the others: after ../shared/agents.md. No text in them is a client's own.
+The fields are those that claude-code 2.1.197, codex 0.169, opencode 1.18, pi, qwen-code 0.15, cline 3 and llm sent over
+loopback in November 2026; for the other clients, those of their documentation. All texts were written for these tests.
 
-One request a file, in bodies/: client, method, path, headers, body, expects. A text {"$repeat": [TEXT, N]} stands for
-N times TEXT. `expects`, where a field is left out if it says nothing:
+Each file in bodies/ has one request: client, method, path, headers, body, expects. {"$repeat": [TEXT, N]} stands for
+N times TEXT. Fields of `expects`, all optional:
 
     api           chat, responses, messages, completions, count_tokens, models, probe
-    stream        whether the answer is a stream; usage: whether its last chunk shall have the usage
-    roles         of the messages that reach the chat template: all system and developer texts are one message in
-                  front, what an assistant thought, said and called is one message, each tool result is one
-    tools         names of the tools that reach the template; dropped_tools: types of those that do not
-    namespaces    tool name -> namespace, which a call of it must name again ("unsupported call" otherwise, says Codex)
-    max_tokens    whatever the field's name in the request
-    reasoning     texts of earlier thinking that reach the template; calls: names of the earlier calls, in order
-    tool_results  their texts; parts are joined with nothing between
+    stream        whether the answer is a stream; usage: whether the stream ends with the usage
+    roles         roles of the messages for the chat template: one system message, which is the first; one message for
+                  the reasoning, text and calls of an answer; one for each tool result
+    tools         names of the tools for the chat template; dropped_tools: types of the tools that are dropped
+    namespaces    tool name -> namespace, which a call must repeat; without it Codex answers "unsupported call"
+    max_tokens    limit of the answer, whatever its name in the request
+    reasoning     earlier reasoning for the chat template; calls: names of the earlier calls, in order
+    tool_results  texts of the tool results; parts are joined without a separator
     json_schema   whether the answer must fit a schema
-    present       texts that are in the prompt; absent: that must not be
+    present       texts that are in the prompt; absent: texts that are not
     ignored       fields of the body that change nothing
 """
 
@@ -31,7 +31,7 @@ FOLDER = Path(__file__).parent / "bodies"
 
 @dataclass(frozen=True)
 class Body:
-    """One request, and what a server must make of it. `body`: None for GET and HEAD."""
+    """One request, and what the server must make of it. `body` is None for GET and HEAD."""
 
     name: str
     client: str
@@ -60,7 +60,7 @@ def texts() -> dict[str, str]:
 
 
 def all_bodies(*apis: str) -> list[Body]:
-    """All requests, or those to some APIs; anew at each call, so that a test may change them.
+    """All requests, or those of some APIs. Each call makes new ones, so that a test may change them.
 
     For tests: `@pytest.mark.parametrize("body", all_bodies("chat"), ids=str)`.
     """
@@ -69,5 +69,5 @@ def all_bodies(*apis: str) -> list[Body]:
 
 
 def body(name: str) -> Body:
-    """The request of one file."""
+    """The request of a file."""
     return Body(name=name, **expanded(json.loads(texts()[name])))

@@ -1,4 +1,4 @@
-"""No fault of a server's own comes out of any test; one server with the demo model for those that want a real one."""
+"""No test may leave a traceback on standard error. Fixtures: one server process with the demo model, and its engine."""
 
 from collections.abc import Iterator
 
@@ -16,10 +16,10 @@ def no_traceback(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
-    """`mlxmtp serve` with the demo model; it goes on whatever a test asks of it."""
+    """`mlxmtp serve` with the demo model, for all tests of the session."""
     with ServeProcess(tmp_path_factory.mktemp("home")) as process:
         yield process
-        assert "Traceback" not in process.said
+        assert "Traceback" not in process.stderr
 
 
 @pytest.fixture(scope="session")
@@ -29,5 +29,5 @@ def address(server: ServeProcess) -> str:
 
 @pytest.fixture(scope="session")
 def engine() -> Engine:
-    """The bundled model in this process: what it says is what a server has to say."""
+    """The demo model in this process. The server must give the same answers."""
     return load()

@@ -50,20 +50,20 @@ class ServeProcess:
             self.lines.append(line.rstrip("\n"))
 
     @property
-    def said(self) -> str:
+    def stderr(self) -> str:
         """All that it wrote on standard error."""
         return "\n".join(self.lines)
 
-    def says(self, pattern: str) -> re.Match[str]:
+    def wait_for_line(self, pattern: str) -> re.Match[str]:
         """Wait for a line."""
 
         def found() -> Any:
-            return re.search(pattern, self.said)
+            return re.search(pattern, self.stderr)
 
-        assert wait_until(lambda: found() or self.process.poll() is not None, PATIENCE_S), self.said
+        assert wait_until(lambda: found() or self.process.poll() is not None, PATIENCE_S), self.stderr
         self._wait_for_last_words()
         match = found()
-        assert match, self.said
+        assert match, self.stderr
         return match  # type: ignore[no-any-return]
 
     def _wait_for_last_words(self) -> None:
@@ -73,7 +73,7 @@ class ServeProcess:
     @property
     def address(self) -> str:
         """Where it serves, once it does."""
-        return self.says(r" at (http://\S+)/v1 ")[1]
+        return self.wait_for_line(r" at (http://\S+)/v1 ")[1]
 
     @property
     def worker(self) -> int:
@@ -83,7 +83,7 @@ class ServeProcess:
         [pid] = [pid for pid, parent in pairs if parent == self.process.pid]
         return pid
 
-    def ends(self, number: signal.Signals) -> int:
+    def end_with(self, number: signal.Signals) -> int:
         """Its exit code after a signal; the engine's process is gone too then."""
         worker = self.worker
         self.process.send_signal(number)

@@ -1,4 +1,4 @@
-"""What each protocol's clients make of an answer, whole or streamed; whatever is out of order fails here."""
+"""A strict client of each protocol: parses answers and streams, and fails on every deviation from the protocol."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from tests.server.scripted import CHAT, MESSAGES, RESPONSES, Sent
+from tests.server.scripted import CHAT, MESSAGES, RESPONSES, ServerSentEvent, parse_events
 
 Body = dict[str, Any]
 
 
 @dataclass
-class Heard:
-    """An answer, in no protocol's shape.
+class ParsedAnswer:
+    """An answer, independent of the protocol.
 
     Args:
-        calls: names and arguments. end: "stop", "length", "tool_calls", or Anthropic's "stop_sequence".
-        usage: tokens of the prompt, of those from the cache, and of the answer. echo: what a client sends back of it.
-        call_ids: of the calls.
+        calls: names and arguments of the tool calls.
+        end: "stop", "length", "tool_calls", or Anthropic's "stop_sequence".
+        usage: tokens of the prompt, of its cached part, and of the answer.
+        echo: the messages or items that a client sends back in its next request.
+        call_ids: ids of the tool calls.
     """
 
     text: str = ""
@@ -34,21 +36,30 @@ class Heard:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How to ask, and how to listen.
+    """How to make requests of a protocol, and how to parse its answers.
 
     Args:
-        ask: a body with messages (role, text), tools (name, description, schema) and more fields.
-        results: what a client sends for the results of calls, by their ids.
+        ask: makes a body from a text, tools (name, description, schema) and more fields.
+        whole: parses an answer that is not streamed.
+        streamed: parses the events of a stream.
+        results: makes messages from tool results by call id.
+        limit: name of the field for max_tokens.
+        stop: name of the field for stop strings; None: the protocol has none.
+        turns: name of the field for the messages.
     """
 
     path: str
     ask: Callable[..., Body]
-    whole: Callable[[Body], Heard]
-    streamed: Callable[[list[Sent]], Heard]
+    whole: Callable[[Body], ParsedAnswer]
+    streamed: Callable[[list[ServerSentEvent]], ParsedAnswer]
     results: Callable[[dict[str, str]], list[Body]]
     limit: str
     stop: str | None
     turns: str = "messages"
+
+    def parse(self, body: str, stream: bool) -> ParsedAnswer:
+        """Parse the body of an answer."""
+        return self.streamed(parse_events(body)) if stream else self.whole(json.loads(body))
 
 
 def protocol_id(one: Protocol) -> str:
@@ -68,23 +79,23 @@ def _chat_ask(text: str, tools: list[tuple[str, str, Body]] | None = None, **mor
     return body
 
 
-def _chat_whole(answer: Body) -> Heard:
+def _chat_whole(answer: Body) -> ParsedAnswer:
     assert answer["object"] == "chat.completion"
     [choice] = answer["choices"]
     message = choice["message"]
     assert message["role"] == "assistant"
-    heard = Heard(message["content"] or "", message.get("reasoning_content", ""), end=choice["finish_reason"])
+    parsed = ParsedAnswer(message["content"] or "", message.get("reasoning_content", ""), end=choice["finish_reason"])
     assert message["content"] is not None or message["tool_calls"]
-    _chat_calls(heard, message.get("tool_calls", []))
-    heard.usage = _chat_usage(answer["usage"])
-    heard.echo = [message]
-    return heard
+    _chat_calls(parsed, message.get("tool_calls", []))
+    parsed.usage = _chat_usage(answer["usage"])
+    parsed.echo = [message]
+    return parsed
 
 
-def _chat_calls(heard: Heard, calls: list[Body]) -> None:
+def _chat_calls(parsed: ParsedAnswer, calls: list[Body]) -> None:
     assert {call["type"] for call in calls} <= {"function"}
-    heard.calls = [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in calls]
-    heard.call_ids = [call["id"] for call in calls]
+    parsed.calls = [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in calls]
+    parsed.call_ids = [call["id"] for call in calls]
 
 
 def _chat_usage(usage: Body) -> tuple[int, int, int]:
@@ -92,21 +103,21 @@ def _chat_usage(usage: Body) -> tuple[int, int, int]:
     return usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"], usage["completion_tokens"]
 
 
-def _chat_streamed(events: list[Sent]) -> Heard:
+def _chat_streamed(events: list[ServerSentEvent]) -> ParsedAnswer:
     *chunks, last = [event.data for event in events]
     assert {event.event for event in events} == {None}
     assert last == "[DONE]"
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
     assert len({(chunk["id"], chunk["model"], chunk["created"]) for chunk in chunks}) == 1
-    heard, calls = Heard(), []
+    parsed, calls = ParsedAnswer(), []
     if not chunks[-1]["choices"]:
-        heard.usage = _chat_usage(chunks.pop()["usage"])
+        parsed.usage = _chat_usage(chunks.pop()["usage"])
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
     assert len(choices) == len(chunks)
     assert choices[0]["delta"] == {"role": "assistant", "content": ""}
     assert [choice["finish_reason"] for choice in choices[:-1]] == [None] * (len(choices) - 1)
     assert choices[-1]["delta"] == {}
-    heard.end = choices[-1]["finish_reason"]
+    parsed.end = choices[-1]["finish_reason"]
     for choice in choices[1:-1]:
         [(kind, content)] = choice["delta"].items()
         if kind == "tool_calls":
@@ -115,12 +126,12 @@ def _chat_streamed(events: list[Sent]) -> Heard:
         else:
             assert content, "an empty delta"
             assert kind in ("content", "reasoning_content")
-            heard.text += content if kind == "content" else ""
-            heard.reasoning += content if kind == "reasoning_content" else ""
-    _chat_calls(heard, calls)
-    message: Body = {"role": "assistant", "content": heard.text, "reasoning_content": heard.reasoning}
-    heard.echo = [message | ({"tool_calls": calls} if calls else {})]
-    return heard
+            parsed.text += content if kind == "content" else ""
+            parsed.reasoning += content if kind == "reasoning_content" else ""
+    _chat_calls(parsed, calls)
+    message: Body = {"role": "assistant", "content": parsed.text, "reasoning_content": parsed.reasoning}
+    parsed.echo = [message | ({"tool_calls": calls} if calls else {})]
+    return parsed
 
 
 # -- Messages -----------------------------------------------------------------------------------------------------
@@ -136,27 +147,27 @@ def _messages_ask(text: str, tools: list[tuple[str, str, Body]] | None = None, *
     return body
 
 
-def _messages_whole(answer: Body) -> Heard:
+def _messages_whole(answer: Body) -> ParsedAnswer:
     assert (answer["type"], answer["role"]) == ("message", "assistant")
-    heard = Heard(end=_ENDS[answer["stop_reason"]], echo=[{"role": "assistant", "content": answer["content"]}])
-    assert (answer["stop_sequence"] is not None) == (heard.end == "stop_sequence")
+    parsed = ParsedAnswer(end=_ENDS[answer["stop_reason"]], echo=[{"role": "assistant", "content": answer["content"]}])
+    assert (answer["stop_sequence"] is not None) == (parsed.end == "stop_sequence")
     for block in answer["content"]:
         if block["type"] == "text":
-            heard.text += block["text"]
+            parsed.text += block["text"]
         elif block["type"] == "thinking":
             assert block["signature"]
-            heard.reasoning += block["thinking"]
+            parsed.reasoning += block["thinking"]
         else:
             assert block["type"] == "tool_use"
-            heard.calls.append((block["name"], block["input"]))
-            heard.call_ids.append(block["id"])
+            parsed.calls.append((block["name"], block["input"]))
+            parsed.call_ids.append(block["id"])
     usage = answer["usage"]
     cached = usage["cache_read_input_tokens"]
-    heard.usage = (usage["input_tokens"] + cached, cached, usage["output_tokens"])
-    return heard
+    parsed.usage = (usage["input_tokens"] + cached, cached, usage["output_tokens"])
+    return parsed
 
 
-def _messages_streamed(events: list[Sent]) -> Heard:
+def _messages_streamed(events: list[ServerSentEvent]) -> ParsedAnswer:
     assert all(event.event == event.data["type"] for event in events)
     first, *blocks, delta, last = [event.data for event in events]
     assert [first["type"], delta["type"], last["type"]] == ["message_start", "message_delta", "message_stop"]
@@ -170,7 +181,7 @@ def _messages_streamed(events: list[Sent]) -> Heard:
 
 
 def _block(events: list[Body], index: int) -> tuple[Body, list[Body]]:
-    """The first content block of the events, and the events behind it."""
+    """The first content block of the events, and the events after it."""
     end = next(i for i, event in enumerate(events) if event["type"] == "content_block_stop")
     start, deltas = events[0], events[1:end]
     assert start["type"] == "content_block_start"
@@ -205,28 +216,28 @@ def _responses_ask(text: str, tools: list[tuple[str, str, Body]] | None = None, 
     return body
 
 
-def _responses_whole(answer: Body) -> Heard:
+def _responses_whole(answer: Body) -> ParsedAnswer:
     assert (answer["object"], answer["error"]) == ("response", None)
-    heard = Heard(echo=answer["output"])
+    parsed = ParsedAnswer(echo=answer["output"])
     for item in answer["output"]:
         if item["type"] == "reasoning":
-            heard.reasoning += "".join(part["text"] for part in item["content"])
+            parsed.reasoning += "".join(part["text"] for part in item["content"])
         elif item["type"] == "message":
-            heard.text += "".join(part["text"] for part in item["content"])
+            parsed.text += "".join(part["text"] for part in item["content"])
         else:
             assert item["type"] == "function_call"
-            heard.calls.append((item["name"], json.loads(item["arguments"])))
-            heard.call_ids.append(item["call_id"])
+            parsed.calls.append((item["name"], json.loads(item["arguments"])))
+            parsed.call_ids.append(item["call_id"])
     cut = answer["status"] == "incomplete"
     assert (answer["incomplete_details"] == {"reason": "max_output_tokens"}) == cut
-    heard.end = "length" if cut else "tool_calls" if heard.calls else "stop"
+    parsed.end = "length" if cut else "tool_calls" if parsed.calls else "stop"
     usage = answer["usage"]
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
-    heard.usage = (usage["input_tokens"], usage["input_tokens_details"]["cached_tokens"], usage["output_tokens"])
-    return heard
+    parsed.usage = (usage["input_tokens"], usage["input_tokens_details"]["cached_tokens"], usage["output_tokens"])
+    return parsed
 
 
-def _responses_streamed(events: list[Sent]) -> Heard:
+def _responses_streamed(events: list[ServerSentEvent]) -> ParsedAnswer:
     assert all(event.event == event.data["type"] for event in events)
     assert [event.data["sequence_number"] for event in events] == list(range(len(events)))
     first, second, *items, last = [event.data for event in events]
@@ -245,7 +256,7 @@ def _responses_streamed(events: list[Sent]) -> Heard:
 
 
 def _item(events: list[Body], index: int) -> Body:
-    """The item that these events made."""
+    """The item that the events build up."""
     first, *grown, last = events
     assert first["type"] == "response.output_item.added"
     assert {event["output_index"] for event in events} == {index}

@@ -1,4 +1,4 @@
-"""The server on a scripted engine: requests within this process or over a socket, streams taken apart."""
+"""The server with a scripted engine, for requests in this process or over a socket; and a parser of its streams."""
 
 from __future__ import annotations
 
@@ -30,43 +30,44 @@ from tests.scripted_engine import Answers, Engines, ScriptedEngine, finished, sa
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 ALL = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
-HELLO: dict[str, dict[str, Any]] = {
+MINIMAL: dict[str, dict[str, Any]] = {
     CHAT: {"messages": [{"role": "user", "content": "hi"}]},
     COMPLETIONS: {"prompt": "hi"},
     RESPONSES: {"input": "hi"},
     MESSAGES: {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 100},
 }
-"""The least that each protocol takes for a request."""
+"""The smallest request of each protocol."""
 
 
 @cache
 def tokenizer() -> Any:
-    """The demo's."""
+    """The tokenizer of the demo model."""
     return load_tokenizer(DEMO)
 
 
 def turn(text: str, reason: str = "stop", *, piece: int = 5, **changes: Any) -> Callable[[Generate], list[Event]]:
-    """What the worker says of a turn in which the model writes `text`, boundaries of thinking and calls included.
+    """The worker's events of a turn in which the model generates `text`, with the tags of thinking and calls.
 
     Args:
-        piece: so many characters come at a time; 0: all of them at once. changes: of `Finished`.
+        piece: characters in an event; 0: all in one.
+        changes: fields of `Finished`.
     """
 
     def answers(command: Generate) -> list[Event]:
-        splitter = OutputParser(tokenizer(), [0], command.opening)
+        parser = OutputParser(tokenizer(), [0], command.opening)
         pieces = [text[i : i + piece] for i in range(0, len(text), piece)] if piece else [text]
-        parts = [[["text", one]] if command.raw else [[p.kind, p.text] for p in splitter.feed(one)] for one in pieces]
-        parts += [] if command.raw else [[[p.kind, p.text] for p in splitter.finish()]]
+        rounds = [[["text", one]] if command.raw else [[s.kind, s.text] for s in parser.feed(one)] for one in pieces]
+        rounds += [] if command.raw else [[[s.kind, s.text] for s in parser.finish()]]
         if not piece:
-            parts = [[part for several in parts for part in several]]
-        told = [replace(said("", tokens=i), segments=several) for i, several in enumerate(parts, start=1)]
-        return [*told, replace(finished("", reason, tokens=len(told)), **changes)]
+            rounds = [[segment for segments in rounds for segment in segments]]
+        deltas = [replace(said("", tokens=i), segments=segments) for i, segments in enumerate(rounds, start=1)]
+        return [*deltas, replace(finished("", reason, tokens=len(deltas)), **changes)]
 
     return answers
 
 
-class Notes(Log):
-    """A log that is kept."""
+class RecordedLog(Log):
+    """Keeps the lines of the log."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -75,11 +76,11 @@ class Notes(Log):
         self.lines.append(text)
 
 
-class Served:
-    """A server, and ways to ask it.
+class LocalServer:
+    """A server in this process.
 
     Args:
-        http: a client.
+        http: a client that is connected to it.
     """
 
     def __init__(self, engines: Engines, service: Service, app: Any, http: httpx2.AsyncClient) -> None:
@@ -98,32 +99,32 @@ class Served:
 
     @property
     def log(self) -> list[str]:
-        assert isinstance(self.service.log, Notes)
+        assert isinstance(self.service.log, RecordedLog)
         return self.service.log.lines
 
     @property
     def command(self) -> Generate:
-        """The newest turn that the engine was asked for."""
+        """The last `Generate` command that the engine got."""
         command: Generate = self.engine.sent(Generate)[-1]
         return command
 
     @property
     def prompt(self) -> str:
-        """What the model reads of it."""
+        """The text of its prompt."""
         return str(tokenizer().decode(self.command.messages))
 
     async def post(self, path: str, body: Any = None, **options: Any) -> httpx2.Response:
-        return await self.http.post(path, json=HELLO[path] if body is None else body, **options)
+        return await self.http.post(path, json=MINIMAL[path] if body is None else body, **options)
 
-    async def stream(self, path: str, body: Any = None) -> list[Sent]:
-        """The events of a whole stream."""
-        response = await self.post(path, (HELLO[path] if body is None else body) | {"stream": True})
+    async def stream(self, path: str, body: Any = None) -> list[ServerSentEvent]:
+        """Post a request and parse its whole stream."""
+        response = await self.post(path, (MINIMAL[path] if body is None else body) | {"stream": True})
         assert response.status_code == 200, response.text
         assert response.headers["content-type"].startswith("text/event-stream")
-        return sent(response.text)
+        return parse_events(response.text)
 
-    async def works(self) -> None:
-        """A good request is answered, and nothing waits or runs behind it."""
+    async def assert_works(self) -> None:
+        """A valid request is answered, and then the queue is empty."""
         self.engines.script[Generate] = turn("fine")
         self.engine.on(Generate, turn("fine"))
         response = await self.post(CHAT)
@@ -132,8 +133,8 @@ class Served:
         await until(lambda: (self.host.queue.running, self.host.queue.waiting) == (0, 0), "an empty queue")
 
     @asynccontextmanager
-    async def online(self) -> AsyncIterator[Served]:
-        """The same over a socket, where answers come bit by bit and clients can leave."""
+    async def over_socket(self) -> AsyncIterator[LocalServer]:
+        """The same server over a socket, where answers arrive in pieces and clients can disconnect."""
         with listening("127.0.0.1", 0) as door:
             server = http_server(self.app)
             serving = asyncio.create_task(server.serve([door]))
@@ -141,7 +142,7 @@ class Served:
             address = f"http://127.0.0.1:{door.getsockname()[1]}"
             try:
                 async with httpx2.AsyncClient(base_url=address, timeout=20) as http:
-                    yield Served(self.engines, self.service, self.app, http)
+                    yield LocalServer(self.engines, self.service, self.app, http)
             finally:
                 server.should_exit = True
                 await serving
@@ -157,29 +158,33 @@ async def serving(
     defaults: GenerationOptions | None = None,
     tokens: Any = None,
     **options: Any,
-) -> AsyncIterator[Served]:
-    """A server within this process.
+) -> AsyncIterator[LocalServer]:
+    """A server in this process.
 
     Args:
-        answers: of the engine, to every turn. tokens: a tokenizer in place of the demo's. options: of `create_app`.
+        answers: the engine's events of every turn.
+        tokens: a tokenizer in place of the demo's.
+        options: of `create_app`.
     """
     engines = Engines({Generate: answers})
     host = Host(engines, Load, queue)
     await host.open()
     prompts = PromptBuilder(tokens or tokenizer(), context)
-    service = Service(host, prompts, "demo", defaults or GenerationOptions(max_tokens=None), max_body, log=Notes())
+    service = Service(
+        host, prompts, "demo", defaults or GenerationOptions(max_tokens=None), max_body, log=RecordedLog()
+    )
     app = create_app(service, **options)
     try:
         async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://server") as http:
-            yield Served(engines, service, app, http)
+            yield LocalServer(engines, service, app, http)
     finally:
         await host.close()
         prompts.close()
 
 
 @dataclass(frozen=True)
-class Sent:
-    """A server-sent event; `data` is read as JSON where it is JSON."""
+class ServerSentEvent:
+    """A server-sent event. `data` is the parsed JSON, or the text "[DONE]"."""
 
     event: str | None
     data: Any
@@ -191,13 +196,13 @@ def adapter(path: str) -> ApiAdapter:
     return found
 
 
-def read(path: str, **more: Any) -> Request:
-    """The request of the least body with more fields, without a server."""
-    return adapter(path).parse(JsonObject(HELLO[path] | more), GenerationOptions(max_tokens=None))
+def parse(path: str, **more: Any) -> Request:
+    """Parse the smallest body with more fields, without a server."""
+    return adapter(path).parse(JsonObject(MINIMAL[path] | more), GenerationOptions(max_tokens=None))
 
 
-def sent(text: str) -> list[Sent]:
-    """The events of a stream; comments are left out. Strict: each has a line of data, and an end."""
+def parse_events(text: str) -> list[ServerSentEvent]:
+    """Parse the events of a stream, without its comments. Every event must have one line of data and an end."""
     assert not text or text.endswith("\n\n")
     events = []
     for block in text.split("\n\n")[:-1]:
@@ -209,7 +214,7 @@ def sent(text: str) -> list[Sent]:
         assert not name or (len(name) == 1 and name[0].startswith("event: ")), block
         content = data.removeprefix("data: ")
         events.append(
-            Sent(
+            ServerSentEvent(
                 name[0].removeprefix("event: ") if name else None,
                 content if content == "[DONE]" else json.loads(content),
             )
@@ -217,8 +222,8 @@ def sent(text: str) -> list[Sent]:
     return events
 
 
-def error(path: str, content: dict[str, Any]) -> dict[str, Any]:
-    """The error of a body, which has the shape of the path's protocol and nothing else."""
+def parse_error(path: str, content: dict[str, Any]) -> dict[str, Any]:
+    """The error in a body, which must have exactly the shape of the path's protocol."""
     if path.startswith(MESSAGES):
         assert content.keys() == {"type", "error"}
         assert content["type"] == "error"

@@ -1,4 +1,4 @@
-"""What a model writes, as each protocol gives it: whole and streamed, text, reasoning and calls."""
+"""Generated text, reasoning and tool calls in the answers of each protocol, whole and streamed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from mlxmtp.worker.messages import Generate
 from tests.scripted_engine import asynchronous, stats
-from tests.server.protocols import PROTOCOLS, Heard, Protocol, protocol_id
-from tests.server.scripted import CHAT, Served, sent, serving, tokenizer, turn
+from tests.server.protocols import PROTOCOLS, ParsedAnswer, Protocol, protocol_id
+from tests.server.scripted import CHAT, LocalServer, parse_events, serving, tokenizer, turn
 
 WEATHER = (
     "get_weather",
@@ -36,13 +36,13 @@ pieces = pytest.mark.parametrize("piece", [1, 7, 0], ids=["by letters", "in piec
 
 async def ask(
     protocol: Protocol, stream: bool, answers: Callable[..., Any], tools: Any = (WEATHER, TIME), **more: Any
-) -> Heard:
-    """What comes of an answer of the engine's."""
+) -> ParsedAnswer:
+    """The parsed answer to a question, from scripted events of the engine."""
     async with serving(answers) as served:
-        return await heard(served, protocol, protocol.ask("How is it?", list(tools), **more), stream)
+        return await ask_server(served, protocol, protocol.ask("How is it?", list(tools), **more), stream)
 
 
-async def heard(served: Served, protocol: Protocol, body: dict[str, Any], stream: bool) -> Heard:
+async def ask_server(served: LocalServer, protocol: Protocol, body: dict[str, Any], stream: bool) -> ParsedAnswer:
     if stream:
         return protocol.streamed(await served.stream(protocol.path, body))
     response = await served.post(protocol.path, body)
@@ -54,18 +54,23 @@ async def heard(served: Served, protocol: Protocol, body: dict[str, Any], stream
 @both
 @pieces
 @asynchronous
-async def test_text_comes_as_it_was_written(protocol: Protocol, stream: bool, piece: int) -> None:
-    said = await ask(protocol, stream, turn("\tGrüße, 東京 👋🏽!\n\n* a\n* b\n", piece=piece), tools=())
-    assert (said.text, said.reasoning, said.calls, said.end) == ("\tGrüße, 東京 👋🏽!\n\n* a\n* b\n", "", [], "stop")
+async def test_text_is_unchanged(protocol: Protocol, stream: bool, piece: int) -> None:
+    answer = await ask(protocol, stream, turn("\tGrüße, 東京 👋🏽!\n\n* a\n* b\n", piece=piece), tools=())
+    assert (answer.text, answer.reasoning, answer.calls, answer.end) == (
+        "\tGrüße, 東京 👋🏽!\n\n* a\n* b\n",
+        "",
+        [],
+        "stop",
+    )
 
 
 @each
 @both
 @pieces
 @asynchronous
-async def test_reasoning_is_apart_from_the_answer(protocol: Protocol, stream: bool, piece: int) -> None:
-    said = await ask(protocol, stream, turn("<think>\nLet me\n\nsee.\n</think>\n\nSunny.", piece=piece))
-    assert (said.reasoning, said.text, said.end) == ("Let me\n\nsee.", "Sunny.", "stop")
+async def test_reasoning_is_separate_from_the_answer(protocol: Protocol, stream: bool, piece: int) -> None:
+    answer = await ask(protocol, stream, turn("<think>\nLet me\n\nsee.\n</think>\n\nSunny.", piece=piece))
+    assert (answer.reasoning, answer.text, answer.end) == ("Let me\n\nsee.", "Sunny.", "stop")
 
 
 @each
@@ -73,8 +78,8 @@ async def test_reasoning_is_apart_from_the_answer(protocol: Protocol, stream: bo
 @pieces
 @asynchronous
 async def test_a_call_has_arguments_of_the_types_in_its_schema(protocol: Protocol, stream: bool, piece: int) -> None:
-    said = await ask(protocol, stream, turn(f"<think>Hm.</think>\nI look.\n{ROME}", piece=piece))
-    assert (said.reasoning, said.text, said.calls, said.end) == ("Hm.", "I look.", [CALL], "tool_calls")
+    answer = await ask(protocol, stream, turn(f"<think>Hm.</think>\nI look.\n{ROME}", piece=piece))
+    assert (answer.reasoning, answer.text, answer.calls, answer.end) == ("Hm.", "I look.", [CALL], "tool_calls")
 
 
 @each
@@ -82,58 +87,58 @@ async def test_a_call_has_arguments_of_the_types_in_its_schema(protocol: Protoco
 @pieces
 @asynchronous
 async def test_two_calls_at_once(protocol: Protocol, stream: bool, piece: int) -> None:
-    said = await ask(protocol, stream, turn(f"{ROME}\n{NOW}\n", piece=piece))
-    assert (said.text, said.calls, said.end) == ("", [CALL, ("get_time", {})], "tool_calls")
-    assert len(set(said.call_ids)) == 2
+    answer = await ask(protocol, stream, turn(f"{ROME}\n{NOW}\n", piece=piece))
+    assert (answer.text, answer.calls, answer.end) == ("", [CALL, ("get_time", {})], "tool_calls")
+    assert len(set(answer.call_ids)) == 2
 
 
 @each
 @both
 @pieces
 @asynchronous
-async def test_text_around_calls_keeps_its_lines(protocol: Protocol, stream: bool, piece: int) -> None:
-    said = await ask(protocol, stream, turn(f"First.\n{ROME}\nThen.\n{NOW}\nDone.\n", piece=piece))
-    assert (said.text, len(said.calls)) == ("First.\n\nThen.\n\nDone.", 2)
+async def test_text_around_calls_keeps_its_newlines(protocol: Protocol, stream: bool, piece: int) -> None:
+    answer = await ask(protocol, stream, turn(f"First.\n{ROME}\nThen.\n{NOW}\nDone.\n", piece=piece))
+    assert (answer.text, len(answer.calls)) == ("First.\n\nThen.\n\nDone.", 2)
 
 
 @each
 @both
 @pieces
 @asynchronous
-async def test_one_call_where_parallel_ones_are_not_wanted(protocol: Protocol, stream: bool, piece: int) -> None:
+async def test_one_call_without_parallel_tool_calls(protocol: Protocol, stream: bool, piece: int) -> None:
     alone: dict[str, Any] = {"parallel_tool_calls": False}
     if protocol.stop == "stop_sequences":
         alone = {"tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}
     async with serving(turn(f"I look.\n{ROME}\n{NOW}\nAnd then?", piece=piece)) as served:
         body = protocol.ask("How is it?", [WEATHER, TIME], **alone)
-        said = await heard(served, protocol, body, stream)
-        assert (said.text, said.calls, said.end) == ("I look.", [CALL], "tool_calls")
-        await served.works()
+        answer = await ask_server(served, protocol, body, stream)
+        assert (answer.text, answer.calls, answer.end) == ("I look.", [CALL], "tool_calls")
+        await served.assert_works()
 
 
 @each
 @both
 @asynchronous
 async def test_a_call_that_the_limit_cuts_is_text(protocol: Protocol, stream: bool) -> None:
-    said = await ask(protocol, stream, turn(f"I look.\n{ROME[:60]}", "length"), **{protocol.limit: 20})
-    assert (said.text, said.calls, said.end) == (f"I look.\n{ROME[:60]}", [], "length")
+    answer = await ask(protocol, stream, turn(f"I look.\n{ROME[:60]}", "length"), **{protocol.limit: 20})
+    assert (answer.text, answer.calls, answer.end) == (f"I look.\n{ROME[:60]}", [], "length")
 
 
 @each
 @both
 @asynchronous
 async def test_a_call_that_was_complete_before_the_limit_is_a_call(protocol: Protocol, stream: bool) -> None:
-    said = await ask(protocol, stream, turn(f"{ROME}\nAnd", "length"))
-    assert (said.text, said.calls, said.end) == ("And", [CALL], "length")
+    answer = await ask(protocol, stream, turn(f"{ROME}\nAnd", "length"))
+    assert (answer.text, answer.calls, answer.end) == ("And", [CALL], "length")
 
 
 @pytest.mark.parametrize("protocol", [one for one in PROTOCOLS if one.stop], ids=protocol_id)
 @both
 @asynchronous
 async def test_a_call_that_a_stop_string_cuts_is_text(protocol: Protocol, stream: bool) -> None:
-    cut = ROME.removesuffix("\n</tool_call>")  # all that a parser wants, but the model was not done
-    said = await ask(protocol, stream, turn(cut, stopped_by="\n"), **{str(protocol.stop): ["\n"]})
-    assert (said.text, said.calls) == (cut, [])
+    cut = ROME.removesuffix("\n</tool_call>")  # complete for the tool parser, but the model had not ended the call
+    answer = await ask(protocol, stream, turn(cut, stopped_by="\n"), **{str(protocol.stop): ["\n"]})
+    assert (answer.text, answer.calls) == (cut, [])
 
 
 @each
@@ -156,41 +161,41 @@ async def test_a_call_that_a_stop_string_cuts_is_text(protocol: Protocol, stream
 @asynchronous
 async def test_a_malformed_call_is_text(protocol: Protocol, stream: bool, malformed: str) -> None:
     written = f"<tool_call>\n{malformed}\n</tool_call>"
-    said = await ask(protocol, stream, turn(f"So:\n{written}"))
-    assert (said.text, said.calls, said.end) == (f"So:\n{written}", [], "stop")
+    answer = await ask(protocol, stream, turn(f"So:\n{written}"))
+    assert (answer.text, answer.calls, answer.end) == (f"So:\n{written}", [], "stop")
 
 
 @each
 @both
 @asynchronous
-async def test_marks_of_calls_are_text_where_there_are_no_tools(protocol: Protocol, stream: bool) -> None:
-    said = await ask(protocol, stream, turn(f"Write {NOW} there."), tools=())
-    assert (said.text, said.calls, said.end) == (f"Write {NOW} there.", [], "stop")
+async def test_call_tags_are_text_without_tools(protocol: Protocol, stream: bool) -> None:
+    answer = await ask(protocol, stream, turn(f"Write {NOW} there."), tools=())
+    assert (answer.text, answer.calls, answer.end) == (f"Write {NOW} there.", [], "stop")
 
 
 @each
 @both
 @asynchronous
-async def test_half_a_surrogate_pair_in_a_call_spoils_nothing(protocol: Protocol, stream: bool) -> None:
+async def test_half_a_surrogate_pair_in_a_call_is_replaced(protocol: Protocol, stream: bool) -> None:
     call = '<tool_call>{"name": "get_weather", "arguments": {"city": "Ro\\ud83dme"}}</tool_call>'
-    said = await ask(protocol, stream, turn(call))
-    assert said.calls == [("get_weather", {"city": "Ro?me"})]
+    answer = await ask(protocol, stream, turn(call))
+    assert answer.calls == [("get_weather", {"city": "Ro?me"})]
 
 
 @each
 @both
 @asynchronous
-async def test_nothing_said_is_an_empty_answer(protocol: Protocol, stream: bool) -> None:
-    said = await ask(protocol, stream, turn(""))
-    assert (said.text, said.reasoning, said.calls, said.end) == ("", "", [], "stop")
+async def test_an_empty_answer(protocol: Protocol, stream: bool) -> None:
+    answer = await ask(protocol, stream, turn(""))
+    assert (answer.text, answer.reasoning, answer.calls, answer.end) == ("", "", [], "stop")
 
 
 @each
 @both
 @asynchronous
 async def test_reasoning_that_the_limit_cuts(protocol: Protocol, stream: bool) -> None:
-    said = await ask(protocol, stream, turn("<think>Let me", "length"))
-    assert (said.reasoning, said.text, said.end) == ("Let me", "", "length")
+    answer = await ask(protocol, stream, turn("<think>Let me", "length"))
+    assert (answer.reasoning, answer.text, answer.end) == ("Let me", "", "length")
 
 
 @each
@@ -199,10 +204,10 @@ async def test_reasoning_that_the_limit_cuts(protocol: Protocol, stream: bool) -
 async def test_the_limit_and_the_stop_strings_reach_the_engine(protocol: Protocol, stream: bool) -> None:
     stops = {protocol.stop: ["END", "\n\n"]} if protocol.stop else {}
     async with serving(turn("Some", "stop", stopped_by="END" if stops else None)) as served:
-        said = await heard(served, protocol, protocol.ask("hi", **{protocol.limit: 7}, **stops), stream)
+        answer = await ask_server(served, protocol, protocol.ask("hi", **{protocol.limit: 7}, **stops), stream)
         assert served.command.settings.max_tokens == 7
         assert served.command.settings.stop == (("END", "\n\n") if stops else ())
-    assert (said.text, said.end) == ("Some", "stop_sequence" if protocol.stop == "stop_sequences" else "stop")
+    assert (answer.text, answer.end) == ("Some", "stop_sequence" if protocol.stop == "stop_sequences" else "stop")
 
 
 @each
@@ -211,19 +216,19 @@ async def test_the_limit_and_the_stop_strings_reach_the_engine(protocol: Protoco
 async def test_usage_counts_the_prompt_the_cache_and_the_answer(protocol: Protocol, stream: bool) -> None:
     more = {"stream_options": {"include_usage": True}} if "chat" in protocol.path and stream else {}
     async with serving(turn("Some words", stats=stats(tokens=12, reused_tokens=4))) as served:
-        said = await heard(served, protocol, protocol.ask("hi", **more), stream)
-        assert said.usage == (len(served.command.messages), 4, 12)
+        answer = await ask_server(served, protocol, protocol.ask("hi", **more), stream)
+        assert answer.usage == (len(served.command.messages), 4, 12)
 
 
 @both
 @asynchronous
-async def test_speculation_is_told_as_llama_cpp_does(stream: bool) -> None:
+async def test_timings_have_the_shape_of_llama_cpp(stream: bool) -> None:
     told = stats(prompt_tokens=100, reused_tokens=40, tokens=12, drafted=15, accepted=7, prefill_tps=120.0)
     async with serving(turn("Some words", stats=told)) as served:
         for protocol in PROTOCOLS:
             body = protocol.ask("hi") | {"stream": stream}
             text = (await served.post(protocol.path, body)).text
-            answers = [one.data for one in sent(text)] if stream else [json.loads(text)]
+            answers = [one.data for one in parse_events(text)] if stream else [json.loads(text)]
             answers = [one.get("response", one) for one in answers if isinstance(one, dict)]
             [timings] = [one["timings"] for one in answers if "timings" in one]
             assert (timings["prompt_n"], timings["cache_n"], timings["prompt_ms"]) == (60, 40, 500.0)
@@ -232,8 +237,8 @@ async def test_speculation_is_told_as_llama_cpp_does(stream: bool) -> None:
 
 @both
 @asynchronous
-async def test_logprobs_of_chat_stand_by_their_tokens(stream: bool) -> None:
-    """A token's own, which need not be the likeliest; what cannot be has the API's number: JSON has no infinity."""
+async def test_logprobs_of_chat_belong_to_their_tokens(stream: bool) -> None:
+    """The sampled token may be an unlikely one. An impossible token has the API's -9999: JSON has no infinity."""
     a, b = (tokenizer().encode(letter, add_special_tokens=False)[0] for letter in "ab")
     weighed = [[a, -0.5, [[a, -0.5], [b, float("-inf")]]], [b, -1.5, [[a, -0.25]]]]
 
@@ -253,6 +258,6 @@ async def test_logprobs_of_chat_stand_by_their_tokens(stream: bool) -> None:
 
 
 @asynchronous
-async def test_chat_gives_no_usage_in_a_stream_that_did_not_ask() -> None:
+async def test_a_chat_stream_has_usage_only_on_request() -> None:
     async with serving(turn("Some words")) as served:
         assert PROTOCOLS[0].streamed(await served.stream(PROTOCOLS[0].path)).usage is None

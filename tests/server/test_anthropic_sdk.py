@@ -1,4 +1,4 @@
-"""Anthropic's own client, against a server with the demo model; it says what the engine says in this process."""
+"""Anthropic's SDK with a real server; its answers must be those of the engine in this process."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def client(address: str) -> Anthropic:
 
 @pytest.fixture(scope="module")
 def expected(engine: Engine) -> str:
-    """What the engine says itself, greedily."""
+    """The engine's own answer, greedy."""
     return engine.generate(STORY, GenerationOptions(max_tokens=24)).text
 
 
 @pytest.fixture(scope="module")
 def tool_tokens(engine: Engine) -> list[int]:
-    """What the engine reads of `LATTE` with `TOOLS`."""
+    """The prompt tokens of `LATTE` with `TOOLS`."""
     about = {"name": "get_menu_items", "description": "Search the menu", "parameters": PARAMETERS}
     return render(engine.tokenizer, LATTE, tools=[{"type": "function", "function": about}]).tokens
 
@@ -103,7 +103,7 @@ def test_bad_requests_are_of_their_class(client: Anthropic) -> None:
 
 @asynchronous
 async def test_thinking_comes_back_with_its_signature() -> None:
-    async with serving(turn(THINKING)) as served, served.online() as online:
+    async with serving(turn(THINKING)) as served, served.over_socket() as online:
         client = AsyncAnthropic(base_url=str(online.http.base_url), api_key="none", max_retries=0)
         async with client:
             options: Any = {"model": "any", "messages": LATTE, "tools": TOOLS, "max_tokens": 100}
@@ -121,7 +121,7 @@ async def test_thinking_comes_back_with_its_signature() -> None:
 
 @asynchronous
 async def test_errors_are_of_their_classes() -> None:
-    async with serving(queue=0, api_key="secret", max_body=10_000) as served, served.online() as online:
+    async with serving(queue=0, api_key="secret", max_body=10_000) as served, served.over_socket() as online:
         base = str(online.http.base_url)
         options: Any = {"model": "any", "messages": STORY, "max_tokens": 9}
         async with AsyncAnthropic(base_url=base, api_key="wrong", max_retries=0) as client:

@@ -1,4 +1,4 @@
-"""The recorded shapes agree with what they say of themselves."""
+"""The recorded requests agree with their own `expects`."""
 
 import json
 from typing import Any
@@ -35,7 +35,7 @@ def names(tools: list[dict[str, Any]]) -> list[str]:
 
 
 def roles(messages: list[dict[str, Any]]) -> list[str]:
-    """Roles by a second way of counting: no system, and a run of one assistant's items as one."""
+    """Roles, counted in another way than the server does: without system, and consecutive assistant items as one."""
     kinds = {"reasoning": "assistant", "function_call": "assistant", "function_call_output": "tool"}
     found: list[str] = []
     for message in messages:
@@ -69,7 +69,7 @@ def test_api_and_path(one: Body) -> None:
 
 
 @each
-def test_fields_say_what_is_expected(one: Body) -> None:
+def test_fields_agree_with_expects(one: Body) -> None:
     sent, expects = one.body, one.expects
     assert expects["stream"] == sent.get("stream", False)
     assert bool(expects.get("usage")) == sent.get("stream_options", {}).get("include_usage", False)

@@ -1,4 +1,4 @@
-"""What a model writes as a call is one only where it was asked for; else it is text."""
+"""A tool call is a call only where the request allows it; otherwise it is text."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.scripted_engine import asynchronous
-from tests.server.protocols import PROTOCOLS, Heard, Protocol, protocol_id
-from tests.server.scripted import Served, serving, turn
+from tests.server.protocols import PROTOCOLS, ParsedAnswer, Protocol, protocol_id
+from tests.server.scripted import LocalServer, serving, turn
 
 PROPERTIES = {"city": {"type": "string"}, "days": {"type": "integer"}, "detailed": {"type": "boolean"}}
 WEATHER = ("get_weather", "the weather of a city", {"type": "object", "properties": PROPERTIES})
@@ -25,7 +25,7 @@ each = pytest.mark.parametrize("protocol", PROTOCOLS, ids=protocol_id)
 both = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 
 
-async def heard(served: Served, protocol: Protocol, stream: bool, **more: Any) -> Heard:
+async def ask(served: LocalServer, protocol: Protocol, stream: bool, **more: Any) -> ParsedAnswer:
     body = protocol.ask("How is it?", [WEATHER, TIME], **more)
     if stream:
         return protocol.streamed(await served.stream(protocol.path, body))
@@ -35,13 +35,13 @@ async def heard(served: Served, protocol: Protocol, stream: bool, **more: Any) -
 @each
 @both
 @asynchronous
-async def test_marks_of_calls_are_text_where_none_is_wanted(protocol: Protocol, stream: bool) -> None:
-    """The tools stay in the prompt: what the cache has of it can go on being used."""
+async def test_call_tags_are_text_with_tool_choice_none(protocol: Protocol, stream: bool) -> None:
+    """The tools stay in the prompt, so that it still matches the prefix cache."""
     async with serving(turn(f"Write {NOW} there.")) as served:
-        await heard(served, protocol, stream)
+        await ask(served, protocol, stream)
         prompt = served.prompt
-        said = await heard(served, protocol, stream, tool_choice=NONE.get(protocol.path, "none"))
-        assert (said.text, said.calls, said.end) == (f"Write {NOW} there.", [], "stop")
+        answer = await ask(served, protocol, stream, tool_choice=NONE.get(protocol.path, "none"))
+        assert (answer.text, answer.calls, answer.end) == (f"Write {NOW} there.", [], "stop")
         assert served.prompt == prompt
 
 
@@ -58,18 +58,18 @@ async def test_marks_of_calls_are_text_where_none_is_wanted(protocol: Protocol, 
     ],
 )
 @asynchronous
-async def test_a_call_of_what_is_not_offered_is_text(protocol: Protocol, stream: bool, strange: str) -> None:
+async def test_a_call_that_no_tool_takes_is_text(protocol: Protocol, stream: bool, strange: str) -> None:
     written = f"<tool_call>\n{strange}\n</tool_call>"
     async with serving(turn(f"So:\n{written}")) as served:
-        said = await heard(served, protocol, stream)
-    assert (said.text, said.calls, said.end) == (f"So:\n{written}", [], "stop")
+        answer = await ask(served, protocol, stream)
+    assert (answer.text, answer.calls, answer.end) == (f"So:\n{written}", [], "stop")
 
 
 @each
 @both
 @asynchronous
-async def test_where_a_tool_is_named_no_other_is_called(protocol: Protocol, stream: bool) -> None:
+async def test_a_named_tool_excludes_the_others(protocol: Protocol, stream: bool) -> None:
     named = NAMED.get(protocol.path, {"type": "function", "function": {"name": "get_time"}})
     async with serving(turn(f" {{}}}}\n</tool_call>\n{ROME}")) as served:
-        said = await heard(served, protocol, stream, tool_choice=named)
-    assert (said.text, said.calls) == (ROME, [("get_time", {})])
+        answer = await ask(served, protocol, stream, tool_choice=named)
+    assert (answer.text, answer.calls) == (ROME, [("get_time", {})])

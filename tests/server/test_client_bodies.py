@@ -1,4 +1,4 @@
-"""What each client sends reaches the model as it was meant, and is answered in its protocol's shape."""
+"""Requests of real clients: what is parsed from them, and what is answered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mlxmtp.server.request import Request
 from tests.scripted_engine import asynchronous
 from tests.server.bodies import Body, all_bodies
 from tests.server.protocols import PROTOCOLS
-from tests.server.scripted import COMPLETIONS, Served, adapter, sent, serving, turn
+from tests.server.scripted import COMPLETIONS, LocalServer, adapter, parse_events, serving, turn
 
 BY_PATH = {one.path: one for one in PROTOCOLS}
 TURNS = all_bodies("chat", "responses", "messages")
@@ -26,19 +26,19 @@ def path_of(one: Body) -> str:
     return one.path.split("?")[0]
 
 
-def understood(one: Body, without: tuple[str, ...] = ()) -> Request:
+def parsed_request(one: Body, without: tuple[str, ...] = ()) -> Request:
     body = {name: value for name, value in copy.deepcopy(one.body or {}).items() if name not in without}
     return adapter(path_of(one)).parse(JsonObject(body), GenerationOptions(max_tokens=None))
 
 
-async def ask(served: Served, one: Body) -> Any:
+async def ask(served: LocalServer, one: Body) -> Any:
     headers = {name: value for name, value in one.headers.items() if name != "content-length"}
     return await served.http.request(one.method, one.path, json=one.body, headers=headers)
 
 
 @each
-def test_what_is_understood(one: Body) -> None:
-    request, expects = understood(one), one.expects
+def test_the_request_is_parsed(one: Body) -> None:
+    request, expects = parsed_request(one), one.expects
     messages: Any = request.messages
     assert [message["role"] for message in messages] == expects["roles"]
     assert [tool["function"]["name"] for tool in request.tools] == expects.get("tools", [])
@@ -57,8 +57,8 @@ def test_what_is_understood(one: Body) -> None:
 
 
 @pytest.mark.parametrize("one", [one for one in TURNS if "ignored" in one.expects], ids=str)
-def test_what_is_ignored_changes_nothing(one: Body) -> None:
-    whole, plain = understood(one), understood(one, without=tuple(one.expects["ignored"]))
+def test_ignored_fields_change_nothing(one: Body) -> None:
+    whole, plain = parsed_request(one), parsed_request(one, without=tuple(one.expects["ignored"]))
     assert plain == replace(whole, dropped=plain.dropped, echo=plain.echo)
     assert set(whole.dropped) - set(plain.dropped) <= set(one.expects["ignored"])
 
@@ -71,10 +71,10 @@ async def test_the_answer(one: Body) -> None:
         response = await ask(served, one)
         assert response.status_code == 200, response.text
         protocol = BY_PATH[path_of(one)]
-        heard = protocol.streamed(sent(response.text)) if one.expects["stream"] else protocol.whole(response.json())
-        assert (heard.text, heard.end) == (said, "stop")
+        answer = protocol.parse(response.text, one.expects["stream"])
+        assert (answer.text, answer.end) == (said, "stop")
         if one.expects["stream"] and one.expects["api"] == "chat":
-            assert bool(heard.usage) == one.expects.get("usage", False)
+            assert bool(answer.usage) == one.expects.get("usage", False)
         for text in one.expects.get("present", ()):
             assert text in served.prompt
         for text in one.expects.get("absent", ()):
@@ -86,15 +86,15 @@ async def test_the_answer(one: Body) -> None:
 @pytest.mark.parametrize("one", [one for one in TURNS if one.expects.get("tools")], ids=str)
 @asynchronous
 async def test_a_call(one: Body) -> None:
-    """Of the first tool that the client offers, by its name there."""
+    """A call of the client's first tool."""
     name = one.expects["tools"][0]
     said = f'<tool_call>\n{{"name": "{name}", "arguments": {{}}}}\n</tool_call>'
     async with serving(turn(said), context=200_000) as served:
         response = await ask(served, one)
         assert response.status_code == 200, response.text
         protocol = BY_PATH[path_of(one)]
-        heard = protocol.streamed(sent(response.text)) if one.expects["stream"] else protocol.whole(response.json())
-        assert (heard.calls, heard.end) == ([(name, {})], "tool_calls")
+        answer = protocol.parse(response.text, one.expects["stream"])
+        assert (answer.calls, answer.end) == ([(name, {})], "tool_calls")
 
 
 @pytest.mark.parametrize("one", all_bodies("completions"), ids=str)
@@ -103,7 +103,8 @@ async def test_completions(one: Body) -> None:
     async with serving(turn(" four")) as served:
         response = await ask(served, one)
         assert response.status_code == 200, response.text
-        events = [event.data for event in sent(response.text)[:-1]] if one.expects["stream"] else [response.json()]
+        streamed = one.expects["stream"]
+        events = [event.data for event in parse_events(response.text)[:-1]] if streamed else [response.json()]
         assert "".join(choice["text"] for event in events for choice in event["choices"]) == " four"
         assert bool([event for event in events if event.get("usage")]) == (
             one.expects.get("usage", False) or not one.expects["stream"]
@@ -114,12 +115,12 @@ async def test_completions(one: Body) -> None:
             assert text in served.prompt
     plain = {name: value for name, value in (one.body or {}).items() if name not in one.expects.get("ignored", ())}
     defaults = GenerationOptions(max_tokens=None)
-    assert adapter(COMPLETIONS).parse(JsonObject(plain), defaults) == understood(one)
+    assert adapter(COMPLETIONS).parse(JsonObject(plain), defaults) == parsed_request(one)
 
 
 @pytest.mark.parametrize("one", all_bodies("models", "probe", "count_tokens"), ids=str)
 @asynchronous
-async def test_other_questions(one: Body) -> None:
+async def test_requests_without_a_turn(one: Body) -> None:
     async with serving(turn("fine"), context=200_000) as served:
         response = await ask(served, one)
         assert response.status_code == 200, response.text

@@ -1,4 +1,4 @@
-"""The Completions API: a text or token ids go on, without a chat template."""
+"""Completions: continuing a text or token ids, without a chat template."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import pytest
 
 from mlxmtp.worker.messages import TurnDelta
 from tests.scripted_engine import asynchronous, stats
-from tests.server.scripted import COMPLETIONS, Served, serving, tokenizer, turn
+from tests.server.scripted import COMPLETIONS, LocalServer, serving, tokenizer, turn
 
 MARKED = "one <think>two</think> <tool_call>three</tool_call>\n\n"
 
 both = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 
 
-async def complete(served: Served, stream: bool, **body: Any) -> tuple[str, str, Any]:
-    """The text, why it ends, and the usage."""
+async def complete(served: LocalServer, stream: bool, **body: Any) -> tuple[str, str, Any]:
+    """Text, finish reason and usage of an answer."""
     if not stream:
         answer = (await served.post(COMPLETIONS, body)).json()
         assert answer["object"] == "text_completion"
@@ -35,7 +35,7 @@ async def complete(served: Served, stream: bool, **body: Any) -> tuple[str, str,
 
 @both
 @asynchronous
-async def test_the_text_is_given_as_it_is(stream: bool) -> None:
+async def test_the_text_is_not_parsed(stream: bool) -> None:
     async with serving(turn(MARKED, stats=stats(tokens=9, reused_tokens=1))) as served:
         options = {"stream_options": {"include_usage": True}}
         text, reason, usage = await complete(served, stream, prompt="Once", **options)
@@ -48,7 +48,7 @@ async def test_the_text_is_given_as_it_is(stream: bool) -> None:
 
 @both
 @asynchronous
-async def test_token_ids_are_read_as_they_are(stream: bool) -> None:
+async def test_token_ids_are_used_unchanged(stream: bool) -> None:
     async with serving(turn("more", "length")) as served:
         ids = tokenizer().encode("Once upon")
         for prompt in (ids, [ids]):
@@ -61,8 +61,8 @@ async def test_token_ids_are_read_as_they_are(stream: bool) -> None:
 
 @both
 @asynchronous
-async def test_logprobs_stand_by_their_tokens(stream: bool) -> None:
-    """A token's own, which need not be the likeliest; what cannot be has the API's number: JSON has no infinity."""
+async def test_logprobs_belong_to_their_tokens(stream: bool) -> None:
+    """The sampled token may be an unlikely one. An impossible token has the API's -9999: JSON has no infinity."""
     a, b = tokenizer().encode("a", add_special_tokens=False)[0], tokenizer().encode("b", add_special_tokens=False)[0]
     weighed = [[a, -0.5, [[a, -0.5], [b, float("-inf")]]], [b, -1.5, [[a, -0.25], [b, -1.5]]]]
 

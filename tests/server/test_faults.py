@@ -1,4 +1,4 @@
-"""An engine that refuses, runs out of memory, dies or speaks nonsense: each protocol says it, and the next works."""
+"""An engine that refuses, runs out of memory, dies or sends garbage: an error in each protocol, then normal service."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.server.scripted import (
     ALL,
     CHAT,
     COMPLETIONS,
-    HELLO,
     MESSAGES,
+    MINIMAL,
     RESPONSES,
-    Sent,
-    Served,
-    error,
-    sent,
+    LocalServer,
+    ServerSentEvent,
+    parse_error,
+    parse_events,
     serving,
     turn,
 )
@@ -46,8 +46,8 @@ FAILURES = {
 }
 
 
-def broken_off(path: str, events: list[Sent]) -> dict[str, Any]:
-    """The error that a stream ends with."""
+def stream_error(path: str, events: list[ServerSentEvent]) -> dict[str, Any]:
+    """The error at the end of a stream."""
     if path == RESPONSES:
         last = events[-1]
         assert (last.event, last.data["type"]) == ("response.failed", "response.failed")
@@ -58,30 +58,30 @@ def broken_off(path: str, events: list[Sent]) -> dict[str, Any]:
         return about
     if path == MESSAGES:
         assert events[-1].event == "error"
-        return error(path, events[-1].data)
+        return parse_error(path, events[-1].data)
     assert events[-1].data == "[DONE]"
-    return error(path, events[-2].data)
+    return parse_error(path, events[-2].data)
 
 
-async def ask(served: Served, path: str, stream: bool) -> tuple[int, dict[str, Any]]:
-    """The status and the error of a request that fails."""
-    response = await served.post(path, HELLO[path] | {"stream": stream})
+async def ask(served: LocalServer, path: str, stream: bool) -> tuple[int, dict[str, Any]]:
+    """Status and error of a request that fails."""
+    response = await served.post(path, MINIMAL[path] | {"stream": stream})
     if stream and response.status_code == 200:
-        return 200, broken_off(path, sent(response.text))
-    return response.status_code, error(path, response.json())
+        return 200, stream_error(path, parse_events(response.text))
+    return response.status_code, parse_error(path, response.json())
 
 
 @each
 @both
 @pytest.mark.parametrize("kind", FAILURES)
 @asynchronous
-async def test_what_the_engine_refuses_at_once_has_a_status(path: str, stream: bool, kind: str) -> None:
+async def test_an_early_failure_has_a_status(path: str, stream: bool, kind: str) -> None:
     event, status, message = FAILURES[kind]
     async with serving([event]) as served:
-        response = await served.post(path, HELLO[path] | {"stream": stream})
+        response = await served.post(path, MINIMAL[path] | {"stream": stream})
         assert response.status_code == status
-        assert message in error(path, response.json())["message"]
-        await served.works()
+        assert message in parse_error(path, response.json())["message"]
+        await served.assert_works()
         assert len(served.engines.all) == 1
 
 
@@ -89,34 +89,32 @@ async def test_what_the_engine_refuses_at_once_has_a_status(path: str, stream: b
 @both
 @pytest.mark.parametrize("kind", FAILURES)
 @asynchronous
-async def test_what_fails_later_is_said_in_the_stream(path: str, stream: bool, kind: str) -> None:
+async def test_a_later_failure_is_in_the_stream(path: str, stream: bool, kind: str) -> None:
     event, status, message = FAILURES[kind]
     async with serving([said("So "), said("far"), event]) as served:
         found, about = await ask(served, path, stream)
         assert found == (200 if stream else status)
         assert message in about["message"]
         assert any(f" {status} " in line and message in line for line in served.log)
-        await served.works()
+        await served.assert_works()
 
 
 @each
 @both
 @asynchronous
-async def test_a_refusal_that_takes_its_time_comes_in_the_stream(
-    path: str, stream: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_slow_refusal_is_in_the_stream(path: str, stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "FIRST_EVENT_S", 0.0)
     async with serving([FAILURES["refused"][0]]) as served:
         status, about = await ask(served, path, stream)
         assert (status, "depth is 99" in about["message"]) == (200 if stream else 400, True)
-        await served.works()
+        await served.assert_works()
 
 
 @each
 @both
 @asynchronous
 async def test_an_engine_that_dies_is_replaced(path: str, stream: bool) -> None:
-    async with serving() as served, served.online() as online:
+    async with serving() as served, served.over_socket() as online:
         asking = asyncio.create_task(ask(online, path, stream))
         await until(lambda: served.engine.sent(Generate), "its turn")
         served.engine.say(said("So "), said("far"))
@@ -126,13 +124,13 @@ async def test_an_engine_that_dies_is_replaced(path: str, stream: bool) -> None:
         assert status == (200 if stream else 500)
         assert "the engine died (killed, perhaps because memory ran out)" in about["message"]
         await until(lambda: len(served.engines.all) == 2, "another engine")
-        await online.works()
+        await online.assert_works()
         assert served.host.restarts == 1
 
 
 @asynchronous
-async def test_an_engine_that_speaks_nonsense_is_replaced() -> None:
-    async with serving() as served, served.online() as online:
+async def test_an_engine_that_sends_garbage_is_replaced() -> None:
+    async with serving() as served, served.over_socket() as online:
         for fault in (NoMessage("not a message of this version"), ValueError("a line without an end")):
             engine = served.engine
             engine.on(Generate, ())
@@ -144,12 +142,12 @@ async def test_an_engine_that_speaks_nonsense_is_replaced() -> None:
             assert (status, "the engine died" in about["message"]) == (500, True)
             assert engine.killed
             await until(lambda: served.host.ready, "another engine")
-            await online.works()
+            await online.assert_works()
 
 
 @asynchronous
-async def test_who_waits_behind_a_turn_that_kills_the_engine_is_answered_by_the_next() -> None:
-    async with serving() as served, served.online() as online:
+async def test_requests_that_wait_while_the_engine_dies_are_answered_by_the_next() -> None:
+    async with serving() as served, served.over_socket() as online:
         first = asyncio.create_task(online.post(CHAT))
         await until(lambda: served.engine.sent(Generate), "its turn")
         waiting = [asyncio.create_task(online.post(path)) for path in ALL]
@@ -166,13 +164,13 @@ async def test_an_engine_that_dies_between_turns() -> None:
     async with serving(turn("fine")) as served:
         served.engine.die()
         await until(lambda: len(served.engines.all) == 2, "another engine")
-        await served.works()
+        await served.assert_works()
 
 
 @each
 @asynchronous
 async def test_an_engine_that_cannot_be_started_again(path: str) -> None:
-    """Each request tries once, and says so; once it can, all is well."""
+    """Each request starts it once more and reports the failure, until it starts."""
     async with serving(turn("fine")) as served:
         served.engines.script[Load] = [Failed(0, "refused", "no such model any more")]
         served.engine.die()
@@ -181,16 +179,16 @@ async def test_an_engine_that_cannot_be_started_again(path: str) -> None:
             response = await served.post(path)
             assert response.status_code == 503
             assert int(response.headers["retry-after"]) > 0
-            assert "no such model any more" in error(path, response.json())["message"]
+            assert "no such model any more" in parse_error(path, response.json())["message"]
         served.engines.refusal = OSError("no more processes")
         assert "no more processes" in (await served.post(path)).text
         served.engines.refusal = None
         served.engines.script[Load] = [loaded()]
-        await served.works()
+        await served.assert_works()
 
 
 @asynchronous
-async def test_an_engine_that_dies_while_it_loads_is_not_started_for_ever() -> None:
+async def test_an_engine_that_dies_while_it_loads_is_not_restarted() -> None:
     async with serving(turn("fine")) as served:
         served.engines.script[Load] = []
         served.engine.die()
@@ -200,11 +198,11 @@ async def test_an_engine_that_dies_while_it_loads_is_not_started_for_ever() -> N
         await asyncio.sleep(0.05)
         assert len(served.engines.all) == 2
         served.engines.script[Load] = [loaded()]
-        await served.works()
+        await served.assert_works()
 
 
 @asynchronous
-async def test_nobody_waits_longer_than_the_load_when_the_engine_is_replaced() -> None:
+async def test_a_request_waits_for_the_load_of_the_next_engine() -> None:
     async with serving(turn("fine")) as served:
         served.engines.script[Load] = []
         served.engine.die()
@@ -218,44 +216,44 @@ async def test_nobody_waits_longer_than_the_load_when_the_engine_is_replaced() -
 
 @each
 @asynchronous
-async def test_a_fault_of_ours_is_said_and_the_server_goes_on(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_internal_error_is_reported_and_the_server_goes_on(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(turn("fine")) as served:
         with monkeypatch.context() as patch:
             patch.setattr("mlxmtp.server.app.replace", lambda *_, **__: 1 / 0)
             response = await served.post(path)
         assert response.status_code == 500
-        assert "ZeroDivisionError" in error(path, response.json())["message"]
+        assert "ZeroDivisionError" in parse_error(path, response.json())["message"]
         with monkeypatch.context() as patch:
             patch.setattr("mlxmtp.server.turn.TurnParser.feed", lambda *_: 1 / 0)
             response = await served.post(path)
         assert response.status_code == 500
-        assert "ZeroDivisionError" in error(path, response.json())["message"]
-        await served.works()
+        assert "ZeroDivisionError" in parse_error(path, response.json())["message"]
+        await served.assert_works()
 
 
 @asynchronous
-async def test_a_fault_of_ours_in_a_stream_ends_it_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_internal_error_in_a_stream_ends_it_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving([said("So"), finished("So")]) as served:
         for path in ALL:
             with monkeypatch.context() as patch:
                 patch.setattr(WRITERS[path], "write", lambda *_: 1 / 0)
-                about = broken_off(path, await served.stream(path))
+                about = stream_error(path, await served.stream(path))
             assert "ZeroDivisionError" in about["message"]
             served.engine.on(Generate, [said("So"), finished("So")])
-        await served.works()
+        await served.assert_works()
 
 
 @asynchronous
-async def test_completions_have_no_part_of_a_dead_turn() -> None:
-    """What was sent before stays sent; nothing of it is in the error."""
+async def test_an_error_has_none_of_the_generated_text() -> None:
+    """The error of an answer that is not streamed has none of the generated text."""
     async with serving([said("So far"), FAILURES["failed"][0]]) as served:
         response = await served.post(COMPLETIONS)
         assert "So far" not in response.text
 
 
 @asynchronous
-async def test_when_the_server_ends_everyone_is_told() -> None:
-    async with serving() as served, served.online() as online:
+async def test_shutdown_answers_all_requests() -> None:
+    async with serving() as served, served.over_socket() as online:
         asking = [asyncio.create_task(ask(online, path, stream)) for path in ALL for stream in (False, True)]
         await until(lambda: served.host.queue.waiting == len(asking) - 1, "all of them")
         served.engine.say(said("So "))
@@ -268,7 +266,7 @@ async def test_when_the_server_ends_everyone_is_told() -> None:
 
 
 @asynchronous
-async def test_when_the_server_ends_while_another_engine_loads() -> None:
+async def test_shutdown_while_another_engine_loads() -> None:
     async with serving(turn("fine")) as served:
         served.engines.script[Load] = []
         served.engine.die()

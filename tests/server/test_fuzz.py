@@ -1,4 +1,4 @@
-"""Bodies that no client would send: never a fault of the server's, always an error in the protocol's shape."""
+"""Malformed bodies: never an internal error, always an answer or an error in the protocol's shape."""
 
 from __future__ import annotations
 
@@ -13,7 +13,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlxmtp.worker.messages import Generate
-from tests.server.scripted import CHAT, COMPLETIONS, COUNT, MESSAGES, RESPONSES, Served, error, sent, serving, turn
+from tests.server.scripted import (
+    CHAT,
+    COMPLETIONS,
+    COUNT,
+    MESSAGES,
+    RESPONSES,
+    LocalServer,
+    parse_error,
+    parse_events,
+    serving,
+    turn,
+)
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": ["integer", "null"]}, "b": {"items": {"enum": ["x"]}}}}
 FUNCTION = {"name": "f", "description": "does it", "parameters": SCHEMA}
@@ -102,7 +113,7 @@ FULL: dict[str, dict[str, Any]] = {
     },
 }
 FULL[COUNT] = FULL[MESSAGES]
-GOOD = sorted(FULL)
+PATHS = sorted(FULL)
 
 odd_text = st.text(st.characters() | st.sampled_from("\x00\ud800\udfff\u2028\ufeff\U0001f600"), max_size=9)
 words = st.sampled_from(
@@ -134,27 +145,27 @@ values = st.recursive(
 )
 
 
-def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to everything in a body."""
+def paths(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path to every value in a body."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, inner in items:
         yield (*at, name)
-        yield from places(inner, (*at, name))
+        yield from paths(inner, (*at, name))
 
 
 @st.composite
 def bodies(draw: st.DrawFn, path: str) -> dict[str, Any]:
-    """A full body with a few places replaced, dropped, doubled, nested or grown."""
+    """A full body with one to three values replaced, dropped, nested, wrapped, doubled or extended."""
     body: dict[str, Any] = json.loads(json.dumps(FULL[path]))
     kept = draw(st.sets(st.sampled_from(sorted(body))))
     needed = {"messages", "input", "prompt"}
     body = {name: value for name, value in body.items() if name in kept | needed}
     for _ in range(draw(st.integers(1, 3))):
-        if not (ways := list(places(body))):
+        if not (all_paths := list(paths(body))):
             break
-        *way, name = draw(st.sampled_from(ways))
+        *path_to, name = draw(st.sampled_from(all_paths))
         holder: Any = body
-        for step in way:
+        for step in path_to:
             holder = holder[step]
         change = draw(st.sampled_from(["replace", "drop", "nest", "wrap", "double", "grow"]))
         if change == "replace":
@@ -174,15 +185,15 @@ def bodies(draw: st.DrawFn, path: str) -> dict[str, Any]:
     return body
 
 
-class Running:
-    """A server for many examples; an event loop that runs while one is asked."""
+class FuzzServer:
+    """A server for many examples. Its event loop runs only during a request."""
 
     def __init__(self) -> None:
         self._runner = asyncio.Runner()
         self._stack = AsyncExitStack()
-        self.served: Served = self._runner.run(self._open())
+        self.served: LocalServer = self._runner.run(self._open())
 
-    async def _open(self) -> Served:
+    async def _open(self) -> LocalServer:
         return await self._stack.enter_async_context(serving())
 
     def close(self) -> None:
@@ -190,7 +201,7 @@ class Running:
         self._runner.close()
 
     def ask(self, path: str, body: bytes) -> int:
-        """The status of a request."""
+        """Post a body; returns the status."""
         return self._runner.run(self._ask(path, body))
 
     async def _ask(self, path: str, body: bytes) -> int:
@@ -198,44 +209,44 @@ class Running:
         response = await self.served.http.post(path, content=body)
         if response.headers["content-type"].startswith("text/event-stream"):
             assert response.status_code == 200
-            text = json.dumps([one.data for one in sent(response.text)])
+            text = json.dumps([one.data for one in parse_events(response.text)])
             assert '"error": {' not in text, text
         elif response.status_code != 200:
             assert response.status_code == 400, response.text
-            assert error(path, response.json())
+            assert parse_error(path, response.json())
         else:
             assert response.json()
-        await self.served.works()
+        await self.served.assert_works()
         return response.status_code
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Running]:
-    one = Running()
+def running() -> Iterator[FuzzServer]:
+    one = FuzzServer()
     yield one
     one.close()
 
 
 def ordinary(count: int) -> Any:
-    """Always the same examples."""
+    """Settings for the same examples in every run."""
     checks = list(HealthCheck)
     return settings(max_examples=count, derandomize=True, deadline=None, database=None, suppress_health_check=checks)
 
 
-@pytest.mark.parametrize("path", GOOD)
-def test_the_bodies_that_all_begins_with_are_good(running: Running, path: str) -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_the_full_bodies_are_valid(running: FuzzServer, path: str) -> None:
     assert running.ask(path, json.dumps(FULL[path]).encode()) == 200
 
 
-@pytest.mark.parametrize("path", GOOD)
+@pytest.mark.parametrize("path", PATHS)
 @ordinary(150)
 @given(data=st.data())
-def test_odd_bodies(running: Running, path: str, data: st.DataObject) -> None:
+def test_mutated_bodies(running: FuzzServer, path: str, data: st.DataObject) -> None:
     running.ask(path, json.dumps(data.draw(bodies(path))).encode())
 
 
-@pytest.mark.parametrize("path", GOOD)
+@pytest.mark.parametrize("path", PATHS)
 @ordinary(40)
 @given(body=st.binary(max_size=40) | values.map(lambda value: json.dumps(value).encode()))
-def test_bodies_that_are_anything(running: Running, path: str, body: bytes) -> None:
+def test_random_bodies(running: FuzzServer, path: str, body: bytes) -> None:
     running.ask(path, body)

@@ -1,4 +1,4 @@
-"""Who may ask, where, and how much; the endpoints that need no turn."""
+"""API key, cross-origin requests, size of bodies, unknown paths; the endpoints without a turn; forced tool calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from mlxmtp.worker.messages import Generate
 from tests.scripted_engine import asynchronous, until
-from tests.server.scripted import ALL, CHAT, COUNT, HELLO, MESSAGES, Served, error, serving, turn
+from tests.server.scripted import ALL, CHAT, COUNT, MESSAGES, MINIMAL, LocalServer, parse_error, serving, turn
 
 each = pytest.mark.parametrize("path", [*ALL, COUNT])
 KEYS = [
@@ -34,22 +34,22 @@ NO_KEYS = [
 
 @each
 @asynchronous
-async def test_the_key_is_asked_for(path: str) -> None:
+async def test_the_api_key_is_required(path: str) -> None:
     async with serving(turn("fine"), api_key="secret") as served:
-        good = HELLO[MESSAGES if path == COUNT else path]
+        good = MINIMAL[MESSAGES if path == COUNT else path]
         for headers in KEYS:
             assert (await served.post(path, good, headers=headers)).status_code == 200
         asked = len(served.engine.commands)
         for headers in NO_KEYS:
-            response = await served.post(path, HELLO[CHAT], headers=headers)
+            response = await served.post(path, MINIMAL[CHAT], headers=headers)
             assert response.status_code == 401
-            assert error(path, response.json())["type"] == "authentication_error"
+            assert parse_error(path, response.json())["type"] == "authentication_error"
             assert "secret" not in response.text
         assert len(served.engine.commands) == asked
 
 
 @asynchronous
-async def test_health_needs_no_key_and_the_others_do() -> None:
+async def test_only_health_needs_no_key() -> None:
     async with serving(api_key="secret") as served:
         assert (await served.http.get("/health")).status_code == 200
         for path in ("/v1/models", "/metrics", "/", "/nowhere", "/v1/messages"):
@@ -57,7 +57,7 @@ async def test_health_needs_no_key_and_the_others_do() -> None:
 
 
 @asynchronous
-async def test_web_pages_of_named_origins_may_ask() -> None:
+async def test_web_pages_of_allowed_origins() -> None:
     async with serving(turn("fine"), api_key="secret", origins=("https://app.example",)) as served:
         wish = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
         allowed = {"origin": "https://app.example"}
@@ -66,7 +66,7 @@ async def test_web_pages_of_named_origins_may_ask() -> None:
         assert preflight.headers["access-control-allow-origin"] == "https://app.example"
         assert "POST" in preflight.headers["access-control-allow-methods"]
         assert "authorization" in preflight.headers["access-control-allow-headers"].lower()
-        for key, status in (("secret", 200), ("wrong", 401)):  # a page must be able to read what is wrong
+        for key, status in (("secret", 200), ("wrong", 401)):  # the page must be able to read the error
             response = await served.post(CHAT, headers=allowed | {"authorization": f"Bearer {key}"})
             assert response.status_code == status
             assert response.headers["access-control-allow-origin"] == "https://app.example"
@@ -76,7 +76,7 @@ async def test_web_pages_of_named_origins_may_ask() -> None:
 
 
 @asynchronous
-async def test_without_origins_no_page_may_read_anything() -> None:
+async def test_without_origins_no_web_page_is_allowed() -> None:
     async with serving(turn("fine")) as served:
         page = {"origin": "https://app.example", "access-control-request-method": "POST"}
         response = await served.http.options(CHAT, headers=page)
@@ -87,13 +87,13 @@ async def test_without_origins_no_page_may_read_anything() -> None:
 
 @each
 @asynchronous
-async def test_a_body_may_have_so_many_bytes(path: str) -> None:
+async def test_a_body_over_the_limit_is_refused(path: str) -> None:
     async with serving(turn("fine"), max_body=1000) as served:
-        good = HELLO[MESSAGES if path == COUNT else path]
+        good = MINIMAL[MESSAGES if path == COUNT else path]
         assert (await served.post(path, good | {"user": "x" * 800})).status_code == 200
         response = await served.post(path, good | {"user": "x" * 1000})
         assert response.status_code == 413
-        about = error(path, response.json())
+        about = parse_error(path, response.json())
         assert about["type"] == "request_too_large"
         assert "1,000" in about["message"]
         assert "--max-body" in about["message"]
@@ -101,20 +101,20 @@ async def test_a_body_may_have_so_many_bytes(path: str) -> None:
 
 @each
 @asynchronous
-async def test_a_compressed_body_is_refused_by_its_header(path: str) -> None:
+async def test_a_compressed_body_is_refused(path: str) -> None:
     async with serving(turn("fine")) as served:
-        good = json.dumps(HELLO[MESSAGES if path == COUNT else path]).encode()
+        good = json.dumps(MINIMAL[MESSAGES if path == COUNT else path]).encode()
         response = await served.http.post(path, content=gzip.compress(good), headers={"content-encoding": "gzip"})
         assert response.status_code == 415
-        assert "content-encoding is gzip" in error(path, response.json())["message"]
+        assert "content-encoding is gzip" in parse_error(path, response.json())["message"]
         response = await served.http.post(path, content=good, headers={"content-encoding": "identity"})
         assert response.status_code == 200
 
 
 @asynchronous
 async def test_a_body_without_a_length_is_read_up_to_the_limit() -> None:
-    """And a client that sends on and on is answered all the same."""
-    async with serving(turn("fine"), max_body=1000) as served, served.online() as online:
+    """A client that goes on sending is answered too."""
+    async with serving(turn("fine"), max_body=1000) as served, served.over_socket() as online:
         address = online.http.base_url
         reader, writer = await asyncio.open_connection(address.host, address.port)
         writer.write(b"POST /v1/messages HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n")
@@ -123,12 +123,12 @@ async def test_a_body_without_a_length_is_read_up_to_the_limit() -> None:
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
         assert b" 413 " in head
         writer.close()
-        await online.works()
+        await online.assert_works()
 
 
 @asynchronous
-async def test_a_client_that_leaves_in_the_middle_of_its_body() -> None:
-    async with serving(turn("fine")) as served, served.online() as online:
+async def test_a_client_that_disconnects_in_its_body() -> None:
+    async with serving(turn("fine")) as served, served.over_socket() as online:
         address = online.http.base_url
         for path in (CHAT, COUNT):
             _, writer = await asyncio.open_connection(address.host, address.port)
@@ -137,28 +137,28 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body() -> None:
             await asyncio.sleep(0.02)
             writer.close()
         await until(lambda: sum(" 499 " in line for line in served.log) == 2, "its line in the log")
-        await online.works()
+        await online.assert_works()
 
 
 @asynchronous
-async def test_endpoints_that_are_not_there() -> None:
+async def test_unknown_paths_and_methods() -> None:
     async with serving(turn("fine")) as served:
         for path in ("/v1/embeddings", "/v1/chat", "/v1/messages/batches", "/v1/responses/resp_1", "/\u00e9"):
             response = await served.http.post(path, json={})
             assert response.status_code == 404
-            about = error(path, response.json())
+            about = parse_error(path, response.json())
             assert about["type"] == "not_found_error"
             assert CHAT in about["message"]
         for path in (*ALL, COUNT):
             response = await served.http.get(path)
             assert response.status_code == 405
             assert response.headers["allow"] == "POST"
-            assert error(path, response.json())["message"] == f"{path} does not take GET; expected POST"
-        await served.works()
+            assert parse_error(path, response.json())["message"] == f"{path} does not take GET; expected POST"
+        await served.assert_works()
 
 
 @asynchronous
-async def test_greetings() -> None:
+async def test_hello_and_health() -> None:
     async with serving() as served:
         for path in ("/", "/api/hello"):
             assert (await served.http.head(path)).status_code == 200
@@ -170,7 +170,7 @@ async def test_greetings() -> None:
 @asynchronous
 async def test_health_while_there_is_no_engine() -> None:
     async with serving() as served:
-        served.engines.script.clear()  # the next engine takes its time
+        served.engines.script.clear()  # the next engine does not finish loading
         served.engine.die()
         await until(lambda: not served.host.ready, "its end")
         health = await served.http.get("/health")
@@ -187,7 +187,7 @@ async def test_the_model_is_listed_and_any_name_means_it() -> None:
         assert model["max_model_len"] == 2048
         for name in ("demo", "gpt-9", "claude-sonnet-4-5", "mlx-community/Some-Model"):
             assert (await served.http.get(f"/v1/models/{name}")).json() == model
-            answer = await served.post(CHAT, HELLO[CHAT] | {"model": name})
+            answer = await served.post(CHAT, MINIMAL[CHAT] | {"model": name})
             assert answer.json()["model"] == "demo"
 
 
@@ -196,37 +196,37 @@ async def test_tokens_are_counted_as_a_turn_would_read_them() -> None:
     async with serving(turn("fine")) as served:
         tool = {"name": "f", "description": "does it", "input_schema": {"type": "object"}}
         for more in ({}, {"system": "Be brief."}, {"tools": [tool]}):
-            body = HELLO[MESSAGES] | more
+            body = MINIMAL[MESSAGES] | more
             counted = await served.post(COUNT, body)
             await served.post(MESSAGES, body)
             assert counted.json() == {"input_tokens": len(served.command.messages)}
         assert len(served.engine.sent(Generate)) == 3
         response = await served.post(COUNT, {"messages": []})
         assert response.status_code == 400
-        assert "messages" in error(COUNT, response.json())["message"]
+        assert "messages" in parse_error(COUNT, response.json())["message"]
 
 
-async def forced(served: Served, choice: object, *names: str) -> tuple[str, str]:
-    """What a choice of tools begins the answer with, and the end of the prompt."""
+async def forced(served: LocalServer, choice: object, *names: str) -> tuple[str, str]:
+    """The opening and the prompt of a request with a tool choice."""
     tools = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in names]
-    response = await served.post(CHAT, HELLO[CHAT] | {"tools": tools, "tool_choice": choice})
+    response = await served.post(CHAT, MINIMAL[CHAT] | {"tools": tools, "tool_choice": choice})
     assert response.status_code == 200, response.text
     return served.command.opening, served.prompt
 
 
 @pytest.mark.parametrize("name", ["get_weather", "name", "tool_call", "call", "a"])
 @asynchronous
-async def test_a_choice_of_tools_is_the_beginning_of_the_answer(name: str) -> None:
-    """As the model's own template writes a call; what the engine says goes on from there."""
+async def test_a_tool_choice_is_the_opening_of_the_answer(name: str) -> None:
+    """The answer begins as the chat template writes a call, and the engine continues it."""
     async with serving(turn(' {"city": "Rome"}}\n</tool_call>')) as served:
         choice = {"type": "function", "function": {"name": name}}
         opening, prompt = await forced(served, choice, name)
         assert opening == f'<tool_call>\n{{"name": "{name}", "arguments":'
         assert prompt.endswith("assistant\n" + opening)
-        body = HELLO[CHAT] | {"tools": [{"function": {"name": name}}], "tool_choice": choice}
+        body = MINIMAL[CHAT] | {"tools": [{"function": {"name": name}}], "tool_choice": choice}
         [call] = (await served.post(CHAT, body)).json()["choices"][0]["message"]["tool_calls"]
         assert call["function"] == {"name": name, "arguments": '{"city": "Rome"}'}
-        assert (await forced(served, "required", name))[0] == opening  # there is no other
+        assert (await forced(served, "required", name))[0] == opening  # the only tool
         opening, prompt = await forced(served, "required", name, "other")
         assert opening == "<tool_call>\n"
         assert prompt.endswith("assistant\n<tool_call>\n")

@@ -1,11 +1,11 @@
-"""Several processes at once, many of which leave early: every answer is the engine's own, and nothing is left over."""
+"""Client processes at once, many disconnect early: every answer is the engine's own, and the queue ends empty."""
 
 from pathlib import Path
 
 import pytest
 
 import mlxmtp
-from tests.server.load.load import crowd, requests, unrest
+from tests.server.load.load import idle_failures, requests, run_load
 from tests.server.serving import DEMO, ServerProcess
 
 pytestmark = pytest.mark.process
@@ -18,8 +18,8 @@ def test_answers_under_load_are_the_engines_own(seed: int, tmp_path: Path) -> No
     asked, engine = requests(), mlxmtp.load()
     answers = [one.of_engine(engine) for one in asked]
     with ServerProcess(tmp_path, (*DEMO, "--queue", "2", "--cache-bytes", "20M")) as server:
-        report = crowd(server, asked, answers, clients=CLIENTS, seed=seed, visits=VISITS, seconds=SECONDS)
+        report = run_load(server, asked, answers, clients=CLIENTS, seed=seed, visits=VISITS, seconds=SECONDS)
         assert report.failures == [], server.log
         assert report.compared > CLIENTS
         assert report.left > CLIENTS
-        assert unrest(server) == []
+        assert idle_failures(server) == []

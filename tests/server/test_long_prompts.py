@@ -1,4 +1,4 @@
-"""Prompts of megabytes: refused before they are tokenised as a whole, and nobody else waits for that."""
+"""Prompts of megabytes are refused before they are tokenized as a whole, and do not block other requests."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from tests.server.scripted import (
     CHAT,
     COMPLETIONS,
     COUNT,
-    HELLO,
     MESSAGES,
+    MINIMAL,
     RESPONSES,
-    error,
+    parse_error,
     serving,
     tokenizer,
     turn,
 )
 
 
-class Watched:
-    """The demo's tokenizer, watched, and held up at long texts where that is wished.
+class RecordingTokenizer:
+    """The demo's tokenizer. It records the lengths of its texts, and can be blocked at long ones.
 
     Args:
-        permits: one is taken by each long text; None: they are not held up.
+        permits: each long text waits for a permit; None: none waits.
     """
 
     def __init__(self, permits: threading.Semaphore | None = None) -> None:
@@ -49,62 +49,62 @@ class Watched:
         return tokenizer().encode(text, **options)
 
 
-def asking(path: str, text: str) -> dict[str, Any]:
+def body_with(path: str, text: str) -> dict[str, Any]:
     field = {COMPLETIONS: "prompt", RESPONSES: "input"}.get(path)
     if field:
-        return HELLO[path] | {field: text}
-    return HELLO[MESSAGES if path == COUNT else path] | {"messages": [{"role": "user", "content": text}]}
+        return MINIMAL[path] | {field: text}
+    return MINIMAL[MESSAGES if path == COUNT else path] | {"messages": [{"role": "user", "content": text}]}
 
 
 @pytest.mark.parametrize("path", ALL)
 @asynchronous
-async def test_what_cannot_fit_is_not_tokenised_as_a_whole(path: str) -> None:
-    watched = Watched()
-    async with serving(turn("fine"), tokens=watched, max_body=10**7, context=20_000) as served:
-        response = await served.post(path, asking(path, "tell me more " * 300_000))
+async def test_a_prompt_that_cannot_fit_is_not_tokenized_as_a_whole(path: str) -> None:
+    recording = RecordingTokenizer()
+    async with serving(turn("fine"), tokens=recording, max_body=10**7, context=20_000) as served:
+        response = await served.post(path, body_with(path, "tell me more " * 300_000))
         assert response.status_code == 400
-        message = error(path, response.json())["message"]
+        message = parse_error(path, response.json())["message"]
         assert "tokens or more" in message
         assert "> 19999 maximum" in message
-        assert max(watched.lengths) == CHUNK_CHARACTERS
-        assert sum(watched.lengths) <= 10 * CHUNK_CHARACTERS
+        assert max(recording.lengths) == CHUNK_CHARACTERS
+        assert sum(recording.lengths) <= 10 * CHUNK_CHARACTERS
         assert served.engine.commands[1:] == []
-        await served.works()
+        await served.assert_works()
 
 
 @pytest.mark.parametrize("text", ["tell me more ", "\u00e9\u0301 \U0001f388", "a"])
 @asynchronous
 async def test_a_long_prompt_that_just_fits_is_answered(text: str) -> None:
-    """The count by pieces is never above the number of tokens that the prompt has."""
-    body = asking(CHAT, text * (LONG_CHARACTERS // len(text) + 1))
+    """The count by chunks never exceeds the tokens of the prompt."""
+    body = body_with(CHAT, text * (LONG_CHARACTERS // len(text) + 1))
     tokens = len(tokenizer().apply_chat_template(body["messages"], add_generation_prompt=True))
     for context, status in ((tokens, 400), (tokens + 1, 200)):
         async with serving(turn("fine"), max_body=10**7, context=context) as served:
             assert (await served.post(CHAT, body)).status_code == status
-            counted = (await served.post(COUNT, asking(COUNT, body["messages"][0]["content"]))).json()
+            counted = (await served.post(COUNT, body_with(COUNT, body["messages"][0]["content"]))).json()
             assert abs(counted["input_tokens"] - tokens) <= tokens // 50
 
 
 @asynchronous
-async def test_others_have_their_turn_between_the_pieces_and_who_leaves_ends_them() -> None:
+async def test_others_are_answered_between_the_chunks_and_a_disconnect_ends_them() -> None:
     permits = threading.Semaphore(0)
-    watched = Watched(permits)
+    recording = RecordingTokenizer(permits)
     async with (
-        serving(turn("fine"), tokens=watched, max_body=10**7, context=10**7) as served,
-        served.online() as online,
+        serving(turn("fine"), tokens=recording, max_body=10**7, context=10**7) as served,
+        served.over_socket() as online,
     ):
-        long = asyncio.create_task(online.post(COUNT, asking(COUNT, "more " * 500_000)))
-        await until(lambda: CHUNK_CHARACTERS in watched.lengths, "the first piece")
+        long = asyncio.create_task(online.post(COUNT, body_with(COUNT, "more " * 500_000)))
+        await until(lambda: CHUNK_CHARACTERS in recording.lengths, "the first piece")
         short = asyncio.create_task(online.post(CHAT))
         await asyncio.sleep(0.05)
         permits.release()
-        await until(lambda: watched.lengths.count(CHUNK_CHARACTERS) == 2, "the second piece")
+        await until(lambda: recording.lengths.count(CHUNK_CHARACTERS) == 2, "the second piece")
         permits.release()
         assert (await asyncio.wait_for(short, 20)).status_code == 200
         assert not long.done()
         long.cancel()
         await until(lambda: any(f"{COUNT} 499" in line for line in served.log), "its line in the log")
-        begun = watched.lengths.count(CHUNK_CHARACTERS)
+        begun = recording.lengths.count(CHUNK_CHARACTERS)
         permits.release(100)
-        await online.works()
-        assert watched.lengths.count(CHUNK_CHARACTERS) <= begun + 1
+        await online.assert_works()
+        assert recording.lengths.count(CHUNK_CHARACTERS) <= begun + 1

@@ -1,4 +1,4 @@
-"""What was done, as Prometheus reads it and as the log tells it."""
+"""The counters of /metrics and the lines of the log."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mlxmtp.server.telemetry import Log, Metrics
 from mlxmtp.server.turn import TurnEnd
 from mlxmtp.worker.messages import Failed, Generate
 from tests.scripted_engine import MEMORY, asynchronous, stats, until
-from tests.server.scripted import CHAT, COMPLETIONS, COUNT, HELLO, MESSAGES, Served, serving, turn
+from tests.server.scripted import CHAT, COMPLETIONS, COUNT, MESSAGES, MINIMAL, LocalServer, serving, turn
 
 SAMPLE = re.compile(r'(\w+)(?:\{((?:\w+="(?:[^"\\\n]|\\["\\n])*",?)+)\})? ([^ ]+)')
 
 
-def samples(text: str) -> dict[str, float]:
-    """The exposition's values by name and labels. Strict about its format (version 0.0.4)."""
+def parse_metrics(text: str) -> dict[str, float]:
+    """Values by name and labels. The format (version 0.0.4) is checked strictly."""
     assert text.endswith("\n")
     kinds: dict[str, str] = {}
     helped: set[str] = set()
@@ -49,16 +49,16 @@ def samples(text: str) -> dict[str, float]:
     return {place.removeprefix("mlxmtp_"): value for place, value in found.items()}
 
 
-async def scraped(served: Served) -> dict[str, float]:
+async def scrape(served: LocalServer) -> dict[str, float]:
     response = await served.http.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
-    return samples(response.text)
+    return parse_metrics(response.text)
 
 
 @asynchronous
-async def test_a_new_server_has_done_nothing() -> None:
+async def test_the_counters_of_a_new_server_are_zero() -> None:
     async with serving() as served:
-        found = await scraped(served)
+        found = await scrape(served)
         assert found["up"] == 1
         assert {value for name, value in found.items() if name != "up"} == {0}
         assert {"queue_waiting", "queue_running", "tokens_total", "cache_bytes", "tokens_per_round"} < found.keys()
@@ -72,10 +72,10 @@ async def test_turns_are_counted() -> None:
     async with serving(turn("one", stats=stats(**vars(first) | shape))) as served:
         await served.post(CHAT)
         served.engine.on(Generate, turn("two", "length", stats=stats(**vars(second) | shape)))
-        await served.post(MESSAGES, HELLO[MESSAGES] | {"stream": True})
-        await served.post(COUNT, HELLO[MESSAGES])
+        await served.post(MESSAGES, MINIMAL[MESSAGES] | {"stream": True})
+        await served.post(COUNT, MINIMAL[MESSAGES])
         await served.post(COMPLETIONS, {"prompt": 7})
-        found = await scraped(served)
+        found = await scrape(served)
     assert found['requests_total{path="/v1/chat/completions",status="200"}'] == 1
     assert found['requests_total{path="/v1/messages",status="200"}'] == 1
     assert found['requests_total{path="/v1/messages/count_tokens",status="200"}'] == 1
@@ -93,23 +93,23 @@ async def test_turns_are_counted() -> None:
 
 
 @asynchronous
-async def test_the_queue_and_the_engine_are_watched() -> None:
-    async with serving(queue=1) as served, served.online() as online:
+async def test_the_queue_and_restarts_are_counted() -> None:
+    async with serving(queue=1) as served, served.over_socket() as online:
         asking = [asyncio.create_task(online.post(CHAT)) for _ in range(2)]
         await until(lambda: served.host.queue.waiting == 1, "a full queue")
         await online.post(CHAT)
-        found = await scraped(online)
+        found = await scrape(online)
         assert (found["queue_waiting"], found["queue_running"]) == (1, 1)
         assert found['requests_total{path="/v1/chat/completions",status="503"}'] == 1
         served.engines.script[Generate] = turn("fine")
         served.engine.die()
         await asyncio.gather(*asking)
-        found = await scraped(online)
+        found = await scrape(online)
         assert (found["engine_restarts_total"], found["queue_waiting"], found["queue_running"]) == (1, 0, 0)
         assert found['requests_total{path="/v1/chat/completions",status="500"}'] == 1
 
 
-def test_large_sums_lose_nothing() -> None:
+def test_large_sums_are_exact() -> None:
     class Nothing:
         ready, restarts = True, 0
         queue: Any = type("Queue", (), {"waiting": 0, "running": 0})
@@ -117,7 +117,7 @@ def test_large_sums_lose_nothing() -> None:
     metrics = Metrics()
     for _ in range(3):
         metrics.turn(TurnEnd("stop", stats(ttft_s=1_000_000.1)))
-    assert samples(metrics.text(Nothing()))["ttft_seconds_total"] == pytest.approx(3_000_000.3, abs=1e-6)  # type: ignore[arg-type]
+    assert parse_metrics(metrics.text(Nothing()))["ttft_seconds_total"] == pytest.approx(3_000_000.3, abs=1e-6)  # type: ignore[arg-type]
 
 
 @asynchronous
@@ -127,8 +127,8 @@ async def test_the_log_has_a_line_for_each_request() -> None:
     )
     async with serving(turn("fine", stats=figures)) as served:
         await served.post(CHAT, headers={"user-agent": "opencode/1.2 extra"})
-        await served.post(CHAT, HELLO[CHAT] | {"tools": [{"type": "web_search"}], "n": 2})
-        await served.post(CHAT, HELLO[CHAT] | {"tools": [{"type": "web_search"}]})
+        await served.post(CHAT, MINIMAL[CHAT] | {"tools": [{"type": "web_search"}], "n": 2})
+        await served.post(CHAT, MINIMAL[CHAT] | {"tools": [{"type": "web_search"}]})
         served.engine.on(Generate, [Failed(0, "failed", "disk full")])
         await served.post(CHAT)
         fine, refused, dropped, failed = served.log
@@ -161,7 +161,7 @@ async def test_requests_without_a_turn_are_logged_and_counted_too() -> None:
             ("POST", CHAT, 200, CHAT, key),
         ]
         for method, path, status, _, headers in asked:
-            await served.http.request(method, path, headers=headers, json=HELLO[CHAT])
+            await served.http.request(method, path, headers=headers, json=MINIMAL[CHAT])
             assert f"{method} {path} {status}" in served.log[-1]
             assert ("curl/8" in served.log[-1]) == (headers is key)
         assert len(served.log) == len(asked), "one line each"
@@ -174,7 +174,7 @@ async def test_requests_without_a_turn_are_logged_and_counted_too() -> None:
         assert sum(served.service.metrics.requests.values()) == len(asked)
 
 
-def test_nothing_that_a_client_sends_steers_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_of_a_client_do_not_reach_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     Log().request("POST /", 400, 0.1, agent="\x9b31mred", note="one\ntwo\r\x1b[2J\ud800 Grüße")
     said = capfd.readouterr().err
     assert said.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Tools that come in namespaces, as Codex groups those of MCP servers: the model sees them flat."""
+"""Tools in namespaces, as Codex sends the tools of MCP servers: the model sees one list of tools."""
 
 from typing import Any
 
@@ -27,17 +27,17 @@ ORIGINS = [(None, "read"), ("mcp__a", "search"), ("mcp__a", "read"), ("mcp__b", 
 
 @both
 @asynchronous
-async def test_of_two_tools_with_a_name_each_can_be_called(stream: bool) -> None:
+async def test_two_tools_with_the_same_name_can_both_be_called(stream: bool) -> None:
     calls = "\n".join(f'<tool_call>{{"name": "{name}", "arguments": {{}}}}</tool_call>' for name in FLAT)
     async with serving(turn(calls)) as served:
         body = {"input": [{"role": "user", "content": "go"}], "tools": TOOLS}
         if stream:
-            heard = RESPONSES_API.streamed(await served.stream(RESPONSES, body))
+            parsed = RESPONSES_API.streamed(await served.stream(RESPONSES, body))
         else:
-            heard = RESPONSES_API.whole((await served.post(RESPONSES, body)).json())
-        assert [(item.get("namespace"), item["name"]) for item in heard.echo] == ORIGINS
+            parsed = RESPONSES_API.whole((await served.post(RESPONSES, body)).json())
+        assert [(item.get("namespace"), item["name"]) for item in parsed.echo] == ORIGINS
         assert all(f'"name": "{name}"' in served.prompt for name in FLAT)
-        results = RESPONSES_API.results(dict.fromkeys(heard.call_ids, "done"))
-        await served.post(RESPONSES, body | {"input": [*body["input"], *heard.echo, *results]})
+        results = RESPONSES_API.results(dict.fromkeys(parsed.call_ids, "done"))
+        await served.post(RESPONSES, body | {"input": [*body["input"], *parsed.echo, *results]})
         history = served.prompt.split("</tools>")[1]
         assert [name for name in FLAT if f'{{"name": "{name}", "arguments": {{}}}}' in history] == FLAT

@@ -1,4 +1,4 @@
-"""OpenAI's own client, against a server with the demo model; what it says is what the engine says in this process."""
+"""OpenAI's SDK with a real server; its answers must be those of the engine in this process."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def client(address: str) -> OpenAI:
 
 @pytest.fixture(scope="module")
 def expected(engine: Engine) -> str:
-    """What the engine says itself, greedily."""
+    """The engine's own answer, greedy."""
     return engine.generate(STORY, GenerationOptions(max_tokens=64)).text
 
 
 @pytest.fixture(scope="module")
 def called(engine: Engine) -> dict[str, Any]:
-    """The arguments of the call that the engine makes itself."""
+    """The arguments of the engine's own tool call."""
     tokens = render(engine.tokenizer, LATTE, tools=TOOLS).tokens
     text = engine.generate(tokens, GenerationOptions(max_tokens=200)).text
     content = json.loads(text.removeprefix("<tool_call>").removesuffix("</tool_call>"))
@@ -131,8 +131,8 @@ def test_responses_with_tools(client: OpenAI, called: dict[str, Any]) -> None:
         assert after.output
 
 
-def test_asynchronously(address: str, expected: str, called: dict[str, Any]) -> None:
-    """All at once, each answered as if it were alone."""
+def test_concurrent_requests(address: str, expected: str, called: dict[str, Any]) -> None:
+    """Concurrent requests are answered as single ones are."""
 
     async def ask() -> list[Any]:
         async with AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60) as client:
@@ -182,8 +182,8 @@ class Order(BaseModel):
 
 @asynchronous
 async def test_parsed_answers() -> None:
-    """The client's side of JSON schemas, as its `parse` sends and reads them."""
-    async with serving(turn('{"drink": "latte", "size": 3}')) as served, served.online() as online:
+    """JSON schemas with the SDK's `parse`."""
+    async with serving(turn('{"drink": "latte", "size": 3}')) as served, served.over_socket() as online:
         base = f"{online.http.base_url}/v1"
         async with AsyncOpenAI(base_url=base, api_key="none", max_retries=0) as client:
             chat = await client.chat.completions.parse(model="any", messages=LATTE, response_format=Order)
@@ -196,7 +196,7 @@ async def test_parsed_answers() -> None:
 
 @asynchronous
 async def test_keys_and_full_queues_have_their_classes() -> None:
-    async with serving(queue=0, api_key="secret") as served, served.online() as online:
+    async with serving(queue=0, api_key="secret") as served, served.over_socket() as online:
         base = f"{online.http.base_url}/v1"
         async with AsyncOpenAI(base_url=base, api_key="wrong", max_retries=0) as client:
             with pytest.raises(openai.AuthenticationError):

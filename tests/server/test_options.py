@@ -1,4 +1,4 @@
-"""What a request asks for, as the engine hears it."""
+"""The `Request` that is parsed from a body: generation options, tools, tool choice, dropped fields."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.server.body import JsonObject
-from tests.server.scripted import ALL, CHAT, COMPLETIONS, HELLO, MESSAGES, RESPONSES, adapter, read
+from tests.server.scripted import ALL, CHAT, COMPLETIONS, MESSAGES, MINIMAL, RESPONSES, adapter, parse
 
 PERSON = {"type": "object", "properties": {"name": {"type": "string"}}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -20,7 +20,7 @@ each = pytest.mark.parametrize("path", ALL)
 
 
 @each
-def test_sampling_is_heard(path: str) -> None:
+def test_sampling_fields(path: str) -> None:
     wanted = {
         "temperature": 0.7,
         "top_p": 0.9,
@@ -31,13 +31,13 @@ def test_sampling_is_heard(path: str) -> None:
         "presence_penalty": -0.5,
         "repetition_penalty": 1.1,
     }
-    found = read(path, **wanted, logit_bias={"12": -100, "7": 1.5}).options
+    found = parse(path, **wanted, logit_bias={"12": -100, "7": 1.5}).options
     assert {name: asdict(found)[name] for name in wanted} == wanted
     assert found.logit_bias == ((12, -100.0), (7, 1.5))
 
 
 @each
-def test_what_is_left_out_is_as_the_server_was_told(path: str) -> None:
+def test_defaults_of_the_server(path: str) -> None:
     defaults = GenerationOptions(
         temperature=0.6,
         top_p=0.95,
@@ -50,9 +50,8 @@ def test_what_is_left_out_is_as_the_server_was_told(path: str) -> None:
         depth=2,
         max_tokens=None,
     )
-    found = (
-        adapter(path).parse(JsonObject(HELLO[path] | dict.fromkeys(["temperature", "top_p", "seed"])), defaults).options
-    )
+    body = JsonObject(MINIMAL[path] | dict.fromkeys(["temperature", "top_p", "seed"]))
+    found = adapter(path).parse(body, defaults).options
     limit = {COMPLETIONS: 16, MESSAGES: 100}.get(path)
     assert found == GenerationOptions(
         temperature=0.6,
@@ -69,34 +68,34 @@ def test_what_is_left_out_is_as_the_server_was_told(path: str) -> None:
 
 
 @each
-def test_limits_by_their_names(path: str) -> None:
+def test_names_of_the_limit(path: str) -> None:
     for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"):
-        assert read(path, **{name: 33}).options.max_tokens == 33
-        assert read(path, **{name: 33.0}).options.max_tokens == 33
-        assert read(path, **{"max_tokens": -1} | {name: -1}).options.max_tokens is None  # as llama.cpp: no limit
-    assert read(path, max_tokens=50, n_predict=40, max_output_tokens=60).options.max_tokens == 40
+        assert parse(path, **{name: 33}).options.max_tokens == 33
+        assert parse(path, **{name: 33.0}).options.max_tokens == 33
+        assert parse(path, **{"max_tokens": -1} | {name: -1}).options.max_tokens is None  # no limit, as in llama.cpp
+    assert parse(path, max_tokens=50, n_predict=40, max_output_tokens=60).options.max_tokens == 40
 
 
 @each
 def test_names_of_other_servers(path: str) -> None:
-    assert read(path, repeat_penalty=1.3).options.repetition_penalty == 1.3
-    assert read(path, repeat_penalty=1.3, repetition_penalty=1.2).options.repetition_penalty == 1.2
-    assert read(path, stop="END").options.stop == read(path, stop_sequences=["END"]).options.stop == ("END",)
+    assert parse(path, repeat_penalty=1.3).options.repetition_penalty == 1.3
+    assert parse(path, repeat_penalty=1.3, repetition_penalty=1.2).options.repetition_penalty == 1.2
+    assert parse(path, stop="END").options.stop == parse(path, stop_sequences=["END"]).options.stop == ("END",)
 
 
-def test_values_that_mean_nothing_special() -> None:
-    assert read(CHAT, temperature=0, top_p=0, top_k=-1).options == GenerationOptions(
+def test_neutral_values() -> None:
+    assert parse(CHAT, temperature=0, top_p=0, top_k=-1).options == GenerationOptions(
         temperature=0.0, top_p=1e-9, top_k=0, max_tokens=None
     )
-    assert read(CHAT, seed=-1).options.seed == 2**64 - 1
-    assert read(CHAT, n=1, mirostat=0, modalities=["text"], typical_p=1.0, tfs_z=1) == read(CHAT)
+    assert parse(CHAT, seed=-1).options.seed == 2**64 - 1
+    assert parse(CHAT, n=1, mirostat=0, modalities=["text"], typical_p=1.0, tfs_z=1) == parse(CHAT)
     nothing: dict[str, Any] = {"grammar": "", "stop_token_ids": [], "min_tokens": 0, "ignore_eos": False, "top_a": 0}
     nothing |= {"xtc_probability": 0.0, "dry_multiplier": 0, "dynatemp_range": 0.0, "best_of": 1}
     nothing |= {"add_generation_prompt": True, "guided_json": None}
-    assert all(read(CHAT, **nothing, top_n_sigma=value) == read(CHAT) for value in (0, -1, -1.0))
-    assert read(COMPLETIONS, tools=[], tool_choice="none") == read(COMPLETIONS)
-    assert read(MESSAGES, mcp_servers=[], response_format={"type": "text"}) == read(MESSAGES)
-    assert read(COMPLETIONS, echo=False, best_of=1, suffix="").options.max_tokens == 16
+    assert all(parse(CHAT, **nothing, top_n_sigma=value) == parse(CHAT) for value in (0, -1, -1.0))
+    assert parse(COMPLETIONS, tools=[], tool_choice="none") == parse(COMPLETIONS)
+    assert parse(MESSAGES, mcp_servers=[], response_format={"type": "text"}) == parse(MESSAGES)
+    assert parse(COMPLETIONS, echo=False, best_of=1, suffix="").options.max_tokens == 16
 
 
 @pytest.mark.parametrize(
@@ -114,7 +113,7 @@ def test_values_that_mean_nothing_special() -> None:
     ],
 )
 def test_schemas_of_answers(path: str, more: dict[str, Any], schema: Any) -> None:
-    assert read(path, **more).options.json_schema == schema
+    assert parse(path, **more).options.json_schema == schema
 
 
 @pytest.mark.parametrize(
@@ -128,7 +127,7 @@ def test_schemas_of_answers(path: str, more: dict[str, Any], schema: Any) -> Non
     ],
 )
 def test_logprobs(path: str, more: dict[str, Any], logprobs: Any) -> None:
-    assert read(path, **more).options.logprobs == logprobs
+    assert parse(path, **more).options.logprobs == logprobs
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,7 @@ def test_logprobs(path: str, more: dict[str, Any], logprobs: Any) -> None:
     ],
 )
 def test_thinking(path: str, more: dict[str, Any], thinking: Any) -> None:
-    assert read(path, **more).options.thinking is thinking
+    assert parse(path, **more).options.thinking is thinking
 
 
 @pytest.mark.parametrize(
@@ -169,10 +168,10 @@ def test_thinking(path: str, more: dict[str, Any], thinking: Any) -> None:
     ],
 )
 def test_choices_among_tools(path: str, tool: Any, choice: Any, expected: tuple[int, str]) -> None:
-    """Whatever may be called, the tools are all in the prompt, which is the same then up to there."""
-    found = read(path, tools=[tool], **({"tool_choice": choice} if choice else {}))
+    """All tools are in the prompt, whichever may be called, so that it matches the prefix cache."""
+    found = parse(path, tools=[tool], **({"tool_choice": choice} if choice else {}))
     assert (len(found.callable_tools), found.tool_choice) == expected
-    assert found.tools == read(path, tools=[tool]).tools != []
+    assert found.tools == parse(path, tools=[tool]).tools != []
 
 
 def test_choices_among_two_tools() -> None:
@@ -185,39 +184,39 @@ def test_choices_among_two_tools() -> None:
         ({"type": "allowed_tools", "mode": "auto", "tools": names[1:]}, (("g",), "auto")),
         ({"type": "allowed_tools", "mode": "required", "tools": names[1:]}, (("g",), "g")),
     ):
-        found = read(RESPONSES, tools=[*names, *names], tool_choice=choice)
+        found = parse(RESPONSES, tools=[*names, *names], tool_choice=choice)
         assert (found.callable_tools, found.tool_choice) == expected
 
 
-def test_other_kinds_of_tools_are_dropped_and_said() -> None:
+def test_hosted_tools_are_dropped_and_logged() -> None:
     space = {"type": "namespace", "name": "files", "tools": [FLAT, {"type": "custom", "name": "apply_patch"}]}
-    found = read(RESPONSES, tools=[{"type": "web_search"}, space])
+    found = parse(RESPONSES, tools=[{"type": "web_search"}, space])
     assert [tool["function"]["name"] for tool in found.tools] == ["f"]
     assert found.dropped == ("tool web_search", "tool apply_patch")
-    hosted = read(MESSAGES, tools=[{"type": "bash_20250124", "name": "bash"}, CLAUDE])
+    hosted = parse(MESSAGES, tools=[{"type": "bash_20250124", "name": "bash"}, CLAUDE])
     assert ([tool["function"]["name"] for tool in hosted.tools], hosted.dropped) == (["f"], ("tool bash",))
 
 
 @each
-def test_fields_that_nobody_knows_are_said(path: str) -> None:
-    """Not those without a part in the answer's text, and not at any length."""
+def test_unknown_fields_are_logged(path: str) -> None:
+    """Fields that cannot change the text are not logged, and long names are cut."""
     harmless: dict[str, Any] = {"model": "gpt-9", "store": True, "metadata": {"a": "1"}, "prompt_cache_key": "k"}
-    plain = read(path, metadata={"a": "1"})  # which the Responses API tells again
-    assert read(path, **harmless, wished=None) == plain
-    assert read(path, **harmless, wished={}, grammer="[ab]") == replace(plain, dropped=("wished", "grammer"))
-    assert sum(map(len, read(path, **{f"{i}" * 1000: 1 for i in range(1000)}).dropped)) < 500
+    plain = parse(path, metadata={"a": "1"})  # which Responses repeats
+    assert parse(path, **harmless, wished=None) == plain
+    assert parse(path, **harmless, wished={}, grammer="[ab]") == replace(plain, dropped=("wished", "grammer"))
+    assert sum(map(len, parse(path, **{f"{i}" * 1000: 1 for i in range(1000)}).dropped)) < 500
 
 
-def test_an_answer_that_a_client_has_begun_is_said() -> None:
+def test_a_begun_answer_is_logged() -> None:
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "{"}]
-    assert read(MESSAGES, messages=messages).dropped == ("continuation of the last message",)
-    assert read(MESSAGES, messages=messages[:1]).dropped == ()
+    assert parse(MESSAGES, messages=messages).dropped == ("continuation of the last message",)
+    assert parse(MESSAGES, messages=messages[:1]).dropped == ()
 
 
-def test_what_sdks_ask_for_unasked_is_said() -> None:
+def test_ignored_settings_of_sdks_are_logged() -> None:
     strict = {"type": "function", "function": TOOL["function"] | {"strict": True}}
-    assert read(CHAT, tools=[strict, TOOL]).dropped == ("strict of tool f",)
-    assert read(RESPONSES, tools=[FLAT | {"strict": True}]).dropped == ("strict of tool f",)
-    assert read(MESSAGES, tools=[CLAUDE | {"strict": True}]).dropped == ("strict of tool f",)
-    assert read(RESPONSES, truncation="auto").dropped == ("truncation auto",)
-    assert read(RESPONSES, truncation="disabled", include=["reasoning.encrypted_content"]).dropped == ()
+    assert parse(CHAT, tools=[strict, TOOL]).dropped == ("strict of tool f",)
+    assert parse(RESPONSES, tools=[FLAT | {"strict": True}]).dropped == ("strict of tool f",)
+    assert parse(MESSAGES, tools=[CLAUDE | {"strict": True}]).dropped == ("strict of tool f",)
+    assert parse(RESPONSES, truncation="auto").dropped == ("truncation auto",)
+    assert parse(RESPONSES, truncation="disabled", include=["reasoning.encrypted_content"]).dropped == ()

@@ -1,4 +1,4 @@
-"""The life of `mlxmtp serve` as a process: its beginning, its signals, its engine's death, its ports."""
+"""`mlxmtp serve` as a process: start, signals, death of the engine, ports."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from mlxmtp.server.main import ServeOptions, serve
 from mlxmtp.worker.messages import Load
 from tests.scripted_engine import headless
 from tests.server.process import PATIENCE_S, ServeProcess
-from tests.server.scripted import ALL, CHAT, COMPLETIONS, HELLO, Engines, sent
-from tests.server.test_faults import broken_off
+from tests.server.scripted import ALL, CHAT, COMPLETIONS, MINIMAL, Engines, parse_events
+from tests.server.test_faults import stream_error
 from tests.worker.driving import is_gone, wait_until
 
 pytestmark = pytest.mark.process
 
 ENDLESS: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 3000, "stream": True}
-"""The demo goes on and on with this one."""
+"""The demo model generates up to the limit here."""
 
 
 @pytest.fixture
@@ -33,63 +33,63 @@ def served(server: ServeProcess) -> Iterator[httpx2.Client]:
         yield http
 
 
-def works(http: httpx2.Client) -> None:
-    response = http.post(CHAT, json=HELLO[CHAT] | {"max_tokens": 2})
+def assert_works(http: httpx2.Client) -> None:
+    response = http.post(CHAT, json=MINIMAL[CHAT] | {"max_tokens": 2})
     assert response.status_code == 200, response.text
 
 
 def refused(process: ServeProcess, *words: str) -> None:
-    """It ends at once, with one line that says why."""
+    """The process ends with exit code 2 and a line that says why."""
     assert process.process.wait(PATIENCE_S) == 2
     process._reading.join()
     last = process.lines[-1]
     assert last.startswith("mlxmtp: ")
     for word in words:
         assert word in last
-    assert "Traceback" not in process.said
+    assert "Traceback" not in process.stderr
 
 
 @pytest.mark.parametrize("path", sorted({*ALL} - {COMPLETIONS}))
 def test_an_engine_that_is_killed_while_it_works(path: str, server: ServeProcess, served: httpx2.Client) -> None:
-    works(served)
+    assert_works(served)
     worker = server.worker
-    os.kill(worker, signal.SIGSTOP)  # it must not be done before it dies
-    with served.stream("POST", path, json=HELLO[path] | {"stream": True}) as response:
+    os.kill(worker, signal.SIGSTOP)  # it must not finish before it is killed
+    with served.stream("POST", path, json=MINIMAL[path] | {"stream": True}) as response:
         pieces = response.iter_text()
         text = next(pieces)
         os.kill(worker, signal.SIGKILL)
         text += "".join(pieces)
-    assert "the engine died (killed" in broken_off(path, sent(text))["message"]
-    works(served)
+    assert "the engine died (killed" in stream_error(path, parse_events(text))["message"]
+    assert_works(served)
     assert server.worker != worker
 
 
-def test_an_engine_that_is_killed_in_the_middle_of_its_text(server: ServeProcess, served: httpx2.Client) -> None:
+def test_an_engine_that_is_killed_in_its_text(server: ServeProcess, served: httpx2.Client) -> None:
     with served.stream("POST", COMPLETIONS, json=ENDLESS) as response:
         pieces = response.iter_text()
         text = next(pieces)
         os.kill(server.worker, signal.SIGKILL)
         text += "".join(pieces)
-    events = sent(text)
-    assert "the engine died (killed" in broken_off(COMPLETIONS, events)["message"]
+    events = parse_events(text)
+    assert "the engine died (killed" in stream_error(COMPLETIONS, events)["message"]
     assert events[0].data["choices"][0]["text"]
-    works(served)
+    assert_works(served)
 
 
-def test_a_client_that_leaves_stops_the_engine(server: ServeProcess, served: httpx2.Client) -> None:
+def test_a_client_that_disconnects_stops_the_engine(server: ServeProcess, served: httpx2.Client) -> None:
     with served.stream("POST", COMPLETIONS, json=ENDLESS) as response:
         assert next(response.iter_text())
-    works(served)
-    assert wait_until(lambda: f"POST {COMPLETIONS} 499" in server.said, PATIENCE_S)
+    assert_works(served)
+    assert wait_until(lambda: f"POST {COMPLETIONS} 499" in server.stderr, PATIENCE_S)
 
 
 def test_signals_end_it_and_its_engine(tmp_path: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         with ServeProcess(tmp_path) as process:
-            works(httpx2.Client(base_url=process.address, timeout=PATIENCE_S))
-            assert process.ends(number) == 0
-            assert "Traceback" not in process.said
-            assert "ERROR" not in process.said
+            assert_works(httpx2.Client(base_url=process.address, timeout=PATIENCE_S))
+            assert process.end_with(number) == 0
+            assert "Traceback" not in process.stderr
+            assert "ERROR" not in process.stderr
 
 
 def test_a_signal_in_the_middle_of_an_answer(tmp_path: Path) -> None:
@@ -100,25 +100,25 @@ def test_a_signal_in_the_middle_of_an_answer(tmp_path: Path) -> None:
     ):
         pieces = response.iter_text()
         text = next(pieces)
-        assert process.ends(signal.SIGTERM) == 0
-        assert "Traceback" not in process.said
-        about = broken_off(COMPLETIONS, sent(text + "".join(pieces)))
+        assert process.end_with(signal.SIGTERM) == 0
+        assert "Traceback" not in process.stderr
+        about = stream_error(COMPLETIONS, parse_events(text + "".join(pieces)))
     assert about["message"] == "the server is shutting down"
 
 
 def test_a_signal_while_the_model_loads(tmp_path: Path) -> None:
     with ServeProcess(tmp_path) as process:
-        process.says("loading the demo model")
+        process.wait_for_line("loading the demo model")
         process.process.send_signal(signal.SIGINT)
         assert process.process.wait(PATIENCE_S) == 0
         process._reading.join()
-        assert "Traceback" not in process.said
+        assert "Traceback" not in process.stderr
 
 
 def test_a_killed_server_leaves_no_engine_behind(tmp_path: Path) -> None:
     with ServeProcess(tmp_path) as process:
-        process.says(" at http://")
-        process.says("at temperature 0 or with a seed: token-identical to plain decoding")
+        process.wait_for_line(" at http://")
+        process.wait_for_line("at temperature 0 or with a seed: token-identical to plain decoding")
         worker = process.worker
         process.process.kill()
         assert wait_until(lambda: is_gone(worker), PATIENCE_S)
@@ -130,20 +130,20 @@ def test_a_port_that_is_taken(server: ServeProcess, tmp_path: Path) -> None:
         refused(process, f"cannot listen on 127.0.0.1:{port}", "--port")
 
 
-def test_a_port_is_taken_from_the_beginning(tmp_path: Path) -> None:
-    """And not only when the model is there: until then, whoever connects waits."""
+def test_the_port_is_taken_before_the_model_is_loaded(tmp_path: Path) -> None:
+    """Clients that connect while the model loads wait."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
     with ServeProcess(tmp_path, port=port) as first:
-        first.says("loading")
+        first.wait_for_line("loading")
         with ServeProcess(tmp_path, port=port) as second, httpx2.Client(timeout=PATIENCE_S) as http:
             assert http.get(f"http://127.0.0.1:{port}/health").json() == {"status": "ok"}
             refused(second, f"cannot listen on 127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])
-def test_an_address_that_is_not_ours(host: str, tmp_path: Path) -> None:
+def test_an_address_of_another_machine(host: str, tmp_path: Path) -> None:
     with ServeProcess(tmp_path, "--host", host) as process:
         refused(process, "cannot listen on", host, "--host")
 
@@ -160,14 +160,14 @@ def test_a_depth_without_a_head() -> None:
         serve(ServeOptions(depth=2, port=0), Engines({Load: [headless()]}))
 
 
-def test_who_can_reach_it_is_said(tmp_path: Path) -> None:
+def test_a_public_address_without_a_key_is_warned_of(tmp_path: Path) -> None:
     with ServeProcess(tmp_path, "--host", "0.0.0.0") as process:
-        process.says("warning: 0.0.0.0 can be reached from other machines")
-        assert "--api-key" in process.said
-        assert process.ends(signal.SIGTERM) == 0
+        process.wait_for_line("warning: 0.0.0.0 can be reached from other machines")
+        assert "--api-key" in process.stderr
+        assert process.end_with(signal.SIGTERM) == 0
     with ServeProcess(tmp_path, "--host", "0.0.0.0", "--api-key", "secret", "--no-mtp") as process:
         with httpx2.Client(base_url=process.address, timeout=PATIENCE_S) as http:
             assert http.get("/v1/models").status_code == 401
             assert http.get("/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
-        assert "warning" not in process.said
-        assert "plain: MTP was switched off" in process.said
+        assert "warning" not in process.stderr
+        assert "plain: MTP was switched off" in process.stderr

@@ -1,4 +1,4 @@
-"""Who is answered when: a bounded queue, fair between clients; whoever leaves makes room."""
+"""The bounded queue: fair between clients, and clients that disconnect free their place. Keep-alives."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from mlxmtp.server.queue import FairQueue
 from mlxmtp.worker.messages import Generate
 from tests.scripted_engine import asynchronous, finished, said, until
 from tests.server.protocols import PROTOCOLS, Protocol, protocol_id
-from tests.server.scripted import ALL, CHAT, HELLO, MESSAGES, Served, error, sent, serving, turn
+from tests.server.scripted import ALL, CHAT, MESSAGES, MINIMAL, LocalServer, parse_error, parse_events, serving, turn
 
 each = pytest.mark.parametrize("path", ALL)
 both = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 
 
 @asynccontextmanager
-async def asking(served: Served, stream: bool, path: str = CHAT, **body: Any) -> AsyncIterator[asyncio.Task[str]]:
-    """A request on its way, its text as a task; a client that leaves cancels it."""
+async def request_in_progress(
+    served: LocalServer, stream: bool, path: str = CHAT, **body: Any
+) -> AsyncIterator[asyncio.Task[str]]:
+    """A request in progress. The task returns the text of the answer; cancelling it disconnects the client."""
 
     async def ask() -> str:
-        request = served.http.stream("POST", path, json=HELLO[path] | {"stream": stream} | body)
+        request = served.http.stream("POST", path, json=MINIMAL[path] | {"stream": stream} | body)
         async with request as response:
             return "".join([piece async for piece in response.aiter_text()])
 
@@ -38,8 +40,8 @@ async def asking(served: Served, stream: bool, path: str = CHAT, **body: Any) ->
         await asyncio.gather(task, return_exceptions=True)
 
 
-def turns(served: Served) -> int:
-    """How many turns the engine was given."""
+def turns(served: LocalServer) -> int:
+    """The number of turns that the engine was given."""
     return len(served.engine.sent(Generate))
 
 
@@ -47,7 +49,7 @@ def turns(served: Served) -> int:
 
 
 @asynchronous
-async def test_clients_take_turns_whoever_sends_more() -> None:
+async def test_the_queue_is_fair_between_clients() -> None:
     queue, order = FairQueue(99), []
 
     async def one(client: str, i: int) -> None:
@@ -68,8 +70,8 @@ async def test_clients_take_turns_whoever_sends_more() -> None:
 
 
 @asynchronous
-async def test_a_place_is_never_lost_whoever_is_cancelled_when() -> None:
-    """Cancelled while it waits, in the very moment of its turn, and both at once."""
+async def test_a_cancelled_waiter_does_not_block_the_queue() -> None:
+    """A waiter is cancelled just before its turn begins, and just after."""
     queue = FairQueue(9)
     for called_first in (True, False):
         await queue.enter("a")
@@ -85,7 +87,7 @@ async def test_a_place_is_never_lost_whoever_is_cancelled_when() -> None:
 
 
 @asynchronous
-async def test_nobody_waits_in_a_queue_of_none() -> None:
+async def test_a_queue_of_length_zero() -> None:
     queue = FairQueue(0)
     await queue.enter("a")
     with pytest.raises(ApiError) as refusal:
@@ -99,13 +101,13 @@ async def test_nobody_waits_in_a_queue_of_none() -> None:
 
 
 @asynchronous
-async def test_turns_go_round_the_clients_of_requests() -> None:
-    """By what names their session, where they say it; by their program and host, where not."""
-    async with serving() as served, served.online() as online:
+async def test_requests_of_several_clients_take_turns() -> None:
+    """A client is its session where the request names one, else its program and address."""
+    async with serving() as served, served.over_socket() as online:
         names = [{"prompt_cache_key": "main"}] * 3 + [{"user": "title"}, {"metadata": {"user_id": "x"}}]
         tasks = []
         for i, name in enumerate(names, start=1):
-            body = HELLO[CHAT] | {"max_tokens": i} | name
+            body = MINIMAL[CHAT] | {"max_tokens": i} | name
             tasks.append(asyncio.create_task(online.post(CHAT, body)))
             await until(lambda i=i: served.host.queue.running + served.host.queue.waiting == i, "its place")
         order = []
@@ -120,25 +122,25 @@ async def test_turns_go_round_the_clients_of_requests() -> None:
 @each
 @both
 @asynchronous
-async def test_a_full_queue_says_when_to_come_again(path: str, stream: bool) -> None:
-    async with serving(queue=1) as served, served.online() as online:
-        async with asking(online, True), asking(online, False):
+async def test_a_full_queue_has_a_retry_after_header(path: str, stream: bool) -> None:
+    async with serving(queue=1) as served, served.over_socket() as online:
+        async with request_in_progress(online, True), request_in_progress(online, False):
             await until(lambda: served.host.queue.waiting == 1, "a full queue")
-            response = await online.post(path, HELLO[path] | {"stream": stream})
+            response = await online.post(path, MINIMAL[path] | {"stream": stream})
             assert response.status_code == 503
             assert int(response.headers["retry-after"]) > 0
-            assert "1 requests wait" in error(path, response.json())["message"]
+            assert "1 requests wait" in parse_error(path, response.json())["message"]
             if path == MESSAGES:
-                assert error(path, response.json())["type"] == "overloaded_error"
-        await online.works()
+                assert parse_error(path, response.json())["type"] == "overloaded_error"
+        await online.assert_works()
 
 
 @both
 @asynchronous
-async def test_who_leaves_while_waiting_is_forgotten(stream: bool) -> None:
-    async with serving() as served, served.online() as online, asking(online, True) as first:
+async def test_a_client_that_disconnects_while_waiting_leaves_the_queue(stream: bool) -> None:
+    async with serving() as served, served.over_socket() as online, request_in_progress(online, True) as first:
         await until(lambda: turns(served) == 1, "the first turn")
-        async with asking(online, stream), asking(online, stream, max_tokens=77) as last:
+        async with request_in_progress(online, stream), request_in_progress(online, stream, max_tokens=77) as last:
             await until(lambda: served.host.queue.waiting == 2, "the waiting")
             last.cancel()
             await until(lambda: served.host.queue.waiting == 1, "one fewer")
@@ -146,16 +148,16 @@ async def test_who_leaves_while_waiting_is_forgotten(stream: bool) -> None:
         served.engine.say(said("ok"), finished("ok"))
         assert "ok" in await first
         assert turns(served) == 1
-        await online.works()
+        await online.assert_works()
 
 
 @each
 @both
 @asynchronous
-async def test_who_leaves_an_answer_stops_it_and_gives_its_place_to_the_next(path: str, stream: bool) -> None:
-    """With the first round after that: the engine says nothing more than its end."""
-    async with serving() as served, served.online() as online:
-        async with asking(online, stream, path), asking(online, False) as second:
+async def test_a_client_that_disconnects_stops_its_turn(path: str, stream: bool) -> None:
+    """The engine is stopped at its next round."""
+    async with serving() as served, served.over_socket() as online:
+        async with request_in_progress(online, stream, path), request_in_progress(online, False) as second:
             await until(lambda: turns(served) == 1, "the first turn")
             served.engine.say(said("one "), said("two "))
             await until(lambda: served.host.queue.waiting == 1, "the second")
@@ -163,13 +165,13 @@ async def test_who_leaves_an_answer_stops_it_and_gives_its_place_to_the_next(pat
             assert not served.engine.stops
         second.cancel()
         await until(lambda: served.engine.stops == [2], "the stop")
-        await online.works()
+        await online.assert_works()
 
 
 @asynchronous
-async def test_the_next_begins_when_the_one_before_has_left() -> None:
-    async with serving() as served, served.online() as online:
-        async with asking(online, True) as first, asking(online, False) as second:
+async def test_the_next_turn_begins_after_a_disconnect() -> None:
+    async with serving() as served, served.over_socket() as online:
+        async with request_in_progress(online, True) as first, request_in_progress(online, False) as second:
             await until(lambda: served.host.queue.waiting == 1, "the second")
             served.engine.say(said("one "))
             first.cancel()
@@ -182,10 +184,10 @@ async def test_the_next_begins_when_the_one_before_has_left() -> None:
 
 
 @asynchronous
-async def test_what_an_abandoned_turn_still_says_is_not_heard_by_the_next() -> None:
-    async with serving() as served, served.online() as online:
+async def test_late_events_of_a_stopped_turn_do_not_reach_the_next() -> None:
+    async with serving() as served, served.over_socket() as online:
         served.engine.deaf = True
-        async with asking(online, True) as first, asking(online, False) as second:
+        async with request_in_progress(online, True) as first, request_in_progress(online, False) as second:
             await until(lambda: served.host.queue.waiting == 1, "the second")
             first.cancel()
             await until(lambda: bool(served.engine.stops), "the stop")
@@ -203,11 +205,11 @@ async def test_what_an_abandoned_turn_still_says_is_not_heard_by_the_next() -> N
 
 @asynchronous
 async def test_an_engine_that_ignores_a_stop_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And whoever waits behind it hears nothing of that."""
+    """The next request in the queue is answered normally."""
     monkeypatch.setattr(host, "STOP_S", 0.05)
-    async with serving() as served, served.online() as online:
+    async with serving() as served, served.over_socket() as online:
         served.engine.deaf = True
-        async with asking(online, True) as first, asking(online, False) as second:
+        async with request_in_progress(online, True) as first, request_in_progress(online, False) as second:
             await until(lambda: served.host.queue.waiting == 1, "the second")
             first.cancel()
             await until(lambda: len(served.engines.all) == 2, "another engine")
@@ -215,17 +217,17 @@ async def test_an_engine_that_ignores_a_stop_is_replaced(monkeypatch: pytest.Mon
             await until(lambda: turns(served) == 1, "the second's turn")
             served.engine.say(said("mine"), finished("mine"))
             assert "mine" in await second
-        await online.works()
+        await online.assert_works()
         assert served.host.restarts == 1
 
 
 @asynchronous
-async def test_a_turn_that_ends_in_time_is_not_punished(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_engine_that_stops_in_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "STOP_S", 0.05)
-    async with serving() as served, served.online() as online:
-        async with asking(online, True):
+    async with serving() as served, served.over_socket() as online:
+        async with request_in_progress(online, True):
             await until(lambda: turns(served) == 1, "its turn")
-        await online.works()
+        await online.assert_works()
         await asyncio.sleep(0.1)
         assert not served.engine.killed
 
@@ -234,31 +236,31 @@ async def test_a_turn_that_ends_in_time_is_not_punished(monkeypatch: pytest.Monk
 
 
 @asynchronous
-async def test_a_reader_that_does_not_read_holds_up_nobody() -> None:
-    """Its answer is kept for it; the engine goes on with the next."""
-    text = "0123456789abcdef" * 1_000_000  # more than the system's buffers take
-    async with serving(turn(text, piece=400_000)) as served, served.online() as online:
+async def test_a_client_that_does_not_read_blocks_nobody() -> None:
+    """Its answer is buffered; the engine goes on with the next turn."""
+    text = "0123456789abcdef" * 1_000_000  # more than the socket's buffers hold
+    async with serving(turn(text, piece=400_000)) as served, served.over_socket() as online:
         address = online.http.base_url
         reader, writer = await asyncio.open_connection(address.host, address.port, limit=1024)
         body = b'{"prompt": "hi", "stream": true}'
         writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
         await until(lambda: turns(served) == 1, "its turn")
-        await online.works()
+        await online.assert_works()
         writer.write(b"GET /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
         answer = b""
         while piece := await reader.read(1 << 16):
             answer += piece
-        assert answer.count(b"f0123456789abcde") == 1_000_000 - 40  # 40 stand in two events
+        assert answer.count(b"f0123456789abcde") == 1_000_000 - 40  # 40 are split over two events
         assert b"[DONE]" in answer
         writer.close()
 
 
 @each
 @asynchronous
-async def test_a_long_prefill_is_bridged_by_comments(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_keep_alives_during_a_long_prefill(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asgi, "KEEP_ALIVE_S", 0.02)
-    async with serving() as served, served.online() as online:
-        request = online.http.stream("POST", path, json=HELLO[path] | {"stream": True})
+    async with serving() as served, served.over_socket() as online:
+        request = online.http.stream("POST", path, json=MINIMAL[path] | {"stream": True})
         async with asyncio.timeout(10), request as response:
             text, comments = "", 0
             async for piece in response.aiter_text():
@@ -272,14 +274,14 @@ async def test_a_long_prefill_is_bridged_by_comments(path: str, monkeypatch: pyt
                     served.engine.say(finished("Hello"))
         assert comments >= 4
         assert text.index("Hello") < text.rindex(": keep-alive")
-        assert sent(text)
+        assert parse_events(text)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=protocol_id)
 @asynchronous
-async def test_comments_while_one_waits_in_the_queue(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_keep_alives_while_waiting_in_the_queue(protocol: Protocol, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asgi, "KEEP_ALIVE_S", 0.02)
-    async with serving() as served, served.online() as online, asking(online, False) as first:
+    async with serving() as served, served.over_socket() as online, request_in_progress(online, False) as first:
         await until(lambda: turns(served) == 1, "the first turn")
         request = online.http.stream("POST", protocol.path, json=protocol.ask("hi") | {"stream": True})
         async with asyncio.timeout(10), request as response:
@@ -292,4 +294,4 @@ async def test_comments_while_one_waits_in_the_queue(protocol: Protocol, monkeyp
                     served.engine.say(said("first"), finished("first"))
                     await first
         assert comments >= 2
-        assert protocol.streamed(sent(text)).text == "mine"
+        assert protocol.streamed(parse_events(text)).text == "mine"

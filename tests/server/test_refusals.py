@@ -1,4 +1,4 @@
-"""What is wrong with a request is said, by name, in the shape of its protocol, and the server goes on."""
+"""Errors of requests: they name the field, have the shape of the protocol, and leave the server working."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ import pytest
 
 from mlxmtp.server.errors import ApiError
 from tests.scripted_engine import asynchronous
-from tests.server.scripted import ALL, CHAT, COMPLETIONS, COUNT, HELLO, MESSAGES, RESPONSES, error, read, serving, turn
+from tests.server.scripted import (
+    ALL,
+    CHAT,
+    COMPLETIONS,
+    COUNT,
+    MESSAGES,
+    MINIMAL,
+    RESPONSES,
+    parse,
+    parse_error,
+    serving,
+    turn,
+)
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 FLAT = {"type": "function", "name": "f", "parameters": {"type": "object"}}
@@ -86,9 +98,9 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("path", "more", "name"), WRONG)
-def test_what_cannot_be_honoured_is_refused_by_name(path: str, more: dict[str, Any], name: str) -> None:
+def test_an_unsupported_field_is_named(path: str, more: dict[str, Any], name: str) -> None:
     with pytest.raises(ApiError) as refusal:
-        read(path, **more)
+        parse(path, **more)
     assert (refusal.value.status, refusal.value.param) == (400, name)
     assert name.split("[")[0].split(".")[0] in str(refusal.value)
     assert len(str(refusal.value)) < 400
@@ -115,12 +127,12 @@ def test_what_cannot_be_honoured_is_refused_by_name(path: str, more: dict[str, A
 )
 @pytest.mark.parametrize("path", [*ALL, COUNT])
 @asynchronous
-async def test_bodies_that_are_no_request(path: str, body: bytes) -> None:
+async def test_bodies_that_are_not_requests(path: str, body: bytes) -> None:
     async with serving(turn("fine")) as served:
         response = await served.http.post(path, content=body)
         assert response.status_code == 400
-        assert error(path, response.json())["type"] == "invalid_request_error"
-        await served.works()
+        assert parse_error(path, response.json())["type"] == "invalid_request_error"
+        await served.assert_works()
 
 
 @pytest.mark.parametrize("path", [*ALL, COUNT])
@@ -133,10 +145,10 @@ async def test_half_a_surrogate_pair(path: str) -> None:
         ):
             response = await served.http.post(path, content=body)
             assert response.status_code == 400
-            assert error(path, response.json())
+            assert parse_error(path, response.json())
         response = await served.http.post(path, content=b'{"chat_template_kwargs": {"\\ud800": 1}}')
         assert response.status_code == 400
-        await served.works()
+        await served.assert_works()
 
 
 @pytest.mark.parametrize("path", ALL)
@@ -149,24 +161,24 @@ async def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(path: str)
         for stream in (False, True):
             response = await served.post(path, body | {"stream": stream})
             assert response.status_code == 400
-            about = error(path, response.json())
+            about = parse_error(path, response.json())
             assert about.get("code", "context_length_exceeded") == "context_length_exceeded"
             [tokens] = {word for word in about["message"].split() if word.isdigit()} - {"40", "39"}
             assert "maximum context length is 40 tokens" in about["message"]
             assert f"your messages resulted in {tokens} tokens" in about["message"]
             assert f"prompt is too long: {tokens} tokens > 39 maximum" in about["message"]
-        await served.works()
+        await served.assert_works()
 
 
 @asynchronous
-async def test_an_answer_has_what_the_prompt_leaves() -> None:
+async def test_an_answer_is_limited_by_the_context() -> None:
     async with serving(turn("fine"), context=40) as served:
         await served.post(CHAT)
         left = 40 - len(served.command.messages)
         assert served.command.settings.max_tokens == left
-        await served.post(CHAT, HELLO[CHAT] | {"max_tokens": 100})
+        await served.post(CHAT, MINIMAL[CHAT] | {"max_tokens": 100})
         assert served.command.settings.max_tokens == left
-        await served.post(CHAT, HELLO[CHAT] | {"max_tokens": 3})
+        await served.post(CHAT, MINIMAL[CHAT] | {"max_tokens": 3})
         assert served.command.settings.max_tokens == 3
 
 
@@ -175,12 +187,12 @@ async def test_tokens_outside_the_vocabulary() -> None:
     async with serving(turn("fine")) as served:
         response = await served.post(COMPLETIONS, {"prompt": [1, 10**9]})
         assert response.status_code == 400
-        assert "1000000000" in error(COMPLETIONS, response.json())["message"]
-        assert error(COMPLETIONS, response.json())["param"] == "prompt"
-        response = await served.post(CHAT, HELLO[CHAT] | {"logit_bias": {"5": 1, "999999": 1}})
+        assert "1000000000" in parse_error(COMPLETIONS, response.json())["message"]
+        assert parse_error(COMPLETIONS, response.json())["param"] == "prompt"
+        response = await served.post(CHAT, MINIMAL[CHAT] | {"logit_bias": {"5": 1, "999999": 1}})
         assert response.status_code == 400
-        assert "999999" in error(CHAT, response.json())["message"]
-        assert error(CHAT, response.json())["param"] == "logit_bias"
+        assert "999999" in parse_error(CHAT, response.json())["message"]
+        assert parse_error(CHAT, response.json())["param"] == "logit_bias"
 
 
 def nested(depth: int, inner: str = '{"type": "object"}') -> str:
@@ -189,7 +201,7 @@ def nested(depth: int, inner: str = '{"type": "object"}') -> str:
 
 @pytest.mark.parametrize("depth", [20, 80, 120, 330, 400, 480, 900])
 @asynchronous
-async def test_depths_that_can_be_read_but_perhaps_not_be_worked_on(depth: int) -> None:
+async def test_deeply_nested_bodies(depth: int) -> None:
     chat, responses = '"messages": [{"role": "user", "content": "hi"}]', '"input": "hi"'
     tool = f'"tools": [{{"type": "function", "name": "f", "parameters": {nested(depth)}}}]'
     space = '"tools": [' + '{"type": "namespace", "tools": [' * depth + "]}" * depth + "]"
@@ -208,5 +220,5 @@ async def test_depths_that_can_be_read_but_perhaps_not_be_worked_on(depth: int) 
             else:
                 assert response.status_code in (200, 400), (path, more[:30], response.text)
             if depth > 100:
-                assert "at most 100 levels" in error(path, response.json())["message"]
-        await served.works()
+                assert "at most 100 levels" in parse_error(path, response.json())["message"]
+        await served.assert_works()

@@ -1,4 +1,4 @@
-"""What a response object of the Responses API tells of its request and of its end."""
+"""The response object of Responses: repeated fields of the request, and the status at its end."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from tests.scripted_engine import asynchronous
-from tests.server.scripted import RESPONSES, Served, serving, turn
+from tests.server.scripted import RESPONSES, LocalServer, serving, turn
 
 TOOLS = [{"type": "function", "name": name, "parameters": {"type": "object"}} for name in ("look", "read")]
 both = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 
 
-async def responses(served: Served, stream: bool, **more: Any) -> list[dict[str, Any]]:
-    """Every response object of an answer."""
+async def responses(served: LocalServer, stream: bool, **more: Any) -> list[dict[str, Any]]:
+    """All response objects of an answer."""
     body = {"input": "hi"} | more
     if not stream:
         return [(await served.post(RESPONSES, body)).json()]
@@ -23,7 +23,7 @@ async def responses(served: Served, stream: bool, **more: Any) -> list[dict[str,
 
 @both
 @asynchronous
-async def test_the_request_is_told_again(stream: bool) -> None:
+async def test_fields_of_the_request_are_repeated(stream: bool) -> None:
     told: dict[str, Any] = {"instructions": "Be brief.", "metadata": {"a": "b"}, "max_output_tokens": 9}
     async with serving(turn("fine")) as served:
         for answer in await responses(served, stream, **told):
@@ -43,7 +43,7 @@ async def test_the_request_is_told_again(stream: bool) -> None:
     ],
 )
 @asynchronous
-async def test_the_choice_of_tools_is_told_as_it_was_made(stream: bool, choice: Any) -> None:
+async def test_the_tool_choice_is_repeated(stream: bool, choice: Any) -> None:
     async with serving(turn("fine")) as served:
         for answer in await responses(served, stream, tools=TOOLS, tool_choice=choice):
             assert answer["tool_choice"] == choice

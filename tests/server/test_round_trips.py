@@ -1,4 +1,4 @@
-"""What an answer said goes back into the chat template when a client echoes it; messages of every kind."""
+"""Answers that a client sends back become the same chat messages again; messages of every kind."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.server.body import JsonObject
 from tests.scripted_engine import asynchronous
-from tests.server.protocols import PROTOCOLS, Heard, Protocol, protocol_id
-from tests.server.scripted import CHAT, MESSAGES, RESPONSES, Served, adapter, serving, tokenizer, turn
+from tests.server.protocols import PROTOCOLS, ParsedAnswer, Protocol, protocol_id
+from tests.server.scripted import CHAT, MESSAGES, RESPONSES, LocalServer, adapter, serving, tokenizer, turn
 
 TOOL = ("get_weather", "the weather", {"type": "object", "properties": {"city": {"type": "string"}}})
 ROME = '<tool_call>{"name": "get_weather", "arguments": {"city": "Rome"}}</tool_call>'
@@ -34,13 +34,13 @@ both = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"
 
 
 def messages(path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a template gets of a request."""
+    """The chat messages of a body."""
     found = adapter(path).parse(JsonObject(json.loads(json.dumps(body))), GenerationOptions()).messages
     assert isinstance(found, list)
     return found  # type: ignore[return-value]
 
 
-async def answered(served: Served, protocol: Protocol, stream: bool) -> tuple[dict[str, Any], Heard]:
+async def answered(served: LocalServer, protocol: Protocol, stream: bool) -> tuple[dict[str, Any], ParsedAnswer]:
     body = protocol.ask("How is it?", [TOOL])
     if stream:
         return body, protocol.streamed(await served.stream(protocol.path, body))
@@ -51,41 +51,41 @@ async def answered(served: Served, protocol: Protocol, stream: bool) -> tuple[di
 @both
 @pytest.mark.parametrize("kind", ANSWERS)
 @asynchronous
-async def test_an_answer_comes_back_as_the_model_gave_it(protocol: Protocol, stream: bool, kind: str) -> None:
+async def test_an_answer_that_is_sent_back_is_unchanged(protocol: Protocol, stream: bool, kind: str) -> None:
     async with serving(turn(ANSWERS[kind])) as served:
-        body, heard = await answered(served, protocol, stream)
-    results = protocol.results({id: f"result {i}" for i, id in enumerate(heard.call_ids)})
-    body[protocol.turns] += [*heard.echo, *results, {"role": "user", "content": "And?"}]
+        body, parsed = await answered(served, protocol, stream)
+    results = protocol.results({id: f"result {i}" for i, id in enumerate(parsed.call_ids)})
+    body[protocol.turns] += [*parsed.echo, *results, {"role": "user", "content": "And?"}]
     found = messages(protocol.path, body)
     assert [found[0], found[-1]] == [{"role": "user", "content": "How is it?"}, {"role": "user", "content": "And?"}]
     answer = dict(found[1])
-    expected: dict[str, Any] = {"role": "assistant", "content": heard.text}
+    expected: dict[str, Any] = {"role": "assistant", "content": parsed.text}
     assert ("reasoning_content" in answer) == ("think" in ANSWERS[kind])
     if "think" in ANSWERS[kind]:
         expected["reasoning_content"] = "Hm."
     cities = [city for city in ("Rome", "Bern") if city in ANSWERS[kind]]
     if cities:
-        assert [call["id"] for call in answer["tool_calls"]] == heard.call_ids
+        assert [call["id"] for call in answer["tool_calls"]] == parsed.call_ids
         calls = [{"name": "get_weather", "arguments": {"city": city}} for city in cities]
         assert [call["function"] for call in answer.pop("tool_calls")] == calls
     assert answer == expected
     tools = [(one["role"], one["content"], one["tool_call_id"]) for one in found[2:-1]]
-    assert tools == [("tool", f"result {i}", id) for i, id in enumerate(heard.call_ids)]
+    assert tools == [("tool", f"result {i}", id) for i, id in enumerate(parsed.call_ids)]
 
 
 @each
 @both
 @asynchronous
-async def test_echoed_reasoning_is_in_the_prompt_of_a_template_that_wants_it(protocol: Protocol, stream: bool) -> None:
+async def test_reasoning_that_is_sent_back_is_in_the_prompt(protocol: Protocol, stream: bool) -> None:
     from mlxmtp.engine.loading import DEMO
     from mlxmtp.engine.tokenizer import load_tokenizer
 
     tokens = load_tokenizer(DEMO)
     tokens._tokenizer.chat_template = REASONING_TEMPLATE
     async with serving(turn(ANSWERS["all"]), tokens=tokens) as served:
-        body, heard = await answered(served, protocol, stream)
-        results = protocol.results(dict.fromkeys(heard.call_ids, "fine"))
-        body[protocol.turns] += [*heard.echo, *results]
+        body, parsed = await answered(served, protocol, stream)
+        results = protocol.results(dict.fromkeys(parsed.call_ids, "fine"))
+        body[protocol.turns] += [*parsed.echo, *results]
         await served.post(protocol.path, body)
         assert served.prompt == (
             "[user:|How is it?|][assistant:Hm.|I look.|get_weather(Rome)get_weather(Bern)][tool:|fine|][tool:|fine|]"
@@ -93,7 +93,7 @@ async def test_echoed_reasoning_is_in_the_prompt_of_a_template_that_wants_it(pro
 
 
 @asynchronous
-async def test_what_the_demo_reads_of_a_conversation_with_tools() -> None:
+async def test_the_prompt_of_the_demo_with_tools() -> None:
     async with serving(turn("Sunny.")) as served:
         body, _ = await answered(served, PROTOCOLS[0], stream=False)
         template = [{"role": "user", "content": "How is it?"}]
@@ -102,7 +102,7 @@ async def test_what_the_demo_reads_of_a_conversation_with_tools() -> None:
         )
 
 
-def test_system_messages_wherever_they_stand_are_one_in_front() -> None:
+def test_system_messages_are_merged_in_front() -> None:
     system = [{"role": role, "content": f"{role} {i}"} for i, role in enumerate(["developer", "system"])]
     user = {"role": "user", "content": "hi"}
     expected = [{"role": "system", "content": "developer 0\n\nsystem 1"}, user]
@@ -113,8 +113,8 @@ def test_system_messages_wherever_they_stand_are_one_in_front() -> None:
     assert messages(MESSAGES, body | {"system": "developer 0"}) == expected
 
 
-def test_the_header_of_claude_code_is_not_read() -> None:
-    """It changes with every session, and nothing behind it could come from the prefix cache."""
+def test_the_billing_header_of_claude_code_is_left_out() -> None:
+    """It changes with every session, and would defeat the prefix cache."""
     blocks = ["x-anthropic-billing-header: cc_version=2; cch=1a2b3;", "You are Claude Code.", "Be brief."]
     system = [{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}} for text in blocks]
     found = messages(MESSAGES, {"system": system, "messages": [{"role": "user", "content": "hi"}]})
@@ -164,7 +164,7 @@ def test_reasoning_under_either_name(name: str) -> None:
     ],
     ids=["summary", "content", "sealed elsewhere"],
 )
-def test_reasoning_items_belong_to_the_answer_behind_them(reasoning: dict[str, Any]) -> None:
+def test_reasoning_items_belong_to_the_answer_after_them(reasoning: dict[str, Any]) -> None:
     user = {"role": "user", "content": "hi"}
     thought = {"type": "reasoning", "id": "rs", **reasoning}
     said = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Sunny."}]}
@@ -193,7 +193,7 @@ def test_each_answer_of_responses_has_its_own_calls() -> None:
     assert [one.get("reasoning_content") for one in found if one["role"] == "assistant"] == [None, "Hm."]
 
 
-def test_arguments_that_are_no_json_stay_as_they_are() -> None:
+def test_arguments_that_are_not_json_are_unchanged() -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{broken"}}
     [found] = messages(CHAT, {"messages": [{"role": "assistant", "tool_calls": [call]}]})
     assert found["tool_calls"][0]["function"]["arguments"] == "{broken"

@@ -1,4 +1,4 @@
-"""Which arguments have the types of a tool's schema."""
+"""`matches_schema`: whether arguments have the types of a tool's schema."""
 
 from typing import Any
 
@@ -34,11 +34,11 @@ def test_types(schema: Any, good: list[Any], bad: list[Any]) -> None:
     assert [value for value in bad if matches_schema(value, schema)] == []
 
 
-def test_null_is_nothing_where_a_property_may_be_left_out() -> None:
+def test_null_counts_as_absent_for_an_optional_property() -> None:
     schema = {"properties": {"a": {"type": "string"}, "b": {"type": "string"}}, "required": ["a"]}
     assert matches_schema({"a": "x", "b": None, "c": 7}, schema)
     assert not matches_schema({"a": None, "b": "x"}, schema)
-    assert matches_schema({}, schema)  # what is missing, the tool says itself
+    assert matches_schema({}, schema)  # a missing property is left to the tool
     deep = {"properties": {"list": {"items": {"properties": {"a": {"type": "integer"}}}}}}
     assert matches_schema({"list": [{"a": 1}, {"a": None}]}, deep)
     assert not matches_schema({"list": [{"a": 1}, {"a": "1"}]}, deep)

@@ -1,4 +1,4 @@
-"""What holds for every client."""
+"""Checks that are the same for every client."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def connect(client: str, server: ServerProcess, home: Path) -> None:
 
 
 def assert_done(done: CompletedProcess[str], text: str) -> None:
-    """The client has ended well, and its last words are these."""
+    """The client has succeeded, and its output is `text`."""
     assert (done.returncode, done.stdout.strip()) == (0, text), done.stderr
 
 
-def assert_each_turn_goes_on_from_the_last(scripted: Scripted) -> None:
-    """What the engine read and said, it finds again word for word, thoughts and calls too: its caches stay good."""
+def assert_each_prompt_extends_the_last(scripted: Scripted) -> None:
+    """Each prompt begins with the last one and its answer, reasoning and calls included: the prefix cache matches."""
     for earlier, later in pairwise(scripted.asked):
         assert later.prompt.startswith(earlier.prompt + earlier.said + END)
 
 
-def assert_comes_again_when_the_queue_was_full(ask: Ask, server: ServerProcess, scripted: Scripted, path: str) -> None:
+def assert_tries_again_when_the_queue_is_full(ask: Ask, server: ServerProcess, scripted: Scripted, path: str) -> None:
     scripted.write(Answer(text="Now it is my turn."))
     sent_away = f"POST {path} 503"
     before = server.log.count(sent_away)
@@ -59,7 +59,7 @@ def assert_comes_again_when_the_queue_was_full(ask: Ask, server: ServerProcess, 
 
 
 def answered(server: ServerProcess, path: str) -> int:
-    """How many turns of a protocol the server's log tells of as answered."""
+    """The number of turns of a protocol with status 200 in the server's log."""
     return server.log.count(f"POST {path} 200")
 
 

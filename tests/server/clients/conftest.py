@@ -1,4 +1,4 @@
-"""Real clients, the real server and a scripted engine, all on this machine."""
+"""Real clients with the real server and a scripted engine."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,21 +12,21 @@ from tests.server.serving import ServerProcess
 
 @pytest.fixture(scope="module")
 def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where programs are installed, for the sessions to come too."""
+    """Where programs are installed; kept for later sessions."""
     cache = request.config.cache
     return Path(cache.mkdir("clients")) if cache else tmp_path_factory.getbasetemp()
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """The home of a client."""
+    """The home folder of a client."""
     (tmp_path / "home").mkdir()
     return tmp_path / "home"
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The folder that a client works in."""
+    """The working folder of a client."""
     (tmp_path / "project").mkdir()
     return tmp_path / "project"
 
@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Scripted:
 
 @pytest.fixture(scope="module")
 def server(program: str, model: Scripted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """The server for a module's `program`, which may be missing; nobody may wait in its queue."""
+    """The server for a module's `program`, which may be missing. Its queue has no room."""
     arguments = [script.__file__, "serve", str(model.folder)]
     with ServerProcess(tmp_path_factory.mktemp("server"), arguments) as started:
         yield started
@@ -48,5 +48,5 @@ def server(program: str, model: Scripted, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def scripted(server: ServerProcess, model: Scripted) -> Scripted:
-    """What the engine of `server` says."""
+    """The script of the engine of `server`."""
     return model

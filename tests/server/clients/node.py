@@ -1,4 +1,4 @@
-"""Programs from the npm registry, installed once, and run with nothing but loopback to talk to."""
+"""Programs from the npm registry: installed once, and run without access to anything but loopback."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ ASK_S = 20
 INSTALL_S = 240
 RUN_S = 120
 NODE = (20, 6)
-"""The oldest Node that all of them take."""
+"""The oldest version of Node.js that all of them support."""
 NOWHERE = "http://127.0.0.1:9"
-"""A proxy that is none, for whatever does not go to loopback."""
+"""A proxy that does not exist, for every address but loopback."""
 QUIET = ("--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error")
 ONCE = ("--fetch-retries=0", "--fetch-timeout=10000")
 
 
 @cache
 def missing(package: str) -> str | None:
-    """Why a package cannot be installed here, if so; asked once."""
+    """Why a package cannot be installed here; checked once."""
     if not shutil.which("node") or not shutil.which("npm"):
         return "there is no Node.js with npm on the PATH"
     version = subprocess.run(["node", "--version"], capture_output=True, text=True, timeout=ASK_S).stdout.strip()
@@ -39,7 +39,7 @@ def missing(package: str) -> str | None:
 
 
 def program(package: str, name: str, folder: Path) -> str:
-    """The program `name` of `package`, with its version; installed in `folder` unless it is there.
+    """The program `name` of `package` (with a version), installed in `folder` unless it is there.
 
     Skips the test where Node.js or the registry is missing.
     """
@@ -65,7 +65,7 @@ def program(package: str, name: str, folder: Path) -> str:
 
 
 def run(*command: str, home: Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end in `folder`, with a home of its own and nobody at the keyboard."""
+    """Run a program to its end in `folder`, with a home of its own and no standard input."""
     kept = {name: value for name, value in os.environ.items() if name in ("PATH", "TMPDIR", "LANG", "LC_ALL")}
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), NOWHERE)
     around = dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost")

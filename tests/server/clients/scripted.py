@@ -1,8 +1,8 @@
-"""The real server with an engine whose answers a test writes down.
+"""The real server with an engine whose answers come from a test.
 
-`python scripted.py serve FOLDER` serves what `Scripted.write` has put there; `python scripted.py engine FOLDER` is the
-engine's process behind it. Its prompts are the real ones, by the tokenizer of the bundled demo and a template that
-shows everything.
+`python scripted.py serve FOLDER` serves the answers that `Scripted.write` has put into the folder; `python scripted.py
+engine FOLDER` is its engine process. Prompts are rendered with the demo's tokenizer and a template that shows every
+field of a message.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 
 CONTEXT = 200_000
 PIECE = 24
-"""Characters of a piece of an answer."""
+"""Characters of an answer in one event."""
 END = "<|im_end|>"
 TURN = "<|im_start|>assistant\n"
 HELD_S = 60
-"""How long the engine waits for `Scripted.held` to end; a test that fails must not leave it waiting."""
+"""Seconds that the engine waits for `Scripted.held` to end, so that it does not outlive a failed test."""
 TEMPLATE = r"""
 {%- if tools %}<|im_start|>tools
 {% for tool in tools %}{{ tool | tojson }}
@@ -55,7 +55,7 @@ TEMPLATE = r"""
 
 @dataclass(frozen=True)
 class Answer:
-    """What the engine says: thinks, speaks, and calls tools, each a name and arguments."""
+    """An answer of the engine: reasoning, text, and tool calls with names and arguments."""
 
     thought: str = ""
     text: str = ""
@@ -63,7 +63,7 @@ class Answer:
 
     @property
     def written(self) -> str:
-        """As the template writes it."""
+        """The answer as the chat template writes it."""
         thought = f"<think>\n{self.thought}\n</think>\n\n" if self.thought else ""
         calls = [
             json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False) for name, arguments in self.calls
@@ -73,7 +73,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt that came to the engine, the tools that it offers, and what was said to it."""
+    """A prompt that the engine got, the tools in it, and the answer."""
 
     prompt: str
     tools: list[dict[str, Any]]
@@ -82,13 +82,13 @@ class Asked:
 
 
 class Scripted:
-    """The folder of a scripted model. Where a prompt has n answers already, the nth or else the last one is given."""
+    """The folder of a scripted model. A prompt with n answers in its history gets answer n, or the last one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def make(self) -> None:
-        """Write what a tokenizer needs."""
+        """Write the files of a tokenizer."""
         from mlxmtp.engine.loading import DEMO
 
         for name in ("config.json", "tokenizer.json", "generation_config.json"):
@@ -97,7 +97,7 @@ class Scripted:
         (self.folder / "tokenizer_config.json").write_text(json.dumps(about))
 
     def write(self, *answers: Answer) -> None:
-        """Say this from now on; what was asked before is forgotten."""
+        """Set the answers from now on, and forget earlier prompts."""
         (self.folder / "asked.jsonl").unlink(missing_ok=True)
         (self.folder / "answers.json").write_text(json.dumps([answer.written for answer in answers]))
 
@@ -107,7 +107,7 @@ class Scripted:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The engine says nothing inside the block."""
+        """Block the engine inside the `with` block."""
         (self.folder / "hold").touch()
         try:
             yield
@@ -115,7 +115,7 @@ class Scripted:
             (self.folder / "hold").unlink()
 
     def wait(self) -> None:
-        """Until the engine may speak."""
+        """Wait until the engine is not blocked."""
         deadline = time.monotonic() + HELD_S
         while (self.folder / "hold").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -139,7 +139,7 @@ def serve(folder: str) -> None:
 
 
 def engine(folder: str) -> None:
-    """The worker's protocol on standard input and output."""
+    """Speak the worker's protocol on standard input and output."""
     from mlxmtp.engine.tokenizer import load_tokenizer
     from mlxmtp.worker.lines import decode, encode
     from mlxmtp.worker.messages import Generate, Load, Loaded
@@ -162,7 +162,7 @@ def engine(folder: str) -> None:
 
 
 def turn(scripted: Scripted, tokenizer: Any, command: Any) -> Iterator[Any]:
-    """The events of an answer, a token a round."""
+    """The events of an answer, with one token in each round."""
     from mlxmtp.decoding.stats import Round, StatsAccumulator
     from mlxmtp.engine.parts import OutputParser
     from mlxmtp.worker.messages import Finished, Memory, PromptProgress, TurnDelta

@@ -9,9 +9,9 @@ import pytest
 from tests.server.clients import node
 from tests.server.clients.checks import (
     answered,
-    assert_comes_again_when_the_queue_was_full,
     assert_done,
-    assert_each_turn_goes_on_from_the_last,
+    assert_each_prompt_extends_the_last,
+    assert_tries_again_when_the_queue_is_full,
     connect,
 )
 from tests.server.clients.scripted import Answer, Scripted
@@ -28,7 +28,7 @@ enabled = false
 [features]
 plugins = false
 """
-"""Else it would look for other hosts than this one."""
+"""Settings that keep Codex from connecting to other hosts."""
 NOBODY = "00000000-0000-7000-8000-000000000000"
 Codex = Callable[[], CompletedProcess[str]]
 
@@ -44,7 +44,7 @@ def program(installed: Path) -> str:
 
 @pytest.fixture
 def codex(program: str, server: ServerProcess, home: Path, project: Path) -> Codex:
-    """Starts Codex, and waits for its end."""
+    """Run Codex to its end."""
     connect("codex", server, home)
     (home / ".codex" / "config.toml").write_text(ALONE)
     options = ("--profile", "mlxmtp", "--sandbox", "danger-full-access", "--skip-git-repo-check")
@@ -52,7 +52,7 @@ def codex(program: str, server: ServerProcess, home: Path, project: Path) -> Cod
 
 
 def results(scripted: Scripted) -> list[str]:
-    """What tools have said to the engine, by its last prompt."""
+    """The tool results in the engine's last prompt."""
     return [part.split("</tool_response>")[0] for part in scripted.asked[-1].prompt.split("<tool_response>")[1:]]
 
 
@@ -69,13 +69,13 @@ def test_it_writes_a_file_shows_it_and_ends(
     assert_done(codex(), work[-1].text)
     assert (project / "hello.txt").read_text() == "déjà vu <&>\n"
     assert len(scripted.asked) == answered(server, PATH) - before == len(work)
-    assert_each_turn_goes_on_from_the_last(scripted)
+    assert_each_prompt_extends_the_last(scripted)
     _, shown, counted = results(scripted)
     assert "déjà vu <&>" in shown
     assert "1 hello.txt" in counted
 
 
-def test_calls_of_tools_from_a_namespace_are_understood(codex: Codex, scripted: Scripted) -> None:
+def test_calls_of_tools_in_a_namespace(codex: Codex, scripted: Scripted) -> None:
     scripted.write(
         Answer("", "I end it.", [("close_agent", {"target": NOBODY}), shell("echo ended")]),
         Answer(text="There was none."),
@@ -85,8 +85,8 @@ def test_calls_of_tools_from_a_namespace_are_understood(codex: Codex, scripted: 
     of_namespace, of_shell = results(scripted)
     assert f"agent with id {NOBODY} not found" in of_namespace
     assert "ended" in of_shell
-    assert_each_turn_goes_on_from_the_last(scripted)
+    assert_each_prompt_extends_the_last(scripted)
 
 
-def test_it_comes_again_when_the_queue_was_full(codex: Codex, server: ServerProcess, scripted: Scripted) -> None:
-    assert_comes_again_when_the_queue_was_full(codex, server, scripted, PATH)
+def test_it_tries_again_when_the_queue_is_full(codex: Codex, server: ServerProcess, scripted: Scripted) -> None:
+    assert_tries_again_when_the_queue_is_full(codex, server, scripted, PATH)

@@ -10,9 +10,9 @@ import pytest
 from tests.server.clients import node
 from tests.server.clients.checks import (
     answered,
-    assert_comes_again_when_the_queue_was_full,
     assert_done,
-    assert_each_turn_goes_on_from_the_last,
+    assert_each_prompt_extends_the_last,
+    assert_tries_again_when_the_queue_is_full,
     connect,
 )
 from tests.server.clients.scripted import Answer, Scripted
@@ -48,7 +48,7 @@ def program(installed: Path) -> str:
 
 @pytest.fixture
 def pi(program: str, server: ServerProcess, home: Path, project: Path) -> Pi:
-    """Starts pi with one of its APIs, and waits for its end."""
+    """Run pi with one of its APIs to its end."""
     connect("pi", server, home)
     settings = home / ".pi" / "agent" / "models.json"
     found = json.loads(settings.read_text())
@@ -75,7 +75,7 @@ def test_it_writes_files_runs_them_and_ends(
     assert {name: (project / name).read_text() for name in FILES} == FILES
     assert (project / "out.txt").read_text() == "déjà vu\t<&>\n"
     assert len(scripted.asked) == answered(server, APIS[api]) - before == len(WORK)
-    assert_each_turn_goes_on_from_the_last(scripted)
+    assert_each_prompt_extends_the_last(scripted)
     for asked in scripted.asked:
         assert {tool["function"]["name"] for tool in asked.tools} == {"read", "bash", "edit", "write"}
         assert all(tool["function"]["parameters"]["required"] for tool in asked.tools)
@@ -83,5 +83,5 @@ def test_it_writes_files_runs_them_and_ends(
 
 
 @every_api
-def test_it_comes_again_when_the_queue_was_full(api: str, pi: Pi, server: ServerProcess, scripted: Scripted) -> None:
-    assert_comes_again_when_the_queue_was_full(lambda: pi(api), server, scripted, APIS[api])
+def test_it_tries_again_when_the_queue_is_full(api: str, pi: Pi, server: ServerProcess, scripted: Scripted) -> None:
+    assert_tries_again_when_the_queue_is_full(lambda: pi(api), server, scripted, APIS[api])

@@ -1,6 +1,6 @@
-"""One client of a load: asks, and often leaves early. Nothing but Python's own library, so that many can run.
+"""One client of a load test, which often disconnects early. Only the standard library, so that many can run.
 
-`python client.py` reads an `Order` as JSON from its standard input and writes a `Visit` a line.
+`python client.py` reads an `Order` as JSON from standard input, and writes each `Visit` as a line of JSON.
 """
 
 from __future__ import annotations
@@ -18,18 +18,21 @@ from typing import Any
 
 PATIENCE_S = 300.0
 RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER: closing sends a reset, as of a program that is killed."""
+"""SO_LINGER: closing the socket sends a reset, as when a program is killed."""
 PLANS = {"finish": 12, "leave soon": 2, "leave": 3, "leave in the answer": 4, "send half": 1, "read slowly": 1}
-"""What a client does, and how often."""
+"""What a client does with a request -> relative frequency."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a client has to do.
+    """The task of a client.
 
     Args:
-        port: of the server, on loopback. requests: (path, body) pairs to choose from.
-        seed: of its choices. visits, seconds: how many, and how long at most.
+        port: port of the server on loopback.
+        requests: (path, body) pairs to choose from.
+        seed: seed of the random choices.
+        visits: most requests.
+        seconds: most seconds.
     """
 
     port: int
@@ -41,11 +44,13 @@ class Order:
 
 @dataclass(frozen=True)
 class Visit:
-    """How one request went.
+    """The outcome of one request.
 
     Args:
-        request: its number in the order. status: of HTTP; 0 where the client left before there was one.
-        body: of the whole answer, where the client stayed. failure: what should not have happened.
+        request: its index in the order.
+        status: HTTP status; 0: the client disconnected before it.
+        body: body of the answer, where the client stayed to its end.
+        failure: what went wrong.
     """
 
     request: int
@@ -66,7 +71,7 @@ def visits(order: Order) -> Iterator[Visit]:
 
 
 def visit(order: Order, number: int, plan: str, chance: random.Random) -> Visit:
-    """One request, until it is answered or the client has had enough; a full queue is asked again."""
+    """One request, until it is answered or the client disconnects. A full queue is tried again."""
     path, body = order.requests[number]
     while True:
         with socket.create_connection(("127.0.0.1", order.port), timeout=PATIENCE_S) as line:
@@ -82,13 +87,13 @@ def visit(order: Order, number: int, plan: str, chance: random.Random) -> Visit:
 
 
 def _talk(line: socket.socket, request: bytes, plan: str, chance: random.Random) -> tuple[int, str]:
-    """Status and body of the answer; 0 where the plan is to leave."""
+    """Status and body of the answer; 0: the client has disconnected, as planned."""
     if plan == "send half":
         line.sendall(request[: len(request) // 2])
         time.sleep(chance.uniform(0, 0.1))
         return 0, ""
     line.sendall(request)
-    if plan.startswith("leave") and plan != "leave in the answer":  # in the queue, or while the prompt is read
+    if plan.startswith("leave") and plan != "leave in the answer":  # in the queue, or during the prefill
         time.sleep(chance.uniform(0, 0.05 if plan == "leave soon" else 2.0))
         return 0, ""
     received, enough = bytearray(), chance.randrange(300, 3000) if plan == "leave in the answer" else sys.maxsize
@@ -108,10 +113,10 @@ def _request(path: str, body: dict[str, Any]) -> bytes:
 
 
 def _answer(received: bytes) -> tuple[int, str]:
-    """Status and body of a whole answer.
+    """Status and body of a complete answer.
 
     Raises:
-        ValueError: it is not whole.
+        ValueError: it is not complete.
     """
     head, _, body = received.partition(b"\r\n\r\n")
     status, headers = int(head.split(b" ")[1]), head.lower()

@@ -1,4 +1,4 @@
-"""Load from several processes, and the check of every answer against the engine's own."""
+"""Load from several client processes; every answer is compared with the engine's own."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from urllib.parse import urlsplit
 from mlxmtp import Engine, GenerationOptions
 from tests.server.load import client
 from tests.server.load.client import Order, Visit
-from tests.server.protocols import PROTOCOLS, Heard, Protocol
-from tests.server.scripted import CHAT, MESSAGES, RESPONSES, sent
+from tests.server.protocols import PROTOCOLS, Protocol
+from tests.server.scripted import CHAT, MESSAGES, RESPONSES
 from tests.server.serving import ServerProcess
 
 IDLE_S = 30.0
-"""How long the server may take to be idle when all clients have gone."""
+"""Seconds that the server has to become idle after the last client has left."""
 LEFT = 0
-"""The status of a visit whose client has left."""
+"""Status of a visit whose client disconnected."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What has to be the same, and is told by every protocol."""
+    """The parts of an answer that every protocol has, and that must be equal."""
 
     text: str
     end: str
@@ -38,11 +38,12 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request, for the server and for the engine itself.
+class LoadRequest:
+    """A request to the server, and the same turn for the engine.
 
     Args:
-        messages: (role, text) pairs. sampling: fields of `GenerationOptions`; the fields of bodies have the same names.
+        messages: (role, text) pairs.
+        sampling: fields of `GenerationOptions`; bodies have the same names for them.
     """
 
     protocol: Protocol
@@ -70,19 +71,19 @@ class Asked:
         return Answer(done.text, done.finish_reason, done.prompt_tokens, len(done.tokens))
 
     def of_server(self, body: str) -> Answer:
-        """The server's, as strict as a client can be."""
-        heard: Heard = self.protocol.streamed(sent(body)) if self.stream else self.protocol.whole(json.loads(body))
-        assert heard.usage
-        end = "stop" if heard.end == "stop_sequence" else heard.end
-        return Answer(heard.text, end, heard.usage[0], heard.usage[2])
+        """The server's answer, parsed strictly."""
+        parsed = self.protocol.parse(body, self.stream)
+        assert parsed.usage
+        end = "stop" if parsed.end == "stop_sequence" else parsed.end
+        return Answer(parsed.text, end, parsed.usage[0], parsed.usage[2])
 
     @property
     def _turns(self) -> list[dict[str, str]]:
         return [{"role": role, "content": text} for role, text in self.messages]
 
 
-def requests() -> list[Asked]:
-    """Prompts of several lengths, conversations that go on, ways to sample, all protocols, streamed and whole."""
+def requests() -> list[LoadRequest]:
+    """Prompts of several lengths, conversations, sampling options; in all protocols, streamed and whole."""
     chat, messages, responses = (next(one for one in PROTOCOLS if one.path == p) for p in (CHAT, MESSAGES, RESPONSES))
     hello = (("user", "Hello!"),)
     order = (*hello, ("assistant", "Hello! What can I get for you today?"), ("user", "Two cups of coffee, please."))
@@ -91,34 +92,34 @@ def requests() -> list[Asked]:
     long = (("user", "Which of these words is not like the others?\n" + "one two three four five six\n" * 15),)
     endless = (("user", "Count from 1 to 500."),)
     return [
-        Asked(chat, hello, 40, True),
-        Asked(messages, hello, 40, False),
-        Asked(responses, order, 60, True),
-        Asked(messages, order, 60, True),
-        Asked(chat, order, 60, False),
-        Asked(responses, code, 48, False, {"temperature": 0.7, "seed": 3}),
-        Asked(chat, code, 48, True, {"temperature": 0.7, "top_k": 20, "seed": 3}),
-        Asked(messages, maths, 64, True, {"temperature": 0.9, "top_p": 0.9, "seed": 11}),
-        Asked(chat, maths, 64, True, stop=(".", "\n")),
-        Asked(messages, maths, 64, False, stop=("apples",)),
-        Asked(responses, long, 24, True),
-        Asked(messages, long, 24, False),
-        Asked(chat, endless, 64, True, {"frequency_penalty": 0.5}),
-        Asked(responses, endless, 64, False),
-        Asked(chat, endless, 64, True, {"temperature": 1.0, "min_p": 0.05, "seed": 5}),
+        LoadRequest(chat, hello, 40, True),
+        LoadRequest(messages, hello, 40, False),
+        LoadRequest(responses, order, 60, True),
+        LoadRequest(messages, order, 60, True),
+        LoadRequest(chat, order, 60, False),
+        LoadRequest(responses, code, 48, False, {"temperature": 0.7, "seed": 3}),
+        LoadRequest(chat, code, 48, True, {"temperature": 0.7, "top_k": 20, "seed": 3}),
+        LoadRequest(messages, maths, 64, True, {"temperature": 0.9, "top_p": 0.9, "seed": 11}),
+        LoadRequest(chat, maths, 64, True, stop=(".", "\n")),
+        LoadRequest(messages, maths, 64, False, stop=("apples",)),
+        LoadRequest(responses, long, 24, True),
+        LoadRequest(messages, long, 24, False),
+        LoadRequest(chat, endless, 64, True, {"frequency_penalty": 0.5}),
+        LoadRequest(responses, endless, 64, False),
+        LoadRequest(chat, endless, 64, True, {"temperature": 1.0, "min_p": 0.05, "seed": 5}),
     ]
 
 
 @dataclass
 class Report:
-    """What came of a load: visits by plan, answers that were compared, and what should not have been."""
+    """The result of a load: visits by plan, compared answers, failures."""
 
     plans: Counter[str] = field(default_factory=Counter)
     left: int = 0
     compared: int = 0
     failures: list[str] = field(default_factory=list)
 
-    def add(self, visit: Visit, asked: Asked, answer: Answer) -> None:
+    def add(self, visit: Visit, asked: LoadRequest, answer: Answer) -> None:
         self.plans[visit.plan] += 1
         if visit.failure:
             self._fail(visit, asked, visit.failure)
@@ -135,13 +136,13 @@ class Report:
             except (AssertionError, LookupError, TypeError, ValueError) as error:
                 self._fail(visit, asked, f"not understood, {error!r}: {visit.body}")
 
-    def _fail(self, visit: Visit, asked: Asked, what: str) -> None:
+    def _fail(self, visit: Visit, asked: LoadRequest, what: str) -> None:
         self.failures.append(f"{visit.plan}, request {visit.request}, {asked.protocol.path}: {what}")
 
 
-def crowd(
+def run_load(
     server: ServerProcess,
-    asked: Sequence[Asked],
+    asked: Sequence[LoadRequest],
     answers: Sequence[Answer],
     *,
     clients: int,
@@ -150,7 +151,7 @@ def crowd(
     seconds: float,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Report:
-    """Let processes ask at once; `meanwhile` is called about once a second."""
+    """Run client processes at once; `meanwhile` is called about once a second."""
     report, port = Report(), urlsplit(server.url).port or 0
     with ExitStack() as stack:
         outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(clients)]
@@ -176,8 +177,8 @@ def crowd(
     return report
 
 
-def unrest(server: ServerProcess) -> list[str]:
-    """What is left of a load whose clients have all gone: nothing, once the server is idle."""
+def idle_failures(server: ServerProcess) -> list[str]:
+    """What is wrong with the server after a load: it must become idle, and no engine may have died."""
     deadline = time.monotonic() + IDLE_S
     while True:
         figures = server.metrics()
