@@ -52,15 +52,15 @@ def main() -> None:
 def measure(engine: Engine, args: argparse.Namespace) -> tuple[tuple[int, ...], Stats]:
     """Return the tokens, generated past end tokens, and the statistics of their rounds."""
     tokens: list[int] = []
-    tally = StatsAccumulator(0, 0.0)
+    accumulator = StatsAccumulator(0, 0.0)
     for prompt in select(load_prompts(), (), 1):
         sequence = Sequence(engine.target, engine.mtp)
         sequence.prefill(list(prompt.tokens(engine.tokenizer)))
         turn = sequence, Sampler(Sampling()), FixedDepth(args.depth), never_stop, args.tokens
-        for one in generate(engine.target, MTPChain(engine.mtp), *turn):
-            tally.add(one, 0.0)
-            tokens += one.tokens
-    return tuple(tokens), tally.stats(0)
+        for round in generate(engine.target, MTPChain(engine.mtp), *turn):
+            accumulator.add(round, 0.0)
+            tokens += round.tokens
+    return tuple(tokens), accumulator.stats(0)
 
 
 if __name__ == "__main__":

@@ -94,16 +94,16 @@ def bars(
     height, ticks = 320, nice_ticks(0, max(1.0 if one else 0.0, *(v.high for v in known)))
     y = PlotAxis(0, ticks[-1], height - BOTTOM, TOP)
     step = (width - LEFT - RIGHT) / len(groups)
-    parts = [_frame(width, height, y, ticks, y_label)]
+    elements = [_frame(width, height, y, ticks, y_label)]
     for i, (group, row) in enumerate(zip(groups, values, strict=True)):
         left, bar = LEFT + i * step, (step - 14) / len(names)
-        parts.append(_text(left + step / 2, height - BOTTOM + 18, group, "middle"))
+        elements.append(_text(left + step / 2, height - BOTTOM + 18, group, "middle"))
         for j, value in enumerate(row):
             if value:
-                parts.append(_bar(left + 7 + j * bar, bar, y, value, first + j))
+                elements.append(_bar(left + 7 + j * bar, bar, y, value, first + j))
     if one:
-        parts.append(f'<path class="one" d="M{LEFT},{y.at(1):.1f}H{width - RIGHT}"/>')
-    return _svg(width, height, parts, f"{y_label}: {', '.join(names)}")
+        elements.append(f'<path class="one" d="M{LEFT},{y.at(1):.1f}H{width - RIGHT}"/>')
+    return _svg(width, height, elements, f"{y_label}: {', '.join(names)}")
 
 
 def lines(
@@ -124,11 +124,11 @@ def lines(
     margin = 0.0 if log_x else 0.25
     x = PlotAxis(xs[0] - margin, xs[-1] + margin, LEFT + 12, width - RIGHT - 12, log_x)
     y = PlotAxis(0, ticks[-1], height - BOTTOM, TOP)
-    parts = [_frame(width, height, y, ticks, y_label)]
-    parts += [_text(x.at(value), height - BOTTOM + 18, short(value), "middle") for value in _labelled(xs, x)]
-    parts.append(_text((LEFT + width - RIGHT) / 2, height - 12, x_label, "middle"))
-    parts += [_line(line, i, x, y) for i, line in enumerate(series)]
-    return _svg(width, height, parts, f"{y_label} against {x_label}")
+    elements = [_frame(width, height, y, ticks, y_label)]
+    elements += [_text(x.at(value), height - BOTTOM + 18, short(value), "middle") for value in _labelled(xs, x)]
+    elements.append(_text((LEFT + width - RIGHT) / 2, height - 12, x_label, "middle"))
+    elements += [_line(line, i, x, y) for i, line in enumerate(series)]
+    return _svg(width, height, elements, f"{y_label} against {x_label}")
 
 
 def legend(names: Sequence[str], first: int = 0) -> str:
@@ -157,14 +157,14 @@ def short(value: float) -> str:
 
 def _frame(width: float, height: float, y: PlotAxis, ticks: Sequence[float], label: str) -> str:
     """Return the grid lines with their numbers, the x axis, and the label of the y axis."""
-    parts = []
+    elements = []
     for tick in ticks:
-        parts.append(f'<path class="grid" d="M{LEFT},{y.at(tick):.1f}H{width - RIGHT}"/>')
-        parts.append(_text(LEFT - 6, y.at(tick) + 4, short(tick), "end"))
+        elements.append(f'<path class="grid" d="M{LEFT},{y.at(tick):.1f}H{width - RIGHT}"/>')
+        elements.append(_text(LEFT - 6, y.at(tick) + 4, short(tick), "end"))
     middle = (TOP + height - BOTTOM) / 2
-    parts.append(f'<path class="axis" d="M{LEFT},{height - BOTTOM}H{width - RIGHT}"/>')
-    parts.append(f'<text x="14" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 14 {middle:.1f})">')
-    return "".join([*parts, escape(label), "</text>"])
+    elements.append(f'<path class="axis" d="M{LEFT},{height - BOTTOM}H{width - RIGHT}"/>')
+    elements.append(f'<text x="14" y="{middle:.1f}" text-anchor="middle" transform="rotate(-90 14 {middle:.1f})">')
+    return "".join([*elements, escape(label), "</text>"])
 
 
 def _bar(left: float, width: float, y: PlotAxis, value: PlotValue, colour: int) -> str:
@@ -198,19 +198,19 @@ def _dot(point: PlotPoint, x: PlotAxis, y: PlotAxis) -> str:
 
 def _labelled(values: Sequence[float], x: PlotAxis) -> list[float]:
     """Return the values whose labels do not touch."""
-    kept: list[float] = []
+    labelled: list[float] = []
     for value in values:
         room = (len(short(value)) + 2) * CHARACTER
-        if not kept or x.at(value) - x.at(kept[-1]) >= room:
-            kept.append(value)
-    return kept
+        if not labelled or x.at(value) - x.at(labelled[-1]) >= room:
+            labelled.append(value)
+    return labelled
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _svg(width: float, height: float, parts: Sequence[str], label: str) -> str:
+def _svg(width: float, height: float, elements: Sequence[str], label: str) -> str:
     size = f'viewBox="0 0 {width:.0f} {height}" width="{width:.0f}" height="{height}"'
     start = f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label={quoteattr(label)} {size}>'
-    return "".join([start, *parts, "</svg>"])
+    return "".join([start, *elements, "</svg>"])

@@ -140,7 +140,7 @@ def add_maths(corpus: Corpus, path: Path, rng: random.Random) -> None:
 
 
 def add_small_talk(corpus: Corpus, paths: list[Path], rng: random.Random) -> None:
-    # Without repetitions, of which the tech-support file is full; a dict, as it keeps the order.
+    # A dict removes repetitions, of which the tech-support file has many, and keeps the order.
     seen: dict[tuple[str, ...], None] = {}
     for path in paths:
         for turns in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]:
@@ -154,7 +154,7 @@ def add_small_talk(corpus: Corpus, paths: list[Path], rng: random.Random) -> Non
         plain = chat("chat", *even, system=some_system_prompt(rng, 0.2))
         corpus.add(plain, held_out)
         if not held_out and index % 4 == 0:
-            # Small talk beside offered tools: a tools block alone must not force a call.
+            # Small talk with offered tools: a tools block alone must not force a call.
             offered = rng.sample(tools, rng.randint(1, 3))
             corpus.add(Document("chat", messages=chat("chat", *even).messages, tools=offered), held_out)
 

@@ -96,17 +96,17 @@ class Rows:
         return np.stack([self.row(str(kind), rng) for kind in kinds])
 
     def row(self, kind: str, rng: np.random.Generator) -> np.ndarray:
-        documents, parts, total = self.documents[kind], [], 0
+        documents, pieces, total = self.documents[kind], [], 0
         inside = kind == "python" and rng.random() < 0.6
         while total <= self.length:
             # Chats are drawn evenly; files by size, as otherwise small files would come up too often.
             shares = None if kind != "python" else self.by_length[kind] if inside else self.by_start[kind]
             ids = documents[rng.choice(len(documents), p=shares)]
-            if inside and not parts and len(ids) > self.length:
+            if inside and not pieces and len(ids) > self.length:
                 ids = ids[rng.integers(len(ids) - self.length) :]
-            parts.append(ids)
+            pieces.append(ids)
             total += len(ids)
-        return np.concatenate(parts)[: self.length + 1]
+        return np.concatenate(pieces)[: self.length + 1]
 
     def spread(self, kind: str, limit: int) -> list[np.ndarray]:
         """Return up to `limit` rows for evaluation, evenly spread over the text of this kind."""
@@ -121,12 +121,12 @@ class Rows:
 
     def _packed(self, kind: str) -> Iterator[np.ndarray]:
         """Yield rows that each start with a new document. The last one is filled by repetition."""
-        parts, total = [], 0
+        pieces, total = [], 0
         for ids in self.documents[kind]:
-            parts.append(ids)
+            pieces.append(ids)
             total += len(ids)
             if total > self.length:
-                yield np.concatenate(parts)[: self.length + 1]
-                parts, total = [], 0
-        if parts:
-            yield np.resize(np.concatenate(parts), self.length + 1)
+                yield np.concatenate(pieces)[: self.length + 1]
+                pieces, total = [], 0
+        if pieces:
+            yield np.resize(np.concatenate(pieces), self.length + 1)

@@ -37,7 +37,7 @@ class Plan:
 
 @dataclass
 class Progress:
-    """What a resumed run needs beside weights and optimiser state."""
+    """State of a run besides weights and optimiser state, for a run that goes on."""
 
     steps: int
     head_steps: int
@@ -168,15 +168,15 @@ class Trainer:
     def head_step(self, tokens: torch.Tensor) -> tuple[float | None, float]:
         """Return the head's loss on all rows, computed in the batch shape that is compiled. The trunk is frozen."""
         few = self.plan.head_rows
-        parts = range(0, len(tokens) - few + 1, few)
+        starts = range(0, len(tokens) - few + 1, few)
         total = 0.0
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden = self.model.hidden(tokens[:, :-1]).detach()
-            for part in parts:
-                rows = slice(part, part + few)
+            for start in starts:
+                rows = slice(start, start + few)
                 leaf = hidden[rows].requires_grad_()  # as in the joint phase: nothing is compiled anew
                 outputs = self.model.head_outputs(leaf, tokens[rows, 1:])
-                loss = self.agreement_loss(outputs, leaf, self.model.embedding, TEMPERATURE) / len(parts)
+                loss = self.agreement_loss(outputs, leaf, self.model.embedding, TEMPERATURE) / len(starts)
                 loss.backward()
                 total += loss.item()
         return None, total

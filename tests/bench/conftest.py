@@ -1,4 +1,4 @@
-"""A tiny model, a plan for it of a few tokens, and a report with invented figures."""
+"""Fixtures: a tiny model, a short plan for it, and a report with invented figures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def plan(engine: Engine) -> BenchPlan:
 
 
 def run(rate: float, *, tokens: int = 100, rounds: int = 50, drafted: Any = (), accepted: Any = ()) -> dict[str, Any]:
-    """One arm of a record."""
+    """Return one run of a record."""
     fields = {"tokens": tokens, "rate": rate, "first_s": 0.01, "rounds": rounds, "peak_bytes": 3_000_000}
     return fields | {"drafted": list(drafted), "accepted": list(accepted), "policy": ""}
 
@@ -41,7 +41,7 @@ def run(rate: float, *, tokens: int = 100, rounds: int = 50, drafted: Any = (), 
 def record(
     kind: str = "speed", repeat: int = 0, number: int = 0, temperature: float = 0.0, scale: float = 1.0, **more: Any
 ) -> dict[str, Any]:
-    """A unit's record: plain decoding at 100 tokens a second, depth 1 at 150, auto at 140, times `scale`."""
+    """Return a unit's record: plain decoding at 100 tokens a second, depth 1 at 150, auto at 140, times `scale`."""
     reading = {"seconds": 0.5, "peak_bytes": 4_000_000}
     runs = {
         "mlx-lm": run(100 * scale, rounds=100),
@@ -68,7 +68,7 @@ def record(
 
 
 def cost(context: int, one_row: float = 0.01) -> dict[str, Any]:
-    """C(m) = 1, 1.2, 1.4, ...; a draft step takes a tenth of a row."""
+    """Return a cost record: C(m) = 1, 1.2, 1.4, ...; a draft step costs a tenth of a pass."""
     rows = [one_row * (1 + 0.2 * m) for m in range(8)]
     return {"context": context, "rows": rows, "draft": one_row / 10, "other": 0.001}
 
@@ -93,7 +93,7 @@ HEAD: dict[str, Any] = {
 
 @pytest.fixture
 def records() -> list[dict[str, Any]]:
-    """Three repeats of everything."""
+    """Records of three repeats of everything."""
     found = []
     for repeat in range(3):
         found += [record(repeat=repeat, temperature=t, scale=1 + 0.1 * repeat) for t in (0.0, 0.7)]

@@ -1,4 +1,4 @@
-"""`mlxmtp bench` from end to end on a tiny model: output, going on, interruption, bad input."""
+"""`mlxmtp bench` from end to end on a tiny model: output, resumption, interruption, bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two reports beside each other."""
+"""The comparison of two reports."""
 
 from __future__ import annotations
 

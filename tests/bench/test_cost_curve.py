@@ -1,4 +1,4 @@
-"""The cost of rounds: what is timed, and that the sequence is as it was."""
+"""The cost of rounds: what is timed, and that the sequence does not change."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_sequence_goes_on_as_if_nothing_had_been(engine: Engine):
 
 
 def test_passes_are_taken_back(engine: Engine, monkeypatch: pytest.MonkeyPatch):
-    """Each pass finds the context as long as the one before it did."""
+    """Each pass starts at the same context length."""
     lengths: list[int] = []
     real = cost_curve._time_pass
 
@@ -61,7 +61,7 @@ def test_without_a_head_a_draft_costs_nothing(engine: Engine):
 
 
 def test_no_pass_of_another_run_is_waited_for(engine: Engine, monkeypatch: pytest.MonkeyPatch):
-    """Plain decoding queues passes ahead: beside it a pass over one row would be timed with the one before it."""
+    """Plain decoding queues passes ahead, so a timed pass would wait for the queued one."""
     monkeypatch.setattr(cost_curve, "generate", lambda *_: pytest.fail("rounds beside the passes"))
     assert measure_cost(engine.target, None, prefilled(engine, PROMPT, 0), 3, repeats=1).overhead_s == 0.0
     assert measure_cost(engine.target, engine.mtp, prefilled(engine, PROMPT, 1), 1, repeats=1).overhead_s == 0.0
@@ -72,7 +72,7 @@ def test_a_short_text_can_be_wider_than_it_is_long(engine: Engine):
 
 
 def test_medians_of_times_by_the_clock(engine: Engine, monkeypatch: pytest.MonkeyPatch):
-    """Invented times: medians without the first of each, a draft step as half of what two more took."""
+    """Invented times give medians without the first turn."""
     passes = iter([9.0, 9.0, 1.0, 1.5, 3.0, 3.5, 2.0, 2.5])  # two sizes, four times
     steps = iter([9.0, 0.25, 0.5, 0.125])
     monkeypatch.setattr(cost_curve, "_time_pass", lambda *_: next(passes))

@@ -1,4 +1,4 @@
-"""The report's arithmetic, against numbers worked out by hand."""
+"""The statistics of the report, against numbers computed by hand."""
 
 import pytest
 
@@ -48,7 +48,7 @@ def test_the_cost_curve_is_in_passes_over_one_row():
 
 
 def test_ideal_speedup_is_that_of_the_paper():
-    """S = E / (C(k + 1) + k c), where plain decoding takes what a pass over one row takes."""
+    """S = E / (C(k + 1) + k c) if a plain round takes the time of a pass over one token."""
     one_row = COST.pass_s[0]
     assert ideal_speedup(3.0, 1 / one_row, COST, 2) == pytest.approx(3.0 / (1.5 + 2 * 0.1))
     assert ideal_speedup(1.0, 1 / one_row, COST, 0) == pytest.approx(1.0)

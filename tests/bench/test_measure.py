@@ -1,4 +1,4 @@
-"""Plans and their measurement on a tiny model: every arm, the same tokens, and what goes wrong."""
+"""Plans and their measurement on a tiny model: every arm, equal tokens, and failures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def unit_of(plan: BenchPlan, kind: str, temperature: float = 0.0) -> BenchUnit:
 
 
 def test_a_plan_goes_repeat_by_repeat(plan: BenchPlan):
-    """Whoever stops has some of everything, and what drifts is seen."""
+    """A benchmark that is stopped early has measured some of everything, and drift shows between repeats."""
     assert plan.arms == ARMS
     assert [unit.key for unit in plan.units[: len(plan.units) // 2]] == [
         "speed/0/talk/0/0",
@@ -105,7 +105,7 @@ def test_settings_that_contradict_each_other(settings: BenchSettings, said: str)
 
 
 def test_every_arm_gives_the_tokens_of_mlx_lm(engine: Engine):
-    """Past end tokens, and greedy."""
+    """Greedy, past end tokens."""
     tokens = PROMPTS[0].tokens(engine.tokenizer)
     truth = tuple(reference(engine, list(tokens), 24))
     for ours_first in (True, False):
@@ -120,7 +120,7 @@ def test_every_arm_gives_the_tokens_of_mlx_lm(engine: Engine):
 
 
 def test_end_tokens_end_nothing(engine: Engine):
-    """With every token an end token, a turn of the engine has one; a benchmark's has all."""
+    """If every token is an end token, a turn of the engine has one token; a benchmark's run has all."""
     tokens = PROMPTS[0].tokens(engine.tokenizer)
     prompt = PrefilledPrompt(TokenDecoder(engine), tokens, ours_first=True)
     ends = set(engine.tokenizer.eos_token_ids)
@@ -196,7 +196,7 @@ def test_of_a_model_that_takes_no_row_back_nothing_is_priced(headless: Engine, m
 
 @pytest.mark.parametrize(("arm", "temperature", "verify"), [("depth 2", 0.0, "token"), ("depth 1", 0.8, "seeded")])
 def test_a_difference_is_a_finding(engine: Engine, monkeypatch: Any, arm: str, temperature: float, verify: Any):
-    """With its place, and by how much its token was less likely."""
+    """The record has its position and its logit gap."""
     plan = make_plan(engine, replace(SMALL, verify=verify), PROMPTS[:1])
     real = Measurement._run
 
@@ -225,7 +225,7 @@ def test_the_gap_is_that_of_the_model_s_logits(engine: Engine):
 
 @pytest.mark.parametrize(("acceptance", "tokens_a_round"), [(0.0, 1.0), (1.0, 3.0)])
 def test_a_synthetic_acceptance_is_that_acceptance(engine: Engine, acceptance: float, tokens_a_round: float):
-    """Whatever the head guesses, which here is next to never right."""
+    """It does not depend on the head's drafts, which are nearly always wrong here."""
     prompt = PrefilledPrompt(TokenDecoder(engine, acceptance), PROMPTS[0].tokens(engine.tokenizer), ours_first=True)
     run = prompt.run_ours(2, 60, GenerationOptions())
     assert run.rounds == 60 / tokens_a_round
@@ -236,7 +236,7 @@ def test_a_synthetic_acceptance_is_that_acceptance(engine: Engine, acceptance: f
 def test_what_auto_learns_stays_in_the_benchmark(
     engine: Engine, acceptance: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A later turn must not start from coins, nor a report depend on earlier turns."""
+    """A later turn must not start from a synthetic acceptance, nor a report depend on earlier turns."""
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     taught = load(engine.path)
     taught.generate(list(range(20)), GenerationOptions(max_tokens=60))
@@ -251,7 +251,7 @@ def test_what_auto_learns_stays_in_the_benchmark(
 
 
 def test_with_a_synthetic_acceptance_nothing_is_looked_up(engine: Engine):
-    """Coins stand for the head's drafts; those from the text would be free ones."""
+    """The synthetic acceptance is that of the head's drafts. Drafts of prompt lookup would cost nothing."""
     policies = [TokenDecoder(engine, acceptance).policy(None) for acceptance in (None, 0.9)]
     assert [policy.most_repeated > 0 for policy in policies] == [True, False]  # type: ignore[union-attr]
     prompt = PrefilledPrompt(TokenDecoder(engine, 0.9), PROMPTS[0].tokens(engine.tokenizer) * 6, ours_first=True)

@@ -19,7 +19,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def parsed(html: str) -> ElementTree.Element:
-    """The page is XML, but for its first line."""
+    """Parse the page, which is XML without its first line."""
     return ElementTree.fromstring(html.removeprefix("<!doctype html>\n"))
 
 
@@ -62,7 +62,7 @@ def test_text_from_outside_is_escaped(report: Row):
 
 
 def test_the_page_shows_nothing_that_the_json_has_not(report: Row):
-    """Written and read again, the JSON makes the same page."""
+    """The JSON, written and parsed, gives the same page."""
     assert page.as_html(json.loads(json.dumps(report))) == page.as_html(report)
 
 
@@ -82,7 +82,7 @@ def test_without_a_head_there_are_no_drafts_to_plot():
 
 
 def test_bars_are_drawn_to_scale():
-    """With 200 as the highest tick: a bar of 100 is half as high as the axis."""
+    """The highest tick is 200, so a bar of 100 is half as high as the axis."""
     drawn = ElementTree.fromstring(svg.bars(["a"], ["x", "y"], [[PlotValue(100, 50, 200, "t<"), None]], "tok/s"))
     (rect,) = drawn.iter(f"{SVG}rect")
     height = float(drawn.get("height", "")) - svg.TOP - svg.BOTTOM

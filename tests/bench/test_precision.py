@@ -1,4 +1,4 @@
-"""Float16 beside bfloat16: what is timed is what the model multiplies with."""
+"""Float16 against bfloat16: the timed products are those of the model."""
 
 from typing import Any
 

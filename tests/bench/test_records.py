@@ -1,4 +1,4 @@
-"""Measurements on disk: what a kill at any moment leaves, and what is refused."""
+"""Measurements on disk: what a kill leaves, and which files are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_what_is_written_is_there_again(tmp_path: Path):
 
 
 def test_a_kill_at_any_byte_costs_one_record_at_most(tmp_path: Path):
-    """Then the rest is measured again, and nothing is there twice."""
+    """The rest is measured again, and no record is there twice."""
     whole = written(tmp_path, ROWS)
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
     for size in range(len(whole) + 1):
@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be(tmp_path: Path):
 
 
 def test_a_full_disk_keeps_what_was_measured(tmp_path: Path):
-    """Half a line fits; the same command goes on behind the last whole one."""
+    """Half a line fits; the same command goes on after the last whole line."""
     records = Records(tmp_path, HEAD)
     records.append(ROWS[0])
     sound = (tmp_path / FILE).read_bytes()

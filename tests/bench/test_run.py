@@ -1,4 +1,4 @@
-"""A whole benchmark in its folder: killed between any two units it goes on, and the report is that of one run."""
+"""A benchmark in its folder: killed between two units, it goes on, and its report is that of one run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.bench.conftest import record
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Keys of the units that were measured, which takes no time."""
+    """Keys of the units that were measured, with invented records."""
     keys: list[str] = []
 
     def invented(self: Measurement, unit: BenchUnit) -> dict[str, Any]:

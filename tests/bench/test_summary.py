@@ -1,4 +1,4 @@
-"""From records to figures: ratios of pairs, pooled acceptance, what was reached, what differs."""
+"""The report from records: ratios of pairs, pooled acceptance, the share of the ideal, differences."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_ratios_are_of_pairs_of_the_same_repeat():
 
 
 def test_acceptance_and_tokens_a_round_are_pooled():
-    """Of all drafts at a depth, whatever run they came from."""
+    """They are those of all drafts at a depth, over all runs."""
     one, other = record(repeat=0), record(repeat=1)
     one["runs"]["depth 1"] = run(150, tokens=30, rounds=10, drafted=[10, 5], accepted=[10, 5])
     other["runs"]["depth 1"] = run(150, tokens=90, rounds=50, drafted=[30, 0], accepted=[10, 0])
@@ -39,7 +39,7 @@ def test_acceptance_and_tokens_a_round_are_pooled():
 
 
 def test_what_was_reached(report: Row):
-    """1.667 tokens a round over 13 ms, beside plain decoding's 98 a second; 150 came."""
+    """Ideal: 1.667 tokens in 13 ms. Plain decoding has 98 tokens a second, the arm 150."""
     depth = row(summarise(HEAD, [record()]), "depth 1")
     ideal = 100 / 60 / 0.013 / 98
     assert depth["ideal"]["median"] == pytest.approx(ideal)
@@ -49,7 +49,7 @@ def test_what_was_reached(report: Row):
 
 
 def test_what_was_reached_goes_by_the_cost_of_the_same_moment():
-    """On a machine that became twice as slow, passes did too."""
+    """On a machine that became twice as slow, passes are twice as slow."""
     slow = record(repeat=1, scale=0.5, cost=cost(50, one_row=0.02))
     depth = row(summarise(HEAD, [record(), slow]), "depth 1")
     assert depth["rate"]["high"] == 2 * depth["rate"]["low"]

@@ -1,4 +1,4 @@
-"""Prompts by kind: ours, a file's, the first so many of each; and long texts."""
+"""Prompts by workload, built-in or from a file, the first of each; and long texts."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_the_first_of_each_of_the_named_workloads():
 
 
 def test_tokens_of_a_prompt(engine: Engine):
-    """Raw as it is, otherwise as a message of the user; tools reach the template."""
+    """A raw text is taken as it is, another one is a user message; tools reach the template."""
     tokenizer = engine.tokenizer
     assert tokenizer.decode(list(WorkloadPrompt("a", "b", "hello", raw=True).tokens(tokenizer))) == "hello"
     said = tokenizer.decode(list(WorkloadPrompt("a", "b", "hello").tokens(tokenizer)))

@@ -1,4 +1,4 @@
-"""Ways to run the command line: in this process against a scripted engine, or as a process of its own."""
+"""Fixtures that run the command line, in this process with a scripted engine or as a process."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ class Ran:
 
 
 def assert_refused(ran: Ran, *said: str, code: int = 2) -> None:
-    """One line, and nothing else."""
+    """Assert that the program printed one line of error, and nothing else."""
     assert (ran.code, ran.out) == (code, ""), ran
     assert ran.err.startswith("mlxmtp: "), ran
     assert ran.err.count("\n") == 1, ran
@@ -43,7 +43,7 @@ def raw(raw_checkpoint: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def stripped(raw: Path, mlx_conversion: Callable[..., Path]) -> Path:
-    """A 4-bit conversion of `raw` that lost the head. Read only."""
+    """A 4-bit conversion of `raw` without the head. Read only."""
     return mlx_conversion(raw, bits=4, head="none")
 
 
@@ -71,7 +71,7 @@ def main_(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 
 @pytest.fixture
 def run(main_: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    """run(*arguments, engine=Engine()) -> Ran: the same, whatever the model, against a scripted engine."""
+    """run(*arguments, engine=Engine()) -> Ran: the same with a scripted engine for every model."""
 
     def run(*arguments: str, engine: Engine | None = None) -> Ran:
         monkeypatch.setitem(vars(mlxmtp), "load", (engine or Engine()).load)
@@ -99,26 +99,26 @@ def program() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The progress display waits for nothing."""
+    """The progress display shows everything at once."""
     monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
     monkeypatch.setattr(progress, "PAUSE_S", 0.0)
 
 
 @pytest.fixture
 def cli(main_: Callable[..., Ran]) -> Callable[..., Ran]:
-    """cli(*arguments): `main_`, with paths too."""
+    """cli(*arguments): `main_` with arguments that may be paths."""
     return lambda *arguments: main_(*map(str, arguments))
 
 
 @pytest.fixture
 def report(main_: Callable[..., Ran]) -> Callable[..., dict]:
-    """report(model): what `inspect --json` says."""
+    """report(model): the JSON of `inspect --json`."""
     return lambda model: json.loads(main_("inspect", str(model), "--json").out)
 
 
 @pytest.fixture
 def answer(main_: Callable[..., Ran]) -> Callable[..., dict]:
-    """answer(model, *options): what `generate --json` says."""
+    """answer(model, *options): the JSON of `generate --json`."""
 
     def answer(model: str | Path, *options: str) -> dict:
         generate = ("generate", "--prompt", "hello", "--max-tokens", "24", "--json", "--model", str(model))

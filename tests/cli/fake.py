@@ -1,4 +1,4 @@
-"""A scripted engine behind the real command line, in this process or as `python -m tests.cli.fake`."""
+"""A scripted engine for the real command line, in this process or as `python -m tests.cli.fake`."""
 
 import sys
 import time
@@ -42,7 +42,7 @@ class Chunk:
 
 @dataclass
 class Engine:
-    """Says `texts`, one chunk each, then stops, or raises `ending`; remembers how it was called."""
+    """Yields `texts`, a chunk each, then stops or raises `ending`. It records its calls."""
 
     texts: list[str] = field(default_factory=lambda: ["Hello", ", world"])
     ending: BaseException | None = None

@@ -1,4 +1,4 @@
-"""Heads that are models of their own: named with --head, or found by the model's name, and always said."""
+"""Heads that are models of their own: given by --head or resolved by the model's name, and always reported."""
 
 import json
 import shutil
@@ -72,7 +72,7 @@ def test_it_is_fetched_once_and_works_offline(published: Hub, answer, monkeypatc
 
 
 def test_a_folder_asks_the_hub_for_nothing(published: Hub, answer, trunk: Path, tmp_path: Path) -> None:
-    """Its name may mean anything: the head is used where it is in the cache, and otherwise named."""
+    """The name proves nothing: the head is used if it is in the cache, else it is only named."""
     folder = Path(shutil.copytree(trunk, tmp_path / "gemma-4-e2b-it-4bit"))
     found = answer(folder)
     assert found["head"] is None
@@ -170,7 +170,7 @@ def test_wrong_names_are_refused(cli: Callable[..., Ran], trunk: Path, assistant
 
 
 def test_a_part_of_an_assistant_is_as_good_as_none(published: Hub, cli, answer, trunk, tmp_path, monkeypatch) -> None:
-    """What an interrupted download leaves neither stops the model nor makes `inspect` go on with it."""
+    """An interrupted download neither stops the model nor makes `inspect` continue it."""
     folder = Path(shutil.copytree(trunk, tmp_path / "gemma-4-e2b-it"))
     huggingface_hub.snapshot_download(ASSISTANT, allow_patterns="config.json")
     seen = len(published.requests)

@@ -1,4 +1,4 @@
-"""`mlxmtp attach`: a model gets its head back, `generate` finds it by itself, and a wrong one is refused."""
+"""`mlxmtp attach`: a model gets its head back, `generate` uses it, and a wrong head is refused."""
 
 import shutil
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_to_a_folder(cli, report, answer, raw, trunk):
 
 
 def test_to_a_model_of_the_cache(cli, report, answer, hub, data, raw, stripped):
-    """Stated in so many words: `generate --model owner/name` then finds the head by itself."""
+    """`generate --model owner/name` then uses the head without an option."""
     hub.add(MODEL, raw)
     hub.add(STRIPPED, stripped)
     plain = answer(STRIPPED)

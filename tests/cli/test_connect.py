@@ -1,4 +1,4 @@
-"""`mlxmtp connect`: every client's settings, and files that keep what was in them."""
+"""`mlxmtp connect`: every client's settings, and files that keep their other settings."""
 
 import json
 import stat
@@ -38,7 +38,7 @@ def written(home: Path, main_: Callable[..., Ran]) -> Callable[..., Ran]:
 
 
 def strings(value: object) -> list[str]:
-    """All keys and values of a tree."""
+    """Yield all keys and values of a tree."""
     if isinstance(value, dict):
         return [*value, *(text for one in value.values() for text in strings(one))]
     if isinstance(value, list):
@@ -175,7 +175,7 @@ def test_foreign_settings_stay(name: str, file: connect.SettingsFile, home: Path
 
 
 def lacks(there: object, wanted: object, where: str = "") -> list[str]:
-    """The places where a tree lacks something of another."""
+    """Yield the paths at which a tree lacks a value of another."""
     if isinstance(wanted, dict) and isinstance(there, dict):
         return [
             place

@@ -1,4 +1,4 @@
-"""`mlxmtp convert`: what is written, what is uploaded, and how it says no."""
+"""`mlxmtp convert`: written files, uploads, and refusals."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`mlxmtp doctor` says what holds in plain words, whatever it finds, and never with a traceback."""
+"""`mlxmtp doctor` reports every result in words, never with a traceback."""
 
 import json
 
@@ -17,7 +17,7 @@ from tests.exactness.stand_in import backend, narrow, own
 
 @pytest.fixture(autouse=True)
 def short(data, monkeypatch):
-    """No long contexts, and verdicts of this test alone."""
+    """Short contexts, and no guarantees saved by other tests."""
     monkeypatch.setattr(probe, "FULL", ((32, probe.EVERY),))
 
 

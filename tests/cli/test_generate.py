@@ -1,4 +1,4 @@
-"""`mlxmtp generate` against a scripted engine: what goes where, and how it ends."""
+"""`mlxmtp generate` with a scripted engine: its output streams, and its exit codes."""
 
 import io
 import json

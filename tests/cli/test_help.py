@@ -1,4 +1,4 @@
-"""What the program says about itself, and that saying it costs nothing."""
+"""The help of the program, and that it imports nothing heavy."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`mlxmtp inspect`: its lines, its JSON, the list of the cache, and how it says no."""
+"""`mlxmtp inspect`: its lines, its JSON, the list of the cache, and refusals."""
 
 import json
 import re

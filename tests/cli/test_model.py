@@ -1,4 +1,4 @@
-"""`mlxmtp generate` with a real engine and a tiny random model: what comes out, and every kind of bad input."""
+"""`mlxmtp generate` with a real engine and a tiny random model: its output, and every kind of bad input."""
 
 import json
 import shutil

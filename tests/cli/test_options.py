@@ -1,4 +1,4 @@
-"""Bad options: one line with what was found and what was expected, exit code 2, and no model is loaded."""
+"""Bad options give one line with the value and what was expected, and exit code 2. No model is loaded."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Signals and pipes, which only a process of its own has; the engine is scripted and would go on for long."""
+"""Signals and closed pipes, in a process with a scripted engine that would run for long."""
 
 import signal
 import subprocess

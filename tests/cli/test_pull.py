@@ -1,4 +1,4 @@
-"""`mlxmtp pull`: what is looked at first, what is downloaded, and what an unlucky download leaves."""
+"""`mlxmtp pull`: the checks before a download, the downloaded files, and what a failed download leaves."""
 
 import shutil
 import signal
@@ -39,7 +39,7 @@ def own(ran: Ran) -> list[str]:
 
 
 def fetched(hub: Hub) -> dict[str, int]:
-    """Bytes that went out of each shard."""
+    """Bytes that were sent of each shard."""
     shards = [request for request in hub.requests if request.path.startswith("/cdn/") and request.sent_bytes]
     return {request.path.rpartition("/")[2]: request.sent_bytes for request in shards}
 
@@ -125,7 +125,7 @@ def test_a_damaged_file_is_downloaded_again(cli, hub, model, raw):
 
 
 def test_control_c_does_not_wait_for_the_rest(hub, model, raw, tmp_path):
-    """The client's threads go on with their files, and would hold the process for as long as these take."""
+    """The client's threads go on with their files, and the process would wait for them."""
     hub.faults.append(Fault(rf"GET /cdn/.*{SHARDS[1]}", "slow", value=600))
     code = f"import sys, mlxmtp.cli as cli; cli.GRACE_S = 0.2; sys.exit(cli.main(['pull', {MODEL!r}]))"
     environment = hub.environment(tmp_path / "hf") | {"HF_HUB_DOWNLOAD_TIMEOUT": "600"}

@@ -1,4 +1,4 @@
-"""Options of commands that start something reach it; those that cannot be are refused before a model is loaded."""
+"""Options of `serve` and `chat` reach the server and the chat; bad ones are refused before a model is loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.cli.conftest import assert_refused
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[ServeOptions]:
-    """What servers were started with that would have loaded a model."""
+    """The options of servers that would have loaded a model."""
     found: list[ServeOptions] = []
 
     def run(coroutine: Any) -> None:

@@ -1,4 +1,4 @@
-"""`scripts/demo`, once its environment is there: a generation, and its measurement beside plain decoding."""
+"""`scripts/demo` in a prepared environment: a generation, and the comparison with plain decoding."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""`scripts/spoil_head.py`: heads of no use, behind which the text is still plain decoding's."""
+"""`scripts/spoil_head.py`: useless heads, with which the text is still that of plain decoding."""
 
 from __future__ import annotations
 
