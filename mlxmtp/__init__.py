@@ -26,8 +26,8 @@ from mlxmtp.version import __version__
 if TYPE_CHECKING:
     from mlxmtp.decoding.stats import Stats, TokenLogprob
     from mlxmtp.engine.engine import Engine, Result
+    from mlxmtp.engine.generate import Chunk
     from mlxmtp.engine.loading import load
-    from mlxmtp.engine.turn import Chunk
 
 __all__ = [
     "BackendError",
@@ -49,7 +49,7 @@ __all__ = [
 
 # Imported at first use: MLX and transformers take seconds, `mlxmtp --help` must not.
 _LAZY = {
-    "Chunk": "mlxmtp.engine.turn",
+    "Chunk": "mlxmtp.engine.generate",
     "Engine": "mlxmtp.engine.engine",
     "Result": "mlxmtp.engine.engine",
     "load": "mlxmtp.engine.loading",

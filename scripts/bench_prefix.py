@@ -105,7 +105,7 @@ def turn(engine: Engine, prompt: list[int], prefixes: PrefixCache | None, clock:
 
 def bare_passes(engine: Engine, prefixes: PrefixCache, runs: list[list[int]], clock: Clock) -> float:
     """Return the seconds of the passes that prefill as many tokens on the same caches, and of the next pass."""
-    sequence = prefixes._kept[-1].fork()
+    sequence = prefixes._sequences[-1].fork()
     sequence.prefill([300] * 8)  # the caches grow into buffers of their own
     seconds = []
     for tokens in runs:

@@ -64,7 +64,7 @@ def compare(engine: mlxmtp.Engine, prompt: str, generation: mlxmtp.GenerationOpt
         say(f"tokens    identical, all {len(pairs[0][0].tokens)}")
     elif not generation.deterministic:
         say("tokens    sampled, so each run has its own; --seed makes them equal")
-    elif engine.verdict.at(generation.depth) == "distribution":
+    elif engine.guarantee.at(generation.depth) == "distribution":
         say("tokens    different, as near-ties may be here; --identity strict, where it can be kept, makes them equal")
     else:
         say("tokens    DIFFERENT: this must not happen; please report it")

@@ -16,7 +16,6 @@ from mlxmtp import machine
 from mlxmtp.bench.model import model_facts
 from mlxmtp.bench.workloads import WorkloadPrompt, long_text
 from mlxmtp.engine.engine import Engine
-from mlxmtp.engine.model_key import drafting_key
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import OptionError, PromptError
 from mlxmtp.limits import VerifyMode
@@ -154,7 +153,7 @@ def make_plan(engine: Engine, settings: BenchSettings, prompts: Sequence[Workloa
     facts = {
         "machine": machine.hardware(),
         "versions": machine.versions(),
-        "model": model_facts(engine) | {"key": drafting_key(engine)},
+        "model": model_facts(engine) | {"key": engine.facts.drafting_key()},
     }
     described = {"settings": asdict(settings), "prompts": _prompt_counts(fitting)}
     head = {"schema": 1, "identity": _identity(facts, settings, fitting, text), **facts, **described}

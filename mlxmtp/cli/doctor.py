@@ -18,7 +18,7 @@ from mlxmtp.units import memory
 
 if TYPE_CHECKING:
     from mlxmtp import Engine
-    from mlxmtp.engine.identity import Examined
+    from mlxmtp.engine.examine import Examination
 
 FOUND_FAULT = 1
 """Exit code if something is broken."""
@@ -74,7 +74,7 @@ def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
     import mlx.core as mx
 
     from mlxmtp.bench import precision
-    from mlxmtp.engine import identity
+    from mlxmtp.engine.examine import examine as examine_model
     from mlxmtp.exactness.probe import FULL
 
     engine = load(arguments.model, head=arguments.head)
@@ -85,26 +85,26 @@ def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
         quantization = engine.target.config.get("quantization")
         times = report["float16_times"] = precision.float16_times(states.shape[-1], quantization)
         say(arguments, {"float16": float16_finding(times, arguments.model or str(engine.path))})
-    results: list[Examined] = []
+    results: list[Examination] = []
     try:
         with DoctorProgress() as progress:
-            results.extend(identity.examine(engine, FULL, progress.show_step))
+            results.extend(examine_model(engine.facts, engine.probe_text, FULL, progress.show_step))
     finally:
         report["identities"] = {one.identity: as_json(one) for one in results}
         say(arguments, {one.identity: finding(one) for one in results})
-    fast, best = results[0], next((one for one in results if one.verdict.identical), results[0])
-    report["promise"] = fast.verdict.promise
-    report["best"] = {"identity": best.identity, "promise": best.verdict.promise}
-    say(arguments, {"promise": PROMISES[fast.verdict.promise], "": advice(engine, best)})
+    fast, best = results[0], next((one for one in results if one.guarantee.identical), results[0])
+    report["promise"] = fast.guarantee.promise
+    report["best"] = {"identity": best.identity, "promise": best.guarantee.promise}
+    say(arguments, {"promise": PROMISES[fast.guarantee.promise], "": advice(engine, best)})
     faults = [one.broken for one in results if one.broken]
     return broken(arguments, report, faults[0]) if faults else 0
 
 
-def advice(engine: Engine, best: Examined) -> str:
+def advice(engine: Engine, best: Examination) -> str:
     """Return what the user can do about the best result."""
     if engine.head is None:
         return "there is no head, so decoding is plain; mlxmtp attach brings one"
-    return ADVICE[best.verdict.promise]
+    return ADVICE[best.guarantee.promise]
 
 
 class DoctorProgress(Progress):
@@ -154,17 +154,17 @@ def float16_finding(times: dict[int, float], name: str) -> str:
     return f"{finding}; faster here, if the model's values fit: mlxmtp convert {shlex.quote(name)} OUT --dtype float16"
 
 
-def as_json(one: Examined) -> dict[str, Any]:
+def as_json(one: Examination) -> dict[str, Any]:
     """Return the result for one identity as JSON values."""
     run = None if one.run is None else asdict(one.run)
     findings = [asdict(finding) for finding in one.findings]
-    return {"verdict": asdict(one.verdict), "findings": findings, "greedy_run": run, "broken": one.broken}
+    return {"verdict": asdict(one.guarantee), "findings": findings, "greedy_run": run, "broken": one.broken}
 
 
-def finding(one: Examined) -> str:
+def finding(one: Examination) -> str:
     """Return the result for one identity as a line."""
-    verdict, last = one.verdict, one.findings[-1]
-    facts = [PROMISES[verdict.promise], verdict.because or last.told]
+    guarantee, last = one.guarantee, one.findings[-1]
+    facts = [PROMISES[guarantee.promise], guarantee.because or last.told]
     if one.run and one.run.same:
         facts.append(f"{one.run.tokens} greedy tokens are the same with and without MTP")
     elif one.run:

@@ -105,7 +105,7 @@ def answer(engine: Engine, prompt: str, generation: GenerationOptions, arguments
     """Stream one turn to standard output, then its statistics to standard error."""
     if engine.head and generation.depth != 0:
         with Progress(sys.stderr, "Comparing passes over one row and several, once for a model", lambda *_: ""):
-            engine.verdict  # noqa: B018 - before the answer, which nothing should follow
+            engine.guarantee  # noqa: B018 - before the answer, which nothing should follow
     chunks: list[Chunk] = []
     try:
         for chunk in stream(engine, prompt, generation, raw=arguments.raw):

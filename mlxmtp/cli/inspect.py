@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlxmtp import Engine
     from mlxmtp.conversion.inspect import HeadReport, Report, Unreadable
     from mlxmtp.conversion.weights import Weights
-    from mlxmtp.engine.conventions import Tried
+    from mlxmtp.engine.conventions import ConventionTrial
     from mlxmtp.heads import SelfCheck
 
 WHERE = {"folder": "", "cache": ", in the Hub cache", "hub": ", on the Hub, not downloaded"}
@@ -133,7 +133,7 @@ def tries_as_json(arguments: argparse.Namespace, has_head: bool) -> dict[str, An
     engine, tokens = head_and_text(arguments.model, arguments.head, arguments.text)
     fields: dict[str, Any] = {"check": asdict(check(engine, tokens))} if arguments.check else {}
     if arguments.try_head:
-        fields["readings"] = [asdict(one) for one in try_conventions(engine, tokens)]
+        fields["readings"] = [one.to_dict() for one in try_conventions(engine, tokens)]
     return fields
 
 
@@ -152,7 +152,7 @@ def show_tries(arguments: argparse.Namespace) -> None:
         print(row("best", best_convention(tries)))
 
 
-def convention_line(one: Tried) -> str:
+def convention_line(one: ConventionTrial) -> str:
     """Return the result for one convention as a line."""
     shares = ", ".join(f"{share:.0%}" for share in one.acceptance)
     named = choices(one) + (" (default)" if one.default else "")
@@ -160,12 +160,12 @@ def convention_line(one: Tried) -> str:
     return f"{named}: {a_round}; drafts accepted at depth 1, 2, 3: {shares}"
 
 
-def choices(one: Tried) -> str:
+def choices(one: ConventionTrial) -> str:
     """Return the choices of a convention in words."""
-    return ", ".join(f"{name} {value}" for name, value in one.reading.items())
+    return ", ".join(f"{name} {value}" for name, value in one.convention.items())
 
 
-def best_convention(tries: list[Tried]) -> str:
+def best_convention(tries: list[ConventionTrial]) -> str:
     """Return which convention drafts best, or that none is clearly better than the default."""
     default = next(one for one in tries if one.default)
     best = max(tries, key=lambda one: one.tokens_per_round)

@@ -42,7 +42,7 @@ def as_json(engine: Engine, chunks: list[Chunk], plain: str | None, depth: int |
     if engine.head_source and engine.head_source.repo:
         answer |= {"head_source": engine.head_source.repo, "head_found_by_name": engine.head_source.by_name}
     if plain is None:
-        answer["promise"] = engine.verdict.at(depth)
+        answer["promise"] = engine.guarantee.at(depth)
     else:
         answer["plain_because"] = plain
     return answer
@@ -65,7 +65,7 @@ def as_text(engine: Engine, last: Chunk, plain: str | None, depth: int | None, *
         "output": f"{stats.tokens} tokens{rate} ({ending})",
         "MTP": f"off: {plain}" if plain else speculation(stats),
         "depth": stats.policy,
-        "exact": "" if plain else in_words(engine.verdict.at(depth), chosen=chosen),
+        "exact": "" if plain else in_words(engine.guarantee.at(depth), chosen=chosen),
         "time": shares(stats),
         "memory": f"{stats.peak_memory_bytes / 1e6:,.0f} MB at the peak",
     }

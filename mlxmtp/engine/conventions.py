@@ -1,4 +1,9 @@
-"""Which reading of a head drafts best: where references disagree, acceptance tells (families.md 0.2)."""
+"""Which convention of a head drafts best: implementations disagree, and the acceptance of its drafts decides.
+
+A convention says how a head is fed: with hidden states before or after a norm, for instance (docs/families.md).
+"""
+
+from __future__ import annotations
 
 import math
 import statistics
@@ -18,85 +23,102 @@ from mlxmtp.errors import HeadError, PromptError
 from mlxmtp.heads.families import family_of
 
 DEPTH = 3
+"""Drafts in a round."""
 STARTS = 16
 """Places in the text from which it is continued."""
 TOKENS = 32
-"""Greedy tokens from each."""
-LONGEST = 1024
-"""Tokens of the text that are read: of a longer one, the beginning."""
+"""Greedy tokens from each start."""
+MAX_TEXT_TOKENS = 1024
+"""Tokens of the text that are used; the rest of a longer text is ignored."""
 
 
 @dataclass(frozen=True)
-class Tried:
-    """One reading: its choices by name, whether it is the default, and what came of it at depths 1 to 3.
+class ConventionTrial:
+    """The result of one convention.
 
     Args:
-        rounds: how many the figures are from. acceptance: the share of rounds whose draft stood, by depth.
-        standard_error: of tokens_per_round.
+        convention: its choices by name.
+        default: it is the family's default.
+        rounds: number of rounds measured.
+        acceptance: share of rounds whose draft was accepted, for depths 1 to `DEPTH`.
+        tokens_per_round: mean. standard_error: of this mean.
     """
 
-    reading: dict[str, str]
+    convention: dict[str, str]
     default: bool
     rounds: int
     acceptance: tuple[float, ...]
     tokens_per_round: float
     standard_error: float
 
-    def clearly_beats(self, other: "Tried") -> bool:
-        """By more than two standard errors of the difference."""
+    def clearly_beats(self, other: ConventionTrial) -> bool:
+        """Whether it has more tokens a round, by more than two standard errors of the difference."""
         error = math.hypot(self.standard_error, other.standard_error)
         return self.tokens_per_round - other.tokens_per_round > 2 * error
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields for `mlxmtp inspect --json`, which calls a convention a reading."""
+        fields = asdict(self)
+        return {"reading": fields.pop("convention"), **fields}
 
-def try_conventions(engine: Engine, tokens: list[int]) -> Iterator[Tried]:
-    """Continue a text greedily with every reading of the engine's head; the tokens are the same, the drafts are not.
+
+def try_conventions(engine: Engine, tokens: list[int]) -> Iterator[ConventionTrial]:
+    """Continue a text greedily with each convention of the engine's head. The tokens are equal, the drafts differ.
 
     Args:
-        tokens: of the text, at least `STARTS`.
+        tokens: ids of the text, at least `STARTS`.
 
     Raises:
-        HeadError: there is no head. PromptError: the text is too short.
+        HeadError: there is no head.
+        PromptError: the text is too short.
     """
     head, family = engine.mtp, family_of(engine.target.model_type)
     if head is None or family is None:
         raise HeadError(f"{engine.name}: no head to try: {engine.plain_because}")
-    tokens = tokens[: max(0, min(LONGEST, engine.context - TOKENS))]
+    tokens = tokens[: max(0, min(MAX_TEXT_TOKENS, engine.context - TOKENS))]
     if len(tokens) < STARTS:
         room = f", and {TOKENS} free in the model's context of {engine.context}"
         raise PromptError(f"{len(tokens)} tokens of the text can be used; expected {STARTS} or more{room}")
-    used = head.convention
+    original = head.convention
     try:
-        for reading in family.conventions:
-            _read_as(engine, reading)
+        for convention in family.conventions:
+            _use_convention(engine, convention)
             rounds = [
-                one
+                item
                 for start in range(1, STARTS + 1)
-                for one in _continued(engine, tokens[: start * len(tokens) // STARTS])
+                for item in _continue(engine, tokens[: start * len(tokens) // STARTS])
             ]
-            yield _summed(reading, rounds, default=reading == family.conventions[0])
+            yield _summarise(convention, rounds, default=convention == family.conventions[0])
     finally:
-        _read_as(engine, used)
+        _use_convention(engine, original)
 
 
-def _read_as(engine: Engine, reading: Any) -> None:
+def _use_convention(engine: Engine, convention: Any) -> None:
     assert engine.mtp is not None
-    engine.mtp.convention = reading
+    engine.mtp.convention = convention
     engine.target.hidden_at = engine.mtp.hidden_at
 
 
-def _continued(engine: Engine, prompt: list[int]) -> Iterator[Round]:
-    """The rounds after a prompt, past end tokens; the last, which the limit may have cut short, is left out."""
+def _continue(engine: Engine, prompt: list[int]) -> Iterator[Round]:
+    """The rounds after a prompt, past end tokens, without the last one, which the limit may have cut short."""
     assert engine.mtp is not None
     sequence = Sequence(engine.target, engine.mtp)
     sequence.prefill(prompt)
     sampler, policy = Sampler(Sampling()), FixedDepth(DEPTH)
-    for one in generate(engine.target, MTPChain(engine.mtp), sequence, sampler, policy, never_stop, TOKENS):
-        if one.drafted == DEPTH:
-            yield one
+    for item in generate(engine.target, MTPChain(engine.mtp), sequence, sampler, policy, never_stop, TOKENS):
+        if item.drafted == DEPTH:
+            yield item
 
 
-def _summed(reading: Any, rounds: list[Round], *, default: bool) -> Tried:
+def _summarise(convention: Any, rounds: list[Round], *, default: bool) -> ConventionTrial:
     count = len(rounds)
-    stood = tuple(sum(one.accepted > depth for one in rounds) / count for depth in range(DEPTH))
-    variance = statistics.pvariance(one.accepted for one in rounds)
-    return Tried(asdict(reading), default, count, stood, 1 + sum(stood), math.sqrt(variance / count))
+    acceptance = tuple(sum(item.accepted > depth for item in rounds) / count for depth in range(DEPTH))
+    variance = statistics.pvariance(item.accepted for item in rounds)
+    return ConventionTrial(
+        convention=asdict(convention),
+        default=default,
+        rounds=count,
+        acceptance=acceptance,
+        tokens_per_round=1 + sum(acceptance),
+        standard_error=math.sqrt(variance / count),
+    )

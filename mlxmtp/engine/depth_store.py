@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlxmtp.decoding.acceptance import Acceptance
 from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.costs import Costs
 from mlxmtp.decoding.repeats import Repeats
-from mlxmtp.engine.model_key import drafting_key
+from mlxmtp.engine.store import ModelFacts
 from mlxmtp.exactness.store import file_of, read, write
-
-if TYPE_CHECKING:
-    from mlxmtp.engine.engine import Engine
+from mlxmtp.exactness.verdict import Identity
 
 STEPS = (1e-2, 1e3)
 """No round takes fewer plain steps, or more."""
 TABLES = ("steps", "looked_up_steps")
 
 
-def file_for(engine: Engine) -> Path:
-    """Where it is kept for the engine's model, head and arithmetic, this machine, and the versions of all."""
-    return file_of("depth", model=drafting_key(engine), identity=engine.identity)
+def file_for(facts: ModelFacts, identity: Identity) -> Path:
+    """The file of the policy's state, for a model with its head, its arithmetic and this machine."""
+    return file_of("depth", model=facts.drafting_key(), identity=identity)
 
 
 def load(file: Path, most: int, most_repeated: int) -> AutoDepth:

@@ -1,19 +1,25 @@
-"""Loading an engine: a checkpoint's model, tokenizer and head."""
+"""Loading an engine: the model of a checkpoint, its tokenizer, its head, and the tokens that the head may draft."""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from mlxmtp.checkpoints import open_checkpoint
-from mlxmtp.engine.draft_vocabulary import draft_tokens
+from mlx_lm import utils
+
+from mlxmtp.checkpoints import check_tokenizer, open_checkpoint
 from mlxmtp.engine.engine import Engine
-from mlxmtp.engine.tokenizer import load_tokenizer
-from mlxmtp.errors import HeadError, OptionError
+from mlxmtp.errors import CheckpointError, HeadError, OptionError
 from mlxmtp.exactness.verdict import IDENTITIES, Identity
 from mlxmtp.heads import Head, HeadSource, NoHeadError, load_head, resolve_head
 from mlxmtp.targets import load_target
 
 DEMO = Path(__file__).parent.parent / "demo"
+"""The folder of the bundled model."""
+_EXPECTED_IDS = "token ids, as a JSON list or one a line"
 
 
 def load(
@@ -27,47 +33,123 @@ def load(
     """Load a model and, unless `mtp` is False, its MTP head.
 
     Args:
-        path_or_repo: a model's folder or a Hub repo (owner/name); None is the bundled demo model.
-        head: a folder or repo to take the head from. None: the model's own, or for models whose heads are models of
-            their own, the one that goes with the model's name.
-        identity: "fast" computes as MLX does, and `Engine.verdict` says what holds of the text. "strict": tokens are
-            those of plain decoding, if need be by one-row arithmetic. "canonical": those of plain decoding that has
-            the same arithmetic forced on it. Where neither can be kept, decoding is plain, and `plain_because` says so.
-        draft_vocab: draft only so many of the tokenizer's most frequent tokens, or those of a file of token ids, as a
-            JSON list or one a line; special tokens always. Drafts become cheaper and fewer of them stand; the text
-            is as without.
+        path_or_repo: a model's folder or a Hub repo (owner/name); None is the bundled model.
+        head: a folder or repo to take the head from. None: the model's own head; for families whose heads are separate
+            models, the head that belongs to the model's name.
+        identity: "fast" computes as MLX does, and `Engine.guarantee` says what holds of the text. "strict" gives the
+            tokens of plain decoding, if necessary with row-by-row arithmetic. "canonical" gives the tokens of plain
+            decoding that uses the same arithmetic as MTP. Where the wish cannot be met, decoding is plain, and
+            `Engine.plain_because` says so.
+        draft_vocab: a number: draft only this many of the tokenizer's most frequent tokens. A path: draft only the
+            token ids of this file, a JSON list or one a line. Special tokens can always be drafted. A draft is then
+            cheaper and is accepted less often; the text is the same.
 
     Raises:
-        OptionError: there is no such identity, there are no such tokens, or no head to draft them.
-        CheckpointError: no such model, incomplete or damaged files, an unsupported architecture.
-        HeadError: there is a head, but not one that can be run.
+        OptionError: no such identity or no such tokens, or a draft vocabulary without a head.
+        CheckpointError: no such model, incomplete or damaged files, or an unsupported architecture.
+        HeadError: there is a head, but it cannot be run.
     """
     if identity not in IDENTITIES:
         raise OptionError(f"identity is {identity!r}; expected one of {', '.join(IDENTITIES)}")
     checkpoint = open_checkpoint(DEMO if path_or_repo is None else path_or_repo)
     target = load_target(checkpoint)
     tokenizer = load_tokenizer(checkpoint.folder, target.config.get("eos_token_id"))
-    found: HeadSource | None = None
+    source: HeadSource | None = None
     loaded: Head | None = None
     plain_because: str | None = "MTP was switched off"
     if mtp:
         try:
-            found = resolve_head(checkpoint, head)
-            loaded, plain_because = load_head(checkpoint, target, found), None
+            source = resolve_head(checkpoint, head)
+            loaded, plain_because = load_head(checkpoint, target, source), None
         except NoHeadError as reason:
             if head is not None:
                 raise
-            plain_because = str(reason)
+            source, plain_because = None, str(reason)
         except HeadError as error:
             raise HeadError(f"{error}; to run the model without its head: --no-mtp, load(..., mtp=False)") from error
-    name = "demo" if path_or_repo is None else str(path_or_repo)
-    source = found if loaded else None
     tokens: list[int] | None = None
     if draft_vocab is not None:
         if loaded is None:
             raise OptionError(f"a draft vocabulary is for a head, and there is none: {plain_because}")
         tokens = draft_tokens(draft_vocab, tokenizer, target.output["weight"].shape[0])
         loaded.restrict_vocab(tokens)
-    engine = Engine(checkpoint.folder, name, target, tokenizer, loaded, plain_because, source, identity, tokens)
-    engine.keep_identity()
+    engine = Engine(
+        path=checkpoint.folder,
+        name="demo" if path_or_repo is None else str(path_or_repo),
+        target=target,
+        tokenizer=tokenizer,
+        mtp=loaded,
+        plain_because=plain_because,
+        head_source=source,
+        identity=identity,
+        draft_tokens=tokens,
+    )
+    engine.enforce_identity()
     return engine
+
+
+def load_tokenizer(path: Path, end_tokens: int | list[int] | None = None) -> Any:
+    """Return mlx-lm's `TokenizerWrapper` of a model's folder.
+
+    Args:
+        end_tokens: ids that end a turn; None: the tokenizer's own.
+
+    Raises:
+        CheckpointError: the tokenizer's files are missing or damaged.
+    """
+    check_tokenizer(str(path), os.listdir(path))
+    try:
+        return utils.load_tokenizer(path, eos_token_ids=end_tokens)
+    except Exception as error:  # transformers and tokenizers raise whatever they please on a damaged file
+        raise CheckpointError(f"{path}: its tokenizer cannot be read ({error})") from error
+
+
+def draft_tokens(draft_vocab: int | str | Path, tokenizer: Any, vocab_size: int) -> list[int]:
+    """Return the token ids that a head may draft, ascending, special tokens included: they end turns and open calls.
+
+    Args:
+        draft_vocab: as in `load`.
+        vocab_size: rows of the output matrix.
+
+    Raises:
+        OptionError: not a number and not a file, or no such tokens.
+    """
+    try:
+        count = int(str(draft_vocab))
+    except ValueError:
+        chosen: Sequence[int] = _tokens_of_file(Path(str(draft_vocab)), vocab_size)
+    else:
+        if count < 1:
+            raise OptionError(f"--draft-vocab is {count}; expected at least 1 token, or a file of {_EXPECTED_IDS}")
+        chosen = _tokens_by_frequency(tokenizer)[:count]
+    special = [*tokenizer.added_tokens_decoder, *tokenizer.eos_token_ids]
+    return sorted({token for token in (*chosen, *special) if token < vocab_size})
+
+
+def _tokens_by_frequency(tokenizer: Any) -> list[int]:
+    """All tokens, the most frequent first. A unigram model stores likelihoods; byte pairs were merged in this order."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise OptionError(f"--draft-vocab: this tokenizer does not tell frequencies; name a file of {_EXPECTED_IDS}")
+    model = json.loads(backend.to_str())["model"]
+    if model["type"] == "Unigram":
+        scores = [score for _, score in model["vocab"]]
+        return sorted(range(len(scores)), key=lambda token: -scores[token])
+    return sorted(model["vocab"].values())
+
+
+def _tokens_of_file(path: Path, vocab_size: int) -> list[int]:
+    try:
+        text = path.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise OptionError(f"--draft-vocab {path}: {reason}; expected a number, or a file of {_EXPECTED_IDS}") from error
+    try:
+        tokens = json.loads(text) if text.lstrip().startswith("[") else [int(line) for line in text.split()]
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"--draft-vocab {path}: {error}; expected {_EXPECTED_IDS}") from error
+    wrong = [token for token in tokens if type(token) is not int or not 0 <= token < vocab_size]
+    if wrong or not tokens:
+        what = f"{wrong[0]!r} is no token of this model (0 to {vocab_size - 1})" if wrong else "there are none"
+        raise OptionError(f"--draft-vocab {path}: {what}; expected {_EXPECTED_IDS}")
+    return tokens

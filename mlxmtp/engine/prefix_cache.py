@@ -1,4 +1,4 @@
-"""What the turns of several conversations need not read again."""
+"""The prefix cache: caches of earlier turns, so that a prompt that shares a prefix with them is not read again."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from mlxmtp.heads import Head
 from mlxmtp.targets import Target
 
 
-class Store(Protocol):
-    """Where sequences go that memory has no room for (prefix_disk.py)."""
+class SequenceStore(Protocol):
+    """Takes the sequences that memory has no room for (`mlxmtp.engine.prefix_disk.PrefixStore`)."""
 
-    def load(self, prompt: list[int], target: Target, head: Head | None, held: int) -> Sequence | None:
-        """A sequence that is of use to a prompt of which memory holds the first `held` tokens, if it is worth it."""
+    def load(self, prompt: list[int], target: Target, head: Head | None, in_memory: int) -> Sequence | None:
+        """Return a sequence that saves enough of a prompt whose first `in_memory` tokens memory holds, or None."""
 
     def save(self, sequence: Sequence) -> None:
-        """Write a sequence; whatever goes wrong is the store's to tell."""
+        """Write a sequence; the store reports what fails."""
 
 
 @dataclass(frozen=True)
 class PrefixFigures:
-    """What a `PrefixCache` holds, and what came of it so far.
+    """What a `PrefixCache` holds, and what it has done so far.
 
     Args:
-        conversations, points, nbytes: held now, what is in use included; max_bytes: its bound.
-        hits, misses: turns that found a part of their prompt, and that found nothing.
-        reused_tokens: tokens that turns did not read, all together.
-        evictions: conversations that made room for others. loaded: those that came from the disk.
+        conversations: sequences, the one in use included. points: their snapshots. nbytes: their bytes.
+        max_bytes: the bound.
+        hits, misses: turns that reused a part of their prompt, and turns that reused nothing.
+        reused_tokens: prompt tokens that were not read again, over all turns.
+        evictions: sequences that made room for others. loaded: sequences that came from the store.
     """
 
     conversations: int
@@ -45,23 +46,23 @@ class PrefixFigures:
 
 
 class PrefixCache:
-    """Sequences of several conversations, each with points that it can go back to, the least recently used first.
+    """Sequences of several conversations with their snapshots, ordered from the least recently used on.
 
-    A prompt that goes on where a sequence stands, or that differs from the beginning of its newest answer on, takes
-    that sequence itself. One that differs earlier gets a copy of what it shares, and the other branch stays.
+    A prompt that continues a sequence, or that differs from its newest answer on, takes that sequence. A prompt that
+    differs earlier gets a copy of the shared prefix, and the sequence stays.
 
-    Over the bound, points between the first and the last of a sequence go first, then the sequences, always the least
-    recently used ones. A sequence that is larger than all the room there is is not kept.
+    Over the bound, the snapshots between the first and the last of a sequence go first, then whole sequences, the
+    least recently used first. A sequence that is larger than the bound is not kept.
 
     Args:
-        max_bytes: bound of the bytes of all caches, that of a turn in progress included.
-        store: takes what is evicted, and gives it back. Without one, it is gone.
+        max_bytes: bound of the bytes of all caches, those of the turn in progress included.
+        store: receives evicted sequences and returns them; None: they are dropped.
     """
 
-    def __init__(self, max_bytes: int, store: Store | None = None) -> None:
+    def __init__(self, max_bytes: int, store: SequenceStore | None = None) -> None:
         self._max_bytes = max_bytes
         self._store = store
-        self._kept: list[Sequence] = []
+        self._sequences: list[Sequence] = []
         self._in_use: weakref.ref[Sequence] | None = None
         self._hits = self._misses = self._reused = self._evictions = self._loaded = 0
 
@@ -72,60 +73,69 @@ class PrefixCache:
 
     @property
     def figures(self) -> PrefixFigures:
-        every = self._all()
-        points = sum(len(sequence.snapshots) for sequence in every)
-        counts = self._hits, self._misses, self._reused, self._evictions, self._loaded
-        return PrefixFigures(len(every), points, self.nbytes, self._max_bytes, *counts)
+        """The present figures."""
+        sequences = self._all()
+        return PrefixFigures(
+            conversations=len(sequences),
+            points=sum(len(sequence.snapshots) for sequence in sequences),
+            nbytes=self.nbytes,
+            max_bytes=self._max_bytes,
+            hits=self._hits,
+            misses=self._misses,
+            reused_tokens=self._reused,
+            evictions=self._evictions,
+            loaded=self._loaded,
+        )
 
-    def take(self, prompt: list[int], target: Target, head: Head | None) -> Sequence:
-        """A sequence for a turn: it begins with tokens of `prompt` that need not be read, and goes back by `keep`."""
-        found = self._best(prompt, target, head)
-        if self._store and (loaded := self._store.load(prompt, target, head, found[1].offset if found else 0)):
+    def fetch(self, prompt: list[int], target: Target, head: Head | None) -> Sequence:
+        """Return a sequence for a turn, which has read the longest reusable prefix; `insert` gives it back."""
+        match = self._longest_match(prompt, target, head)
+        if self._store and (loaded := self._store.load(prompt, target, head, match[1].offset if match else 0)):
             self._loaded += 1
-            self._kept.append(loaded)
-            found = self._best(prompt, target, head) or found
+            self._sequences.append(loaded)
+            match = self._longest_match(prompt, target, head) or match
         self._in_use = None
-        sequence = self._resumed(*found, prompt, head) if found else Sequence(target, head)
-        self._hits, self._misses = self._hits + bool(found), self._misses + (not found)
+        sequence = self._take(*match, prompt, head) if match else Sequence(target, head)
+        self._hits, self._misses = self._hits + bool(match), self._misses + (not match)
         self._reused += len(sequence.tokens)
         self._in_use = weakref.ref(sequence)
-        self.fit()
+        self.evict()
         return sequence
 
-    def keep(self, sequence: Sequence) -> None:
-        """Take a sequence in, whose caches stand at its last token; nobody else may go on with it."""
+    def insert(self, sequence: Sequence) -> None:
+        """Add a sequence whose caches hold all its tokens but the last; the caller does not use it any more."""
         if self._in_use and self._in_use() is sequence:
             self._in_use = None
-        if not sequence.offset or any(one is sequence for one in self._kept):
+        if not sequence.offset or any(other is sequence for other in self._sequences):
             return
         sequence.settle()
-        self._kept.append(sequence)
-        self.fit()
+        self._sequences.append(sequence)
+        self.evict()
 
-    def fit(self) -> None:
-        """Let go of what is too much, now that caches have grown."""
-        newest = self._used() or (self._kept[-1] if self._kept else None)
+    def evict(self) -> None:
+        """Drop snapshots and sequences until the caches are within the bound."""
+        newest = self._used() or (self._sequences[-1] if self._sequences else None)
         surplus = self.nbytes - self._max_bytes
         for sequence in self._all():  # the one in use comes last
             if surplus > 0 and len(sequence.snapshots) > 2:
                 before = sequence.nbytes
                 sequence.thin_out(2)
                 surplus -= before - sequence.nbytes
-        if newest and newest.nbytes > self._max_bytes:  # to evict the others for it would help nobody
-            self._kept = [sequence for sequence in self._kept if sequence is not newest]
+        if newest and newest.nbytes > self._max_bytes:  # evicting the others would not make enough room
+            self._sequences = [sequence for sequence in self._sequences if sequence is not newest]
             surplus -= newest.nbytes
-        while surplus > 0 and self._kept:
-            surplus -= self._evict(self._kept[0])
+        while surplus > 0 and self._sequences:
+            surplus -= self._evict_one(self._sequences[0])
 
     def clear(self) -> None:
-        """Forget everything; what a store has stays there."""
-        self._kept.clear()
+        """Drop all sequences; the store keeps its own."""
+        self._sequences.clear()
 
     def close(self) -> None:
-        """Hand everything to the store, the newest last, and forget it."""
-        for sequence in self._kept if self._store else ():
-            assert self._store
-            self._store.save(sequence)
+        """Save all sequences to the store, the newest last, and drop them."""
+        if self._store:
+            for sequence in self._sequences:
+                self._store.save(sequence)
         self.clear()
 
     def _used(self) -> Sequence | None:
@@ -133,48 +143,49 @@ class PrefixCache:
 
     def _all(self) -> list[Sequence]:
         used = self._used()
-        return [*self._kept, used] if used else list(self._kept)
+        return [*self._sequences, used] if used else list(self._sequences)
 
-    def _best(self, prompt: list[int], target: Target, head: Head | None) -> tuple[Sequence, Position] | None:
-        """The sequence that has read most of a prompt; of equals, one that need not be copied, and the newest."""
-        drafting, found = head is not None, []
-        for age, sequence in enumerate(self._kept):
+    def _longest_match(self, prompt: list[int], target: Target, head: Head | None) -> tuple[Sequence, Position] | None:
+        """The sequence with the longest reusable prefix; of equals, first one that needs no copy, then the newest."""
+        matches = []
+        for age, sequence in enumerate(self._sequences):
             if sequence.target is target and (head is None or sequence.head is head):
-                position = sequence.prefix_info.longest_reusable_prefix(prompt, drafting=drafting)
+                position = sequence.prefix_info.longest_reusable_prefix(prompt, drafting=head is not None)
                 if position:
-                    found.append((position, _is_spare(sequence, position), age))
-        if not found:
+                    matches.append((position, _loses_only_answer(sequence, position), age))
+        if not matches:
             return None
-        position, _, age = max(found)
-        return self._kept[age], position
+        position, _, age = max(matches)
+        return self._sequences[age], position
 
-    def _resumed(self, source: Sequence, position: Position, prompt: list[int], head: Head | None) -> Sequence:
+    def _take(self, source: Sequence, position: Position, prompt: list[int], head: Head | None) -> Sequence:
+        """The source itself, rewound, or a fork where more than its newest answer would be lost."""
         drafting = head is not None
-        if not _is_spare(source, position):
-            if self._has_room_beside(source, position):
+        if not _loses_only_answer(source, position):
+            if self._has_room_for_fork(source, position):
                 return source.fork_at(prompt, position, drafting=drafting)
             self._evictions += 1
             if self._store:
                 self._store.save(source)
-        self._kept = [sequence for sequence in self._kept if sequence is not source]
+        self._sequences = [sequence for sequence in self._sequences if sequence is not source]
         source.rewind(prompt, position, drafting=drafting)
         return source
 
-    def _has_room_beside(self, source: Sequence, position: Position) -> bool:
-        """Whether `source` could stay, were a copy of its first rows made: whether others would go first."""
+    def _has_room_for_fork(self, source: Sequence, position: Position) -> bool:
+        """Whether the source could stay beside a copy of its prefix, because older sequences would go first."""
         needed = source.nbytes * position.offset // max(source.offset, 1)
-        newer = self._kept[self._kept.index(source) :]
+        newer = self._sequences[self._sequences.index(source) :]
         return needed + sum(sequence.nbytes for sequence in newer) <= self._max_bytes
 
-    def _evict(self, sequence: Sequence) -> int:
-        """The bytes that it had."""
+    def _evict_one(self, sequence: Sequence) -> int:
+        """Drop a sequence; return its bytes."""
         if self._store:
             self._store.save(sequence)
-        self._kept = [one for one in self._kept if one is not sequence]
+        self._sequences = [other for other in self._sequences if other is not sequence]
         self._evictions += 1
         return sequence.nbytes
 
 
-def _is_spare(sequence: Sequence, position: Position) -> bool:
-    """Whether a turn that begins there leaves nothing of a sequence behind but its newest answer."""
+def _loses_only_answer(sequence: Sequence, position: Position) -> bool:
+    """Whether a turn that rewinds the sequence to this position loses no more than its newest answer."""
     return position == sequence.prefix_info.end or position.offset >= sequence.answer_start

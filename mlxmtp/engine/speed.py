@@ -1,4 +1,4 @@
-"""MTP beside mlx-lm's plain decoding, measured on one conversation."""
+"""Measures MTP beside mlx-lm's plain decoding on one conversation."""
 
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -20,16 +20,19 @@ from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import PromptError
 
 WARM_UP = 8
-"""Tokens that each arm generates before it is timed: the first rounds compile."""
+"""Tokens that each arm generates untimed, because the first rounds compile."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Decode rates in tokens a second, a pair for each repeat: plain decoding by mlx-lm, and ours at `depth`.
+    """Decode rates in tokens a second: of plain decoding by mlx-lm and of ours, one pair for each repeat.
 
-    A depth of None is the engine's own choice.
+    The measurement is complete when `done` is `total`.
 
-    `done` of `total` tokens are generated; the last of them complete the measurement.
+    Args:
+        depth: drafts in a round; None: the policy chooses.
+        done, total: tokens generated so far, and of the whole measurement.
+        plain, mtp: the rates of mlx-lm and of ours.
     """
 
     depth: int | None
@@ -40,8 +43,8 @@ class Speed:
 
     @property
     def ratios(self) -> list[float]:
-        """Ours to plain, of runs that followed each other."""
-        return [ours / plain for ours, plain in zip(self.mtp, self.plain, strict=False)]
+        """Our rate divided by the plain rate of the same repeat."""
+        return [mtp / plain for mtp, plain in zip(self.mtp, self.plain, strict=False)]
 
 
 def compare(
@@ -53,14 +56,19 @@ def compare(
     repeats: int = 3,
     on_prefill: Callable[[int, int], None] | None = None,
 ) -> Generator[Speed, None, None]:
-    """Measure both, in turn, on what would follow `prompt`, past end tokens; a record at every step.
+    """Measure both in turn on what follows `prompt`, past end tokens; yield the state at every step.
 
-    The prompt is read once, and every run goes on from a copy of its caches. Of `options`, the sampling chain,
-    `depth` and `thinking` count; depth 0 measures our own plain decoding.
+    The prompt is read once, and each run continues from a copy of its caches.
+
+    Args:
+        options: the sampling chain, `depth` and `thinking` count; depth 0 measures our own plain decoding.
+        tokens: generated in each run.
+        repeats: runs of each arm.
+        on_prefill: called with (done, total) tokens after each chunk of the prompt.
 
     Raises:
         PromptError: the prompt leaves no room for `tokens` more.
-        OptionError: as `Engine.stream`.
+        OptionError: as in `Engine.stream`.
     """
     ids = encode(engine.tokenizer, prompt, raw=False, thinking=options.thinking)
     if len(ids) + tokens > engine.context:
@@ -70,16 +78,16 @@ def compare(
     policy = engine.policy(depth)
     speed = Speed(depth, 0, 2 * (WARM_UP + repeats * tokens))
     with wired_limit(engine.target.model):
-        read = Sequence(engine.target, None if depth == 0 else engine.mtp)
-        read.prefill(ids, PREFILL_TOKENS, on_prefill)
+        prefilled = Sequence(engine.target, None if depth == 0 else engine.mtp)
+        prefilled.prefill(ids, PREFILL_TOKENS, on_prefill)
         for run in range(repeats + 1):
             count = tokens if run else WARM_UP
             rates = []
-            for rounds in (_plain(engine, read, sampling, count), _ours(read, sampling, policy, count)):
+            for generated in (_plain(engine, prefilled, sampling, count), _ours(prefilled, sampling, policy, count)):
                 rate = 0.0
-                for generated, so_far in _timed(rounds):
-                    rate = so_far
-                    speed = replace(speed, done=speed.done + generated)
+                for num_tokens, rate_so_far in _timed(generated):
+                    rate = rate_so_far
+                    speed = replace(speed, done=speed.done + num_tokens)
                     if speed.done < speed.total:
                         yield speed
                 rates.append(rate)
@@ -88,24 +96,24 @@ def compare(
         yield speed
 
 
-def _timed(rounds: Iterator[int]) -> Iterator[tuple[int, float]]:
-    """Tokens of each round, and the rate so far: of what came after the first."""
-    first = next(rounds)
+def _timed(generated: Iterator[int]) -> Iterator[tuple[int, float]]:
+    """For each step its number of tokens, and the rate so far: of the tokens after the first step."""
+    first = next(generated)
     start, count = time.perf_counter(), 0
     yield first, 0.0
-    for generated in rounds:
-        count += generated
-        yield generated, count / (time.perf_counter() - start)
+    for num_tokens in generated:
+        count += num_tokens
+        yield num_tokens, count / (time.perf_counter() - start)
 
 
-def _plain(engine: Engine, read: Sequence, sampling: Sampling, tokens: int) -> Iterator[int]:
-    chain = make_sampler(sampling.temperature, sampling.top_p, sampling.min_p, top_k=sampling.top_k)
-    last, cache = mx.array(read.tokens[-1:]), read.fork().cache
-    for _ in generate_step(last, engine.target.model, max_tokens=tokens, sampler=chain, prompt_cache=cache):
+def _plain(engine: Engine, prefilled: Sequence, sampling: Sampling, tokens: int) -> Iterator[int]:
+    sampler = make_sampler(sampling.temperature, sampling.top_p, sampling.min_p, top_k=sampling.top_k)
+    last, cache = mx.array(prefilled.tokens[-1:]), prefilled.fork().cache
+    for _ in generate_step(last, engine.target.model, max_tokens=tokens, sampler=sampler, prompt_cache=cache):
         yield 1
 
 
-def _ours(read: Sequence, sampling: Sampling, policy: DepthPolicy, tokens: int) -> Iterator[int]:
-    drafter = MTPChain(read.head) if read.head else None
-    for one in generate(read.target, drafter, read.fork(), Sampler(sampling), policy, never_stop, tokens):
-        yield len(one.tokens)
+def _ours(prefilled: Sequence, sampling: Sampling, policy: DepthPolicy, tokens: int) -> Iterator[int]:
+    drafter = MTPChain(prefilled.head) if prefilled.head else None
+    for item in generate(prefilled.target, drafter, prefilled.fork(), Sampler(sampling), policy, never_stop, tokens):
+        yield len(item.tokens)

@@ -18,8 +18,8 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from mlxmtp.engine.loading import load_tokenizer
 from mlxmtp.engine.request import GenerationOptions
-from mlxmtp.engine.tokenizer import load_tokenizer
 from mlxmtp.errors import OptionError
 from mlxmtp.exactness.verdict import PROMISES, Identity
 from mlxmtp.server.app import Service, create_app

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from mlxmtp.engine.prompt import Rendered, count_tokens, encode, render, written
+from mlxmtp.engine.prompt import Rendered, apply_template, count_tokens, encode, render
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import PromptError
 from mlxmtp.server.errors import ApiError, context_length_exceeded
@@ -127,7 +127,7 @@ class PromptBuilder:
     def _text(self, request: Request) -> str:
         messages: Any = request.messages
         with _prompt_errors(request):
-            return written(self.tokenizer, messages, tools=request.tools or None)
+            return apply_template(self.tokenizer, messages, tools=request.tools or None)
 
     def _count(self, request: Request, text: str) -> int:
         with _prompt_errors(request):

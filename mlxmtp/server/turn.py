@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlxmtp.decoding.stats import Stats
-from mlxmtp.engine.parts import calls_of
+from mlxmtp.engine.output import parse_tool_calls
 from mlxmtp.server.host import Host
 from mlxmtp.server.prompting import PreparedPrompt
 from mlxmtp.server.request import Request
@@ -201,7 +201,7 @@ class TurnParser:
     def _end_call(self, *, complete: bool) -> list[TurnEvent]:
         text, self._call = self._call or "", None
         start, end = self._tokenizer.tool_call_start or "", self._tokenizer.tool_call_end or ""
-        parsed = calls_of(self._tokenizer, text, self._request.tools) if complete and self._schemas else None
+        parsed = parse_tool_calls(self._tokenizer, text, self._request.tools) if complete and self._schemas else None
         calls = [ToolCall(new_id("call"), call["name"], self._arguments(call)) for call in parsed or ()]
         if not all(call.arguments for call in calls) or not calls:
             return self._text(f"{start}{text}{end if complete else ''}")

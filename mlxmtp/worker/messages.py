@@ -156,7 +156,7 @@ class TurnDelta(Event):
     """What was generated since the last delta.
 
     Args:
-        segments: [kind, text] pairs (engine/parts.py).
+        segments: [kind, text] pairs (engine/output.py).
         stats: of the turn so far.
         logprobs: a list [token id, logprob, [[token id, logprob], ...]] for each token, where asked for.
     """

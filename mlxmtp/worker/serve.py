@@ -133,7 +133,7 @@ class Worker:
         self._prefix_cache = self._make_cache(command)
         source = engine.head_source
         unmeasured = engine.head is None and command.identity == "fast"  # plain decoding is what others compare with
-        guarantee = Guarantee("identical", MAX_DEPTH + 1, 0) if unmeasured else engine.verdict
+        guarantee = Guarantee("identical", MAX_DEPTH + 1, 0) if unmeasured else engine.guarantee
         self._emit(
             Loaded(
                 command.id,
@@ -153,7 +153,7 @@ class Worker:
         )
 
     def _generate(self, command: Generate) -> None:
-        from mlxmtp.engine.parts import Segment
+        from mlxmtp.engine.output import Segment
 
         engine = self._require_engine()
         segments: list[Segment] = []
@@ -161,7 +161,7 @@ class Worker:
         sent = 0
         with closing(self._stream(command)) as turn:
             for chunk in turn:
-                segments += [Segment("text", chunk.text)] if command.raw else chunk.parts
+                segments += [Segment("text", chunk.text)] if command.raw else chunk.segments
                 logprobs += [[entry.token, entry.logprob, entry.top] for entry in chunk.logprobs]
                 if chunk.finish_reason or self._due() or chunk.stats.rounds == 1:  # the first token is sent at once
                     new = [[segment.kind, segment.text] for segment in segments[sent:]]
@@ -170,7 +170,7 @@ class Worker:
                 if self._inbox.stops(command):
                     break
         reason = chunk.finish_reason or "interrupted"
-        message = engine.message(segments)
+        message = engine.assistant_message(segments)
         self._emit(Finished(command.id, reason, message, chunk.stats, self._memory(), chunk.stopped_by))
 
     def _stream(self, command: Generate) -> Any:
@@ -214,14 +214,13 @@ class Worker:
 
     def _make_cache(self, command: Load) -> Any:
         """The prefix cache; its default size depends on the model, which is loaded by now."""
-        from mlxmtp.engine.model_key import model_key
         from mlxmtp.engine.prefix_cache import PrefixCache
         from mlxmtp.engine.prefix_disk import PrefixStore
 
         store = None
         if command.cache_dir:
             folder, max_bytes = Path(command.cache_dir).expanduser(), command.cache_bytes or DEFAULT_DISK_BYTES
-            key = model_key(self._engine, identity=command.identity)  # caches of other arithmetic do not fit
+            key = self._engine.facts.model_key(identity=command.identity)  # caches of other arithmetic do not fit
             store = PrefixStore(folder, max_bytes, key, lambda text: self._emit(Warned(0, text)))
             self._inbox.grace_s = SAVE_GRACE_S
         return PrefixCache(_cache_bytes() if command.cache_bytes is None else command.cache_bytes, store)

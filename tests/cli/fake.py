@@ -58,7 +58,7 @@ class Engine:
     loaded: list[Any] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
 
-    verdict: Guarantee = Guarantee("identical", 8, 1100)  # noqa: RUF009 - it is frozen
+    guarantee: Guarantee = Guarantee("identical", 8, 1100)  # noqa: RUF009 - it is frozen
     identity: str = "fast"
     draft_vocab: str | None = None
     draft_tokens: list[int] | None = None

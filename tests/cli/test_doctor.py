@@ -92,7 +92,7 @@ def test_a_model_in_float16_needs_no_advice(main_, raw, tmp_path):
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_texts_that_part_without_a_reason(main_, raw, monkeypatch, options):
-    monkeypatch.setattr("mlxmtp.engine.identity.greedy_run", lambda *_: GreedyRun(3, gap=4.0))
+    monkeypatch.setattr("mlxmtp.engine.examine.greedy_run", lambda *_: GreedyRun(3, gap=4.0))
     ran = main_("doctor", "--model", str(raw), *options)
     assert ran.code == 1
     if options:
@@ -134,7 +134,7 @@ def test_whatever_happens_is_told(main_, monkeypatch, place, error):
     def fails(*_, **__):
         raise error
 
-    owner = {"machine_facts": doctor, "load": mlxmtp, "examine": "mlxmtp.engine.identity.examine"}[place]
+    owner = {"machine_facts": doctor, "load": mlxmtp, "examine": "mlxmtp.engine.examine.examine"}[place]
     if isinstance(owner, str):
         monkeypatch.setattr(owner, fails)
     else:

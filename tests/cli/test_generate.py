@@ -108,7 +108,7 @@ def test_plain_decoding_says_why(generate, options, head, plain_because):
     ],
 )
 def test_the_promise_is_told_as_far_as_it_holds(generate, options, promise, said):
-    engine = Engine(verdict=Guarantee(promise, 8, 1100))
+    engine = Engine(guarantee=Guarantee(promise, 8, 1100))
     assert f"exact   {said}" in generate(*options, engine=engine).err.splitlines()
     assert engine.identity == (options[1] if "--identity" in options else "fast")
     assert json.loads(generate(*options, "--json", engine=engine).out)["promise"] == promise

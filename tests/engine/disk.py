@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from mlxmtp import Engine, GenerationOptions
-from mlxmtp.engine.model_key import model_key
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.engine.prefix_disk import PrefixStore
 from tests.engine.kinds import PLENTY
@@ -19,7 +18,7 @@ class Disk:
 
     def __init__(self, folder: Path, engine: Engine, most: int = PLENTY, memory: int = PLENTY) -> None:
         self.folder, self.engine, self.most, self.memory = folder, engine, most, memory
-        self.key = model_key(engine)
+        self.key = engine.facts.model_key()
         self.warnings: list[str] = []
 
     def cache(self) -> PrefixCache:
@@ -27,7 +26,7 @@ class Disk:
         return PrefixCache(self.memory, self.store())
 
     def store(self) -> PrefixStore:
-        return PrefixStore(self.folder, self.most, self.key, self.warnings.append, least=1)
+        return PrefixStore(self.folder, self.most, self.key, self.warnings.append, min_tokens=1)
 
     @property
     def files(self) -> list[Path]:

@@ -31,7 +31,7 @@ def test_every_reading_is_tried_and_the_default_comes_first(raw_checkpoint: Call
     engine = load(raw_checkpoint("qwen3_5", dtype="float32", vocab=16))
     before = generated(engine, [5, 6, 7], 40, depth=3)
     found = list(try_conventions(engine, [3 + i % 13 for i in range(40)]))
-    assert [one.reading for one in found] == [vars(reading) for reading in CONVENTIONS]
+    assert [one.convention for one in found] == [vars(reading) for reading in CONVENTIONS]
     assert [one.default for one in found] == [True, False, False, False]
     for one in found:
         assert one.tokens_per_round == 1 + sum(one.acceptance)
@@ -78,7 +78,7 @@ def test_the_reading_of_training_wins_clearly(monkeypatch: pytest.MonkeyPatch) -
     found = list(try_conventions(engine, engine.tokenizer.encode(TEXT)))
     post, *others = found
     assert post.default
-    assert post.clearly_beats(next(one for one in others if one.reading == {"fed": "pre", "recycled": "post"}))
+    assert post.clearly_beats(next(one for one in others if one.convention == {"fed": "pre", "recycled": "post"}))
     assert not any(other.clearly_beats(post) for other in others)
 
 

@@ -19,7 +19,7 @@ from mlxmtp.decoding.draft import MTPChain
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.engine.depth_store import file_for
-from mlxmtp.engine.draft_vocabulary import draft_tokens
+from mlxmtp.engine.loading import draft_tokens
 from mlxmtp.heads.draft_output import DraftOutput
 
 FEW = [3, 40, 41, 97, 150]
@@ -82,7 +82,8 @@ def test_the_text_is_as_without_and_the_drafts_are_of_the_vocabulary(
     sequence.prefill(PROMPT)
     drafts = MTPChain(engine.mtp).propose(sequence, 6, Sampler(sampling.sampling)).tokens[0].tolist()  # type: ignore[arg-type]
     assert set(drafts) <= set(engine.draft_tokens)
-    assert file_for(engine) != file_for(whole), "what is learned of one is not of the other"
+    files = [file_for(each.facts, each.identity) for each in (engine, whole)]
+    assert files[0] != files[1], "what is learned of one is not of the other"
 
 
 @pytest.mark.parametrize("verify", ["token", "block"])

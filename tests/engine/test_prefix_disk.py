@@ -11,8 +11,7 @@ import pytest
 
 from mlxmtp import Engine, GenerationOptions, load
 from mlxmtp.decoding.sequence import Sequence
-from mlxmtp.engine.model_key import model_key
-from mlxmtp.engine.prefix_disk import LEAST, POINTS, PrefixStore
+from mlxmtp.engine.prefix_disk import MAX_FILE_SNAPSHOTS, MIN_TOKENS, PrefixStore
 from mlxmtp.files import unfinished_file
 from tests.engine.disk import Disk, answer, flip
 from tests.engine.kinds import KINDS, PLENTY, TRAINED, find, words
@@ -105,7 +104,7 @@ def test_a_conversation_has_one_file(hybrid: Engine, tmp_path: Path) -> None:
     inode = file.stat().st_ino
     cache = disk.cache()
     store: Any = cache._store
-    cache.keep(store.load([*prompt], hybrid.target, hybrid.mtp, 0))
+    cache.insert(store.load([*prompt], hybrid.target, hybrid.mtp, 0))
     cache.close()
     assert (disk.files, file.stat().st_ino) == ([file], inode)
 
@@ -122,17 +121,17 @@ def test_a_file_is_not_read_for_a_few_tokens(hybrid: Engine, tmp_path: Path) -> 
 
 def test_what_is_not_worth_a_file(hybrid: Engine, tmp_path: Path) -> None:
     """A short conversation, and more points than a few."""
-    folder, key = tmp_path / "x", model_key(hybrid)
+    folder, key = tmp_path / "x", hybrid.facts.model_key()
     warnings: list[str] = []
     store = PrefixStore(folder, PLENTY, key, warnings.append)
-    for count in (LEAST, LEAST + 1):
+    for count in (MIN_TOKENS, MIN_TOKENS + 1):
         sequence = Sequence(hybrid.target, hybrid.mtp)
         sequence.prefill(words(hybrid, count), boundaries=range(20, 200, 20))
         store.save(sequence)
-        assert any(folder.iterdir()) == (count > LEAST)
+        assert any(folder.iterdir()) == (count > MIN_TOKENS)
     loaded = store.load([*sequence.tokens, 5], hybrid.target, hybrid.mtp, 0)
     assert loaded
-    assert len(loaded.snapshots) == POINTS < len(sequence.snapshots)
+    assert len(loaded.snapshots) == MAX_FILE_SNAPSHOTS < len(sequence.snapshots)
     assert warnings == []
 
 
@@ -186,18 +185,18 @@ def test_what_a_key_depends_on(raw_checkpoint: Callable[..., Path], tmp_path: Pa
         shutil.copytree(source, tmp_path / name)  # with their times
         return tmp_path / name
 
-    keys["as it is"] = model_key(load(copied("a")))
-    assert model_key(load(copied("b"))) == keys["as it is"], "the same files in another position"
-    keys["without its head"] = model_key(load(copied("c"), mtp=False))
+    keys["as it is"] = load(copied("a")).facts.model_key()
+    assert load(copied("b")).facts.model_key() == keys["as it is"], "the same files in another position"
+    keys["without its head"] = load(copied("c"), mtp=False).facts.model_key()
     config = copied("d") / "config.json"
     config.write_text(config.read_text().replace("4096", "4095"))
-    keys["another config"] = model_key(load(config.parent))
+    keys["another config"] = load(config.parent).facts.model_key()
     weights = next(copied("e").glob("*.safetensors"))
     weights.write_bytes(flip(bytearray(weights.read_bytes()), -2))
-    keys["other weights, as many"] = model_key(load(weights.parent))
+    keys["other weights, as many"] = load(weights.parent).facts.model_key()
     for seed in (1, 2):
         head = raw_checkpoint("qwen3_5", dtype="float32", vocab=8, seed=seed)
-        keys[f"the head of another folder, {seed}"] = model_key(load(tmp_path / "a", head=head))
+        keys[f"the head of another folder, {seed}"] = load(tmp_path / "a", head=head).facts.model_key()
     assert len(set(keys.values())) == len(keys)
 
 

@@ -10,7 +10,7 @@ from mlx_lm.utils import load_tokenizer
 from mlxmtp import GenerationOptions, PromptError, load
 from mlxmtp.engine.loading import DEMO
 from mlxmtp.engine.prefix_cache import PrefixCache
-from mlxmtp.engine.prompt import encode, read, render
+from mlxmtp.engine.prompt import encode, render, render_prompt
 
 QWEN = """
 {%- if tools %}<|im_start|>system
@@ -149,7 +149,7 @@ def test_tokens_do_not_depend_on_marks(tokenizer: Any) -> None:
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     expected = tokenizer.encode(text, add_special_tokens=False)
     assert render(tokenizer, messages).tokens == expected
-    assert read(tokenizer, messages, raw=False) == render(tokenizer, messages)
+    assert render_prompt(tokenizer, messages, raw=False) == render(tokenizer, messages)
     assert encode(tokenizer, messages, raw=False) == expected
 
 
@@ -201,7 +201,7 @@ def test_a_model_without_a_template(tokenizer: Any, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(tokenizer, "has_chat_template", False)
     with pytest.raises(PromptError, match="no chat template"):
         render(tokenizer, [ASKS])
-    assert read(tokenizer, "Hello", raw=False).boundaries == ()
+    assert render_prompt(tokenizer, "Hello", raw=False).boundaries == ()
 
 
 def test_a_conversation_with_the_demo() -> None:

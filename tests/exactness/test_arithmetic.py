@@ -87,7 +87,7 @@ def test_strict_gives_up_the_head_where_it_cannot_be_kept(small: Path) -> None:
     """Norms that depend on rows are beyond one-row arithmetic."""
     with backend(narrow, norms=wide):
         model = load(small, identity="strict")
-        assert (model.verdict.promise, model.head) == ("distribution", None)
+        assert (model.guarantee.promise, model.head) == ("distribution", None)
         assert "strict identity cannot be kept here: logits differ" in (model.plain_because or "")
         with pytest.raises(OptionError, match="strict identity cannot be kept here"):
             model.stream(LATTE, GenerationOptions(depth=1))
@@ -110,7 +110,7 @@ def test_nothing_at_all_can_be_kept(small: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Target, "forward", lambda *args: _shifted(forward(*args), next(noisy)))
     for identity in ("strict", "canonical"):
         model = load(small, identity=identity)
-        assert (model.head, model.verdict.promise, model.target.min_tokens) == (None, "distribution", 1)
+        assert (model.head, model.guarantee.promise, model.target.min_tokens) == (None, "distribution", 1)
 
 
 def _shifted(passed: tuple[mx.array, mx.array], by: int) -> tuple[mx.array, mx.array]:
@@ -134,7 +134,7 @@ def test_the_demo_with_strict_and_canonical() -> None:
     with backend():
         plain = load(mtp=False).generate(LATTE, GenerationOptions(max_tokens=32))
         strict = load(identity="strict")
-        assert strict.verdict.promise == "identical-one-row"
+        assert strict.guarantee.promise == "identical-one-row"
         found = strict.generate(LATTE, GenerationOptions(max_tokens=32))
         assert found.tokens == plain.tokens
         assert found.stats.accepted, "the head is at work"
@@ -186,10 +186,10 @@ def test_a_kept_verdict_is_tried_again_where_kernels_are_chosen_anew(
 ) -> None:
     """Without kernels of our own nothing is chosen that was not measured, and the verdict is taken as it is."""
     with backend():
-        assert load(small, identity="strict").verdict.promise == "identical-one-row"
+        assert load(small, identity="strict").guarantee.promise == "identical-one-row"
     with backend(narrow, norms=own):  # as if what is chosen now did not hold
-        assert load(small, identity="strict").verdict.promise == "identical-one-row"
-        monkeypatch.setattr("mlxmtp.engine.identity.KERNELS", (Kernel(),))
+        assert load(small, identity="strict").guarantee.promise == "identical-one-row"
+        monkeypatch.setattr("mlxmtp.engine.store.KERNELS", (Kernel(),))
         assert load(small, identity="strict").head is None
 
 

@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp import Engine, load
-from mlxmtp.engine.identity import PARTED, Examined, examine
+from mlxmtp.engine.examine import PARTED, Examination, examine
 from mlxmtp.exactness.greedy import SLACK, GreedyRun, greedy_run
 from mlxmtp.exactness.probe import EVERY, Plan
 from tests.exactness.conftest import text
@@ -47,14 +47,14 @@ def test_a_near_tie_is_one_that_rounding_explains() -> None:
     assert not GreedyRun(5).near_tie(1.0), "nothing differs"
 
 
-def found(model: Engine) -> dict[str, Examined]:
-    return {one.identity: one for one in examine(model, SHORT)}
+def found(model: Engine) -> dict[str, Examination]:
+    return {one.identity: one for one in examine(model.facts, model.probe_text, SHORT)}
 
 
 def test_what_is_identical_as_it_is_needs_no_more() -> None:
     every = found(load())
     assert list(every) == ["fast"]
-    assert every["fast"].verdict.promise == "identical"
+    assert every["fast"].guarantee.promise == "identical"
     assert every["fast"].run
     assert every["fast"].run.same
 
@@ -63,8 +63,8 @@ def test_what_is_identical_as_it_is_needs_no_more() -> None:
 def test_every_identity_is_examined_where_it_is_not_and_kept() -> None:
     with backend():
         every = found(load())
-        assert load(identity="strict").verdict == every["strict"].verdict
-    promises = {identity: one.verdict.promise for identity, one in every.items()}
+        assert load(identity="strict").guarantee == every["strict"].guarantee
+    promises = {identity: one.guarantee.promise for identity, one in every.items()}
     assert promises == {"fast": "distribution", "strict": "identical-one-row", "canonical": "identical-canonical"}
     assert not any(one.broken for one in every.values())
     assert all(every[identity].run.same for identity in ("strict", "canonical"))  # type: ignore[union-attr]
@@ -76,8 +76,8 @@ def test_a_gap_that_rounding_does_not_explain_is_a_fault(monkeypatch: pytest.Mon
     with backend(lambda rows: 1 if rows < 2 else 3):
         differences: dict[float, str] = {}
         for gap in (1e-6, 4.0):
-            monkeypatch.setattr("mlxmtp.engine.identity.greedy_run", lambda *_, gap=gap: GreedyRun(3, gap=gap))
-            differences[gap] = next(iter(examine(model, SHORT))).broken
+            monkeypatch.setattr("mlxmtp.engine.examine.greedy_run", lambda *_, gap=gap: GreedyRun(3, gap=gap))
+            differences[gap] = next(iter(examine(model.facts, model.probe_text, SHORT))).broken
     assert differences == {1e-6: "", 4.0: PARTED}
 
 
@@ -86,21 +86,21 @@ def test_a_promise_that_the_text_breaks_is_withdrawn(monkeypatch: pytest.MonkeyP
     model = load()
     assert model.mtp
     expected = reference(model, [5, 6, 7], 8)
-    monkeypatch.setattr("mlxmtp.engine.identity.greedy_run", lambda *_: GreedyRun(3, gap=4.0))
+    monkeypatch.setattr("mlxmtp.engine.examine.greedy_run", lambda *_: GreedyRun(3, gap=4.0))
     every = found(model)
     assert list(every) == ["fast", "strict", "canonical"]
     for one in every.values():
         assert one.broken
-        assert (one.verdict.promise, one.verdict.width) == ("distribution", 1)
-        assert "after 3 tokens, though all bits agreed" in one.verdict.because
-    assert (load().verdict.promise, load(identity="strict").head) == ("distribution", None), "and remembered"
+        assert (one.guarantee.promise, one.guarantee.width) == ("distribution", 1)
+        assert "after 3 tokens, though all bits agreed" in one.guarantee.because
+    assert (load().guarantee.promise, load(identity="strict").head) == ("distribution", None), "and remembered"
     assert reference(model, [5, 6, 7], 8) == expected
 
 
 def test_without_a_head_there_is_no_text_to_compare() -> None:
     every = found(load(mtp=False))
     assert every["fast"].run is None
-    assert every["fast"].verdict.identical
+    assert every["fast"].guarantee.identical
 
 
 def test_a_head_can_be_as_wrong_as_it_likes(engine: Engines) -> None:

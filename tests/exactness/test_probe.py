@@ -29,7 +29,7 @@ def test_every_model_is_identical_as_it_is_on_this_backend(engine: Engines, kind
 
 def test_the_demo() -> None:
     model = load()
-    assert model.verdict.promise == "identical"
+    assert model.guarantee.promise == "identical"
     assert model.token_identical
 
 

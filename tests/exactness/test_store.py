@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp import Engine, GenerationOptions, load
-from mlxmtp.engine import identity as chat_identity
+from mlxmtp.engine import store as engine_store
 from mlxmtp.exactness import store as room
 from mlxmtp.exactness.store import file_of, store, stored
 from mlxmtp.exactness.verdict import Guarantee
@@ -28,18 +28,18 @@ def model(raw_checkpoint: Callable[..., Path]) -> Path:
 def probes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The identities that were probed, in order."""
     told: list[str] = []
-    probe = chat_identity.probe
+    probe = engine_store.probe
 
     def counted(target: object, tokens: object, identity: str, *rest: object, **options: object) -> Guarantee:
         told.append(identity)
         return probe(target, tokens, identity, *rest, **options)
 
-    monkeypatch.setattr(chat_identity, "probe", counted)
+    monkeypatch.setattr(engine_store, "probe", counted)
     return told
 
 
 def verdict(engine: Engine) -> Guarantee:
-    return engine.verdict
+    return engine.guarantee
 
 
 def test_a_model_is_probed_once_for_each_identity(model: Path, probes: list[str], data: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_kept_verdict_brings_its_arithmetic(model: Path, probes: list[str]) ->
     with backend():
         for identity, width in (("strict", 1), ("canonical", 2)):
             first, again = load(model, identity=identity), load(model, identity=identity)
-            assert first.verdict == again.verdict
+            assert first.guarantee == again.guarantee
             assert (first.target.min_tokens, again.target.min_tokens) == (width, width)
             prompt = list(range(5, 30))
             assert (

@@ -60,7 +60,7 @@ def test_tokens_that_differ_are_a_fault_where_they_were_promised(monkeypatch, ca
     compare = runpy.run_path(str(REPO / "scripts" / "demo.py"))["compare"]
     runs = (SimpleNamespace(tokens=[number], stats=SimpleNamespace(decode_tps=1.0)) for number in itertools.count())
     monkeypatch.setitem(compare.__globals__, "measure", lambda *_, **__: next(runs))
-    engine = SimpleNamespace(verdict=Guarantee(promise, 8, 32))
+    engine = SimpleNamespace(guarantee=Guarantee(promise, 8, 32))
     assert compare(engine, "x", GenerationOptions(depth=depth), raw=False) == code
     assert said in capsys.readouterr().err
 

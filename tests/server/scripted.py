@@ -12,10 +12,9 @@ from typing import Any
 
 import httpx2
 
-from mlxmtp.engine.loading import DEMO
-from mlxmtp.engine.parts import OutputParser
+from mlxmtp.engine.loading import DEMO, load_tokenizer
+from mlxmtp.engine.output import OutputParser
 from mlxmtp.engine.request import GenerationOptions
-from mlxmtp.engine.tokenizer import load_tokenizer
 from mlxmtp.server.adapter import ApiAdapter
 from mlxmtp.server.app import ADAPTERS, Service, create_app
 from mlxmtp.server.body import JsonObject

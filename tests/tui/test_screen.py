@@ -48,7 +48,7 @@ async def test_an_answer_of_all_kinds_of_parts_is_drawn_as_it_comes() -> None:
         desk.engine.say(said("o\n\n```python\nx = 1"))
         await desk.sees("• two", "x = 1")
         desk.engine.say(said("\n```\n"))
-        # two calls with nothing but an empty text between them, as engine/parts.py says them
+        # two calls with nothing but an empty text between them, as engine/output.py says them
         first = TurnDelta(0, [["tool", '{"name": "wea'], ["tool", 'ther"}']], stats(40), MEMORY)
         second = TurnDelta(0, [["text", ""], ["tool", '{"name": "time"}']], stats(40), MEMORY)
         desk.engine.say(first)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from mlxmtp.engine.parts import Segment, joined
+from mlxmtp.engine.output import Segment, join_segments
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.worker.lines import ProtocolError, decode
 from mlxmtp.worker.messages import (
@@ -95,7 +95,7 @@ class Driven:
 
 def said(events: Sequence[Event]) -> list[Segment]:
     """What a turn said, neighbours of a kind as one."""
-    return joined(
+    return join_segments(
         Segment(kind, text) for event in events if isinstance(event, TurnDelta) for kind, text in event.segments
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlxmtp import Chunk, Engine, GenerationOptions
-from mlxmtp.engine.parts import Segment
+from mlxmtp.engine.output import Segment
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.worker.inbox import Inbox
 from mlxmtp.worker.lines import encode
@@ -51,8 +51,8 @@ class Scripted:
     def stream(
         self, *prompt: Any, on_prefill: Callable[[int, int], None], prefix_cache: PrefixCache, **options: Any
     ) -> Any:
-        prefix_cache._kept.append(NoSequence())
-        self.held.append(len(prefix_cache._kept))
+        prefix_cache._sequences.append(NoSequence())
+        self.held.append(len(prefix_cache._sequences))
         self.asked.append((prompt, options))
         return self._turn(on_prefill)
 
@@ -67,7 +67,7 @@ class Scripted:
         finally:
             self.closed = True
 
-    def message(self, parts: list[Segment]) -> dict[str, Any]:
+    def assistant_message(self, parts: list[Segment]) -> dict[str, Any]:
         return {"role": "assistant", "content": "".join(part.text for part in parts)}
 
 
@@ -157,7 +157,7 @@ def test_after_too_little_memory_the_next_turn_works() -> None:
     events = serve(ask(1), ask(2), engine=engine, stops=stops)
     assert events[0] == Failed(1, "memory", "too large")
     assert text_of(events) == "a"
-    assert events[-1] == Finished(2, "stop", engine.message([Segment("text", "a")]), STATS, events[-1].memory)
+    assert events[-1] == Finished(2, "stop", engine.assistant_message([Segment("text", "a")]), STATS, events[-1].memory)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("an accident"), KeyError("x")], ids=repr)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mlxmtp import Engine, GenerationOptions
-from mlxmtp.engine.parts import Segment, joined
+from mlxmtp.engine.output import Segment, join_segments
 from mlxmtp.machine import usable_memory
 from mlxmtp.worker.messages import (
     Compare,
@@ -36,7 +36,7 @@ def user(text: str) -> Messages:
 def alone(engine: Engine, messages: Messages, settings: GenerationOptions) -> tuple[list[Segment], Any]:
     """What a turn with fresh caches says, and its last chunk."""
     chunks = list(engine.stream(messages, settings))
-    return joined(part for chunk in chunks for part in chunk.parts), chunks[-1]
+    return join_segments(part for chunk in chunks for part in chunk.segments), chunks[-1]
 
 
 def counts(stats: Any) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def assert_is_as_alone(
     assert said(events) == parts
     finished = events[-1]
     assert isinstance(finished, Finished), finished
-    assert (finished.reason, finished.message) == (last.finish_reason, engine.message(parts))
+    assert (finished.reason, finished.message) == (last.finish_reason, engine.assistant_message(parts))
     assert finished.stats
     assert counts(finished.stats) == counts(last.stats)
     return finished
@@ -61,7 +61,7 @@ def test_what_is_loaded(loaded: Loaded, engine: Engine) -> None:
     assert (loaded.name, loaded.head, loaded.plain_because) == ("demo", "qwen-mtp", None)
     assert (loaded.head_source, loaded.head_by_name) == (None, False)
     assert (loaded.context, loaded.has_thinking) == (4096, True)
-    assert (loaded.rows, loaded.promise) == (engine.verdict.rows, engine.verdict.promise)
+    assert (loaded.rows, loaded.promise) == (engine.guarantee.rows, engine.guarantee.promise)
     assert loaded.promise == "identical", "on this backend"
     assert loaded.memory_limit == usable_memory() > 0
     assert loaded.seconds > 0

@@ -140,7 +140,7 @@ def serve(folder: str) -> None:
 
 def engine(folder: str) -> None:
     """Speak the worker's protocol on standard input and output."""
-    from mlxmtp.engine.tokenizer import load_tokenizer
+    from mlxmtp.engine.loading import load_tokenizer
     from mlxmtp.worker.lines import decode, encode
     from mlxmtp.worker.messages import Generate, Load, Loaded
 
@@ -164,7 +164,7 @@ def engine(folder: str) -> None:
 def turn(scripted: Scripted, tokenizer: Any, command: Any) -> Iterator[Any]:
     """The events of an answer, with one token in each round."""
     from mlxmtp.decoding.stats import Round, StatsAccumulator
-    from mlxmtp.engine.parts import OutputParser
+    from mlxmtp.engine.output import OutputParser
     from mlxmtp.worker.messages import Finished, Memory, PromptProgress, TurnDelta
 
     prompt = tokenizer.decode(command.messages)

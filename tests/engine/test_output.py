@@ -13,7 +13,7 @@ from mlx_lm.utils import load_tokenizer
 
 from mlxmtp import GenerationOptions, load
 from mlxmtp.engine.loading import DEMO
-from mlxmtp.engine.parts import OutputParser, Segment, joined, message
+from mlxmtp.engine.output import OutputParser, Segment, assistant_message, join_segments
 from mlxmtp.engine.prompt import encode
 
 CALL = '\n{"name": "get_menu_items", "arguments": {"query": "Latte"}}\n'
@@ -57,7 +57,7 @@ class Marks:
 def fed(tokenizer: Any, pieces: Iterable[str], prompt: Iterable[int] = ()) -> list[Segment]:
     """What becomes of a text that comes in pieces; text that is empty only where it keeps two calls apart."""
     splitter = OutputParser(tokenizer, list(prompt))
-    parts = joined([part for piece in pieces for part in splitter.feed(piece)] + [*splitter.finish()])
+    parts = join_segments([part for piece in pieces for part in splitter.feed(piece)] + [*splitter.finish()])
     return [part for i, part in enumerate(parts) if part.text or part.kind == "tool" or between_calls(parts, i)]
 
 
@@ -93,7 +93,7 @@ UNFINISHED = ["<", "<th", "<think", "<tool", "<tool_call", "a <tool_cal"]
 @pytest.mark.parametrize("text", UNFINISHED)
 def test_what_may_become_a_mark_is_held_back_until_the_end(tokenizer: Any, text: str) -> None:
     splitter = OutputParser(tokenizer, [])
-    given = joined(splitter.feed(f"Hi {text}"))
+    given = join_segments(splitter.feed(f"Hi {text}"))
     assert given == [Segment("text", "Hi " + text[: text.index("<")])]
     assert splitter.finish() == (Segment("text", text[text.index("<") :]),)
     assert splitter.finish() == ()
@@ -166,7 +166,7 @@ def test_calls_without_an_end_go_on_to_the_end() -> None:
     marks = Marks(call=("[TOOL_CALLS]", ""), parser=parser_of("mistral"))
     parts = fed(marks, ["Hm[TOOL_CALLS]", 'f[ARGS]{"a": 1}'])
     assert parts == [Segment("text", "Hm"), Segment("tool", 'f[ARGS]{"a": 1}')]
-    (call,) = message(marks, parts)["tool_calls"]
+    (call,) = assistant_message(marks, parts)["tool_calls"]
     assert call["function"] == {"name": "f", "arguments": {"a": 1}}
 
 
@@ -183,8 +183,8 @@ def test_a_turn_that_ends_in_half_a_mark_is_given_out_whole(monkeypatch: pytest.
     for options in (*cuts, GenerationOptions(stop=["today"])):
         chunks = list(engine.stream("Hello!", options))
         said.append("".join(chunk.text for chunk in chunks))
-        parts = [part for chunk in chunks for part in chunk.parts]
-        assert joined(parts) == [Segment("text", said[-1])]
+        parts = [part for chunk in chunks for part in chunk.segments]
+        assert join_segments(parts) == [Segment("text", said[-1])]
     assert "Hello! What can I get for you " in said, "half a mark"
 
 
@@ -201,7 +201,7 @@ def assistant(content: str, *calls: dict[str, Any], thought: str | None = None) 
 
 
 def made(tokenizer: Any, text: str) -> dict[str, Any]:
-    return message(tokenizer, fed(tokenizer, [text]))
+    return assistant_message(tokenizer, fed(tokenizer, [text]))
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_any_text_is_taken_apart_and_goes_into_the_history(tokenizer: Any) -> No
         said = iter(text)
         for letter in "".join(part.text for part in parts):
             assert letter in said, f"{text!r} did not say {letter!r} there"
-        answer = message(tokenizer, parts)
+        answer = assistant_message(tokenizer, parts)
         again = json.loads(json.dumps(answer))
         assert json.dumps(again) == json.dumps(answer)
         encode(tokenizer, [{"role": "user", "content": "a"}, answer, {"role": "user", "content": "b"}], raw=False)
@@ -321,4 +321,4 @@ def test_no_parser_makes_a_message_fail(name: str) -> None:
     marks = Marks(call=("<tool_call>", "</tool_call>"), parser=parser_of(name))
     for seed in SEEDS:
         text, _ = invented(seed)
-        json.dumps(message(marks, [Segment("text", "a"), Segment("tool", text)]))
+        json.dumps(assistant_message(marks, [Segment("text", "a"), Segment("tool", text)]))

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from mlxmtp.engine.text import StreamingDetokenizer
+from mlxmtp.engine.output import StreamingDetokenizer
 
 END = 0
 

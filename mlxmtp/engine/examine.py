@@ -1,0 +1,86 @@
+"""Measures every identity in full, for `mlxmtp doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from mlxmtp.engine.store import KERNELS, ModelFacts, guarantee_file
+from mlxmtp.exactness.greedy import GreedyRun, greedy_run
+from mlxmtp.exactness.probe import Finding, Plan, Strategy, probe, use
+from mlxmtp.exactness.store import store
+from mlxmtp.exactness.verdict import IDENTITIES, Guarantee, Identity
+
+DEPTH = 3
+"""Drafts in a round of the greedy run."""
+TOKENS = 128
+"""Tokens of the greedy run."""
+PARTED = "texts part where rounding does not explain it; please report this output"
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The measurement of one identity.
+
+    Args:
+        guarantee: what holds.
+        findings: the comparisons that it rests on, those of the last strategy tried.
+        run: a greedy text with and without MTP; None without a head.
+        broken: a difference that rounding does not explain; empty where there is none.
+    """
+
+    identity: Identity
+    guarantee: Guarantee
+    findings: tuple[Finding, ...]
+    run: GreedyRun | None
+    broken: str
+
+
+def examine(
+    facts: ModelFacts, text: list[int], plan: Plan, on_progress: Callable[[str, int, int], None] = lambda *_: None
+) -> Iterator[Examination]:
+    """Measure one identity after the other; stop after "fast" where it already gives plain decoding's tokens.
+
+    Each guarantee is saved in place of the one that was measured at load.
+
+    Args:
+        text: token ids to measure on.
+        on_progress: called with (description, done, total).
+    """
+    for identity in IDENTITIES:
+        found = _examine_identity(facts, identity, text, plan, on_progress)
+        store(guarantee_file(facts, identity), found.guarantee)
+        yield found
+        if found.guarantee.promise == "identical":
+            return
+
+
+def _examine_identity(
+    facts: ModelFacts, identity: Identity, text: list[int], plan: Plan, on_progress: Callable[[str, int, int], None]
+) -> Examination:
+    tried: list[tuple[Strategy, Finding]] = []
+
+    def on_finding(strategy: Strategy, finding: Finding) -> None:
+        tried.append((strategy, finding))
+        done = sum(other == strategy for other, _ in tried)
+        on_progress(f"{identity}: one row held against several", done, len(plan))
+
+    guarantee = probe(facts.target, text, identity, plan, KERNELS, on_finding)
+    first, last = tried[0], tried[-1]
+    findings = tuple(finding for strategy, finding in tried if strategy == last[0])
+    if first[1].error or facts.head is None:
+        return Examination(identity, guarantee, findings, None, first[1].error)
+    depth = min(DEPTH, guarantee.rows - 1)
+    description = f"{identity}: greedy text"
+    run = greedy_run(
+        facts.target, facts.head, text, depth, TOKENS, lambda done, total: on_progress(description, done, total)
+    )
+    # where no strategy holds, the text is computed by the first
+    difference = max(finding.difference for strategy, finding in tried if strategy == first[0])
+    near_tie = run.near_tie(difference) and not guarantee.identical
+    broken = "" if run.same or near_tie else PARTED
+    if not run.same and guarantee.identical:
+        because = f"a greedy text with MTP parts from plain decoding after {run.tokens} tokens, though all bits agreed"
+        guarantee = replace(guarantee, promise="distribution", width=1, because=because)
+        use(facts.target, guarantee)
+    return Examination(identity, guarantee, findings, run, broken)

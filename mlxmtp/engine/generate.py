@@ -1,0 +1,147 @@
+"""One turn through the decoding loop: tokens in, chunks of text out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, closing, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.generate import wired_limit
+
+from mlxmtp.decoding.depth import DepthPolicy
+from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.loop import generate
+from mlxmtp.decoding.sampler import Sampler
+from mlxmtp.decoding.sequence import Sequence
+from mlxmtp.decoding.stats import Round, Stats, StatsAccumulator, TokenLogprob
+from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer
+from mlxmtp.engine.prefix_cache import PrefixCache
+from mlxmtp.heads import Head
+from mlxmtp.targets import Target
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one round adds to a turn.
+
+    Args:
+        text: the text that has become certain.
+        tokens: the round's token ids.
+        stats: statistics of the turn so far.
+        finish_reason: None until the last chunk, then "stop" (end token or stop string) or "length".
+        segments: the same text, split into text, thinking and tool calls, without their markers.
+        logprobs: one record for each token, where `GenerationOptions.logprobs` asks for them.
+        stopped_by: the stop string that ended the turn, if any.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    stats: Stats
+    finish_reason: str | None
+    segments: tuple[Segment, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    stopped_by: str | None = None
+
+
+@dataclass(frozen=True)
+class TurnGenerator:
+    """Generates one turn; each has a detokenizer, a parser and a sampler of its own.
+
+    Args:
+        head: None decodes plainly.
+        policy: chooses the drafts of each round.
+        prefix_cache: gives the caches of the longest known prefix, and takes those of this turn.
+        logprobs: as in `GenerationOptions`.
+    """
+
+    target: Target
+    head: Head | None
+    detokenizer: StreamingDetokenizer
+    parser: OutputParser
+    sampler: Sampler
+    policy: DepthPolicy
+    prefix_cache: PrefixCache
+    logprobs: int | None
+
+    def run(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        *,
+        boundaries: Collection[int],
+        prefill_tokens: int,
+        on_prefill: Callable[[int, int], None] | None,
+        started: float,
+    ) -> Iterator[Chunk]:
+        """Yield the turn's chunks. Closed early, the caches still go to the prefix cache.
+
+        Args:
+            boundaries, prefill_tokens, on_prefill: as in `Engine.stream`.
+            started: `time.perf_counter()` at the request.
+        """
+        mx.reset_peak_memory()
+        with ExitStack() as stack:
+            with redirect_stdout(sys.stderr):  # mlx-lm prints its warning about large models
+                stack.enter_context(wired_limit(self.target.model))
+            sequence = self.prefix_cache.fetch(prompt, self.target, self.head)
+            reused = len(sequence.tokens)
+            totals = StatsAccumulator(len(prompt), started, reused)
+            sequence.prefill(prompt[reused:], prefill_tokens, self._prefill_watcher(sequence, on_prefill), boundaries)
+            totals.prefilled(time.perf_counter())
+            with closing(self._rounds(sequence, max_tokens)) as rounds:
+                for item in rounds:
+                    totals.add(item, time.perf_counter())
+                    chunk = self._chunk(item, totals)
+                    try:
+                        yield chunk
+                    except GeneratorExit:  # the reader has enough: the caches hold all tokens so far
+                        rounds.close()
+                        self.prefix_cache.insert(sequence)
+                        raise
+            self.prefix_cache.insert(sequence)
+
+    def _prefill_watcher(
+        self, sequence: Sequence, on_prefill: Callable[[int, int], None] | None
+    ) -> Callable[[int, int], None]:
+        """What to call after each chunk of the prompt. If the caller ends the turn there, the caches are kept."""
+
+        def watch(done: int, total: int) -> None:
+            self.prefix_cache.evict()
+            try:
+                if on_prefill:
+                    on_prefill(done, total)
+            except BaseException:
+                self.prefix_cache.insert(sequence)
+                raise
+
+        return watch
+
+    def _chunk(self, item: Round, totals: StatsAccumulator) -> Chunk:
+        if item.finish == "length":
+            self.detokenizer.finish()
+        text = self.detokenizer.take()
+        return Chunk(
+            text=text,
+            tokens=item.tokens,
+            stats=totals.stats(mx.get_peak_memory(), self.policy.why if self.head else ""),
+            finish_reason=item.finish,
+            segments=self.parser.feed(text) + (self.parser.finish() if item.finish else ()),
+            logprobs=item.logprobs,
+            stopped_by=self.detokenizer.stopped_by,
+        )
+
+    def _rounds(self, sequence: Sequence, max_tokens: int) -> Any:
+        return generate(
+            self.target,
+            MTPChain(self.head) if self.head else None,
+            sequence,
+            self.sampler,
+            self.policy,
+            self.detokenizer.feed,
+            max_tokens,
+            self.logprobs,
+        )

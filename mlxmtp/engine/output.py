@@ -1,0 +1,219 @@
+"""From token ids to text, to segments of text, and to a chat message."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mlx_lm.generate import TextStateMachine, make_text_state_machine
+
+from mlxmtp.decoding.loop import StopDecision
+
+SegmentKind = Literal["text", "thinking", "tool"]
+_KINDS: dict[str | None, SegmentKind] = {"reasoning": "thinking", "tool": "tool"}
+"""mlx-lm's names of the states, where they are not "text"."""
+_JSON_TYPES: dict[str, tuple[type, ...]] = {
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "object": (dict,),
+    "array": (list,),
+}
+
+
+class StreamingDetokenizer:
+    """Turns the tokens of a turn into text, and finds where the turn ends.
+
+    Text that may be the start of a stop string is held back until the next tokens decide. The stop string and the text
+    after it are not part of the turn. An end token counts as a token of the turn and has no text.
+
+    Args:
+        tokenizer: mlx-lm's `TokenizerWrapper`.
+        stop: stop strings; they may straddle tokens and rounds.
+
+    Attributes:
+        stopped_by: the stop string that ended the turn, or None.
+    """
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+        self._detokenizer = tokenizer.detokenizer
+        self._detokenizer.reset()
+        self._end_tokens = tokenizer.eos_token_ids
+        self._stop = tuple(stop)
+        self._held = ""
+        self._ready = ""
+        self.stopped_by: str | None = None
+
+    def feed(self, tokens: list[int]) -> StopDecision:
+        """Read a round's tokens; return how many belong to the turn, and "stop" where the turn ends among them."""
+        for count, token in enumerate(tokens, start=1):
+            if token in self._end_tokens:
+                self.finish()
+                return StopDecision(count, "stop")
+            self._detokenizer.add_token(token)
+            if self._read():
+                return StopDecision(count, "stop")
+        return StopDecision(len(tokens), None)
+
+    def finish(self) -> None:
+        """End the turn: the text held back is ready."""
+        self._detokenizer.finalize()
+        if not self._read():
+            self._ready, self._held = self._ready + self._held, ""
+
+    def take(self) -> str:
+        """Return the text that has become ready since the last call."""
+        text, self._ready = self._ready, ""
+        return text
+
+    def _read(self) -> bool:
+        """Take the detokenizer's new text; return whether it completes a stop string."""
+        self._held += self._detokenizer.last_segment
+        matches = [(start, stop) for stop in self._stop if (start := self._held.find(stop)) >= 0]
+        if matches:
+            start, self.stopped_by = min(matches)
+            self._ready, self._held = self._ready + self._held[:start], ""
+            return True
+        keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
+        cut = len(self._held) - keep
+        self._ready, self._held = self._ready + self._held[:cut], self._held[cut:]
+        return False
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest suffix of `text` that is a prefix of `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+# -- segments -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Text of one kind, without its markers. Between two tool calls there is a segment of text, which may be empty."""
+
+    kind: SegmentKind
+    text: str
+
+
+class OutputParser:
+    """Splits the text of a turn into segments as it arrives, with mlx-lm's state machine.
+
+    Text that may be the start of a marker is held back.
+
+    Args:
+        tokenizer: mlx-lm's `TokenizerWrapper`.
+        prompt: token ids of the prompt; some templates open the thinking at its end.
+        opening: text at the end of the prompt that is the beginning of the answer.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: list[int], opening: str = "") -> None:
+        thinks = not opening and opens_thinking(tokenizer, prompt)
+        initial = "reasoning" if thinks else tokenizer.response_initial_state or "normal"
+        self._state = make_text_state_machine(tokenizer).make_state(initial)
+        self._opening = opening
+
+    def feed(self, text: str) -> tuple[Segment, ...]:
+        """Return the segments that the new text completes or extends."""
+        self._state, pieces = TextStateMachine.split(self._state, self._opening + text)
+        self._opening = ""
+        return tuple(Segment(_KINDS.get(state, "text"), piece) for state, piece in pieces)
+
+    def finish(self) -> tuple[Segment, ...]:
+        """End the turn; return the text held back."""
+        self._state, text, state = TextStateMachine.flush(self._state)
+        return (Segment(_KINDS.get(state, "text"), text),) if text else ()
+
+
+def opens_thinking(tokenizer: Any, prompt: list[int]) -> bool:
+    """Return whether the prompt ends with the marker that starts the thinking; elsewhere it is a quotation."""
+    if not tokenizer.has_thinking or (start := tokenizer.rfind_think_start(prompt)) < 0:
+        return False
+    after = prompt[start + len(tokenizer.think_start_tokens) :]
+    return not after or not tokenizer.decode(after).strip()
+
+
+def join_segments(segments: Iterable[Segment]) -> list[Segment]:
+    """Merge neighbours of the same kind."""
+    merged: list[Segment] = []
+    for segment in segments:
+        if merged and merged[-1].kind == segment.kind:
+            merged[-1] = Segment(segment.kind, merged[-1].text + segment.text)
+        else:
+            merged.append(segment)
+    return merged
+
+
+# -- messages and tool calls ----------------------------------------------------------------------------------
+
+
+def assistant_message(tokenizer: Any, segments: Iterable[Segment]) -> dict[str, Any]:
+    """Return a turn as a chat message for the next prompt, in the shape that chat templates expect.
+
+    Tool calls that the model's own parser cannot read stay text, with their markers.
+    """
+    content, reasoning, calls = "", "", []
+    for segment in join_segments(segments):
+        if segment.kind == "thinking":
+            reasoning += segment.text
+        elif segment.kind == "text":
+            content += segment.text
+        elif (parsed := parse_tool_calls(tokenizer, segment.text)) is not None:
+            calls += parsed
+        else:
+            content += f"{tokenizer.tool_call_start}{segment.text}{tokenizer.tool_call_end or ''}"
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": content.strip("\n") if reasoning or calls else content,
+    }
+    if reasoning:
+        message["reasoning_content"] = reasoning.strip("\n")
+    if calls:
+        message["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+    return message
+
+
+def parse_tool_calls(
+    tokenizer: Any, text: str, tools: Iterable[dict[str, Any]] | None = None
+) -> list[dict[str, Any]] | None:
+    """Return the calls {"name": ..., "arguments": {...}} that the model's own parser reads in a tool segment.
+
+    None: it reads none.
+
+    Args:
+        tools: definitions as the chat template had them; the arguments get the types of their schemas.
+    """
+    tools = list(tools or ())
+    try:
+        parsed = tokenizer.tool_parser(text, tools or None)
+        calls = json.loads(json.dumps(parsed if isinstance(parsed, list) else [parsed]))  # some read Python's literals
+    except Exception:  # each parser has its own way to fail on what a model makes up
+        return None
+    if not calls or not all(map(_is_call, calls)):
+        return None
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
+    return [call | {"arguments": _typed(call["arguments"], schemas.get(call["name"], {}))} for call in calls]
+
+
+def _is_call(call: Any) -> bool:
+    return isinstance(call, dict) and isinstance(call.get("name"), str) and "arguments" in call
+
+
+def _typed(value: Any, schema: Any) -> Any:
+    """The value in the type of its schema, where the model wrote it as a string."""
+    if not isinstance(schema, dict):
+        return value
+    wanted = schema.get("type")
+    types = wanted if isinstance(wanted, list) else [wanted]
+    if isinstance(value, str) and "string" not in types:
+        try:
+            read = json.loads(value)
+        except ValueError:
+            return value
+        value = read if any(type(read) in _JSON_TYPES.get(str(name), ()) for name in types) else value
+    properties = schema.get("properties")
+    if isinstance(value, dict) and isinstance(properties, dict):
+        return {name: _typed(item, properties.get(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item, schema.get("items")) for item in value]
+    return value

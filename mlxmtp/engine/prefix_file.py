@@ -1,0 +1,121 @@
+"""A sequence as a safetensors file: its arrays, and in the metadata the facts that put them together again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlxmtp.checkpoints.tensors import header_length, parse_header
+from mlxmtp.checkpoints.writer import DTYPES, header, raw_bytes
+from mlxmtp.decoding.sequence import Sequence
+from mlxmtp.decoding.snapshots import Position, PrefixInfo, Snapshot
+from mlxmtp.heads import Head
+from mlxmtp.targets import CacheState, Target
+
+METADATA_KEY = "mlxmtp_prefix"
+"""The key of a file's metadata that holds the description of its tensors."""
+READ_BYTES = 4 << 20
+"""Bytes that are hashed at a time."""
+
+
+@dataclass(frozen=True)
+class StoredSequence:
+    """A file, as far as its header tells.
+
+    Args:
+        facts: how its tensors make up the sequence.
+    """
+
+    file: Path
+    prefix_info: PrefixInfo
+    facts: dict[str, Any]
+
+
+def write_sequence(stage: Path, arrays: dict[str, mx.array], facts: dict[str, Any]) -> str:
+    """Write a file; return the SHA-256 of its bytes in hexadecimal."""
+    layout = [(name, DTYPES[array.dtype], array.shape, array.nbytes) for name, array in arrays.items()]
+    digest = hashlib.sha256()
+    with stage.open("wb") as out:
+        for piece in (header(layout, {METADATA_KEY: json.dumps(facts)}), *map(raw_bytes, arrays.values())):
+            out.write(piece)
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def pack(sequence: Sequence, snapshots: list[Snapshot]) -> tuple[dict[str, mx.array], dict[str, Any]]:
+    """Return the arrays of a sequence by name, and the facts that put them together again."""
+    arrays: dict[str, mx.array] = {}
+    prefix_info, described = sequence.prefix_info, []
+    for number, snapshot in enumerate([*snapshots, sequence.snapshot]):
+        states: list[Any] = []
+        for i, state in enumerate(snapshot.states):
+            given = {f"{number}.{i}.{j}": array for j, array in enumerate(state.arrays if state else ())}
+            arrays |= {name: array for name, array in given.items() if array is not None}
+            states.append(state and [[name if name in arrays else None for name in given], state.offset, state.slot])
+        if snapshot.pending is not None:
+            arrays[f"{number}.pending"] = snapshot.pending
+        described.append([snapshot.position.offset, snapshot.position.pending, states])
+    facts = {
+        "snapshots": described,
+        "tokens": prefix_info.tokens,
+        "trimmable": prefix_info.trimmable,
+        "head_offset": prefix_info.head_offset,
+    }
+    return arrays, facts
+
+
+def read_header(file: Path) -> StoredSequence:
+    """Return what the header of a file tells.
+
+    Raises:
+        OSError: the file cannot be read.
+        CheckpointError, ValueError, KeyError, TypeError: it is damaged.
+    """
+    nbytes = file.stat().st_size
+    with file.open("rb") as stream:
+        text = stream.read(header_length(stream.read(8), nbytes, file.name))
+    parse_header(text, file, nbytes, file.name)
+    facts = json.loads(json.loads(text)["__metadata__"][METADATA_KEY])
+    *positions, end = (Position(int(offset), int(pending)) for offset, pending, _ in facts["snapshots"])
+    head_offset = facts["head_offset"]
+    prefix_info = PrefixInfo(
+        tokens=list(map(int, facts["tokens"])),
+        end=end,
+        positions=tuple(positions),
+        trimmable=bool(facts["trimmable"]),
+        head_offset=None if head_offset is None else int(head_offset),
+    )
+    return StoredSequence(file, prefix_info, facts)
+
+
+def unpack(file: Path, facts: dict[str, Any], target: Target, head: Head | None) -> Sequence:
+    """Return the sequence of a file.
+
+    Raises:
+        CheckpointError, ValueError, KeyError, TypeError, IndexError, RuntimeError: it is damaged.
+    """
+    arrays: Any = mx.load(str(file))
+    mx.eval(arrays)
+    snapshots = []
+    for number, (offset, _, described) in enumerate(facts["snapshots"]):
+        states = tuple(
+            state and CacheState(tuple(name and arrays[name] for name in state[0]), state[1], state[2])
+            for state in described
+        )
+        snapshots.append(Snapshot(offset, states, arrays.get(f"{number}.pending")))
+    return Sequence.from_snapshots(target, head, list(facts["tokens"]), snapshots[:-1], snapshots[-1])
+
+
+def digest_of(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        for block in iter(partial(stream.read, READ_BYTES), b""):
+            digest.update(block)
+    return digest.hexdigest()

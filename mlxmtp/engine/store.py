@@ -1,0 +1,105 @@
+"""What is kept of a model between runs: the keys of its files, and its guarantee.
+
+A file's name is a hash of everything that its content depends on. A file that cannot be read is ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlxmtp.checkpoints.tensors import weight_files
+from mlxmtp.exactness.few_rows import available, few_row_matmul
+from mlxmtp.exactness.one_row import Kernel
+from mlxmtp.exactness.probe import probe, still_holds, use
+from mlxmtp.exactness.store import file_of, store, stored
+from mlxmtp.exactness.verdict import Guarantee, Identity
+from mlxmtp.heads import Head, HeadSource
+from mlxmtp.machine import versions
+from mlxmtp.targets import Target
+
+KEY_FORMAT = 2
+"""Part of every key; a new number makes all older files unused."""
+KERNELS: tuple[Kernel, ...] = (few_row_matmul,) if available() else ()
+"""Our own kernels, which strict identity uses where they give the same bits and are faster."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A loaded model, by what its saved files depend on.
+
+    Weight files count by name, size and time of change: to hash gigabytes would cost more than it saves.
+
+    Args:
+        folder: of the checkpoint.
+        head: None decodes plainly. head_source: where it comes from.
+        draft_tokens: the only token ids that the head drafts; None: all.
+    """
+
+    folder: Path
+    target: Target
+    head: Head | None = None
+    head_source: HeadSource | None = None
+    draft_tokens: list[int] | None = None
+
+    def target_key(self, **more: Any) -> str:
+        """The key of what depends on the target alone: its files, and what computes them. `more`: further facts."""
+        facts = {
+            "format": KEY_FORMAT,
+            "config": self.target.config,
+            "files": _file_facts(self.folder / name for name in weight_files(os.listdir(self.folder))),
+            **more,
+            "versions": versions(),
+            "device": str(mx.default_device()),
+            "dtype": str(self.target.embed(mx.array([[0]])).dtype),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def model_key(self, **more: str) -> str:
+        """The key of what also depends on the head: its files, and its convention."""
+        source, head = self.head_source, self.head
+        files = _file_facts(source.files.files if source and source.files else ())
+        return self.target_key(head=head and (head.family, repr(head.convention)), head_files=files, **more)
+
+    def drafting_key(self) -> str:
+        """The key of what also depends on the drafts: the tokens that the head may draft."""
+        return self.model_key(draft_tokens=str(self.draft_tokens))
+
+
+def _file_facts(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    return [(file.name, stat.st_size, stat.st_mtime_ns) for file in sorted(files) if (stat := file.stat())]
+
+
+# -- the guarantee --------------------------------------------------------------------------------------------
+
+
+def guarantee_file(facts: ModelFacts, identity: Identity) -> Path:
+    """The file of a guarantee, the same with a head and without."""
+    return file_of("identity", model=facts.target_key(), identity=identity)
+
+
+def establish_guarantee(facts: ModelFacts, identity: Identity, text: list[int]) -> Guarantee:
+    """Return what holds of the text under `identity`, and have the target compute in that way from now on.
+
+    The guarantee of an earlier run is loaded. Otherwise it is measured, which takes as long as some hundred tokens,
+    and saved.
+
+    Args:
+        text: token ids to measure on.
+    """
+    file = guarantee_file(facts, identity)
+    if saved := stored(file):
+        use(facts.target, saved, KERNELS)
+        uses_own_kernels = KERNELS and saved.promise == "identical-one-row"
+        if not uses_own_kernels or still_holds(facts.target, text, saved, KERNELS):
+            return saved
+    measured = probe(facts.target, text, identity, kernels=KERNELS)
+    store(file, measured)
+    return measured
