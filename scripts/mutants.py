@@ -30,7 +30,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 LISTS = REPO / "scripts" / "planted_bugs"
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis", "dist")
-TIMEOUT_S = 240.0
+TIMEOUT_S = 600.0
 PASSED, FAILED = 0, 1  # exit codes of pytest
 QUICK = ("-x", "-n", "0", "--assert=plain", "-p", "no:hypothesispytest")
 """Options for one bug: nobody reads why a test failed, and half of the time would go into that."""

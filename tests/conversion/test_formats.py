@@ -14,6 +14,7 @@ from mlxmtp.conversion.attach import attach
 from mlxmtp.conversion.convert import Packing, convert
 from tests import tiny
 from tests.comparing import Turn, assert_equal, assert_exact, head_of, trunk_of, turn, unpacked_head_of
+from tests.grids import grid
 
 Checkpoints = Callable[..., Path]
 VOCAB = 16  # few enough tokens that a random head is right now and then
@@ -87,7 +88,11 @@ FORMS: dict[str, Form] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("original", "form"),
+    grid(DTYPES, FORMS, default=lambda kind, form: kind == "qwen3_5_moe" or form in ("mtp.safetensors", "converted")),
+    indirect=["original"],
+)
 def test_every_format_is_the_same_model(original: Original, tmp_path: Path, form: str) -> None:
     folder = FORMS[form](original, tmp_path / "model")
     assert_equal(trunk_of(folder), trunk_of(original.folder))

@@ -31,7 +31,7 @@ ROOM = 256
 """A cache of keys and values grows by as many rows."""
 
 
-@pytest.fixture(scope="module", params=RANDOM, ids=lambda p: "-".join(str(part) for part in p if part))
+@pytest.fixture(scope="module")
 def random_engine(request: pytest.FixtureRequest, raw_checkpoint: Callable, mlx_conversion: Callable) -> Engine:
     """With 16 tokens in the vocabulary a random head is right now and then, so that drafts are accepted too."""
     kind, dtype, bits = request.param
@@ -54,7 +54,19 @@ def prompt_of(engine: Engine, length: int, seed: int = 0) -> list[int]:
     return np.random.default_rng([seed, length]).integers(3, vocabulary, length).tolist()
 
 
-@pytest.mark.parametrize(("length", "depths"), [(1, (1, 4)), (2, (2, 5)), (66, (6,)), (2 * ROOM - 30, (3,))])
+@pytest.mark.parametrize(
+    ("random_engine", "length", "depths"),
+    [
+        pytest.param(*case, marks=() if case[0] == RANDOM[0] or case[1] == 66 else pytest.mark.exhaustive)
+        for case in (
+            (random, *prompt)
+            for random in RANDOM
+            for prompt in ((1, (1, 4)), (2, (2, 5)), (66, (6,)), (2 * ROOM - 30, (3,)))
+        )
+    ],
+    indirect=["random_engine"],
+    ids=str,
+)
 def test_random_checkpoints(random_engine: Engine, length: int, depths: tuple[int, ...]) -> None:
     """The longest prompt makes its caches grow, and so do the passes after it."""
     prompt = prompt_of(random_engine, length)
