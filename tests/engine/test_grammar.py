@@ -17,6 +17,7 @@ from mlxmtp.decoding.draft import MTPChain
 from mlxmtp.decoding.sampler import Draft, Sampler
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.engine.grammar import Grammar, json_grammar, token_trie
+from tests.grids import cases
 from tests.scripted import one_hot
 
 ORDER: dict[str, Any] = {
@@ -55,7 +56,7 @@ def assert_order(text: str) -> None:
 # -- whole turns ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("prompt", cases(PROMPTS, default=PROMPTS[:1]))
 def test_greedy_answers_are_of_the_schema_and_the_same_at_any_depth(demo: Engine, prompt: str) -> None:
     plain = demo.generate(prompt, GenerationOptions(max_tokens=200, depth=0, json_schema=ORDER))
     assert_order(plain.text)
@@ -69,7 +70,7 @@ def test_greedy_answers_are_of_the_schema_and_the_same_at_any_depth(demo: Engine
         assert run.stats.evaluations == 2 * run.stats.rounds + 2 * run.stats.timed_rounds
 
 
-@pytest.mark.parametrize("verify", ["token", "block", "seeded"])
+@pytest.mark.parametrize("verify", cases(["token", "block", "seeded"], default=("block",)))
 def test_sampled_answers_are_of_the_schema(demo: Engine, verify: Any) -> None:
     accepted, texts = 0, set()
     for seed in range(3):
@@ -147,7 +148,7 @@ def test_the_next_turn_is_free_again(demo: Engine) -> None:
 # -- thinking -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [1, 3])
+@pytest.mark.parametrize("seed", cases([1, 3], default=(1,)))
 def test_the_schema_holds_behind_the_thinking_that_the_prompt_opened(demo: Engine, seed: int) -> None:
     """A bias has the demo, which never learnt to think, end it after a while."""
     prompt = f"<|im_start|>user\n{PROMPTS[0]}<|im_end|>\n<|im_start|>assistant\n<think>\n"

@@ -15,6 +15,7 @@ from mlxmtp.decoding.draft import MTPChain
 from mlxmtp.decoding.loop import generate, never_stop
 from mlxmtp.decoding.sampler import Sampler, TopLogprobs
 from mlxmtp.decoding.sampling import Sampling
+from tests.grids import cases
 from tests.running import prefilled
 from tests.scripted import counted_evaluations
 
@@ -47,7 +48,7 @@ def laws(engine: Engine, generated: list[int]) -> list[list[float]]:
     return found  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("depth", cases([0, 1, 3], default=(0, 3)))
 @pytest.mark.parametrize(
     "sampling",
     [

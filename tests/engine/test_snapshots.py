@@ -14,6 +14,7 @@ from mlxmtp.decoding.snapshots import Position, PrefixInfo, Snapshot, thin_out
 from mlxmtp.engine.prefix_cache import PrefixCache
 from tests.engine.kinds import find
 from tests.engine.talk import Talk
+from tests.grids import cases
 
 # -- room -----------------------------------------------------------------------------------------------------
 
@@ -35,7 +36,7 @@ def test_a_title_request_does_not_evict_the_conversation(kind: str, raw_checkpoi
     assert talk.prefixes.figures.evictions > 0, "titles of long ago"
 
 
-@pytest.mark.parametrize("share", [0.0, 0.9, 1.3, 2.2])
+@pytest.mark.parametrize("share", cases([0.0, 0.9, 1.3, 2.2], default=(0.9, 2.2)))
 def test_the_bound_holds_whatever_is_asked(hybrid: Engine, share: float) -> None:
     probe = Talk(hybrid)
     probe.says(probe.words(400, 0), 200, count=1)

@@ -18,6 +18,7 @@ from mlxmtp import Engine, load
 from mlxmtp.decoding.stats import Round
 from mlxmtp.engine import conventions
 from mlxmtp.engine.conventions import try_conventions
+from tests.grids import cases
 from tests.running import generated, prefilled, reference, rounds
 
 TRAINED = Path(__file__).parent.parent / "trained"
@@ -25,7 +26,7 @@ KINDS = ("gemma4", "glm4_moe", "deepseek_v3", "deepseek_v32")
 DEPTH, TOKENS = 3, 100
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=cases(KINDS, default=("gemma4", "glm4_moe", "deepseek_v32")))
 def engine(request: pytest.FixtureRequest) -> Engine:
     return load(TRAINED / request.param)
 
