@@ -37,7 +37,7 @@ def test_a_machine_that_slows_down_changes_no_price():
 
 
 def test_a_round_that_was_disturbed_or_timed_in_parts_does_not_count_as_it_is():
-    found = rounds(8, 1.0) + rounds(2, 50.0) + rounds(5, 9.0, parts=PhaseTimes(1, 1, 7))
+    found = rounds(8, 1.0) + rounds(2, 50.0) + rounds(5, 9.0, phases=PhaseTimes(1, 1, 7))
     assert mean_of(times_of([Run("code", "plain", found, 1.0)])[0, False]) == (pytest.approx(1.2), inf)
 
 
