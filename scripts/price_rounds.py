@@ -21,7 +21,7 @@ from math import hypot, inf, sqrt
 from pathlib import Path
 from statistics import fmean, median, stdev
 
-from mlxmtp import Engine, load
+from mlxmtp import Engine, GenerationOptions, load
 from mlxmtp.bench.workloads import WorkloadPrompt, load_prompts, select
 from mlxmtp.cli import Parser, guarded, options
 from mlxmtp.decoding.auto import AutoDepth
@@ -29,7 +29,6 @@ from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
 from mlxmtp.decoding.draft import MTPChain
 from mlxmtp.decoding.loop import generate, never_stop
 from mlxmtp.decoding.sampler import Sampler
-from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from mlxmtp.errors import HeadError
@@ -108,7 +107,7 @@ def runs_of(
         head = None if arm == PLAIN else engine.mtp
         sequence = read.fork()
         sequence.drafting = head is not None
-        sampler = Sampler(Sampling(args.temp, seed=number), "seeded")
+        sampler = Sampler(GenerationOptions(temperature=args.temp, seed=number).sampling, "seeded")
         drafter = MTPChain(head) if head else None
         found[arm] = list(generate(engine.target, drafter, sequence, sampler, arms[arm], never_stop, args.tokens))[1:]
     step = median(one.seconds for one in found[PLAIN])

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, cast
 
-from mlxmtp import Engine, load
+from mlxmtp import Engine, GenerationOptions, load
 from mlxmtp.bench.workloads import WorkloadPrompt, load_prompts, select
 from mlxmtp.cli import Parser, guarded, options
 from mlxmtp.decoding.auto import AutoDepth
@@ -101,7 +101,8 @@ def replayed(args: argparse.Namespace) -> int:
         print(f"\r{number} of {len(prompts)} prompts ", end="", file=sys.stderr, flush=True)
         tokens = list(prompt.tokens(engine.tokenizer))
         if len(tokens) + args.tokens + DEEPEST < engine.context:
-            found.append(take_notes(engine, prompt, tokens, Sampling(args.temp, seed=number), args.tokens))
+            sampling = GenerationOptions(temperature=args.temp, seed=number).sampling
+            found.append(take_notes(engine, prompt, tokens, sampling, args.tokens))
     print(f"\r{len(found)} of {len(prompts)} prompts fit and were decoded", file=sys.stderr)
     if found:
         report(found, args.runs)

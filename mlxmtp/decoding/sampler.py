@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import mlx.core as mx
 
@@ -13,8 +13,7 @@ from mlxmtp.decoding.logits_processors import LogitsProcessor, logits_processors
 from mlxmtp.decoding.sampling import Sampling, distribution, fold, gumbel, log_probs
 from mlxmtp.decoding.stats import TokenLogprob
 from mlxmtp.decoding.verify import Acceptance, block, draw, matching, rejection
-
-VerifyMode = Literal["token", "block", "seeded"]
+from mlxmtp.limits import VerifyMode
 
 _ACCEPTANCE_KEY = 1
 """Purpose of the key of a round's acceptance. Purpose 0 is the noise that all depths share (`sampling.gumbel`)."""

@@ -30,8 +30,7 @@ class Sampling:
             multiplied where negative. 1 is off.
         logit_bias: added to the logits of these tokens; kept as sorted pairs.
 
-    Raises:
-        ValueError: a value is out of its range.
+    The values are not checked here: `mlxmtp.engine.request.GenerationOptions` checks what users give.
     """
 
     temperature: float = 0.0
@@ -45,46 +44,11 @@ class Sampling:
     logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
-        t, p, k, m, seed = self.temperature, self.top_p, self.top_k, self.min_p, self.seed
-        _require("temperature", t, _number(t) and (t == 0 or 1e-6 <= t < math.inf), "0 (greedy) or at least 1e-6")
-        _require("top_p", p, _number(p) and 0 < p <= 1, "a number in (0, 1]; 1 switches it off")
-        _require("top_k", k, isinstance(k, int) and k >= 0, "a whole number >= 0; 0 switches it off")
-        _require("min_p", m, _number(m) and 0 <= m <= 1, "a number in [0, 1]; 0 switches it off")
-        seed_ok = seed is None or (isinstance(seed, int) and 0 <= seed < 2**64)
-        _require("seed", seed, seed_ok, "a whole number in [0, 2**64)")
-        for name in ("frequency_penalty", "presence_penalty"):
-            value = getattr(self, name)
-            _require(name, value, _finite(value), "a finite number; 0 switches it off")
-        r, bias = self.repetition_penalty, self.logit_bias
-        _require("repetition_penalty", r, _finite(r) and r > 0, "a finite number above 0; 1 switches it off")
-        _require("logit_bias", bias, _is_bias(bias), "a mapping of token ids to finite numbers")
-        object.__setattr__(self, "logit_bias", tuple(sorted(dict(bias).items())))
+        object.__setattr__(self, "logit_bias", tuple(sorted(dict(self.logit_bias).items())))
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float)
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _is_bias(value: object) -> bool:
-    if not isinstance(value, Mapping | tuple):
-        return False
-    return all(
-        isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], int) and pair[0] >= 0 and _finite(pair[1])
-        for pair in (value.items() if isinstance(value, Mapping) else value)
-    )
-
-
-def _require(name: str, value: object, ok: bool, expected: str) -> None:
-    if not ok:
-        raise ValueError(f"{name} is {value!r}; expected {expected}")
 
 
 def log_probs(logits: mx.array) -> mx.array:

@@ -104,30 +104,6 @@ def test_the_law_is_float32_whatever_the_model_is(dtype: mx.Dtype) -> None:
     assert distribution(logits, sampling).dtype == mx.float32
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"temperature": -0.1},
-        {"temperature": 1e-9},
-        {"temperature": math.inf},
-        {"temperature": math.nan},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"top_p": math.nan},
-        {"top_k": -1},
-        {"min_p": -0.1},
-        {"min_p": 1.5},
-        {"seed": -1},
-        {"seed": 2**64},
-    ],
-    ids=str,
-)
-def test_a_value_out_of_range_is_named(wrong: dict[str, Any]) -> None:
-    ((name, value),) = wrong.items()
-    with pytest.raises(ValueError, match=f"^{name} is {value}; expected "):
-        Sampling(**wrong)
-
-
 def test_an_unknown_verification_is_named() -> None:
     with pytest.raises(ValueError, match="verify is 'blok'; expected one of token, block, seeded"):
         Sampler(Sampling(1.0), "blok")  # type: ignore[arg-type]

@@ -85,7 +85,7 @@ def test_the_reading_of_training_wins_clearly(monkeypatch: pytest.MonkeyPatch) -
 def test_of_a_long_text_the_beginning_is_read(
     raw_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conventions, "LONGEST", 40)
+    monkeypatch.setattr(conventions, "MAX_TEXT_TOKENS", 40)
     engine = load(raw_checkpoint("qwen3_5", dtype="float32", vocab=16, positions=64))
     text = [3 + i % 13 for i in range(200)]
     room = engine.context - TOKENS
