@@ -1,4 +1,4 @@
-"""Who is next: a bounded queue in front of the one engine, fair between clients."""
+"""The queue of the one engine: bounded, and fair between clients."""
 
 from __future__ import annotations
 
@@ -9,52 +9,57 @@ from mlxmtp.server.errors import queue_full
 
 
 class FairQueue:
-    """One runs, the others wait; clients take turns, whoever sends more.
+    """Lets one turn run at a time. Waiting clients alternate, however many turns each of them has.
 
     Args:
-        limit: how many may wait, at least 0.
+        limit: the most turns that wait, at least 0.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-        self._taken = False
+        self._running = False
 
     @property
     def waiting(self) -> int:
+        """The number of turns that wait."""
         return sum(map(len, self._waiting.values()))
 
     @property
     def running(self) -> int:
-        return int(self._taken)
+        """The number of turns that run: 0 or 1."""
+        return int(self._running)
 
     def check(self) -> None:
-        """Raises ApiError where one more could not wait."""
-        if self._taken and self.waiting >= self._limit:
+        """Raises ApiError: there is no room for another turn."""
+        if self._running and self.waiting >= self._limit:
             raise queue_full(self.waiting)
 
     async def enter(self, client: str) -> None:
-        """Wait for one's turn; `leave` ends it. Whoever is cancelled while waiting has left the queue.
+        """Wait until the turn may run; `leave` ends it. Cancelling the wait removes the turn from the queue.
+
+        Args:
+            client: identifies the client.
 
         Raises:
             ApiError: the queue is full.
         """
         self.check()
-        if self._taken:
+        if self._running:
             await self._wait(client)
-        self._taken = True
+        self._running = True
 
     def leave(self) -> None:
-        """The turn is over; the next client's begins."""
+        """End the running turn, and let the next client's turn run."""
         while self._waiting:
             client, turns = self._waiting.popitem(last=False)
             turn = turns.popleft()
             if turns:
-                self._waiting[client] = turns  # behind the others
+                self._waiting[client] = turns  # after the other clients
             if not turn.done():
-                turn.set_result(None)  # the place stays taken
+                turn.set_result(None)  # `_running` stays true
                 return
-        self._taken = False
+        self._running = False
 
     async def _wait(self, client: str) -> None:
         turn = asyncio.get_running_loop().create_future()
@@ -63,12 +68,12 @@ class FairQueue:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.leave()  # it was our turn at this very moment
+                self.leave()  # cancelled just after its turn had begun
             else:
-                self._forget(client, turn)
+                self._remove(client, turn)
             raise
 
-    def _forget(self, client: str, turn: asyncio.Future[None]) -> None:
+    def _remove(self, client: str, turn: asyncio.Future[None]) -> None:
         turns = self._waiting.get(client)
         if turns and turn in turns:
             turns.remove(turn)

@@ -28,7 +28,7 @@ from tests.scripted_engine import Answers, Engines, ScriptedEngine, finished, sa
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
-ALL = (CHAT, COMPLETIONS, RESPONSES, MESSAGES)
+ALL = tuple(each.path for each in ADAPTERS)
 MINIMAL: dict[str, dict[str, Any]] = {
     CHAT: {"messages": [{"role": "user", "content": "hi"}]},
     COMPLETIONS: {"prompt": "hi"},

@@ -8,11 +8,6 @@ from typing import Any
 import pytest
 
 from mlxmtp.server import app
-from mlxmtp.server.adapter import StreamWriter
-from mlxmtp.server.chat_completions import ChatStreamWriter
-from mlxmtp.server.completions import CompletionStreamWriter
-from mlxmtp.server.messages import MessagesStreamWriter
-from mlxmtp.server.responses_output import ResponsesStreamWriter
 from mlxmtp.worker.lines import ProtocolError as NoMessage
 from mlxmtp.worker.messages import Failed, Generate, Load, Loaded
 from tests.scripted_engine import asynchronous, finished, loaded, said, until
@@ -25,6 +20,7 @@ from tests.server.scripted import (
     RESPONSES,
     LocalServer,
     ServerSentEvent,
+    adapter,
     parse_error,
     parse_events,
     serving,
@@ -33,12 +29,6 @@ from tests.server.scripted import (
 
 each = pytest.mark.parametrize("path", ALL)
 both = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-WRITERS: dict[str, type[StreamWriter]] = {
-    CHAT: ChatStreamWriter,
-    COMPLETIONS: CompletionStreamWriter,
-    RESPONSES: ResponsesStreamWriter,
-    MESSAGES: MessagesStreamWriter,
-}
 FAILURES = {
     "refused": (Failed(0, "refused", "depth is 99; expected at most 16"), 400, "depth is 99"),
     "memory": (Failed(0, "memory", "[malloc] Unable to allocate"), 500, "a shorter prompt needs less"),
@@ -235,8 +225,16 @@ async def test_an_internal_error_is_reported_and_the_server_goes_on(path: str, m
 async def test_an_internal_error_in_a_stream_ends_it_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving([said("So"), finished("So")]) as served:
         for path in ALL:
+            kind = type(adapter(path))
+            make_writer = kind.stream_writer
+
+            def broken_writer(self: Any, context: Any, make_writer: Any = make_writer) -> Any:
+                writer = make_writer(self, context)
+                writer.write = lambda _: 1 / 0
+                return writer
+
             with monkeypatch.context() as patch:
-                patch.setattr(WRITERS[path], "write", lambda *_: 1 / 0)
+                patch.setattr(kind, "stream_writer", broken_writer)
                 about = stream_error(path, await served.stream(path))
             assert "ZeroDivisionError" in about["message"]
             served.engine.on(Generate, [said("So"), finished("So")])
