@@ -1,4 +1,4 @@
-"""Files to arrays and back: which tensors a folder or a Hub repo holds, and in which format."""
+"""Checkpoint files to arrays and back: find tensors in a folder or a Hub repo, read and write their formats."""
 
 from mlxmtp.checkpoints.checkpoint import HEAD_FACTS, Checkpoint, check_tokenizer, open_checkpoint, text_config
 from mlxmtp.checkpoints.fp8 import dequantise_fp8

@@ -1,4 +1,4 @@
-"""mlxmtp's own data folder: heads kept for models of the Hub cache, which itself is never changed."""
+"""Heads in mlxmtp's data folder, for models in the Hub cache, which itself is never changed."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from mlxmtp.files import data_folder
 
 
 def attached_folder(repo: str, revision: str) -> Path:
-    """The folder of a repo's attached head: `mtp.safetensors`, and its facts in `config.json`."""
+    """Return the folder of a repo's attached head: `mtp.safetensors`, and its description in `config.json`."""
     return data_folder() / "heads" / repo.replace("/", "--") / revision
 
 
 def partial_file(repo: str, revision: str) -> Path:
-    """Where the head tensors of an original repo are gathered, so that a stopped download goes on."""
+    """Return the file in which a repo's head tensors are collected, so that a stopped download can continue."""
     return data_folder() / "partial" / f"{repo.replace('/', '--')}-{revision}.safetensors"

@@ -1,4 +1,4 @@
-"""From what a user names, a folder or a Hub repo, to a checkpoint that is whole."""
+"""Open a checkpoint: a folder or a Hub repo, with its configuration and its list of tensors."""
 
 import json
 import os
@@ -14,16 +14,22 @@ from mlxmtp.checkpoints.tensors import EXPECTED, SIDE_CAR, TensorInfo, contents,
 from mlxmtp.errors import CheckpointError
 
 HEAD_FACTS = "mtp_head"
-"""The key of config.json under which mlxmtp writes what a side-car is."""
+"""The key of config.json under which mlxmtp writes the description of a side-car."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
+"""File names; a model without any of them has no tokenizer."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's folder: its configuration, and every tensor its files hold.
+    """A model's folder, its configuration, and the tensors in its files.
 
-    `repo` and `revision` (a commit) tell where on the Hub it comes from, where it stands in the Hub cache; `base` is
-    the repo that its card says it was made from.
+    Args:
+        folder: where the files are.
+        config: the content of config.json.
+        tensors: by name.
+        repo: owner/name, of a model in the Hub cache.
+        revision: its commit.
+        base: the repo that the model card names as `base_model`.
     """
 
     folder: Path
@@ -35,34 +41,34 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The repo, or else the folder, for messages."""
         return self.repo or str(self.folder)
 
     @property
     def model_type(self) -> str:
-        """What mlx-lm chooses the architecture by."""
+        """The key by which mlx-lm selects the architecture."""
         kind: str = self.config["model_type"]
         return kind
 
     @property
     def text_config(self) -> dict[str, Any]:
-        """The language model's own part of the configuration."""
+        """The language model's part of the configuration."""
         return text_config(self.config)
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The language model's part of a configuration, which in vision-language models is a part."""
+    """Return the `text_config` of a vision-language configuration, or the whole of another."""
     text: dict[str, Any] = config.get("text_config", config)
     return text
 
 
 def open_checkpoint(path_or_repo: str | Path) -> Checkpoint:
-    """Open a checkpoint without reading its weights; a Hub repo ("owner/name") is downloaded to the Hub cache.
+    """Open a checkpoint without reading its weights; download a Hub repo ("owner/name") to the Hub cache.
 
-    A head that `mlxmtp attach` keeps for a model of the Hub cache is taken in as the checkpoint's side-car.
+    The head that `mlxmtp attach` stored for a model in the Hub cache is added as the checkpoint's side-car.
 
     Raises:
-        CheckpointError: there is no such folder or repo, it cannot be reached, is no model, or is not complete.
+        CheckpointError: there is no such folder or repo, it cannot be reached, is not a model, or is incomplete.
     """
     if not str(path_or_repo):
         raise CheckpointError("the model's name is empty; expected a model's folder or a Hub repo (owner/name)")
@@ -78,10 +84,10 @@ def open_checkpoint(path_or_repo: str | Path) -> Checkpoint:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.json.
+    """Return the content of a folder's config.json.
 
     Raises:
-        CheckpointError: it is not there, or not a model's.
+        CheckpointError: there is no such file, or it is not a language model's.
     """
     file = folder / "config.json"
     if not folder.is_dir():
@@ -92,21 +98,26 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def no_config(where: str, names: Iterable[str]) -> str:
-    """What is said of a folder or repo of such files."""
+    """Return the message for a folder or repo of files `names` without a config.json."""
     return f"{where}: no config.json; {contents(names)}; {EXPECTED}"
 
 
 def check_tokenizer(where: str, names: Iterable[str]) -> None:
-    """Whether a tokenizer is among a model's files.
+    """Check that a tokenizer is among a model's files.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no tokenizer.
     """
     if not set(TOKENIZERS).intersection(names):
         raise CheckpointError(f"{where}: no tokenizer; expected one of {', '.join(TOKENIZERS)}")
 
 
 def parse_config(content: bytes, name: str) -> dict[str, Any]:
+    """Parse a config.json, called `name` in messages.
+
+    Raises:
+        CheckpointError: it is not the configuration of a language model.
+    """
     try:
         config = json.loads(content)
     except ValueError as error:
@@ -119,7 +130,7 @@ def parse_config(content: bytes, name: str) -> dict[str, Any]:
 
 
 def base_model(folder: Path) -> str | None:
-    """The repo that a folder's readme says its model was made from, if it names one."""
+    """Return the `base_model` of a folder's README.md, or None."""
     readme = folder / "README.md"
     if not readme.is_file():
         return None
@@ -127,6 +138,6 @@ def base_model(folder: Path) -> str | None:
 
 
 def card_base(card: str) -> str | None:
-    """`base_model` of a model card's YAML head: a repo, or the first of a list of them."""
+    """Return the `base_model` in a model card's YAML header: a repo, or the first of a list; or None."""
     found = re.search(r"\A---\n(?:.*\n)*?base_model:\s*(?:\n\s*-\s*)?[\"']?([\w.-]+/[\w.-]+)", card)
     return found[1] if found else None

@@ -1,4 +1,4 @@
-"""Block-scaled FP8, as official FP8 repos store linear layers: e4m3 weights, one scale for each 128 x 128 block."""
+"""Block-scaled FP8, as official FP8 repos store linear layers: e4m3 weights, one scale per block of 128 x 128."""
 
 from collections.abc import Mapping
 
@@ -6,19 +6,19 @@ import mlx.core as mx
 
 from mlxmtp.errors import CheckpointError
 
-BLOCK = 128
+FP8_BLOCK = 128
+"""Rows, and columns, of a block."""
 _SCALE = "_scale_inv"
 
 
 def dequantise_fp8(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """The weights with every pair of `X` and `X_scale_inv` multiplied out, in bfloat16; lazily.
+    """Replace each pair of `X` and `X_scale_inv` by their product in bfloat16, lazily; return the weights.
 
-    `X` [..., M, N] holds e4m3 numbers (as bytes), the scales are [..., ceil(M / 128), ceil(N / 128)]: floats, or
-    the exponents of powers of two (e8m0, as bytes).
-    Source: DeepSeek-V3's README_WEIGHTS.md, whose format Qwen's FP8 repos share.
+    `X` [..., M, N] is e4m3 (as bytes). The scales [..., ceil(M / 128), ceil(N / 128)] are floats, or exponents of two
+    (e8m0, as bytes). Source: DeepSeek-V3's README_WEIGHTS.md; Qwen's FP8 repos use the same format.
 
     Raises:
-        CheckpointError: a scale without its weight, or of a shape that does not cover it.
+        CheckpointError: a scale has no weight, or another shape.
     """
     out = {name: weight for name, weight in weights.items() if not name.endswith(_SCALE)}
     for name in weights.keys() - out.keys():
@@ -31,14 +31,14 @@ def dequantise_fp8(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
 
 def _multiply(name: str, weight: mx.array, scales: mx.array) -> mx.array:
     rows, columns = weight.shape[-2:]
-    blocks = (-(-rows // BLOCK), -(-columns // BLOCK))
+    blocks = (-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK))
     if scales.shape[-2:] != blocks:
         raise CheckpointError(
             f"{name}: FP8 scales {scales.shape} for a weight {weight.shape}; "
-            f"expected {blocks}, one for each {BLOCK} x {BLOCK} block"
+            f"expected {blocks}, one for each {FP8_BLOCK} x {FP8_BLOCK} block"
         )
     values = mx.from_fp8(weight, dtype=mx.float32) if weight.dtype == mx.uint8 else weight.astype(mx.float32)
     if scales.dtype == mx.uint8:
         scales = (scales.astype(mx.uint32) << 23).view(mx.float32)  # e8m0 is the exponent of a float32
-    spread = mx.repeat(mx.repeat(scales.astype(mx.float32), BLOCK, axis=-2), BLOCK, axis=-1)
+    spread = mx.repeat(mx.repeat(scales.astype(mx.float32), FP8_BLOCK, axis=-2), FP8_BLOCK, axis=-1)
     return (values * spread[..., :rows, :columns]).astype(mx.bfloat16)

@@ -1,4 +1,4 @@
-"""Where a checkpoint keeps its MTP head, and what its files say of it."""
+"""Find the MTP head among a checkpoint's tensors, by their names."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,11 +11,14 @@ from mlxmtp.checkpoints.tensors import SIDE_CARS, TensorInfo
 from mlxmtp.errors import HeadError
 
 Place = Literal["shards", "side-car", "drafter"]
+"""Where the head's tensors are: among the model's shards, in a side-car, or in a folder of their own."""
 Norms = Literal["raw", "shifted"]
+"""Norm weights without, or with, their offset of 1."""
 
 MLX_VLM = "_mtp"
+"""The last part of the model type that mlx-vlm's `split_mtp` gives a head in a folder of its own."""
 DRAFTERS = (MLX_VLM, "_assistant")
-"""End the model type of a drafter, a head in a folder of its own: as mlx-vlm's `split_mtp` writes it, or Gemma's."""
+"""The last parts of model types of heads in a folder of their own; "_assistant" is Gemma's."""
 _NAME = re.compile(r"((?:model\.|language_model\.)*mtp\.)(.+)")
 _LAYER = re.compile(r"((?:model\.|language_model\.)*)layers\.(\d+)\.(.+)")
 _NUMBER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
@@ -24,13 +27,14 @@ _DSPARK = ("main_proj", "main_norm", "markov_head", "confidence_head")
 
 @dataclass(frozen=True)
 class HeadFiles:
-    """The tensors of a head, by the names they have in their files.
+    """The files, tensors and description of a head.
 
     Args:
-        names: their names inside the head ("fc.weight").
-        place: among the model's shards, in a side-car, or in a folder of their own.
-        facts: what the configuration states: `norms`, `quantization`, `family`, `source`, `revision`; `config` is that
-            of a drafter.
+        tensors: by their names in the files.
+        names: name in the files to name inside the head ("fc.weight").
+        place: where the tensors are.
+        facts: what the configuration states: `norms`, `quantization`, `family`, `source`, `revision`; and `config`, the
+            whole configuration of a drafter.
     """
 
     tensors: Mapping[str, TensorInfo]
@@ -48,17 +52,17 @@ class HeadFiles:
 
     @property
     def layers(self) -> int:
-        """How many layers it has."""
+        """The number of the head's decoder layers."""
         return len({match[1] for name in self.names.values() if (match := _NUMBER.match(name))})
 
     @property
     def norms(self) -> Norms | None:
-        """Whether norm weights still lack their offset, where the files say so."""
+        """The convention of norm weights that the files state, or None."""
         stated = self.facts.get("norms")
         return stated if stated in ("raw", "shifted") else None
 
     def quantization(self, path: str) -> dict[str, Any]:
-        """How a linear layer of the head ("fc") is packed, where the files say so for that layer."""
+        """Return the quantization that the files state for a linear layer of the head ("fc"), or {}."""
         stated = self.facts.get("quantization") or {}
         stored = next((name for name, short in self.names.items() if short == f"{path}.weight"), "")
         how = stated.get(stored.removesuffix(".weight"))
@@ -66,12 +70,12 @@ class HeadFiles:
 
 
 def find_head(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> HeadFiles | None:
-    """The head among a checkpoint's tensors, found by their names; the config only describes it.
+    """Return the head among a checkpoint's tensors, found by their names; None if there is no head.
 
-    A side-car, where there is one, is the whole head: never mixed with tensors in the shards.
+    A side-car is the whole head: it is never mixed with tensors in the shards.
 
     Raises:
-        HeadError: there is more than one, or the tensors are of another kind of draft model.
+        HeadError: there are two heads, or the tensors are another kind of draft model's.
     """
     place, names = _names(config, tensors)
     if not names:
@@ -82,23 +86,23 @@ def find_head(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> H
 
 
 def trunk_type(model_type: str) -> str | None:
-    """The model type of the trunk that a drafter's belongs to; None: it is no drafter's."""
+    """Return the model type of a drafter's trunk; None if `model_type` is not a drafter's."""
     stems = [model_type.removesuffix(end) for end in DRAFTERS if model_type.endswith(end)]
     return stems[0] if stems else None
 
 
 def is_head_name(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a tensor of a model's shards belongs to a head: `mtp.*`, or in a layer that the trunk does not have."""
+    """Return whether a tensor in a model's shards is a head's: `mtp.*`, or in a layer after the trunk's last."""
     return _NAME.fullmatch(name) is not None or _past_the_trunk(name, config) is not None
 
 
 def looks_like_head(name: str, config: Mapping[str, Any]) -> bool:
-    """The same, or a name of families that are not supported (`mtp_layers.`, `mtp_block.`; families.md 6, 14)."""
+    """Return whether `is_head_name`, or a name of an unsupported family (`mtp_layers.`, `mtp_block.`)."""
     return is_head_name(name, config) or any(part.startswith("mtp_") or part == "mtp" for part in name.split("."))
 
 
 def _past_the_trunk(name: str, config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Prefix and short name of a tensor in layer N, N + 1, ... of a trunk of N layers (`nextn`, families.md 3)."""
+    """Return prefix and short name of a tensor in layer N, N + 1, ... of a trunk of N layers (`nextn`), or None."""
     layers = text_config(config).get("num_hidden_layers")
     match = _LAYER.fullmatch(name)
     if match is None or not isinstance(layers, int) or int(match[2]) < layers:

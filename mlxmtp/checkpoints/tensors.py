@@ -1,4 +1,4 @@
-"""Which tensors a checkpoint holds: names, shapes and dtypes from the safetensors headers alone."""
+"""Names, shapes and dtypes of a checkpoint's tensors, read from the safetensors headers alone."""
 
 import json
 import math
@@ -13,11 +13,13 @@ from typing import Any
 from mlxmtp.errors import CheckpointError
 
 SIDE_CAR = "mtp.safetensors"
-"""A head beside a model that was converted without it, as mlxmtp writes it."""
+"""The file of a head next to a model that was converted without it, as mlxmtp writes it."""
 SIDE_CARS = (SIDE_CAR, "mtp/weights.safetensors", "model-mtp.safetensors")
-"""The names under which other programs' conversions keep theirs; read in this order."""
+"""That name, and the names that other programs give it, relative to the folder; the first has priority."""
 EXPECTED = "expected a model in Hugging Face or MLX layout (config.json and .safetensors files)"
-LONGEST_HEADER = 100_000_000  # what the safetensors library itself accepts
+"""The end of messages on a folder or repo that is not a model."""
+MAX_HEADER_BYTES = 100_000_000
+"""The safetensors library's own limit; a longer header is refused."""
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 _BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1}
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
@@ -25,9 +27,14 @@ _SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor in a file: `dtype` as safetensors names it ("BF16", "F32", "U32", ...).
+    """One tensor in a file.
 
-    It fills the bytes from `start` up to `stop`, counted from the beginning of the file.
+    Args:
+        file: the safetensors file.
+        dtype: as safetensors names it ("BF16", "F32", "U32", ...).
+        shape: its sizes.
+        start: its first byte, counted from the beginning of the file.
+        stop: the byte after its last.
     """
 
     file: Path
@@ -42,16 +49,16 @@ class TensorInfo:
 
 
 def weight_files(names: Iterable[str]) -> list[str]:
-    """Of a model's file names, relative to its folder, those that hold tensors: side-cars last, our own at the end."""
+    """Return the names that hold tensors, relative to the model's folder; side-cars last, mlxmtp's at the end."""
     known = [name for name in names if name.endswith(".safetensors") and ("/" not in name or name in SIDE_CARS)]
     return sorted(known, key=lambda name: (-SIDE_CARS.index(name) if name in SIDE_CARS else -len(SIDE_CARS), name))
 
 
 def list_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """The tensors of a folder's safetensors files; where a name stands twice, a side-car's wins.
+    """Return the tensors of a folder's safetensors files; of two with one name, the side-car's.
 
     Raises:
-        CheckpointError: no such files, a shard is missing, or a file is shorter than its header says.
+        CheckpointError: there are no such files, a shard is missing, or a file is shorter than its header says.
     """
     here = {file.name for file in folder.glob("*.safetensors")}
     files = weight_files(here.union(name for name in SIDE_CARS if (folder / name).is_file()))
@@ -61,7 +68,7 @@ def list_tensors(folder: Path) -> dict[str, TensorInfo]:
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file, checked against its size."""
+    """Return the tensors of one safetensors file; check its header against its size."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = header_length(stream.read(8), size, str(file))
@@ -69,22 +76,22 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
 
 
 def header_length(prefix: bytes, size: int, name: str) -> int:
-    """Bytes of the JSON header, from the 8 that every safetensors file begins with.
+    """Return the bytes of the JSON header, from the 8 bytes that begin every safetensors file.
 
     Raises:
         CheckpointError: a file of `size` bytes cannot hold such a header.
     """
     length: int = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-    if not 0 < length <= min(size - 8, LONGEST_HEADER):
+    if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
         raise CheckpointError(f"{name}: not a complete safetensors file ({size} bytes); download it again")
     return length
 
 
 def parse_header(header: bytes, file: Path, size: int, name: str) -> dict[str, TensorInfo]:
-    """The tensors that the JSON header of a file of `size` bytes describes; messages call it `name`.
+    """Return the tensors that the JSON header of a file of `size` bytes describes, called `name` in messages.
 
     Raises:
-        CheckpointError: it cannot be read, contradicts itself, or promises more bytes than there are.
+        CheckpointError: it cannot be read, contradicts itself, or describes more bytes than the file has.
     """
     data = 8 + len(header)
     try:
@@ -109,16 +116,20 @@ def _info(entry: dict[str, Any], file: Path, data: int) -> TensorInfo:
 
 
 def contents(names: Iterable[str]) -> str:
-    """What a folder or repo holds, for a message; weights of other kinds come first."""
+    """Return a phrase on what a folder or repo holds, for messages; weights of other formats come first."""
     found = sorted((n for n in names if not n.startswith(".")), key=lambda n: (not n.endswith((".gguf", ".bin")), n))
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return f"it holds {', '.join(found[:3])}{more}" if found else "it is empty"
 
 
 def check_complete(where: str, present: Iterable[str], indices: dict[str, bytes], names: Iterable[str]) -> None:
-    """Every file there that an index (its name and its bytes) or the numbering of the shards speaks of.
+    """Check that every weight file is present that an index or the numbering of the shards names.
 
-    `names` are all files, to name some where there are no weights.
+    Args:
+        where: the folder or repo, for messages.
+        present: the weight files.
+        indices: content of each index file, by name.
+        names: all files, for the message if there are no weights.
 
     Raises:
         CheckpointError: files are missing, or an index cannot be read.
@@ -140,7 +151,7 @@ def check_complete(where: str, present: Iterable[str], indices: dict[str, bytes]
 
 
 def _numbered(name: str) -> Iterator[str]:
-    """The names of all shards of the set to which a shard's name belongs."""
+    """Yield the names of all shards of the set to which a shard belongs."""
     if match := _SHARD.search(name):
         stem, width = name[: match.start()], len(match[1])
         for i in range(1, int(match[2]) + 1):

@@ -1,4 +1,4 @@
-"""Writing safetensors files tensor by tensor: memory holds one of them at a time, however large the file."""
+"""Write safetensors files tensor by tensor, so that memory holds one tensor at a time."""
 
 import json
 import struct
@@ -8,31 +8,33 @@ from typing import Any
 
 import mlx.core as mx
 
-SHARD = 5 << 30
-"""Bytes of a shard at most, unless one tensor is larger: the usual size on the Hub."""
+MAX_SHARD_BYTES = 5 << 30
+"""Bytes, the usual size on the Hub; a shard is larger only if it is one tensor."""
 DTYPES = {
     mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint8: "U8", mx.int8: "I8", mx.uint16: "U16",
     mx.int16: "I16", mx.uint32: "U32", mx.int32: "I32", mx.uint64: "U64", mx.int64: "I64", mx.bool_: "BOOL",
 }  # fmt: skip
-FORMAT = {"format": "mlx"}
+"""MLX's dtypes and their names in safetensors."""
+METADATA = {"format": "mlx"}
+"""The metadata that mlx-lm writes, by which others tell whose layout it is."""
 
-OnBytes = Callable[[int], None]
-"""Told the number of bytes that were just written."""
+OnWritten = Callable[[int], None]
+"""Called with the number of bytes that were just written."""
 
 
 def silent(*counts: int) -> None:
-    """For callers that show no progress."""
+    """Do nothing: a progress callback."""
 
 
-def write_model(folder: Path, weights: dict[str, mx.array], on_bytes: OnBytes) -> None:
-    """`model.safetensors`, or numbered shards, and their index. Empties `weights` on the way."""
+def write_model(folder: Path, weights: dict[str, mx.array], on_written: OnWritten) -> None:
+    """Write `model.safetensors` or numbered shards, and their index; remove each tensor from `weights` when written."""
     shards = list(_shards(weights))
     total = sum(weight.nbytes for weight in weights.values())
     where: dict[str, str] = {}
     for i, names in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{i:05}-of-{len(shards):05}.safetensors"
         where |= dict.fromkeys(names, file)
-        write_safetensors(folder / file, {name: weights.pop(name) for name in names}, on_bytes)
+        write_safetensors(folder / file, {name: weights.pop(name) for name in names}, on_written)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
@@ -41,7 +43,7 @@ def _shards(weights: dict[str, mx.array]) -> Iterator[list[str]]:
     names: list[str] = []
     size = 0
     for name, weight in weights.items():
-        if names and size + weight.nbytes > SHARD:
+        if names and size + weight.nbytes > MAX_SHARD_BYTES:
             yield names
             names, size = [], 0
         names.append(name)
@@ -49,8 +51,8 @@ def _shards(weights: dict[str, mx.array]) -> Iterator[list[str]]:
     yield names
 
 
-def write_safetensors(file: Path, weights: dict[str, mx.array], on_bytes: OnBytes) -> None:
-    """One file. Empties `weights` on the way, so that each lazy tensor is made, written and let go."""
+def write_safetensors(file: Path, weights: dict[str, mx.array], on_written: OnWritten) -> None:
+    """Write one file; evaluate each lazy tensor, write it, and remove it from `weights`."""
     layout = [(name, DTYPES[weight.dtype], weight.shape, weight.nbytes) for name, weight in weights.items()]
     with file.open("wb") as out:
         out.write(header(layout))
@@ -58,24 +60,24 @@ def write_safetensors(file: Path, weights: dict[str, mx.array], on_bytes: OnByte
             weight = weights.pop(next(iter(weights)))
             mx.eval(weight)
             out.write(raw_bytes(weight))
-            on_bytes(weight.nbytes)
+            on_written(weight.nbytes)
             del weight
             mx.clear_cache()
 
 
-def header(layout: list[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str] = FORMAT) -> bytes:
-    """What a safetensors file begins with, for tensors (name, dtype, shape, bytes) in that order."""
+def header(layout: list[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str] = METADATA) -> bytes:
+    """Return the first bytes of a safetensors file, for tensors (name, dtype, shape, bytes) in that order."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     start = 0
     for name, dtype, shape, nbytes in layout:
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, start + nbytes]}
         start += nbytes
     text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)  # tensors stand aligned
+    text += b" " * (-len(text) % 8)  # aligns the tensors
     return struct.pack("<Q", len(text)) + text
 
 
 def raw_bytes(weight: mx.array) -> Any:
-    """The bytes of an array in row-major order; bfloat16, which Python's buffers do not know, by its bits."""
+    """Return a buffer of an array's bytes in row-major order; as uint8, for Python's buffers have no bfloat16."""
     flat = mx.contiguous(weight).reshape(-1)
     return flat.view(mx.uint8) if flat.size else b""

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from mlxmtp.checkpoints import Checkpoint, HeadFiles, check_tokenizer, find_head, open_checkpoint
 from mlxmtp.checkpoints.checkpoint import card_base, no_config, parse_config
 from mlxmtp.checkpoints.head_files import MLX_VLM, is_head_name, trunk_type
-from mlxmtp.checkpoints.hub import RemoteRepo, cached, wanted_files
+from mlxmtp.checkpoints.hub import cached, wanted_files
+from mlxmtp.checkpoints.remote import RemoteRepo
 from mlxmtp.conversion.weights import Weights, weights_of
 from mlxmtp.errors import CheckpointError, HeadError
 from mlxmtp.heads import NoHeadError, norms_of, resolve_head, trunk_is_raw

@@ -7,13 +7,13 @@ from mlxmtp import machine
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.checkpoints.hub import (
     REPO,
-    RemoteRepo,
     cached_sizes,
     download,
     download_again,
     hub_cache,
     wanted_files,
 )
+from mlxmtp.checkpoints.remote import RemoteRepo
 from mlxmtp.checkpoints.tensors import EXPECTED, contents
 from mlxmtp.conversion.sources import OnBytes
 from mlxmtp.errors import CheckpointError

@@ -13,7 +13,8 @@ from mlxmtp.checkpoints import Checkpoint, HeadFiles, TensorInfo, find_head, ope
 from mlxmtp.checkpoints.attached import partial_file
 from mlxmtp.checkpoints.checkpoint import parse_config
 from mlxmtp.checkpoints.head_files import is_head_name, trunk_type
-from mlxmtp.checkpoints.hub import BLOCK, RemoteRepo, cached
+from mlxmtp.checkpoints.hub import cached
+from mlxmtp.checkpoints.remote import BLOCK, RemoteRepo
 from mlxmtp.checkpoints.writer import DTYPES, header
 from mlxmtp.errors import CheckpointError, HeadError
 from mlxmtp.files import check_space, explain_full_disk, locked

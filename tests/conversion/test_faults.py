@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from mlxmtp.checkpoints.hub import RemoteRepo
+from mlxmtp.checkpoints.remote import RemoteRepo
 from tests.comparing import contents
 from tests.conversion.faults import (
     HEAD,

@@ -108,7 +108,7 @@ def test_several_shards_are_one_model(
 ) -> None:
     raw = raw_checkpoint("qwen3_5_moe", dtype="float32")
     one = convert(raw, tmp_path / "one", packing=packing).folder
-    monkeypatch.setattr(writer, "SHARD", 60_000)
+    monkeypatch.setattr(writer, "MAX_SHARD_BYTES", 60_000)
     many = convert(raw, tmp_path / "many", packing=packing).folder
     assert_same_model(many, one)
     assert (many / "mtp.safetensors").read_bytes() == (one / "mtp.safetensors").read_bytes()
