@@ -24,7 +24,7 @@ from mlxmtp.engine.prompt import Prompt, encode, render_prompt
 from mlxmtp.engine.request import GenerationOptions, check_count, check_depth
 from mlxmtp.engine.store import ModelFacts, establish_guarantee
 from mlxmtp.errors import OptionError, PromptError
-from mlxmtp.exactness.verdict import Guarantee, Identity
+from mlxmtp.exactness.guarantee import Guarantee, Identity
 from mlxmtp.heads import Head, HeadSource
 from mlxmtp.heads.check import TEXT
 from mlxmtp.limits import MAX_DEPTH
@@ -232,8 +232,8 @@ class Engine:
         check_depth(depth)
         if depth and not self.mtp:
             raise OptionError(f"depth is {depth}, but there is no MTP head: {self.plain_because}")
-        if self.identity != "fast" and depth >= self.guarantee.rows:
-            shown = f"{self.identity} identity has been shown for depths up to {self.guarantee.rows - 1}"
+        if self.identity != "fast" and depth >= self.guarantee.num_tokens:
+            shown = f"{self.identity} identity has been shown for depths up to {self.guarantee.num_tokens - 1}"
             raise OptionError(f"depth is {depth}, but {shown}; choose one of them, or --identity fast")
         return FixedDepth(depth)
 
@@ -251,7 +251,7 @@ class Engine:
     @property
     def _auto_depths(self) -> tuple[int, int]:
         """Most drafts that the adaptive policy may choose: from the head, and by prompt lookup."""
-        most = min(self.target.fast_rows, self.guarantee.rows)
+        most = min(self.target.max_fast_tokens, self.guarantee.num_tokens)
         return min(MAX_AUTO_DEPTH, most - 1), min(MAX_DEPTH, most - 1)
 
     @cached_property

@@ -19,7 +19,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
-from mlxmtp.targets.observe import rebind, replace_call
+from mlxmtp.targets.patches.observe import rebind, replace_call
 
 if TYPE_CHECKING:
     from mlxmtp.targets import Target
@@ -63,7 +63,7 @@ class OneRow:
     def _set_rows(self, rows: int) -> None:
         self._rows = rows
         for latent in self._latent:
-            latent.alone = rows > 0
+            latent.row_by_row = rows > 0
 
     def _teach(self, module: nn.Module, kernels: Sequence[Kernel]) -> None:
         kind: Any = type(module)
@@ -117,7 +117,7 @@ class OneRow:
 def _seen(i: int, rows: int, keys: mx.array, values: mx.array, mask: Any) -> tuple[mx.array, mx.array, Any]:
     """What row i attends to: keys and values [1, heads, _, D] and a mask, as plain decoding would have them.
 
-    Keys come as [1, heads, T, D], the newest those of the rows, or as a ring for each row (targets/window.py).
+    Keys come as [1, heads, T, D], the newest those of the rows, or as a ring for each row (targets/patches/window.py).
     """
     if keys.shape[0] == rows:
         keys, values = keys[i : i + 1], values[i : i + 1]

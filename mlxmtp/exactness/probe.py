@@ -121,7 +121,7 @@ def probe(
             if not finding.equal:
                 break
         else:
-            more = target.fast_rows >= MOST_ROWS and _holds(target, tokens, rung, MORE, kernels)
+            more = target.max_fast_tokens >= MOST_ROWS and _holds(target, tokens, rung, MORE, kernels)
             return Guarantee(rung.promise, MOST_ROWS if more else ROWS, finding.context, rung.width, rung.alone)
     NATIVE.apply(target)
     complete = finding.error in ("", NO_ROOM)

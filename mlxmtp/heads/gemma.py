@@ -18,7 +18,7 @@ from mlx_lm.models import gemma4_text
 
 from mlxmtp.errors import HeadError, OptionError
 from mlxmtp.heads.family import Family
-from mlxmtp.targets import Cache, SharedRows, Target, Where, matrix_rows
+from mlxmtp.targets import Cache, HiddenSide, SharedKVCache, Target, matrix_rows
 
 TRUNKS = ("gemma4", "gemma4_text", "gemma4_unified")
 _NAME = re.compile(r"gemma-4-(E2B|E4B|12B|26B-A4B|31B)-it(?!\w)", re.IGNORECASE)
@@ -43,7 +43,7 @@ class GemmaHead(nn.Module):
     family = "gemma4-assistant"
     has_kv_cache = False
     convention = DraftPosition()
-    hidden_at: Where = "post"
+    hidden_at: HiddenSide = "post"
 
     def __init__(self, target: Target, args: gemma4_text.ModelArgs, clusters: tuple[int, int] | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -65,7 +65,7 @@ class GemmaHead(nn.Module):
         self._sources = tuple(owners[layer.layer_type] for layer in self.model.layers)
 
     def make_cache(self, target_cache: Cache) -> Cache:
-        return [SharedRows(target_cache[source]) for source in self._sources]
+        return [SharedKVCache(target_cache[source]) for source in self._sources]
 
     def __call__(self, hidden: mx.array, tokens: mx.array, cache: Cache) -> mx.array:
         embedding = self._target.embed(tokens) * self._target.text_model.args.hidden_size**0.5

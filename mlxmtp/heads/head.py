@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from mlxmtp.heads.draft_output import DraftOutput
-from mlxmtp.targets import Cache, Where
+from mlxmtp.targets import Cache, HiddenSide
 
 
 class Head(Protocol):
@@ -28,7 +28,7 @@ class Head(Protocol):
     convention: Any
 
     @property
-    def hidden_at(self) -> Where: ...
+    def hidden_at(self) -> HiddenSide: ...
 
     def make_cache(self, target_cache: Cache) -> Cache:
         """An empty cache for the sequence that the target keeps in `target_cache`."""
@@ -61,8 +61,8 @@ class Convention:
         fed: the target's, with regard to its final norm. recycled: the head's own, with regard to its last norm.
     """
 
-    fed: Where = "post"
-    recycled: Where = "post"
+    fed: HiddenSide = "post"
+    recycled: HiddenSide = "post"
 
 
 CONVENTIONS = (Convention(), Convention(recycled="pre"), Convention(fed="pre"), Convention(fed="pre", recycled="pre"))
@@ -81,7 +81,7 @@ class Recursion:
         """The module of the output matrix."""
 
     @property
-    def hidden_at(self) -> Where:
+    def hidden_at(self) -> HiddenSide:
         return self.convention.fed
 
     def restrict_vocab(self, tokens: Sequence[int]) -> None:

@@ -1,21 +1,21 @@
-"""mlx-lm's models seen as targets of speculative decoding."""
+"""mlx-lm's models as targets of speculative decoding."""
 
-from mlxmtp.targets.latent import LatentAttention, has_latents
 from mlxmtp.targets.loading import TEXT_ONLY, check_architecture, load_target, materialise, stack_experts
-from mlxmtp.targets.shared import SharedRows
+from mlxmtp.targets.patches.latent import LatentAttention, has_latents
+from mlxmtp.targets.shared_kv import SharedKVCache
 from mlxmtp.targets.states import CacheState, can_snapshot, is_trimmable, leaf_caches, restore, snapshot
-from mlxmtp.targets.target import Cache, Pass, PassListener, Target, Where, matrix_rows
+from mlxmtp.targets.target import Cache, HiddenSide, Pass, PassListener, Target, matrix_rows
 
 __all__ = [
     "TEXT_ONLY",
     "Cache",
     "CacheState",
+    "HiddenSide",
     "LatentAttention",
     "Pass",
     "PassListener",
-    "SharedRows",
+    "SharedKVCache",
     "Target",
-    "Where",
     "can_snapshot",
     "check_architecture",
     "has_latents",

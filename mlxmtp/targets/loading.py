@@ -1,4 +1,4 @@
-"""Loading a target through mlx-lm, with what its loader leaves out."""
+"""Load a target through mlx-lm, and convert the layouts that mlx-lm does not read."""
 
 from functools import partial
 from shlex import quote
@@ -15,14 +15,17 @@ from mlxmtp.errors import CheckpointError, is_out_of_memory
 from mlxmtp.targets.target import Target
 
 TEXT_ONLY = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
-"""Text-only checkpoints of vision-language types for which mlx-lm has one module: their name and its."""
+"""Model types of text-only checkpoints, and the vision-language types whose modules in mlx-lm load them."""
 
 
 def load_target(checkpoint: Checkpoint, *, lazy: bool = False) -> Target:
-    """Load the trunk of a checkpoint; the weights are read once, here, or with `lazy` when they are needed.
+    """Load the trunk of a checkpoint.
+
+    Args:
+        lazy: read each weight when it is first used; otherwise read all of them now.
 
     Raises:
-        CheckpointError: mlx-lm does not know the architecture, or tensors are missing or of another shape.
+        CheckpointError: mlx-lm does not know the architecture, or tensors are missing or have another shape.
     """
     check_architecture(checkpoint)
     try:
@@ -38,10 +41,10 @@ def load_target(checkpoint: Checkpoint, *, lazy: bool = False) -> Target:
 
 
 def check_architecture(checkpoint: Checkpoint) -> None:
-    """Whether mlx-lm has such models.
+    """Check that mlx-lm supports the model type.
 
     Raises:
-        CheckpointError: it has not, or the checkpoint is a head alone.
+        CheckpointError: it does not, or the checkpoint is a head without a trunk.
     """
     name, kind = checkpoint.name, checkpoint.model_type
     if trunk_type(kind):
@@ -54,14 +57,14 @@ def check_architecture(checkpoint: Checkpoint) -> None:
 
 
 def materialise(module: nn.Module) -> None:
-    """Read a module's weights, one after the other: what a weight is made from goes before the next one comes."""
+    """Evaluate a module's weights one at a time, so that the sources of one are freed before the next is read."""
     weights: list[tuple[str, mx.array]] = tree_flatten(module.parameters())  # type: ignore[assignment]
     for _, weight in weights:
         mx.eval(weight)
 
 
 def _side_car_names(checkpoint: Checkpoint) -> frozenset[str]:
-    """Tensors that are the head's by their file: mlx-lm reads every model*.safetensors as the trunk's."""
+    """Return the names of tensors in side-cars, which mlx-lm would take for the trunk's."""
     return frozenset(n for n, info in checkpoint.tensors.items() if any(info.file.match(s) for s in SIDE_CARS))
 
 
@@ -71,7 +74,7 @@ def _model_classes(config: dict[str, Any], side_car: frozenset[str]) -> tuple[ty
 
     class Model(model):  # type: ignore[misc, valid-type]
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-            # mlx-lm keeps the heads of some models, and stacks experts of one layout a family
+            # mlx-lm keeps the heads of some models, and stacks experts of one layout per family
             trunk = {name: w for name, w in weights.items() if not is_head_name(name, config) and name not in side_car}
             return stack_experts(super().sanitize(dequantise_fp8(trunk)))
 
@@ -79,10 +82,9 @@ def _model_classes(config: dict[str, Any], side_car: frozenset[str]) -> tuple[ty
 
 
 def stack_experts(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-    """Experts stored one by one or fused (`gate_up_proj`) become mlx-lm's stacked `switch_mlp`.
+    """Convert experts stored one by one, or fused (`gate_up_proj`), to mlx-lm's stacked `switch_mlp`.
 
-    mlx-lm reads some families in one of the layouts only; checkpoints of both exist (families.md 1).
-    Names that match neither layout pass through.
+    mlx-lm reads some families in one of the layouts only; checkpoints of both exist. Other names are unchanged.
     """
     out: dict[str, mx.array] = {}
     single: dict[str, dict[int, mx.array]] = {}

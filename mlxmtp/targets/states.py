@@ -1,7 +1,7 @@
-"""What of a sequence's caches has to be kept so that they can go back to where they stand.
+"""Copy the state of a sequence's caches, and restore it.
 
-A cache that only grows goes back by being cut; a recurrent state and a window that has wrapped do not, and are kept
-whole. A model's layers, and the parts of a layer that has several (`CacheList`), are looked at one by one.
+A cache that only grows is trimmed to go back. A recurrent state, or a window that has wrapped, cannot be trimmed, and
+its whole state is kept. The functions take single caches; `leaf_caches` finds them in a model's cache.
 """
 
 from collections.abc import Iterable
@@ -11,16 +11,17 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache
 
-from mlxmtp.targets.shared import SharedRows
+from mlxmtp.targets.shared_kv import SharedKVCache
 
 
 @dataclass(frozen=True)
 class CacheState:
-    """One part's arrays, None before there are any.
+    """The state of one cache.
 
     Args:
-        arrays: keys and values [1, heads, rows, D], or a recurrent layer's states.
-        offset: rows that keys and values have seen. slot: where a window writes its next row.
+        arrays: keys and values [1, heads, T, D], or a recurrent layer's states; None before the first token.
+        offset: tokens that keys and values have seen.
+        slot: where a window writes its next row.
     """
 
     arrays: tuple[mx.array | None, ...]
@@ -32,61 +33,61 @@ class CacheState:
         return sum(0 if array is None else array.nbytes for array in self.arrays)
 
 
-def leaf_caches(cache: Iterable[Any]) -> list[Any]:
-    """The single caches that a model's cache consists of."""
+def leaf_caches(layers: Iterable[Any]) -> list[Any]:
+    """Return the single caches in a model's cache: a `CacheList` has several per layer."""
     return [
-        part for layer in cache for part in (leaf_caches(layer.caches) if isinstance(layer, CacheList) else [layer])
+        cache for layer in layers for cache in (leaf_caches(layer.caches) if isinstance(layer, CacheList) else [layer])
     ]
 
 
-def is_trimmable(part: Any) -> bool:
-    """Whether a part only grows, so that cutting its end takes rows back; a view of another does as that one does."""
-    return isinstance(part, (KVCache, SharedRows))
+def is_trimmable(cache: Any) -> bool:
+    """Return whether a cache only grows, so that a trim rolls it back."""
+    return isinstance(cache, (KVCache, SharedKVCache))
 
 
-def can_snapshot(part: Any) -> bool:
-    """Whether `snapshot` knows this kind of cache."""
-    return is_trimmable(part) or isinstance(part, (RotatingKVCache, ArraysCache))
+def can_snapshot(cache: Any) -> bool:
+    """Return whether `snapshot` supports this kind of cache."""
+    return is_trimmable(cache) or isinstance(cache, (RotatingKVCache, ArraysCache))
 
 
-def snapshot(part: Any, rows: int | None = None) -> CacheState:
-    """What `restore` makes an equal part from, lazy; later passes over the part do not change it.
+def snapshot(cache: Any, rows: int | None = None) -> CacheState:
+    """Return the state of a cache, lazily; later passes do not change it.
 
     Args:
-        rows: of a part that is_trimmable, take only its first so many.
+        rows: of a trimmable cache, copy only the first `rows` tokens; None: all.
     """
-    if isinstance(part, SharedRows):
+    if isinstance(cache, SharedKVCache):
         return CacheState(())
-    if isinstance(part, ArraysCache):
-        return CacheState(tuple(None if array is None else mx.contiguous(array) for array in part.cache))
-    if isinstance(part, RotatingKVCache):
-        return _window(part)
-    rows = part.offset if rows is None else rows
-    if part.keys is None or not rows:
+    if isinstance(cache, ArraysCache):
+        return CacheState(tuple(None if array is None else mx.contiguous(array) for array in cache.cache))
+    if isinstance(cache, RotatingKVCache):
+        return _window(cache)
+    rows = cache.offset if rows is None else rows
+    if cache.keys is None or not rows:
         return CacheState((None, None))
-    return CacheState((part.keys[:, :, :rows], part.values[:, :, :rows]), rows)
+    return CacheState((cache.keys[:, :, :rows], cache.values[:, :, :rows]), rows)
 
 
-def restore(part: Any, state: CacheState) -> None:
-    """Make a part stand where `state` was taken. Its arrays are shared: a pass writes into copies of them."""
-    if hasattr(part, "cache"):
-        part.cache = list(state.arrays)
-    elif not isinstance(part, SharedRows):
-        part.keys, part.values = state.arrays
-        part.offset = state.offset
-    if isinstance(part, RotatingKVCache):
-        part._idx = state.slot
+def restore(cache: Any, state: CacheState) -> None:
+    """Set a cache to `state`. The arrays are shared: a pass writes into copies of them."""
+    if hasattr(cache, "cache"):
+        cache.cache = list(state.arrays)
+    elif not isinstance(cache, SharedKVCache):
+        cache.keys, cache.values = state.arrays
+        cache.offset = state.offset
+    if isinstance(cache, RotatingKVCache):
+        cache._idx = state.slot
 
 
-def _window(part: RotatingKVCache) -> CacheState:
-    """A window's rows; after a chunk that was longer than it, its newest, in the order of time."""
-    if part.keys is None:
-        return CacheState((None, None), part.offset, part._idx)
-    kept: Any = (part.keys, part.values)
-    slot, surplus = part._idx, part.keys.shape[2] - part.max_size
+def _window(cache: RotatingKVCache) -> CacheState:
+    """Return the state of a window; after a chunk longer than the window, its newest rows in the order of time."""
+    if cache.keys is None:
+        return CacheState((None, None), cache.offset, cache._idx)
+    kept: Any = (cache.keys, cache.values)
+    slot, surplus = cache._idx, cache.keys.shape[2] - cache.max_size
     if surplus > 0:
-        kept = (part._trim(surplus, rows) for rows in kept)
-        slot = part.max_size
-    elif part.offset < part.keys.shape[2]:
-        kept = (rows[:, :, : part.offset] for rows in kept)
-    return CacheState(tuple(mx.contiguous(rows) for rows in kept), part.offset, slot)
+        kept = (cache._trim(surplus, rows) for rows in kept)
+        slot = cache.max_size
+    elif cache.offset < cache.keys.shape[2]:
+        kept = (rows[:, :, : cache.offset] for rows in kept)
+    return CacheState(tuple(mx.contiguous(rows) for rows in kept), cache.offset, slot)

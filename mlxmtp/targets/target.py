@@ -1,4 +1,4 @@
-"""mlx-lm's models seen as targets: logits with hidden states, and passes whose rows can be taken back."""
+"""mlx-lm's models as targets: logits with hidden states, and passes that can be rolled back to any token."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,19 +9,19 @@ import mlx.nn as nn
 from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 
 from mlxmtp.checkpoints import text_config
-from mlxmtp.targets.latent import LatentAttention, has_latents
-from mlxmtp.targets.observe import observe
-from mlxmtp.targets.recurrent import RecurrentLayer, RecurrentRows
+from mlxmtp.targets.patches.gated_delta import RecurrentLayer, RecurrentRows
+from mlxmtp.targets.patches.latent import LatentAttention, has_latents
+from mlxmtp.targets.patches.observe import observe
+from mlxmtp.targets.patches.window import WindowCache, calls_attention, patch_window_attention
 from mlxmtp.targets.states import is_trimmable, leaf_caches
-from mlxmtp.targets.window import WindowCache, give_rows_their_rings, has_windows
 
 Cache = list[Any]
-Where = Literal["post", "pre"]
-"""Hidden states after the final norm, as the output matrix sees them, or before it."""
+HiddenSide = Literal["post", "pre"]
+"""Hidden states after a norm ("post") or before it ("pre")."""
 
 
 class PassListener(Protocol):
-    """Learns of the passes that `Target.open` makes."""
+    """Is called before and after each pass of `Target.open`."""
 
     def begin_pass(self, num_tokens: int) -> None:
         """A pass over `num_tokens` tokens begins."""
@@ -31,27 +31,29 @@ class PassListener(Protocol):
 
 
 class Target:
-    """A model of mlx-lm, its hidden states tapped at the final norm.
+    """A model of mlx-lm that also returns the hidden states at its final norm.
 
     Args:
         model: the loaded model.
         config: its configuration as mlx-lm read it.
 
-    `reversible`: every layer's cache can take rows back. One that cannot must never be asked to.
-    `hidden_at`: which hidden states are given out.
-    `listeners`: are told of each pass besides the target's own layers.
-    `min_tokens`: `open` pads a pass to this many tokens and takes the padding back.
+    Attributes:
+        reversible: whether every layer's cache can be rolled back; if not, `Pass.commit` must keep all tokens.
+        hidden_at: which hidden states `forward` returns.
+        listeners: called before and after each pass, besides the target's own layers.
+        min_tokens: `open` pads a pass to this many tokens, and `commit` removes the padding.
     """
 
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
         self.model = model
         self.config = config
-        self.hidden_at: Where = "post"
+        self.hidden_at: HiddenSide = "post"
         self.listeners: list[PassListener] = []
         self.min_tokens = 1
         self._trunk: Any = getattr(self.text_model, "model", None)
         norm = getattr(self._trunk, "norm", None)
-        self._final_norm = None if norm is None else observe(norm, open=True)  # None: no family of heads stands on it
+        # None: no family of heads supports such a trunk
+        self._final_norm = None if norm is None else observe(norm, open=True)
         self._recurrent = {
             i: RecurrentLayer(layer.linear_attn)
             for i, layer in enumerate(model.layers)
@@ -59,13 +61,14 @@ class Target:
         }
         attentions = [layer.self_attn for layer in model.layers if hasattr(layer, "self_attn")]
         self.latent = [
-            LatentAttention(attention, rows_alone=True) for attention in attentions if has_latents(attention)
+            LatentAttention(attention, split_rows=True) for attention in attentions if has_latents(attention)
         ]
-        kept = make_prompt_cache(model)
-        self._windows = any(type(layer) is RotatingKVCache for layer in kept) and all(map(has_windows, attentions))
+        caches = make_prompt_cache(model)
+        rotating = any(type(layer) is RotatingKVCache for layer in caches)
+        self._windows = rotating and all(map(calls_attention, attentions))
         if self._windows:
             for attention in attentions:
-                give_rows_their_rings(attention)
+                patch_window_attention(attention)
         self.reversible = all(
             all(map(is_trimmable, leaf_caches([layer]))) or isinstance(layer, WindowCache) or i in self._recurrent
             for i, layer in enumerate(self.make_cache())
@@ -82,12 +85,12 @@ class Target:
         return text_config(self.config)
 
     @property
-    def fast_rows(self) -> int:
-        """Rows of a pass up to which a GPU's kernels are those for few rows; a CPU has no such bound.
+    def max_fast_tokens(self) -> int:
+        """The longest pass, in tokens, for which a GPU uses its kernels for few rows; unbounded on a CPU.
 
-        At most 8, which are also those that identity is shown for. On Metal attention leaves its fast kernel beyond 8
-        rows and where m rows of gqa queries a key's head are more than 32 (MLX 0.32.1, backend/metal,
-        scaled_dot_product_attention.cpp), and is then 2 to 7 times slower.
+        At most 8, which the exactness probe compares too. On Metal, attention leaves its fast kernel for more than 8
+        rows, and for more than 32 products of rows and query heads per key head; it is then 2 to 7 times slower.
+        Source: MLX 0.32.1, backend/metal/scaled_dot_product_attention.cpp.
         """
         if mx.default_device() != mx.Device(mx.gpu):
             return 2**31 - 1
@@ -103,14 +106,14 @@ class Target:
         return getattr(self.model, "language_model", self.model)
 
     def make_cache(self) -> Cache:
-        """An empty cache for one sequence, one entry a layer that has keys and values, or a state, of its own."""
+        """Return an empty cache for one sequence: one entry per layer that has its own keys and values, or state."""
         cache: Cache = make_prompt_cache(self.model)
         if self._windows:
             cache = [WindowCache.like(c) if type(c) is RotatingKVCache else c for c in cache]
         return cache
 
     def forward(self, tokens: mx.array, cache: Cache) -> tuple[mx.array, mx.array]:
-        """Feed tokens [B, T]; returns logits [B, T, V] and hidden states [B, T, H], as `hidden_at` says."""
+        """Run the model over tokens [B, T]; return logits [B, T, V] and hidden states [B, T, H] at `hidden_at`."""
         logits: mx.array = self.model(tokens, cache=cache)
         if self._final_norm is None:
             return logits, mx.zeros((*tokens.shape, 0))
@@ -120,7 +123,7 @@ class Target:
         return logits, hidden
 
     def open(self, tokens: mx.array, cache: Cache) -> "Pass":
-        """Feed tokens [1, m] in a pass whose last rows can be taken back, each row computed as it would be alone."""
+        """Run a pass over tokens [1, m] that can be rolled back; its `commit` keeps the first of them."""
         num_tokens, padded = tokens.shape[1], max(tokens.shape[1], self.min_tokens)
         if padded > num_tokens:
             tokens = mx.concatenate([tokens, mx.repeat(tokens[:, -1:], padded - num_tokens, axis=1)], axis=1)
@@ -145,12 +148,12 @@ class Target:
                 listener.end_pass()
 
     def embed(self, tokens: mx.array) -> mx.array:
-        """Embeddings [B, T, H] of tokens [B, T]: the matrix that heads share."""
+        """Return embeddings [B, T, H] of tokens [B, T], by the matrix that heads share."""
         embeddings: mx.array = self.embedding(tokens)
         return embeddings
 
     def project(self, hidden: mx.array) -> mx.array:
-        """Logits [B, T, V] of normed hidden states [B, T, H]: the output matrix that heads share."""
+        """Return logits [B, T, V] of normed hidden states [B, T, H], by the output matrix that heads share."""
         logits: mx.array = (self.output.as_linear if self.output is self.embedding else self.output)(hidden)
         return logits
 
@@ -161,12 +164,12 @@ class Target:
 
     @property
     def output(self) -> Any:
-        """The module of the output matrix; the embedding's, where they are tied."""
+        """The module of the output matrix; the embedding, if they are tied."""
         return self.text_model.lm_head if hasattr(self.text_model, "lm_head") else self.embedding
 
 
 def matrix_rows(matrix: nn.Module, ids: mx.array) -> mx.array:
-    """Rows [n, H] of an embedding or output matrix, whole or quantised."""
+    """Return rows [n, H] of an embedding or output matrix, dequantised."""
     rows: mx.array = matrix["weight"][ids]
     if "scales" not in matrix:
         return rows
@@ -179,11 +182,14 @@ def matrix_rows(matrix: nn.Module, ids: mx.array) -> mx.array:
 class Pass:
     """One pass of the target over m tokens: a transaction on the caches.
 
-    Commit it once, before the next pass over the same caches.
+    `commit` must be called once, before the next pass over the same caches.
 
     Args:
-        logits: [B, m, V]. hidden: [B, m, H], as the target's `hidden_at` says.
-        padded: tokens that the caches have taken, at least m.
+        logits: [B, m, V].
+        hidden: [B, m, H], at the target's `hidden_at`.
+        cache: the caches that the pass wrote.
+        recurrent: what rolls back each recurrent layer, by layer.
+        padded: tokens that were run, at least m.
     """
 
     def __init__(
@@ -196,7 +202,7 @@ class Pass:
         self._padded = padded
 
     def commit(self, num_tokens: int) -> None:
-        """Leave every layer's cache as if only the first `num_tokens` tokens had been fed."""
+        """Roll every layer's cache back to the first `num_tokens` tokens of the pass."""
         padded = self._padded
         for i, layer in enumerate(self._cache):
             if i in self._recurrent:

@@ -60,7 +60,7 @@ def test_the_cost_curve_reaches_over_the_deepest_draft(engine: Engine):
 def test_a_depth_that_the_engine_refuses_is_refused_before_anything_is_measured(
     raw_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(Target, "fast_rows", 8)
+    monkeypatch.setattr(Target, "max_fast_tokens", 8)
     engine = load(raw_checkpoint("qwen3_5"), identity="strict")
     with pytest.raises(OptionError, match="depth is 9"):
         make_plan(engine, replace(SMALL, depths=(2, 9)), PROMPTS)

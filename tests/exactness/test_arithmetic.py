@@ -119,7 +119,7 @@ def _shifted(passed: tuple[mx.array, mx.array], by: int) -> tuple[mx.array, mx.a
 
 def test_depths_that_were_not_shown_are_refused(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where no more rows are looked at."""
-    monkeypatch.setattr(Target, "fast_rows", ROWS)
+    monkeypatch.setattr(Target, "max_fast_tokens", ROWS)
     model = load(small, identity="strict")
     assert model.generate(LATTE, GenerationOptions(max_tokens=4, depth=ROWS - 1)).tokens
     with pytest.raises(OptionError, match=rf"depth is {ROWS}, but strict identity .* up to {ROWS - 1}"):

@@ -108,7 +108,7 @@ def test_what_holds_for_few_rows_is_not_promised_for_more(
         verdict = probe(model.target, text(model), identity)
     assert (verdict.promise, verdict.rows) == ("identical", ROWS)
     assert [verdict.at(depth) for depth in (None, ROWS - 1, ROWS)] == ["identical", "identical", "distribution"]
-    monkeypatch.setattr(Target, "fast_rows", ROWS)
+    monkeypatch.setattr(Target, "max_fast_tokens", ROWS)
     assert probe(model.target, text(model), identity).rows == ROWS
 
 

@@ -18,7 +18,7 @@ from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.errors import HeadError
 from mlxmtp.heads import load_head, resolve_head, self_check
 from mlxmtp.heads.gemma import DraftPosition
-from mlxmtp.targets import SharedRows, load_target
+from mlxmtp.targets import SharedKVCache, load_target
 from tests import tiny
 from tests.comparing import assert_equal
 from tests.running import generated, reference
@@ -122,7 +122,7 @@ def test_a_wrong_formula_would_be_seen(golden: Golden, monkeypatch: pytest.Monke
     with monkeypatch.context() as patch:
         patch.setattr(golden.head, "convention", DraftPosition("last"))
         assert difference(golden.drafts(hidden, cache, LONG)[0], right) > 100 * STATES
-    monkeypatch.setattr(SharedRows, "fetch", lambda shared, _: ((shared._layer.keys, shared._layer.values), None))
+    monkeypatch.setattr(SharedKVCache, "fetch", lambda shared, _: ((shared._layer.keys, shared._layer.values), None))
     assert difference(golden.drafts(hidden, cache, LONG)[0], right) > 100 * STATES
     norms = [weight for name, weight in tree_flatten(golden.head.parameters()) if name.endswith("norm.weight")]
     assert len(norms) == 16
@@ -135,7 +135,7 @@ def test_the_other_reading_stands_one_place_earlier(golden: Golden, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(golden.head, "convention", DraftPosition("last"))
         last = golden.drafts(hidden, cache, LONG)
-    monkeypatch.setattr(SharedRows, "offset", property(lambda shared: shared._layer.offset - 1))
+    monkeypatch.setattr(SharedKVCache, "offset", property(lambda shared: shared._layer.offset - 1))
     for one, other in zip(last, golden.drafts(hidden, cache, LONG), strict=True):
         assert mx.array_equal(one, other)
 

@@ -17,7 +17,7 @@ from mlxmtp.decoding.sampler import Draft, Sampler
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.heads.gemma import DraftPosition
-from mlxmtp.targets import SharedRows
+from mlxmtp.targets import SharedKVCache
 from tests import tiny
 from tests.grids import cases, grid
 from tests.running import assert_plain, generated, plain_run, prefilled, reference, rounds
@@ -185,7 +185,7 @@ def scripted(engine: Engine, prompt: list[int]) -> Iterator[Sequence]:
         yield sequence
 
 
-def seen(shared: SharedRows) -> tuple[mx.array, mx.array]:
+def seen(shared: SharedKVCache) -> tuple[mx.array, mx.array]:
     """The keys and values that one row sees, by position."""
     layer: Any = shared._layer
     (keys, values), mask = shared.fetch(1)

@@ -26,7 +26,7 @@ def test_on_a_gpu(
     monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
     config = {"num_attention_heads": heads, "num_key_value_heads": key_heads}
     rows = rows if metal else 8
-    assert Target.fast_rows.fget(SimpleNamespace(text_config=config)) == rows  # type: ignore[attr-defined]
+    assert Target.max_fast_tokens.fget(SimpleNamespace(text_config=config)) == rows  # type: ignore[attr-defined]
 
 
 def test_auto_keeps_within_them(raw_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +34,6 @@ def test_auto_keeps_within_them(raw_checkpoint: Callable[..., Path], monkeypatch
     model = raw_checkpoint("qwen3_5")
     on_cpu = load(model).policy(None)
     assert (on_cpu.most, on_cpu.most_repeated) == (8, 16)  # type: ignore[attr-defined]
-    monkeypatch.setattr(Target, "fast_rows", 5)
+    monkeypatch.setattr(Target, "max_fast_tokens", 5)
     bounded = load(model).policy(None)
     assert (bounded.most, bounded.most_repeated) == (4, 4)  # type: ignore[attr-defined]

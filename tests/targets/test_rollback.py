@@ -14,7 +14,8 @@ from mlx_lm.models.cache import ArraysCache, KVCache, make_prompt_cache
 from mlx_lm.utils import load_model
 
 from mlxmtp.checkpoints import open_checkpoint
-from mlxmtp.targets import Target, load_target, recurrent
+from mlxmtp.targets import Target, load_target
+from mlxmtp.targets.patches import gated_delta
 from tests import tiny
 from tests.grids import grid
 from tests.scripted import assert_same_state, replaced, snapshot
@@ -56,7 +57,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "inputs replayed":
         metal = replaced(mx.metal, is_available=lambda: True)
         pretend = replaced(mx, default_device=lambda: mx.gpu, metal=metal)
-        monkeypatch.setattr(recurrent, "mx", pretend)
+        monkeypatch.setattr(gated_delta, "mx", pretend)
     return str(request.param)
 
 
@@ -122,13 +123,13 @@ def test_a_row_queued_ahead_is_taken_back(target: Target, prompt: list[int], way
 def test_replay_is_reached(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pretended Metal takes the other branch: it never computes row by row."""
     calls = []
-    honest = recurrent.RecurrentLayer._row_by_row
-    monkeypatch.setattr(recurrent.RecurrentLayer, "_row_by_row", lambda *a: calls.append(1) or honest(*a))
+    honest = gated_delta.RecurrentLayer._row_by_row
+    monkeypatch.setattr(gated_delta.RecurrentLayer, "_row_by_row", lambda *a: calls.append(1) or honest(*a))
     target.open(mx.array([FED[:3]]), target.make_cache()).commit(1)
     layers = sum(isinstance(layer, ArraysCache) for layer in target.make_cache())
     assert len(calls) == layers > 0
     metal = replaced(mx.metal, is_available=lambda: True)
-    monkeypatch.setattr(recurrent, "mx", replaced(mx, default_device=lambda: mx.gpu, metal=metal))
+    monkeypatch.setattr(gated_delta, "mx", replaced(mx, default_device=lambda: mx.gpu, metal=metal))
     target.open(mx.array([FED[:3]]), target.make_cache()).commit(1)
     assert len(calls) == layers
 

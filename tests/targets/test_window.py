@@ -15,7 +15,7 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.targets import Target, load_target
-from mlxmtp.targets.window import WindowCache
+from mlxmtp.targets.patches.window import WindowCache
 from tests.grids import grid
 from tests.scripted import assert_same_state, snapshot
 

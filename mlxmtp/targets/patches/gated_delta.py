@@ -1,8 +1,9 @@
-"""Gated-delta layers (Qwen3-Next, Qwen3.5) whose state can go back to any row of the pass just made.
+"""Gated-delta layers (Qwen3-Next, Qwen3.5) whose state can go back to any row of the last pass.
 
-The state after n of m rows costs no second pass through the weights: the recurrence runs row by row and every row's
-state is kept, or, where one Metal kernel runs all rows, its inputs are kept and replayed for the first n.
-The convolution's state after n rows is a slice of the convolution's input (families.md 0.8).
+The state after n of m rows costs no second pass through the weights. The recurrence runs row by row, and every row's
+state is kept; where one Metal kernel runs all rows, its inputs are kept, and it runs again over the first n.
+The convolution's state after n rows is a slice of the convolution's input.
+Source: Gated Delta Networks (Yang et al. 2412.06464); mlx-lm's `gated_delta.py`.
 """
 
 from collections.abc import Callable
@@ -14,20 +15,20 @@ import mlx.nn as nn
 from mlx_lm.models import gated_delta
 from mlx_lm.models.cache import ArraysCache
 
-from mlxmtp.targets.observe import observe, rebind
+from mlxmtp.targets.patches.observe import observe, rebind
 
 RecurrentState = tuple[mx.array | None, mx.array | None]
-"""A layer's cache: the convolution's last inputs [B, K - 1, C], the recurrent state [B, Hv, Dv, Dk]."""
+"""A layer's cache: the last inputs of the convolution [B, K - 1, C], the recurrent state [B, Hv, Dv, Dk]."""
 
 
 @dataclass(frozen=True)
 class RecurrentRows:
-    """What one layer needs to stand at any row of one pass.
+    """What rolls one layer back to any row of one pass.
 
     Args:
         before: its state before the pass.
-        conv_input: [B, K - 1 + m, C], the convolution's inputs, those before the pass first.
-        state_after: the recurrent state after n rows, 0 < n < m; None for a pass of one row, which needs none.
+        conv_input: [B, K - 1 + m, C], the inputs of the convolution; the first K - 1 are from before the pass.
+        state_after: returns the recurrent state after n rows, 0 < n < m; None for a pass of one row.
     """
 
     before: RecurrentState
@@ -35,7 +36,7 @@ class RecurrentRows:
     state_after: Callable[[int], mx.array] | None
 
     def commit(self, cache: ArraysCache, rows: int, of: int) -> None:
-        """Set `cache` as if only the first `rows` of the pass's `of` rows had been fed."""
+        """Set `cache` to its state after the first `rows` of the pass's `of` rows."""
         if rows == 0:
             cache[0], cache[1] = self.before
         elif rows < of:
@@ -46,7 +47,7 @@ class RecurrentRows:
 
 
 class RecurrentLayer:
-    """One gated-delta layer of mlx-lm, taught to keep the rows of a pass while `in_pass`."""
+    """One gated-delta layer of mlx-lm that keeps what a rollback needs, between `begin_pass` and `end_pass`."""
 
     def __init__(self, layer: nn.Module) -> None:
         self._conv = observe(layer.conv1d)
@@ -54,14 +55,14 @@ class RecurrentLayer:
         rebind(layer, gated_delta_update=self._update)
 
     def begin_pass(self, num_tokens: int) -> None:  # noqa: ARG002
-        """Keep what a rollback of the pass needs; prefill keeps nothing."""
+        """Begin to keep the states of rows; a prefill, which is not announced, keeps none."""
         self._conv.open = True
 
     def end_pass(self) -> None:
         self._conv.open = False
 
     def take(self, before: RecurrentState) -> RecurrentRows:
-        """The rows of the pass just built, which began at `before`."""
+        """Return what rolls back the pass that was just built, which began at `before`."""
         assert self._conv.input is not None
         rows = RecurrentRows(before, self._conv.input, self._state_after)
         self._conv.clear()
@@ -71,7 +72,7 @@ class RecurrentLayer:
     def _update(
         self, q: mx.array, k: mx.array, v: mx.array, a: mx.array, b: mx.array, *rest: Any, **options: Any
     ) -> tuple[mx.array, mx.array]:
-        """In place of `gated_delta_update`: q, k [B, T, Hk, Dk], v [B, T, Hv, Dv], a, b [B, T, Hv]."""
+        """Run mlx-lm's `gated_delta_update`: q, k [B, T, Hk, Dk], v [B, T, Hv, Dv], a, b [B, T, Hv]."""
         rows = (q, k, v, a, b)
         if not self._conv.open or q.shape[1] == 1:
             result = gated_delta.gated_delta_update(*rows, *rest, **options)
@@ -93,7 +94,7 @@ class RecurrentLayer:
         dt_bias: mx.array,
         state: mx.array | None,
     ) -> tuple[mx.array, mx.array]:
-        """mlx-lm's `gated_delta_ops`, keeping the state of every row: the same operations, hence the same bits."""
+        """Do the operations of mlx-lm's `gated_delta_ops`, with the same bits, and keep the state of every row."""
         groups = v.shape[2] // k.shape[2]
         if groups > 1:
             q, k = mx.repeat(q, groups, -2), mx.repeat(k, groups, -2)

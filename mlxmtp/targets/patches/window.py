@@ -1,8 +1,8 @@
-"""Sliding windows whose rows can be taken back, each row of a pass seeing what plain decoding would show it.
+"""Sliding windows that can be rolled back, and show each row of a pass what plain decoding would show it.
 
-mlx-lm's `RotatingKVCache` overwrites its oldest row: a rejected draft would have destroyed rows that are still needed
-(families.md 0.8). And once it has wrapped, one row reads its keys in the ring's order, several rows in that of time,
-whose sums round differently. So every row of a verify pass gets the ring that it would find alone.
+mlx-lm's `RotatingKVCache` overwrites its oldest row, so a rejected draft would destroy a row that is still needed.
+After it has wrapped, one row reads its keys in the order of the ring, several rows in the order of time; the sums round
+differently. Here every row of a verify pass gets the ring that it would find in plain decoding.
 """
 
 from collections.abc import Callable
@@ -13,25 +13,27 @@ import mlx.nn as nn
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import RotatingKVCache
 
-from mlxmtp.targets.observe import rebind
+from mlxmtp.targets.patches.observe import rebind
 
 _attention: Callable[..., mx.array] = scaled_dot_product_attention
 
 
 class WindowCache(RotatingKVCache):
-    """A `RotatingKVCache` for one sequence that, while `in_pass`, can go back to any row of the pass just made.
+    """A `RotatingKVCache` for one sequence that, while `in_pass`, can go back to any row of the last pass.
 
-    A pass over m > 1 rows that the window cannot hold reads keys and values [m, heads, window, D], one ring a row.
-    The slot to be written next is dead: no row to come sees what is in it.
+    A pass over m > 1 rows that the window cannot hold reads keys and values [m, heads, window, D], one ring per row.
+    The slot that is written next is dead: no later row sees its content.
     """
 
     in_pass = False
-    _rings: tuple[mx.array, mx.array] | None = None  # after each row; None: rows were appended, cutting takes them back
-    _slots: list[int]  # where each row was written, and where the next one would be
+    _rings: tuple[mx.array, mx.array] | None = None
+    """Keys and values after each row of the last pass; None: its rows were appended, and a trim rolls them back."""
+    _slots: list[int]
+    """Slots of the rows of the last pass, and of the row after it."""
 
     @classmethod
     def like(cls, cache: RotatingKVCache) -> "WindowCache":
-        """An empty one for the same window."""
+        """Return an empty cache for the same window."""
         return cls(cache.max_size, cache.keep)
 
     def begin_pass(self, num_tokens: int) -> None:  # noqa: ARG002
@@ -55,12 +57,12 @@ class WindowCache(RotatingKVCache):
         old_keys, old_values = map(self._ring, old)
         rings = _written(old_keys, keys, self._slots), _written(old_values, values, self._slots)
         self.offset += rows
-        self._stand(rings, rows)
+        self._restore_ring(rings, rows)
         self._rings = rings
         return rings
 
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Any:  # noqa: N803
-        """As mlx-lm's, or for rings: the slots [m, 1, 1, window] that each row finds filled; None: all."""
+        """Return mlx-lm's mask, or for rings the filled slots [m, 1, 1, window] of each row; None: all."""
         if not self.in_pass or N == 1 or self.offset + N <= self.max_size:
             return super().make_mask(N, window_size, return_array)
         if self.offset >= self.max_size:
@@ -69,44 +71,44 @@ class WindowCache(RotatingKVCache):
         return (mx.arange(self.max_size) <= newest[:, None])[:, None, None]
 
     def commit(self, rows: int, of: int) -> None:
-        """Stand as if only the first `rows` of the `of` rows just fed had been."""
+        """Go back to the state after the first `rows` of the last pass's `of` rows."""
         if self._rings is None:
             self.trim(of - rows)  # type: ignore[no-untyped-call]
             return
         self.offset -= of - rows
-        self._stand(self._rings, rows)
-        del self._rings  # or they would live until the next pass
+        self._restore_ring(self._rings, rows)
+        del self._rings  # their memory would be held until the next pass
 
     def _ring(self, kept: mx.array) -> mx.array:
-        """What mlx-lm makes of the buffer before it writes a row over another: as many rows as the window has."""
+        """Return the buffer as mlx-lm makes it before it overwrites a row: as many rows as the window has."""
         if self.offset >= self.max_size:
             ring: mx.array = self._trim(kept.shape[2] - self.max_size, kept)  # type: ignore[no-untyped-call]
             return ring
         empty = mx.zeros((*kept.shape[:2], self.max_size - self.offset, kept.shape[3]), kept.dtype)
         return mx.concatenate([kept[:, :, : self.offset], empty], axis=2)
 
-    def _stand(self, rings: tuple[mx.array, mx.array], rows: int) -> None:
-        last = max(rows, 1) - 1  # before the first row as after it: the slot that it wrote is dead again
+    def _restore_ring(self, rings: tuple[mx.array, mx.array], rows: int) -> None:
+        last = max(rows, 1) - 1  # before the first row, the ring after it serves: its slot is dead
         # a view would keep the other rows' rings alive
         self.keys, self.values = (mx.contiguous(ring[last : last + 1]) for ring in rings)
         self._idx = self._slots[rows]
 
 
 def _written(ring: mx.array, new: mx.array, slots: list[int]) -> mx.array:
-    """The ring [1, heads, window, D] after each of the rows new [1, heads, m, D]: [m, heads, window, D]."""
+    """Return the ring [1, heads, window, D] after each of the rows `new` [1, heads, m, D]: [m, heads, window, D]."""
     rings = mx.repeat(ring, new.shape[2], axis=0)
     for row in range(new.shape[2]):
         rings[row:, :, slots[row]] = new[:, :, row]
     return rings
 
 
-def give_rows_their_rings(attention: nn.Module) -> None:
-    """Teach one attention module of mlx-lm the keys that `WindowCache` hands out."""
+def patch_window_attention(attention: nn.Module) -> None:
+    """Make one attention module of mlx-lm accept the rings that `WindowCache` returns."""
     rebind(attention, scaled_dot_product_attention=_attend)
 
 
-def has_windows(attention: nn.Module) -> bool:
-    """Whether a module's `__call__` attends in the way that can be taught."""
+def calls_attention(attention: nn.Module) -> bool:
+    """Return whether a module's `__call__` uses the attention function that `patch_window_attention` replaces."""
     call: Any = type(attention).__call__
     return scaled_dot_product_attention.__name__ in call.__code__.co_names
 

@@ -1,7 +1,7 @@
-"""Looking into mlx-lm's models without forking them: one instance of a module gets a class of its own.
+"""Change what one module of mlx-lm's models does, without a fork: the instance gets a class of its own.
 
-Python looks `__call__` up on the class, so swapping the class of an instance changes what a call does and leaves
-the parameters and the module's place in the model as they are.
+Python looks `__call__` up on the class. A new class changes the call, and leaves the parameters and the module's place
+in the model as they are.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import mlx.nn as nn
 
 
 class Tap:
-    """What passed a module last, kept while `open`. References only: lazy until somebody evaluates them."""
+    """Input and output of a module's last call while `open`; references to lazy arrays, which are not evaluated."""
 
     def __init__(self, *, open: bool) -> None:
         self.open = open
@@ -25,7 +25,7 @@ class Tap:
 
 
 def observe(module: nn.Module, *, open: bool = False) -> Tap:
-    """A tap on one instance of a module with one input."""
+    """Return a tap on one instance of a module with one input."""
     tap = Tap(open=open)
     kind: Any = type(module)
 
@@ -40,7 +40,7 @@ def observe(module: nn.Module, *, open: bool = False) -> Tap:
 
 
 def rebind(module: nn.Module, **names: Callable[..., Any]) -> None:
-    """Run one instance's own `__call__` with some global names bound to other functions."""
+    """Bind global names inside one instance's `__call__` to other functions."""
     call: Any = type(module).__call__
     scope = {**call.__globals__, **names}
     own = FunctionType(call.__code__, scope, call.__name__, call.__defaults__, call.__closure__)
@@ -49,6 +49,6 @@ def rebind(module: nn.Module, **names: Callable[..., Any]) -> None:
 
 
 def replace_call(module: nn.Module, call: Callable[..., Any], method: str = "__call__") -> None:
-    """Give one instance another `__call__`, or other method, a function whose first argument is the module."""
+    """Replace `__call__`, or another method, of one instance; the first argument of `call` is the module."""
     kind = type(module)
     module.__class__ = type(kind.__name__, (kind,), {method: call})

@@ -1,4 +1,4 @@
-"""A target's keys and values, read by a head that has none of its own."""
+"""A target's keys and values as the cache of a head that has none of its own."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import mlx.core as mx
 from mlx_lm.models.base import create_causal_mask
 
 
-class SharedRows:
-    """Keys and values [1, heads, rows, D] of one layer of the target, in place of a cache of the head's own."""
+class SharedKVCache:
+    """Read-only view of the keys and values [1, heads, T, D] of one layer of the target."""
 
     state = ()
     nbytes = 0
@@ -17,21 +17,24 @@ class SharedRows:
 
     @property
     def offset(self) -> int:
-        """How many tokens the target has read."""
+        """Tokens in the target's cache."""
         rows: int = self._layer.offset
         return rows
 
     def trim(self, rows: int) -> None:
-        """Drafts have left nothing."""
+        """Do nothing: drafts append nothing."""
 
     def fetch(self, rows: int) -> tuple[tuple[mx.array, mx.array], mx.array | None]:
-        """What the newest `rows` rows see, and its mask. Several rows: only where the target has just read them all."""
+        """Return keys and values for the newest `rows` positions, and their mask, or None if all are seen.
+
+        More than one row is possible only directly after the target has read them.
+        """
         layer, window = self._layer, getattr(self._layer, "max_size", None)
         count = min(layer.offset, layer.keys.shape[2])
         keys = layer.keys[:, :, :count], layer.values[:, :, :count]
         if rows == 1 and (window is None or layer.offset < window):
             return keys, None
-        if rows == 1 and count == window:  # a ring; the slot that is written next holds a row out of sight
+        if rows == 1 and count == window:  # a ring; the row in the slot that is written next is outside the window
             dead = layer._idx if layer._idx < window else layer.keep
             return keys, mx.arange(window) != dead
         return keys, create_causal_mask(rows, count - rows, window and window - 1)
