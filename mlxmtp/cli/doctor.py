@@ -13,7 +13,7 @@ import mlxmtp
 from mlxmtp import machine
 from mlxmtp.cli.progress import Progress
 from mlxmtp.errors import CheckpointError, MlxmtpError, OptionError
-from mlxmtp.exactness.verdict import PROMISES
+from mlxmtp.exactness.guarantee import PROMISES
 from mlxmtp.units import memory
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def as_json(one: Examination) -> dict[str, Any]:
 def finding(one: Examination) -> str:
     """Return the result for one identity as a line."""
     guarantee, last = one.guarantee, one.findings[-1]
-    facts = [PROMISES[guarantee.promise], guarantee.because or last.told]
+    facts = [PROMISES[guarantee.promise], guarantee.because or last.description]
     if one.run and one.run.same:
         facts.append(f"{one.run.tokens} greedy tokens are the same with and without MTP")
     elif one.run:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from mlxmtp.errors import OptionError
-from mlxmtp.exactness.verdict import IDENTITIES
+from mlxmtp.exactness.guarantee import IDENTITIES
 from mlxmtp.limits import MAX_DEPTH
 
 

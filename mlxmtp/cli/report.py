@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from mlxmtp.exactness.verdict import in_words
+from mlxmtp.exactness.guarantee import in_words
 
 if TYPE_CHECKING:
     from mlxmtp import Chunk, Engine, Stats

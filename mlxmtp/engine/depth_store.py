@@ -12,7 +12,7 @@ from mlxmtp.decoding.costs import Costs
 from mlxmtp.decoding.repeats import Repeats
 from mlxmtp.engine.store import ModelFacts
 from mlxmtp.exactness.store import file_of, read, write
-from mlxmtp.exactness.verdict import Identity
+from mlxmtp.exactness.guarantee import Identity
 
 STEPS = (1e-2, 1e3)
 """No round takes fewer plain steps, or more."""
@@ -27,7 +27,7 @@ def file_for(facts: ModelFacts, identity: Identity) -> Path:
 def load(file: Path, most: int, most_repeated: int) -> AutoDepth:
     """A policy that knows what the file has; one that cannot be read costs some rounds, nothing else."""
     try:
-        costs, acceptance, repeats = _known(read(file))
+        costs, acceptance, repeats = _known(read_json(file))
     except (ValueError, TypeError, KeyError, AttributeError):
         return AutoDepth(most, most_repeated)
     return AutoDepth(most, most_repeated, costs, acceptance, repeats)
@@ -38,7 +38,7 @@ def save(file: Path, policy: AutoDepth) -> None:
     steps, looked_up = policy.costs.known(), policy.costs.known(looked_up=True)
     if policy.acceptance.usual:
         shares = {"acceptance": policy.acceptance.usual, "repeats": policy.repeats.usual}
-        write(file, {"steps": steps, "looked_up_steps": looked_up, **shares})
+        write_json(file, {"steps": steps, "looked_up_steps": looked_up, **shares})
 
 
 def _known(content: Mapping[str, Any]) -> tuple[Costs, Acceptance, Repeats]:

@@ -13,7 +13,7 @@ from mlx_lm import utils
 from mlxmtp.checkpoints import check_tokenizer, open_checkpoint
 from mlxmtp.engine.engine import Engine
 from mlxmtp.errors import CheckpointError, HeadError, OptionError
-from mlxmtp.exactness.verdict import IDENTITIES, Identity
+from mlxmtp.exactness.guarantee import IDENTITIES, Identity
 from mlxmtp.heads import Head, HeadSource, NoHeadError, load_head, resolve_head
 from mlxmtp.targets import load_target
 

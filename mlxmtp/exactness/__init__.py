@@ -1,1 +1,1 @@
-"""Which identity with plain decoding holds on this machine: measured, and where it can be had, brought about."""
+"""Measure whether MTP writes plain decoding's tokens on this machine, and apply the strategies that make it so."""

@@ -1,7 +1,7 @@
 // y[r, o] = sum over k of x[r, k] * (scale[o, g] * q[o, k] + bias[o, g]) for ROWS rows, each with the bits it has alone.
 //
 // The body of a function: MLX writes the signature. Inputs x [ROWS, K] of T, w [N, K * BITS / 32] packed, scales and
-// biases [N, K / GROUP] of T; output y [ROWS, N] of T. Also compiled for the host by tests/identity: keep to what both
+// biases [N, K / GROUP] of T; output y [ROWS, N] of T. Also compiled for the host by tests/exactness: keep to what both
 // languages know, name no type of Metal's, and reach every array by an index from its start.
 //
 // A SIMD-group owns OUTPUTS outputs. Of each block of 32 * LANE inputs a lane owns LANE in a row, which lie in one

@@ -1,12 +1,12 @@
-"""A quantised product over two to eight rows in which every row has the bits it has alone. Metal only.
+"""A batch-invariant quantised matrix product: each of two to eight rows has the bits it has alone. Metal only.
 
-On Apple GPUs from M3 on, `mx.quantized_matmul` takes another kernel for two rows than for one, with another order of
-addition. The kernel here (few_rows.metal) keeps the order that MLX 0.32.4 has for one row and reads the weights once
-for all rows. It was written without a Mac: its arithmetic is tested on the host, but its speed is not known, nor
-whether Metal's compiler, which may fuse products with sums, does so here where it does in MLX's own kernel. One-row
-arithmetic finds out (exactness/one_row.py), on the machine and with the weights at hand, for each number of rows.
+On Apple GPUs from M3 on, `mx.quantized_matmul` uses different kernels for one row and for two, which add in different
+orders. The kernel here (few_rows.metal) adds in the order that MLX 0.32.4 has for one row, and reads the weights once
+for all rows. It was written without a Mac: its arithmetic is tested on the host. Its speed is not known, nor whether
+Metal's compiler fuses the same products with sums as in MLX's own kernel. `BatchInvariant`
+(exactness/batch_invariant.py) therefore compares it on the machine, with the weights, for each number of rows.
 
-Where rounding comes from: a lane takes 4, 8 or 16 inputs of each block (`lane_values`), and 32 lanes are added last.
+The order of addition: a lane takes 4, 8 or 16 inputs of each block (`lane_values`), and the 32 lanes are added last.
 Shapes: x [..., K] with m rows in all, w [N, K * bits / 32] as uint32, scales and biases [N, K / group_size].
 """
 
@@ -20,19 +20,22 @@ import mlx.core as mx
 
 from mlxmtp.errors import OptionError
 
-MOST_ROWS = 8
+MAX_ROWS = 8
+"""Rows; more would need too many registers."""
 BITS = (4, 8)
 GROUP_SIZES = (32, 64, 128)
 DTYPES = (mx.float16, mx.bfloat16, mx.float32)
-OTHER_ORDER = (64, 128)  # inputs; for so few, MLX multiplies one row with yet another kernel
-SIMD_GROUPS = 2  # of 32 lanes, in a threadgroup
+OTHER_ORDER = (64, 128)
+"""Numbers of inputs for which MLX multiplies one row with another kernel; they are refused."""
+SIMD_GROUPS = 2
+"""SIMD-groups, of 32 lanes each, in a threadgroup."""
 
 Launch = Callable[..., list[mx.array]]
-"""Called as what `mx.fast.metal_kernel` returns."""
+"""A function with the signature of what `mx.fast.metal_kernel` returns."""
 
 
-def why_not() -> str:
-    """What keeps the kernel from running on this machine; empty where nothing does."""
+def unavailable_reason() -> str:
+    """Return why this machine cannot run the kernel; empty if it can."""
     if not hasattr(mx.fast, "metal_kernel"):
         return "this MLX has no mx.fast.metal_kernel"
     if not mx.metal.is_available():
@@ -43,22 +46,22 @@ def why_not() -> str:
 
 
 def available() -> bool:
-    """Whether this machine has what the kernel runs on. That it compiles and is right, a comparison alone can say."""
-    return not why_not()
+    """Return whether this machine can run the kernel; only a comparison shows that its bits are right."""
+    return not unavailable_reason()
 
 
 def lane_values(inputs: int, bits: int) -> int:
-    """How many inputs of a block a lane takes, in MLX's kernel for one row: twice as many where blocks fill K."""
+    """Return the inputs of a block that one lane takes, as in MLX's kernel for one row: doubled if blocks fill K."""
     wide = 64 // bits
     return wide if inputs % (32 * wide) == 0 else wide // 2
 
 
-def refusal(
+def unsupported_reason(
     rows: int, dtype: mx.Dtype, w: mx.array, scales: mx.array, biases: mx.array | None, group_size: int, bits: int
 ) -> str:
-    """Why the kernel does not take this product; empty where it does."""
-    if not 2 <= rows <= MOST_ROWS:
-        return f"it takes 2 to {MOST_ROWS} rows, not {rows}"
+    """Return why the kernel does not support this product; empty if it does."""
+    if not 2 <= rows <= MAX_ROWS:
+        return f"it takes 2 to {MAX_ROWS} rows, not {rows}"
     if bits not in BITS or group_size not in GROUP_SIZES:
         return f"it takes 4 or 8 bits in groups of 32, 64 or 128, not {bits} bits in groups of {group_size}"
     if biases is None:
@@ -86,22 +89,22 @@ def few_row_matmul(
     bits: int,
     launch: Launch | None = None,
 ) -> mx.array:
-    """x · dequantised(w)ᵀ, [..., N] of x's type. Use it only where it was found equal.
+    """Return x · dequantised(w)ᵀ, [..., N] of x's type. Use it only where a comparison showed equal bits.
 
     Args:
         x: [..., K], 2 to 8 rows in all; of one type with scales and biases: float16, bfloat16 or float32.
-        launch: in place of the Metal kernel.
+        launch: runs instead of the Metal kernel.
 
     Raises:
-        OptionError: a product that the kernel does not take, or, without `launch`, no Metal GPU; the message says why.
+        OptionError: the kernel does not support the product, or there is no Metal GPU and no `launch`.
     """
     rows = prod(x.shape[:-1])
-    reason = refusal(rows, x.dtype, w, scales, biases, group_size, bits)
+    reason = unsupported_reason(rows, x.dtype, w, scales, biases, group_size, bits)
     inputs = w.shape[-1] * 32 // bits
     if not reason and x.shape[-1] != inputs:
         reason = f"rows of {x.shape[-1]} values do not fit weights of {inputs} inputs"
     if not reason and launch is None:
-        reason = why_not()
+        reason = unavailable_reason()
     if reason:
         raise OptionError(f"The few-row kernel cannot run: {reason}. Use mx.quantized_matmul.")
     launch = launch or _metal()
@@ -124,7 +127,7 @@ def few_row_matmul(
 
 @cache
 def _metal() -> Launch:
-    """The kernel; MLX compiles it at the first evaluation of each template."""
+    """Return the kernel; MLX compiles it at the first evaluation of each template."""
     body = files("mlxmtp.exactness").joinpath("few_rows.metal").read_text(encoding="utf-8")
     kernel = mx.fast.metal_kernel(
         name="mlxmtp_few_rows", input_names=["x", "w", "scales", "biases"], output_names=["y"], source=body

@@ -1,4 +1,4 @@
-"""The same greedy text with and without MTP, and where the two part."""
+"""Decode one greedy text with and without MTP, and find the first token that differs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ if TYPE_CHECKING:
     from mlxmtp.heads import Head
     from mlxmtp.targets import Target
 
-SLACK = 4.0
-"""How much wider than the probe's largest difference a gap may be that rounding has closed: two logits move by it, and
-the text is not the probe's."""
+NEAR_TIE_FACTOR = 4.0
+"""A gap up to this multiple of the probe's largest difference counts as a near-tie: both logits of the tie move by
+rounding, and the text is not the probe's."""
 
 
 @dataclass(frozen=True)
 class GreedyRun:
-    """Both texts, as far as they are the same.
+    """The common beginning of both texts.
 
     Args:
-        tokens: how many are; all that were asked for, or those before the first that differs.
-        gap: there, what lies between plain decoding's two best log-probabilities; None: nothing differs.
+        tokens: its length; the requested length if nothing differs.
+        gap: between plain decoding's two best log-probabilities, in nats, at the first token that differs; None: no
+            token differs.
     """
 
     tokens: int
@@ -40,8 +41,8 @@ class GreedyRun:
         return self.gap is None
 
     def near_tie(self, difference: float) -> bool:
-        """Whether rounding explains where the texts part, given by how much it moves logits."""
-        return self.gap is not None and self.gap <= SLACK * difference
+        """Return whether rounding that moves logits by `difference` explains the token that differs."""
+        return self.gap is not None and self.gap <= NEAR_TIE_FACTOR * difference
 
 
 def greedy_run(
@@ -50,29 +51,29 @@ def greedy_run(
     prompt: list[int],
     depth: int,
     count: int,
-    tell: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> GreedyRun:
-    """Decode `count` tokens behind a prompt plainly and with drafts, past end tokens, until they differ.
+    """Decode `count` tokens after a prompt plainly and with drafts, past end tokens, until a token differs.
 
     Args:
-        tell: told (done, total) tokens.
+        on_progress: called with (done, total) tokens.
 
     Raises:
         NumericsError: the model's logits are not finite.
     """
-    read = Sequence(target, head)
-    read.prefill(prompt)
-    plainly = read.fork()
-    plainly.drafting = False
-    law = Sampling()
-    plain = generate(target, None, plainly, Sampler(law), FixedDepth(0), never_stop, count, 2)
-    drafted = generate(target, MTPChain(head), read, Sampler(law), FixedDepth(depth), never_stop, count, 2)
+    sequence = Sequence(target, head)
+    sequence.prefill(prompt)
+    fork = sequence.fork()
+    fork.drafting = False
+    greedy = Sampling()
+    plain = generate(target, None, fork, Sampler(greedy), FixedDepth(0), never_stop, count, 2)
+    drafted = generate(target, MTPChain(head), sequence, Sampler(greedy), FixedDepth(depth), never_stop, count, 2)
     for done, (one, other) in enumerate(zip(_tokens(plain), _tokens(drafted), strict=True)):
         if one.token != other.token:
             (_, best), (_, second) = one.top[:2]
             return GreedyRun(done, best - second)
-        if tell:
-            tell(done + 1, count)
+        if on_progress:
+            on_progress(done + 1, count)
     return GreedyRun(count)
 
 

@@ -1,8 +1,8 @@
-"""The identity probe: logits of one row at a time held against those of passes over several, bit for bit.
+"""The exactness probe: compare the logits of passes over several tokens with those of one token at a time, bit for bit.
 
-Kernels are chosen by the number of rows and of keys, and a kernel adds in the same order whatever the numbers are:
-two that differ show it in some of a vocabulary's logits at once (decoding.md 5). So a few passes for each number of
-rows are enough, and a long context can be made by repeating a short one's keys.
+MLX selects kernels by the number of rows and of keys, and a kernel adds in one order whatever the values are. Two
+kernels that add in different orders differ at once in some of a vocabulary's logits. Few passes of each length are
+therefore enough, and a long context can be made from the repeated keys of a short one. See docs/exactness.md.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from mlxmtp.exactness.one_row import Kernel, OneRow
-from mlxmtp.exactness.verdict import Guarantee, Identity, Promise
+from mlxmtp.exactness.batch_invariant import BatchInvariant, Kernel
+from mlxmtp.exactness.guarantee import Guarantee, Identity, Promise
 from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.machine import usable_memory
 from mlxmtp.targets import CacheState, is_trimmable, leaf_caches, restore, snapshot
@@ -24,165 +24,194 @@ from mlxmtp.targets import CacheState, is_trimmable, leaf_caches, restore, snaps
 if TYPE_CHECKING:
     from mlxmtp.targets import Cache, Target
 
-ROWS = 8
-"""The widest pass that promises are made for on GPUs: above it, attention leaves its fast kernel on Apple's."""
-MOST_ROWS = MAX_DEPTH + 1
-"""The widest that there can be, for devices whose kernels do not depend on it."""
-READ = 32
-"""Tokens that are read for the context; a longer one repeats their keys."""
-SHARE = 3
-"""A context may take one part in so many of the memory that the model leaves; it is there twice."""
+GPU_TOKENS = 8
+"""Tokens of the longest pass with a promise on a GPU: for more, attention leaves its fast kernel on Apple's."""
+MAX_TOKENS = MAX_DEPTH + 1
+"""Tokens of the longest possible pass: promised on devices whose kernels do not depend on its length."""
+PREFIX_TOKENS = 32
+"""Tokens that are prefilled; a longer context repeats their keys."""
+MEMORY_FRACTION = 1 / 3
+"""A context may take this part of the memory that the model leaves; two copies of it exist."""
 NO_ROOM = "it takes too much memory"
 
-Plan = tuple[tuple[int, tuple[int, ...]], ...]
-"""Lengths of context, and the numbers of rows to look at there."""
+ProbePlan = tuple[tuple[int, tuple[int, ...]], ...]
+"""Lengths of context in tokens, and the lengths of the passes to compare at each."""
 
-EVERY = tuple(range(2, ROWS + 1))
-QUICK: Plan = ((READ, EVERY), (1100, (2, 5, 8)), (4200, (2, 8)), (16_800, (2, 8)))
-"""Every number of rows, and Metal's bounds of attention over many keys (1024, 4096): some 60 passes in all."""
-MORE: Plan = ((READ, tuple(range(ROWS + 1, MOST_ROWS + 1))), (1100, (MOST_ROWS,)))
-"""For devices that take no other kernels for more rows; as many passes again."""
-FULL: Plan = tuple((context, EVERY) for context in (READ, 300, 1100, 4200, 8400, 16_800, 33_600))
-"""What `mlxmtp doctor` takes the time for."""
+EVERY = tuple(range(2, GPU_TOKENS + 1))
+"""All lengths of passes with a promise on a GPU."""
+QUICK: ProbePlan = ((PREFIX_TOKENS, EVERY), (1100, (2, 5, 8)), (4200, (2, 8)), (16_800, (2, 8)))
+"""The plan at load: every length, and Metal's bounds of attention over many keys (1024, 4096); some 60 passes."""
+LONG_PASSES: ProbePlan = ((PREFIX_TOKENS, tuple(range(GPU_TOKENS + 1, MAX_TOKENS + 1))), (1100, (MAX_TOKENS,)))
+"""The further plan on devices without other kernels for longer passes; as many passes again."""
+FULL: ProbePlan = tuple((context, EVERY) for context in (PREFIX_TOKENS, 300, 1100, 4200, 8400, 16_800, 33_600))
+"""The plan of `mlxmtp doctor`, which takes minutes."""
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """One way to compute a target's passes, and what it promises where rows are then equal."""
+    """One way to compute a target's passes.
+
+    Args:
+        promise: what holds if passes are then equal; "identical-one-row" runs them batch-invariantly.
+        min_tokens: every pass is padded to this many tokens; 1: no padding.
+        row_by_row: with "identical-one-row": every matrix product runs row by row.
+    """
 
     promise: Promise
-    width: int = 1
-    alone: bool = False
+    min_tokens: int = 1
+    row_by_row: bool = False
 
     def apply(self, target: Target, kernels: Sequence[Kernel] = ()) -> None:
-        """Have the target compute this way from now on."""
-        target.min_tokens = self.width
-        found = [watcher for watcher in target.listeners if isinstance(watcher, OneRow)]
-        if self.promise == "identical-one-row" and not found:
-            found = [OneRow(target, kernels)]
-            target.listeners += found
-        for one_row in found:
-            one_row.on, one_row.alone = self.promise == "identical-one-row", self.alone
+        """Make the target compute this way from now on."""
+        target.min_tokens = self.min_tokens
+        on = self.promise == "identical-one-row"
+        patches = [listener for listener in target.listeners if isinstance(listener, BatchInvariant)]
+        if on and not patches:
+            patches = [BatchInvariant(target, kernels)]
+            target.listeners += patches
+        for patch in patches:
+            patch.on, patch.row_by_row = on, self.row_by_row
 
 
 NATIVE = Strategy("identical")
+"""MLX's own arithmetic."""
 STRATEGIES: dict[Identity, tuple[Strategy, ...]] = {
     "fast": (NATIVE,),
-    "strict": (NATIVE, Strategy("identical-one-row"), Strategy("identical-one-row", alone=True)),
-    "canonical": (NATIVE, Strategy("identical-canonical", 2), Strategy("identical-canonical", ROWS)),
+    "strict": (NATIVE, Strategy("identical-one-row"), Strategy("identical-one-row", row_by_row=True)),
+    "canonical": (NATIVE, Strategy("identical-canonical", 2), Strategy("identical-canonical", GPU_TOKENS)),
 }
-"""What is tried for each choice of the user's, the cheapest first."""
+"""The strategies that are tried for each choice of the user, the cheapest first."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Passes of several rows, held against one row behind a context of so many tokens.
+    """The comparison of passes over several tokens with passes over one, at one length of context.
 
     Args:
-        rows: the widest of the passes. difference: between logits, at most. error: why there was nothing to compare.
+        context: tokens before the passes.
+        num_tokens: length of the longest pass.
+        equal: whether all logits had the same bits.
+        difference: the largest between two logits.
+        error: why nothing could be compared; else empty.
     """
 
     context: int
-    rows: int
+    num_tokens: int
     equal: bool
     difference: float = 0.0
     error: str = ""
 
     @property
-    def told(self) -> str:
-        """What was found, in words."""
-        where = f"in passes of up to {self.rows} rows behind {self.context:,} tokens"
+    def description(self) -> str:
+        """The result in words."""
+        where = f"in passes of up to {self.num_tokens} rows behind {self.context:,} tokens"
         if self.error:
             return f"could not be compared {where}: {self.error}"
         if self.equal:
             return f"the same bits {where}"
         return f"logits differ by up to {self.difference:.2g} {where}"
 
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values under the keys of `mlxmtp doctor --json`."""
+        return {"rows" if name == "num_tokens" else name: value for name, value in asdict(self).items()}
+
 
 def probe(
     target: Target,
     tokens: Sequence[int],
     identity: Identity = "fast",
-    plan: Plan = QUICK,
+    plan: ProbePlan = QUICK,
     kernels: Sequence[Kernel] = (),
-    tell: Callable[[Strategy, Finding], None] | None = None,
+    on_finding: Callable[[Strategy, Finding], None] | None = None,
 ) -> Guarantee:
-    """Find what holds, and leave the target computing that way; as it is, where nothing does.
+    """Apply the first strategy of an identity whose passes are equal, or else `NATIVE`; return the guarantee.
 
     Args:
-        tokens: some text, of any length but 0.
-        kernels: of our own, which strict identity may use where they are equal and faster (exactness/one_row.py).
-        tell: told each finding.
+        target: it computes by that strategy from now on.
+        tokens: some text, at least one token.
+        identity: what the user asks for.
+        plan: which passes are compared.
+        kernels: matrix products that the strategies of "strict" may use if they are equal and faster.
+        on_finding: called with each comparison and its strategy.
     """
-    for rung in STRATEGIES[identity]:
-        for finding in findings_of(target, tokens, rung, plan, kernels):
-            if tell:
-                tell(rung, finding)
+    for strategy in STRATEGIES[identity]:
+        for finding in compare(target, tokens, strategy, plan, kernels):
+            if on_finding:
+                on_finding(strategy, finding)
             if not finding.equal:
                 break
         else:
-            more = target.max_fast_tokens >= MOST_ROWS and _holds(target, tokens, rung, MORE, kernels)
-            return Guarantee(rung.promise, MOST_ROWS if more else ROWS, finding.context, rung.width, rung.alone)
+            unbounded = target.max_fast_tokens >= MAX_TOKENS
+            longer = unbounded and _all_equal(target, tokens, strategy, LONG_PASSES, kernels)
+            num_tokens = MAX_TOKENS if longer else GPU_TOKENS
+            return Guarantee(strategy.promise, num_tokens, finding.context, strategy.min_tokens, strategy.row_by_row)
     NATIVE.apply(target)
     complete = finding.error in ("", NO_ROOM)
-    return Guarantee("distribution", ROWS, finding.context, because=finding.told, complete=complete)
+    return Guarantee("distribution", GPU_TOKENS, finding.context, because=finding.description, complete=complete)
 
 
-def use(target: Target, verdict: Guarantee, kernels: Sequence[Kernel] = ()) -> None:
-    """Have a target compute as a verdict of it says."""
-    _rung_of(verdict).apply(target, kernels)
+def apply_guarantee(target: Target, guarantee: Guarantee, kernels: Sequence[Kernel] = ()) -> None:
+    """Make a target compute by the strategy for which a guarantee was shown."""
+    _strategy(guarantee).apply(target, kernels)
 
 
-def still_holds(target: Target, tokens: Sequence[int], verdict: Guarantee, kernels: Sequence[Kernel]) -> bool:
-    """Whether it does in this process, which chooses among kernels anew; behind a short context."""
-    return _holds(target, tokens, _rung_of(verdict), QUICK[:1], kernels)
+def still_holds(target: Target, tokens: Sequence[int], guarantee: Guarantee, kernels: Sequence[Kernel]) -> bool:
+    """Return whether passes at a short context are equal in this process, which selects kernels anew."""
+    return _all_equal(target, tokens, _strategy(guarantee), QUICK[:1], kernels)
 
 
-def _rung_of(verdict: Guarantee) -> Strategy:
-    return Strategy(verdict.promise, verdict.width, verdict.alone) if verdict.identical else NATIVE
+def _strategy(guarantee: Guarantee) -> Strategy:
+    if not guarantee.identical:
+        return NATIVE
+    return Strategy(guarantee.promise, guarantee.min_tokens, guarantee.row_by_row)
 
 
-def _holds(target: Target, tokens: Sequence[int], rung: Strategy, plan: Plan, kernels: Sequence[Kernel]) -> bool:
-    return all(finding.equal for finding in findings_of(target, tokens, rung, plan, kernels))
+def _all_equal(
+    target: Target, tokens: Sequence[int], strategy: Strategy, plan: ProbePlan, kernels: Sequence[Kernel]
+) -> bool:
+    return all(finding.equal for finding in compare(target, tokens, strategy, plan, kernels))
 
 
-def findings_of(
-    target: Target, tokens: Sequence[int], rung: Strategy, plan: Plan, kernels: Sequence[Kernel]
+def compare(
+    target: Target, tokens: Sequence[int], strategy: Strategy, plan: ProbePlan, kernels: Sequence[Kernel]
 ) -> Iterator[Finding]:
-    """Compare at each context of the plan that the model has room for, and beyond `QUICK` the machine."""
-    most = target.text_config.get("max_position_embeddings") or plan[-1][0] + 2 * ROWS
-    for number, (context, rows) in enumerate(plan):
-        if number and context + 2 * ROWS > most:
+    """Yield the comparison at each context of the plan.
+
+    Contexts that the model is too short for are left out, and those beyond `QUICK` that the memory is too small for.
+    """
+    limit = target.text_config.get("max_position_embeddings") or plan[-1][0] + 2 * GPU_TOKENS
+    for number, (context, lengths) in enumerate(plan):
+        if number and context + 2 * GPU_TOKENS > limit:
             return
         try:
-            rung.apply(target, kernels)
-            finding = _compare(target, tokens, context, rows)
-        except Exception as error:  # whatever it is, nothing has been shown
-            finding = Finding(context, max(rows), equal=False, error=f"{type(error).__name__}: {error}")
+            strategy.apply(target, kernels)
+            finding = _compare_at(target, tokens, context, lengths)
+        except Exception as error:  # after any error, nothing has been shown
+            finding = Finding(context, max(lengths), equal=False, error=f"{type(error).__name__}: {error}")
         if finding is None and context > QUICK[-1][0]:
             return
-        yield finding or Finding(context, max(rows), equal=False, error=NO_ROOM)
+        yield finding or Finding(context, max(lengths), equal=False, error=NO_ROOM)
 
 
-def _compare(target: Target, tokens: Sequence[int], context: int, rows: Sequence[int]) -> Finding | None:
-    """Passes of m rows, and the row after them, against the same rows one at a time. None: memory is too small."""
-    cache = _behind(target, tokens, context)
+def _compare_at(target: Target, tokens: Sequence[int], context: int, lengths: Sequence[int]) -> Finding | None:
+    """Compare passes of each length, and the token after them, with passes of one token. None: too little memory."""
+    cache = _cache_of(target, tokens, context)
     if cache is None:
         return None
-    text, equal, difference = _endless(tokens, READ, max(rows) + 1), True, 0.0
-    alone = _logits(target, deepcopy(cache), [[token] for token in text])
-    for m in rows:
-        several, expected = _logits(target, deepcopy(cache), [text[:m], [text[m]]]), alone[: m + 1]
+    text, equal, difference = _repeat(tokens, PREFIX_TOKENS, max(lengths) + 1), True, 0.0
+    one_by_one = _logits(target, deepcopy(cache), [[token] for token in text])
+    for m in lengths:
+        several, expected = _logits(target, deepcopy(cache), [text[:m], [text[m]]]), one_by_one[: m + 1]
         if not bool(mx.array_equal(several, expected)):
-            most = float(mx.where(several == expected, 0, mx.abs(several - expected)).max())
-            if not math.isfinite(most):
+            largest = float(mx.where(several == expected, 0, mx.abs(several - expected)).max())
+            if not math.isfinite(largest):
                 raise ValueError("the model's logits are not finite")
-            equal, difference = False, max(difference, most)
-    return Finding(context, max(rows), equal, difference)
+            equal, difference = False, max(difference, largest)
+    return Finding(context, max(lengths), equal, difference)
 
 
 def _logits(target: Target, cache: Cache, passes: list[list[int]]) -> mx.array:
-    """Logits [rows, V] in float32 of one pass after the other."""
+    """Return logits [T, V] in float32 of passes that follow one another."""
     rows = []
     for tokens in passes:
         opened = target.open(mx.array([tokens]), cache)
@@ -192,26 +221,30 @@ def _logits(target: Target, cache: Cache, passes: list[list[int]]) -> mx.array:
     return mx.concatenate(rows)
 
 
-def _behind(target: Target, tokens: Sequence[int], context: int) -> Cache | None:
-    """A cache of so many tokens; None: it would take too much memory."""
+def _cache_of(target: Target, tokens: Sequence[int], context: int) -> Cache | None:
+    """Return a cache of `context` tokens; None: it would take too much memory."""
     cache = target.make_cache()
-    target.forward(mx.array([_endless(tokens, 0, READ)]), cache)
+    target.forward(mx.array([_repeat(tokens, 0, PREFIX_TOKENS)]), cache)
     mx.eval([layer.state for layer in cache])
-    grows = sum(snapshot(part).nbytes for part in leaf_caches(cache) if is_trimmable(part))
-    if context > READ and grows // READ * context > (usable_memory() - mx.get_active_memory()) // SHARE:
+    if context <= PREFIX_TOKENS:
+        return cache
+    leaves = leaf_caches(cache)
+    token_bytes = sum(snapshot(leaf).nbytes for leaf in leaves if is_trimmable(leaf)) // PREFIX_TOKENS
+    if token_bytes * context > MEMORY_FRACTION * (usable_memory() - mx.get_active_memory()):
         return None
-    for part in leaf_caches(cache) if context > READ else ():
-        state = snapshot(part)
-        if state.offset:  # of keys and values, that is; a recurrent state has the size that it has
-            held = min(context, getattr(part, "max_size", context))
-            restore(part, CacheState(tuple(_repeated(rows, held) for rows in state.arrays), context, held))
+    for leaf in leaves:
+        state = snapshot(leaf)
+        if state.offset:  # keys and values; a recurrent state does not grow
+            length = min(context, getattr(leaf, "max_size", context))
+            restore(leaf, CacheState(tuple(_lengthened(rows, length) for rows in state.arrays), context, length))
     mx.eval([layer.state for layer in cache])
     return cache
 
 
-def _repeated(rows: mx.array | None, count: int) -> mx.array | None:
+def _lengthened(rows: mx.array | None, count: int) -> mx.array | None:
     return None if rows is None else mx.take(rows, mx.arange(count) % rows.shape[2], axis=2)
 
 
-def _endless(tokens: Sequence[int], start: int, count: int) -> list[int]:
+def _repeat(tokens: Sequence[int], start: int, count: int) -> list[int]:
+    """Return `count` tokens of the endlessly repeated text, from `start`."""
     return [tokens[i % len(tokens)] for i in range(start, start + count)]

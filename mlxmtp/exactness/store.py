@@ -1,4 +1,4 @@
-"""What was measured, kept between runs, a small file each; one that cannot be read is measured again, nothing else."""
+"""Keep measurements between runs, one small JSON file each; a damaged file counts as absent."""
 
 from __future__ import annotations
 
@@ -10,55 +10,65 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from mlxmtp.exactness.verdict import PROMISES, Guarantee
+from mlxmtp.exactness.guarantee import PROMISES, Guarantee
 from mlxmtp.files import data_folder, write_whole
 from mlxmtp.machine import kernel_facts
 
-FORMAT = 2
-LARGEST = 1 << 16
+FORMAT = 3
+"""Part of every file's name; files of another format are never read."""
+MAX_BYTES = 1 << 16
+"""Bytes that are read of a file; a longer file counts as damaged."""
 
 
-def file_of(kind: str, **facts: Any) -> Path:
-    """Where it stands what was measured of a kind, which depends on these facts and on the machine."""
+def cache_file(kind: str, **facts: Any) -> Path:
+    """Return the file of a measurement of some kind that depends on `facts` and on the machine."""
     known = {"format": FORMAT, "machine": kernel_facts(), **facts}
     key = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:32]
     return data_folder() / kind / f"{key}.json"
 
 
-def read(file: Path) -> Any:
-    """A file's content; None: there is none, or it is damaged."""
+def read_json(file: Path) -> Any:
+    """Return a file's content, or None if the file is absent or damaged."""
     try:
         with file.open("rb") as stream:
-            return json.loads(stream.read(LARGEST))
+            return json.loads(stream.read(MAX_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
 
 
-def write(file: Path, content: Any) -> None:
-    """Keep it; on a full or read-only disk, not."""
+def write_json(file: Path, content: Any) -> None:
+    """Write a file; do nothing if the disk is full or read-only."""
     with suppress(OSError):
         write_whole(file, json.dumps(content))
 
 
-def stored(file: Path) -> Guarantee | None:
-    """The verdict in a file; None: there is none, or it is damaged."""
+def load_guarantee(file: Path) -> Guarantee | None:
+    """Return the guarantee in a file, or None if the file is absent or damaged."""
     try:
-        return _verdict(read(file))
+        return _parse(read_json(file))
     except (ValueError, TypeError):
         return None
 
 
-def store(file: Path, verdict: Guarantee) -> None:
-    """Write a verdict; of a probe that was cut short, not."""
-    if verdict.complete:
-        write(file, asdict(verdict))
+def save_guarantee(file: Path, guarantee: Guarantee) -> None:
+    """Write a guarantee, unless its probe was not complete."""
+    if guarantee.complete:
+        write_json(file, asdict(guarantee))
 
 
-def _verdict(content: Mapping[str, Any]) -> Guarantee:
-    verdict = Guarantee(**content)
-    kinds = {"promise": str, "because": str, "rows": int, "context": int, "width": int, "alone": bool, "complete": bool}
-    if any(type(getattr(verdict, item.name)) is not kinds[item.name] for item in fields(verdict)):
-        raise TypeError("a field of another type")
-    if verdict.promise not in PROMISES or verdict.width < 1 or not verdict.complete:
-        raise ValueError("no verdict of this version")
-    return verdict
+def _parse(content: Mapping[str, Any]) -> Guarantee:
+    guarantee = Guarantee(**content)
+    types = {
+        "promise": str,
+        "num_tokens": int,
+        "context": int,
+        "min_tokens": int,
+        "row_by_row": bool,
+        "because": str,
+        "complete": bool,
+    }
+    if any(type(getattr(guarantee, item.name)) is not types[item.name] for item in fields(guarantee)):
+        raise TypeError("a field has another type")
+    if guarantee.promise not in PROMISES or guarantee.min_tokens < 1 or not guarantee.complete:
+        raise ValueError("not a guarantee of this version")
+    return guarantee

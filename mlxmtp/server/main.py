@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from mlxmtp.engine.loading import load_tokenizer
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import OptionError
-from mlxmtp.exactness.verdict import PROMISES, Identity
+from mlxmtp.exactness.guarantee import PROMISES, Identity
 from mlxmtp.server.app import Service, create_app
 from mlxmtp.server.host import Host
 from mlxmtp.server.prompting import PromptBuilder

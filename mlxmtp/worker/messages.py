@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from mlxmtp.decoding.stats import Stats
 from mlxmtp.engine.request import GenerationOptions
-from mlxmtp.exactness.verdict import Identity, Promise, promise_at
+from mlxmtp.exactness.guarantee import Identity, Promise, promise_at
 from mlxmtp.limits import MAX_DEPTH
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from mlxmtp.errors import MlxmtpError, is_out_of_memory
-from mlxmtp.exactness.verdict import Guarantee
+from mlxmtp.exactness.guarantee import Guarantee
 from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.worker import downloads
 from mlxmtp.worker.inbox import Inbox
@@ -148,7 +148,7 @@ class Worker:
                 seconds=time.perf_counter() - started,
                 folder=str(engine.path),
                 promise=guarantee.promise,
-                rows=guarantee.rows,
+                rows=guarantee.num_tokens,
             )
         )
 

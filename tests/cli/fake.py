@@ -9,7 +9,7 @@ from typing import Any
 
 import mlxmtp
 from mlxmtp.decoding.stats import Stats
-from mlxmtp.exactness.verdict import Guarantee
+from mlxmtp.exactness.guarantee import Guarantee
 
 STATS = Stats(
     prompt_tokens=12,

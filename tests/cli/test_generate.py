@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from mlxmtp.errors import CheckpointError, HeadError, NumericsError, OptionError, PromptError
-from mlxmtp.exactness.verdict import Guarantee
+from mlxmtp.exactness.guarantee import Guarantee
 from tests.cli.fake import STATS, Engine
 
 STATS_KEYS = {

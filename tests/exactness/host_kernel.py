@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-BODY = Path(__file__).parents[2] / "mlxmtp" / "identity" / "few_rows.metal"
+BODY = Path(__file__).parents[2] / "mlxmtp" / "exactness" / "few_rows.metal"
 HARNESS = Path(__file__).with_name("host_kernel.cpp")
 TYPES = {mx.float16: 0, mx.bfloat16: 1, mx.float32: 2}
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxmtp.exactness.few_rows import MOST_ROWS, few_row_matmul, lane_values
+from mlxmtp.exactness.few_rows import MAX_ROWS, few_row_matmul, lane_values
 from tests.exactness.host_kernel import HostKernel, as_bits, compiler
 from tests.exactness.one_row import packed
 
@@ -46,7 +46,7 @@ def product(inputs: int, outputs: int, group_size: int, bits: int, dtype: mx.Dty
     q = chance.integers(0, 2**bits, (outputs, inputs))
     x, scales, biases = (
         mx.array(chance.normal(size=shape)).astype(dtype)
-        for shape in ((MOST_ROWS, inputs), *2 * [(outputs, inputs // group_size)])
+        for shape in ((MAX_ROWS, inputs), *2 * [(outputs, inputs // group_size)])
     )
     return Product(x, q, packed(q, bits), scales, biases, group_size, bits)
 

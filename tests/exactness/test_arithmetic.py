@@ -7,8 +7,8 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp import Engine, GenerationOptions, OptionError, load
-from mlxmtp.exactness import one_row
-from mlxmtp.exactness.probe import EVERY, ROWS, probe
+from mlxmtp.exactness import batch_invariant
+from mlxmtp.exactness.probe import EVERY, GPU_TOKENS, probe
 from mlxmtp.targets import Target
 from tests.exactness.conftest import KINDS, text
 from tests.exactness.stand_in import backend, narrow, own, wide
@@ -30,7 +30,7 @@ def test_strict_writes_what_plain_decoding_writes(engine: Engines, kind: str) ->
         expected = reference(model, text(model), TOKENS)
         verdict = probe(model.target, text(model), "strict", SHORT)
         assert (verdict.promise, verdict.because) == ("identical-one-row", "")
-        for depth in (1, 3, ROWS - 1):
+        for depth in (1, 3, GPU_TOKENS - 1):
             assert generated(model, text(model), TOKENS, depth) == expected
         assert reference(model, text(model), TOKENS) == expected, "mlx-lm's own decoding is as it was"
 
@@ -40,9 +40,9 @@ def test_canonical_writes_the_same_at_every_depth(engine: Engines, kind: str) ->
     model = engine(kind)
     with backend():
         verdict = probe(model.target, text(model), "canonical", SHORT)
-        assert (verdict.promise, verdict.width) == ("identical-canonical", 2)
+        assert (verdict.promise, verdict.min_tokens) == ("identical-canonical", 2)
         expected = generated(model, text(model), TOKENS, 0)
-        for depth in (1, 3, ROWS - 1):
+        for depth in (1, 3, GPU_TOKENS - 1):
             assert generated(model, text(model), TOKENS, depth) == expected
 
 
@@ -60,7 +60,7 @@ def test_where_each_width_has_an_order_of_its_own_all_passes_get_one_width(engin
     model = engine(kind)
     with backend(own):
         verdict = probe(model.target, text(model), "canonical", SHORT)
-        assert (verdict.promise, verdict.width) == ("identical-canonical", ROWS)
+        assert (verdict.promise, verdict.min_tokens) == ("identical-canonical", GPU_TOKENS)
         expected = generated(model, text(model), TOKENS, 0)
         for depth in (1, 4):
             assert generated(model, text(model), TOKENS, depth) == expected
@@ -96,11 +96,11 @@ def test_strict_gives_up_the_head_where_it_cannot_be_kept(small: Path) -> None:
 
 
 def test_canonical_has_the_width_that_it_needs(small: Path) -> None:
-    for norms, width in ((narrow, 1), (wide, 2), (own, ROWS)):
+    for norms, width in ((narrow, 1), (wide, 2), (own, GPU_TOKENS)):
         with backend(narrow, norms=norms):
             target = load(small).target
             verdict = probe(target, [5, 6, 7], "canonical", SHORT)
-            assert (verdict.identical, verdict.width, target.min_tokens) == (True, width, width)
+            assert (verdict.identical, verdict.min_tokens, target.min_tokens) == (True, width, width)
 
 
 def test_nothing_at_all_can_be_kept(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,12 +119,12 @@ def _shifted(passed: tuple[mx.array, mx.array], by: int) -> tuple[mx.array, mx.a
 
 def test_depths_that_were_not_shown_are_refused(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where no more rows are looked at."""
-    monkeypatch.setattr(Target, "max_fast_tokens", ROWS)
+    monkeypatch.setattr(Target, "max_fast_tokens", GPU_TOKENS)
     model = load(small, identity="strict")
-    assert model.generate(LATTE, GenerationOptions(max_tokens=4, depth=ROWS - 1)).tokens
-    with pytest.raises(OptionError, match=rf"depth is {ROWS}, but strict identity .* up to {ROWS - 1}"):
-        model.stream(LATTE, GenerationOptions(depth=ROWS))
-    assert load(small).generate(LATTE, GenerationOptions(max_tokens=4, depth=ROWS)).tokens, (
+    assert model.generate(LATTE, GenerationOptions(max_tokens=4, depth=GPU_TOKENS - 1)).tokens
+    with pytest.raises(OptionError, match=rf"depth is {GPU_TOKENS}, but strict identity .* up to {GPU_TOKENS - 1}"):
+        model.stream(LATTE, GenerationOptions(depth=GPU_TOKENS))
+    assert load(small).generate(LATTE, GenerationOptions(max_tokens=4, depth=GPU_TOKENS)).tokens, (
         "fast promises nothing for them"
     )
 
@@ -194,10 +194,10 @@ def test_a_kept_verdict_is_tried_again_where_kernels_are_chosen_anew(
 
 
 def test_a_kernel_is_used_where_it_is_equal_and_faster(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {"way": 1.0}
-    monkeypatch.setattr(one_row, "_seconds", lambda way, *_: seconds.get(way.__name__, 2.0))
+    seconds = {"variant": 1.0}
+    monkeypatch.setattr(batch_invariant, "_seconds", lambda variant, *_: seconds.get(variant.__name__, 2.0))
     assert shown(engine("4-bit"), Kernel()) > 0
-    seconds["way"] = 3.0
+    seconds["variant"] = 3.0
     assert shown(engine("4-bit"), Kernel()) == 0, "slower"
-    seconds["way"] = 1.0
+    seconds["variant"] = 1.0
     assert shown(engine("4-bit"), Kernel(error=2.0**-6)) == 0, "not equal"

@@ -14,7 +14,7 @@ import pytest
 
 from mlxmtp.errors import OptionError
 from mlxmtp.exactness import few_rows
-from mlxmtp.exactness.few_rows import MOST_ROWS, available, few_row_matmul, lane_values
+from mlxmtp.exactness.few_rows import MAX_ROWS, available, few_row_matmul, lane_values
 from tests.exactness.host_kernel import BODY, HostKernel
 from tests.exactness.one_row import reference
 from tests.exactness.products import built, product, same
@@ -41,9 +41,9 @@ def test_every_row_has_the_bits_of_the_one_row_order(host: HostKernel, bits: int
         filled = inputs % (512 if bits == 4 else 256) == 0
         each = (16 if bits == 4 else 8) if filled else (8 if bits == 4 else 4)
         expected = reference(given.x, given.q, given.scales, given.biases, bits, each)
-        for row in range(MOST_ROWS):
+        for row in range(MAX_ROWS):
             assert same(given.alone(host, row), expected[row : row + 1]), (inputs, outputs, "alone", row)
-        for rows in range(2, MOST_ROWS + 1):
+        for rows in range(2, MAX_ROWS + 1):
             assert same(given.few(rows, host), expected[:rows]), (inputs, outputs, rows)
 
 
@@ -97,10 +97,10 @@ def test_it_is_the_product_with_the_weights_that_mlx_packed(
 def test_weights_are_read_once_however_many_rows(host: HostKernel, bits: int) -> None:
     given = product(1024, 24, 64, bits, mx.float16)
     reads = []
-    for rows in range(2, MOST_ROWS + 1):
+    for rows in range(2, MAX_ROWS + 1):
         given.few(rows, host)
         reads.append(host.reads)
-    assert reads == [given.w.size] * (MOST_ROWS - 1)
+    assert reads == [given.w.size] * (MAX_ROWS - 1)
 
 
 def test_a_lane_takes_twice_as_much_where_blocks_are_filled() -> None:
@@ -158,7 +158,7 @@ def test_nothing_runs_where_there_is_no_metal(monkeypatch: pytest.MonkeyPatch) -
 def test_a_metal_device_that_mlx_does_not_use_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
-    assert "not on the GPU" in few_rows.why_not()
+    assert "not on the GPU" in few_rows.unavailable_reason()
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     assert available()
     monkeypatch.delattr(mx.fast, "metal_kernel")

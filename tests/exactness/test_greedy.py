@@ -13,7 +13,7 @@ from tests.exactness.conftest import text
 from tests.exactness.stand_in import backend
 from tests.running import generated, reference
 
-SHORT: Plan = ((32, EVERY),)
+SHORT: ProbePlan = ((32, EVERY),)
 Engines = Callable[[str], Engine]
 
 
@@ -41,8 +41,8 @@ def test_texts_that_part_are_followed_to_where_they_do(engine: Engines) -> None:
 
 def test_a_near_tie_is_one_that_rounding_explains() -> None:
     run = GreedyRun(5, gap=0.25)
-    assert run.near_tie(0.25 / SLACK)
-    assert not run.near_tie(0.24 / SLACK)
+    assert run.near_tie(0.25 / NEAR_TIE_FACTOR)
+    assert not run.near_tie(0.24 / NEAR_TIE_FACTOR)
     assert not run.near_tie(0.0)
     assert not GreedyRun(5).near_tie(1.0), "nothing differs"
 

@@ -7,8 +7,8 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp import Engine, load
-from mlxmtp.exactness.probe import QUICK, READ, ROWS, SHARE, Finding, Strategy, probe
-from mlxmtp.exactness.verdict import IDENTITIES, Identity
+from mlxmtp.exactness.guarantee import IDENTITIES, Identity
+from mlxmtp.exactness.probe import GPU_TOKENS, MEMORY_FRACTION, PREFIX_TOKENS, QUICK, Finding, Strategy, probe
 from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.targets import Target, is_trimmable, leaf_caches, snapshot
 from tests.exactness.conftest import KINDS, text
@@ -21,8 +21,13 @@ Engines = Callable[[str], Engine]
 def test_every_model_is_identical_as_it_is_on_this_backend(engine: Engines, kind: str) -> None:
     model = engine(kind)
     told: list[tuple[Strategy, Finding]] = []
-    verdict = probe(model.target, text(model), tell=lambda *one: told.append(one))
-    assert (verdict.promise, verdict.rows, verdict.width, verdict.because) == ("identical", MAX_DEPTH + 1, 1, "")
+    verdict = probe(model.target, text(model), on_finding=lambda *one: told.append(one))
+    assert (verdict.promise, verdict.num_tokens, verdict.min_tokens, verdict.because) == (
+        "identical",
+        MAX_DEPTH + 1,
+        1,
+        "",
+    )
     assert verdict.context == max(finding.context for _, finding in told) >= 1100, "long contexts too"
     assert all(finding.equal and not finding.difference for _, finding in told)
 
@@ -61,18 +66,18 @@ def test_a_single_row_is_found(engine: Engines, row: int, monkeypatch: pytest.Mo
     assert probe(model.target, text(model)).promise == "distribution"
 
 
-@pytest.mark.parametrize("width", range(2, ROWS + 1))
+@pytest.mark.parametrize("width", range(2, GPU_TOKENS + 1))
 def test_a_single_width_is_found(engine: Engines, width: int) -> None:
     model = engine("dense")
     with backend(only(width)):
         assert probe(model.target, text(model)).promise == "distribution"
 
 
-@pytest.mark.parametrize("width", range(ROWS + 1, MAX_DEPTH + 2))
+@pytest.mark.parametrize("width", range(GPU_TOKENS + 1, MAX_DEPTH + 2))
 def test_a_single_wider_one_is_found_too(engine: Engines, width: int) -> None:
     model = engine("dense")
     with backend(only(width)):
-        assert probe(model.target, text(model)).rows == ROWS
+        assert probe(model.target, text(model)).num_tokens == GPU_TOKENS
 
 
 def test_a_context_that_memory_has_no_room_for_is_not_promised(
@@ -82,11 +87,11 @@ def test_a_context_that_memory_has_no_room_for_is_not_promised(
     model = engine("dense")
     model.target.text_config["max_position_embeddings"] = 1 << 16
     cache = model.target.make_cache()
-    model.target.forward(mx.array([text(model, READ)]), cache)
-    a_token = sum(snapshot(part).nbytes for part in leaf_caches(cache) if is_trimmable(part)) // READ
+    model.target.forward(mx.array([text(model, PREFIX_TOKENS)]), cache)
+    a_token = sum(snapshot(part).nbytes for part in leaf_caches(cache) if is_trimmable(part)) // PREFIX_TOKENS
 
     def leave_room_for(context: int) -> None:
-        room = SHARE * a_token * context
+        room = int(a_token * context / MEMORY_FRACTION)
         monkeypatch.setattr("mlxmtp.exactness.probe.usable_memory", lambda: mx.get_active_memory() + room)
 
     leave_room_for(5_000)
@@ -94,7 +99,7 @@ def test_a_context_that_memory_has_no_room_for_is_not_promised(
     assert (verdict.promise, verdict.context, verdict.complete) == ("distribution", 16_800, True)
     assert verdict.because.endswith("behind 16,800 tokens: it takes too much memory")
     leave_room_for(20_000)
-    verdict = probe(model.target, text(model), plan=((READ, (2,)), (16_800, (2,)), (33_600, (2,))))
+    verdict = probe(model.target, text(model), plan=((PREFIX_TOKENS, (2,)), (16_800, (2,)), (33_600, (2,))))
     assert (verdict.promise, verdict.context) == ("identical", 16_800)
 
 
@@ -104,12 +109,16 @@ def test_what_holds_for_few_rows_is_not_promised_for_more(
 ) -> None:
     """Nor does the engine's own choice go beyond; a GPU, which takes other kernels there, is not even asked."""
     model = engine("dense")
-    with backend(lambda rows: 3 if rows > ROWS else 1):
+    with backend(lambda rows: 3 if rows > GPU_TOKENS else 1):
         verdict = probe(model.target, text(model), identity)
-    assert (verdict.promise, verdict.rows) == ("identical", ROWS)
-    assert [verdict.at(depth) for depth in (None, ROWS - 1, ROWS)] == ["identical", "identical", "distribution"]
-    monkeypatch.setattr(Target, "max_fast_tokens", ROWS)
-    assert probe(model.target, text(model), identity).rows == ROWS
+    assert (verdict.promise, verdict.num_tokens) == ("identical", GPU_TOKENS)
+    assert [verdict.at(depth) for depth in (None, GPU_TOKENS - 1, GPU_TOKENS)] == [
+        "identical",
+        "identical",
+        "distribution",
+    ]
+    monkeypatch.setattr(Target, "max_fast_tokens", GPU_TOKENS)
+    assert probe(model.target, text(model), identity).num_tokens == GPU_TOKENS
 
 
 @pytest.mark.parametrize("threshold", [1024, 4096])
@@ -119,7 +128,7 @@ def test_attention_that_changes_at_a_long_context_is_found(engine: Engines, thre
     model.target.text_config["max_position_embeddings"] = 1 << 15
     found: list[Finding] = []
     with backend(narrow, attends=lambda rows, keys: 3 if rows > 1 and keys >= threshold else 1):
-        verdict = probe(model.target, text(model), tell=lambda _, finding: found.append(finding))
+        verdict = probe(model.target, text(model), on_finding=lambda _, finding: found.append(finding))
     assert verdict.promise == "distribution"
     assert [finding.equal for finding in found] == [context < threshold for context, _ in QUICK][: len(found)]
 
@@ -146,7 +155,7 @@ def test_what_breaks_shows_nothing(engine: Engines, identity: Any, error: Except
 
     model.target.open = breaks
     verdict = probe(model.target, text(model), identity)
-    assert (verdict.promise, verdict.complete, verdict.width) == ("distribution", False, 1)
+    assert (verdict.promise, verdict.complete, verdict.min_tokens) == ("distribution", False, 1)
     assert type(error).__name__ in verdict.because
     assert model.target.min_tokens == 1, "it is left as it was"
 

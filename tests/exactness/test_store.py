@@ -12,8 +12,8 @@ import pytest
 from mlxmtp import Engine, GenerationOptions, load
 from mlxmtp.engine import store as engine_store
 from mlxmtp.exactness import store as room
-from mlxmtp.exactness.store import file_of, store, stored
-from mlxmtp.exactness.verdict import Guarantee
+from mlxmtp.exactness.guarantee import Guarantee
+from mlxmtp.exactness.store import cache_file, load_guarantee, save_guarantee
 from tests.exactness.stand_in import backend
 
 VERDICT = Guarantee("identical-canonical", 8, 1100, 2)
@@ -92,25 +92,25 @@ def test_another_machine_model_or_version_is_probed_again(
 
 
 def test_facts_make_the_name_and_nothing_that_changes_by_itself() -> None:
-    assert file_of("identity", model="a", identity="fast") == file_of("identity", model="a", identity="fast")
+    assert cache_file("identity", model="a", identity="fast") == cache_file("identity", model="a", identity="fast")
     busy = mx.zeros((1 << 20,))
     mx.eval(busy)
-    names = {file_of("identity", model=m, identity=i).name for m in "ab" for i in ("fast", "strict")}
+    names = {cache_file("identity", model=m, identity=i).name for m in "ab" for i in ("fast", "strict")}
     assert len(names) == 4
-    assert file_of("identity", model="a", identity="fast").name in names, "memory in use is no fact"
+    assert cache_file("identity", model="a", identity="fast").name in names, "memory in use is no fact"
 
 
 @pytest.mark.parametrize("kept", [VERDICT, replace(VERDICT, because="ü\n"), Guarantee("distribution", 8, 32)])
 def test_what_is_written_is_read(tmp_path: Path, kept: Guarantee) -> None:
     file = tmp_path / "new" / "v.json"
-    assert stored(file) is None
-    store(file, kept)
-    assert stored(file) == kept
+    assert load_guarantee(file) is None
+    save_guarantee(file, kept)
+    assert load_guarantee(file) == kept
     assert [entry.name for entry in file.parent.iterdir()] == ["v.json"]
 
 
 def test_a_probe_that_was_cut_short_is_not_kept(tmp_path: Path) -> None:
-    store(tmp_path / "v.json", replace(VERDICT, complete=False))
+    save_guarantee(tmp_path / "v.json", replace(VERDICT, complete=False))
     assert not list(tmp_path.iterdir())
 
 
@@ -126,12 +126,12 @@ DAMAGED = {
     "a field too few": json.dumps({"promise": "identical"}).encode(),
     "an unknown promise": json.dumps(GOOD | {"promise": "surely"}).encode(),
     "a promise of another type": json.dumps(GOOD | {"promise": ["identical"]}).encode(),
-    "a width of another type": json.dumps(GOOD | {"width": "2"}).encode(),
-    "no width": json.dumps(GOOD | {"width": 0}).encode(),
-    "a number for a truth": json.dumps(GOOD | {"alone": 1}).encode(),
+    "a width of another type": json.dumps(GOOD | {"min_tokens": "2"}).encode(),
+    "no width": json.dumps(GOOD | {"min_tokens": 0}).encode(),
+    "a number for a truth": json.dumps(GOOD | {"row_by_row": 1}).encode(),
     "not complete": json.dumps(GOOD | {"complete": False}).encode(),
     "deep": b"[" * 100_000,
-    "a number without end": b'{"rows": ' + b"9" * 50_000 + b"}",
+    "a number without end": b'{"num_tokens": ' + b"9" * 50_000 + b"}",
 }
 
 
@@ -139,16 +139,16 @@ DAMAGED = {
 def test_a_damaged_file_is_no_verdict(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "v.json"
     file.write_bytes(content)
-    assert stored(file) is None
-    store(file, VERDICT)
-    assert stored(file) == VERDICT
+    assert load_guarantee(file) is None
+    save_guarantee(file, VERDICT)
+    assert load_guarantee(file) == VERDICT
 
 
 def test_a_folder_in_its_place_is_no_verdict(tmp_path: Path) -> None:
     file = tmp_path / "v.json"
     file.mkdir()
-    assert stored(file) is None
-    store(file, VERDICT)
+    assert load_guarantee(file) is None
+    save_guarantee(file, VERDICT)
     assert [entry.name for entry in tmp_path.iterdir()] == ["v.json"], "and leaves nothing behind"
 
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from mlxmtp import GenerationOptions
-from mlxmtp.exactness.verdict import Guarantee
+from mlxmtp.exactness.guarantee import Guarantee
 
 REPO = Path(__file__).parents[2]
 

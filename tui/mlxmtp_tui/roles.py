@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mlxmtp.engine.request import GenerationOptions
-from mlxmtp.exactness.verdict import Identity
+from mlxmtp.exactness.guarantee import Identity
 from mlxmtp.worker.messages import Comparison
 
 
