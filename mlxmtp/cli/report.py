@@ -110,10 +110,10 @@ def warning(stats: Stats) -> str | None:
 
     Only the first draft of each round counts, because it depends on no other draft.
     """
-    from mlxmtp.heads.check import USEFUL
+    from mlxmtp.heads.check import MIN_ACCEPTANCE
 
     count = stats.drafted_by_depth[0] if stats.drafted_by_depth else 0
-    if count < JUDGED_ROUNDS or stats.acceptance_by_depth[0] >= USEFUL:
+    if count < JUDGED_ROUNDS or stats.acceptance_by_depth[0] >= MIN_ACCEPTANCE:
         return None
     return (
         f"only {stats.acceptance_by_depth[0]:.0%} of {count} first drafts were right; "

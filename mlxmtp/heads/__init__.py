@@ -1,7 +1,7 @@
-"""MTP heads: one module for each family, found by the tensors that are there."""
+"""MTP heads: one module per family, found by the names of a checkpoint's tensors."""
 
 from mlxmtp.heads.check import SelfCheck, self_check
-from mlxmtp.heads.families import register
+from mlxmtp.heads.families import family_of, register
 from mlxmtp.heads.family import Family
 from mlxmtp.heads.head import Convention, Head, Recursion
 from mlxmtp.heads.loading import (
@@ -25,6 +25,7 @@ __all__ = [
     "SelfCheck",
     "build_head",
     "download_head",
+    "family_of",
     "load_head",
     "norms_of",
     "register",

@@ -1,6 +1,6 @@
-"""Fewer rows of the output matrix for drafting: over a large vocabulary, reading it is most of a draft step.
+"""Draft from a part of the vocabulary: with a large one, reading the output matrix is most of a draft step.
 
-Only the drafts' own law changes, so the output stays exact (FR-Spec, Zhao et al. 2502.14856).
+Only the draft distribution changes, so the output stays exact. Source: FR-Spec (Zhao et al. 2502.14856).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import mlx.nn as nn
 
 
 class DraftOutput:
-    """Logits of some tokens, and -inf for all others.
+    """The output matrix restricted to some tokens; other tokens get -inf.
 
     Args:
-        matrix: an output or embedding matrix [V, H], whole or quantised; its rows are copied as they are.
-        tokens: those that may be drafted.
+        matrix: an output or embedding matrix [V, H], also quantised; the tokens' rows are copied.
+        tokens: ids that may be drafted.
     """
 
     def __init__(self, matrix: nn.Module, tokens: Sequence[int]) -> None:
@@ -30,7 +30,7 @@ class DraftOutput:
         mx.eval(self._rows)
 
     def __call__(self, states: mx.array) -> mx.array:
-        """Logits [B, T, V] of normed hidden states [B, T, H]."""
+        """Return logits [B, T, V] of normed hidden states [B, T, H]."""
         rows, packing = self._rows, self._packing
         if packing:
             options = {"group_size": packing.group_size, "bits": packing.bits, "mode": packing.mode}
@@ -38,5 +38,5 @@ class DraftOutput:
         else:
             few = states @ rows["weight"].T
         few = few + rows["bias"] if "bias" in rows else few
-        nothing = mx.full((*states.shape[:-1], self._vocabulary), -mx.inf, few.dtype)
-        return mx.put_along_axis(nothing, mx.broadcast_to(self._tokens, few.shape), few, axis=-1)
+        excluded = mx.full((*states.shape[:-1], self._vocabulary), -mx.inf, few.dtype)
+        return mx.put_along_axis(excluded, mx.broadcast_to(self._tokens, few.shape), few, axis=-1)

@@ -1,19 +1,22 @@
-"""The registry: one line for each family."""
+"""The families of heads, found by the model types of their trunks."""
 
 from mlxmtp.heads.family import Family
 from mlxmtp.heads.gemma import GEMMA
 from mlxmtp.heads.nextn import NEXTN
 from mlxmtp.heads.qwen import QWEN
 
-FAMILIES = (QWEN, GEMMA, NEXTN)
-_registered: list[Family] = []  # by users of the library, the latest first
+FAMILIES = [QWEN, GEMMA, NEXTN]
+"""One entry per family, the first of a trunk wins; a new module of this package adds its family here."""
 
 
 def register(family: Family) -> None:
-    """Add a family; heads of its trunks are built by it, and no longer by one of the package."""
-    _registered.insert(0, family)
+    """Add a family from outside this package; it replaces the package's own family for its trunks.
+
+    Heads that are loaded already stay as they are.
+    """
+    FAMILIES.insert(0, family)
 
 
 def family_of(model_type: str) -> Family | None:
-    """The family of a trunk's heads."""
-    return next((family for family in (*_registered, *FAMILIES) if model_type in family.trunks), None)
+    """Return the family of the heads of trunks of a model type, or None."""
+    return next((family for family in FAMILIES if model_type in family.trunks), None)

@@ -1,4 +1,4 @@
-"""What a family of heads brings: its name, the trunks that it stands on, and how it is built from its tensors."""
+"""The record that describes a family of heads: its name, its trunks, and how a head is built."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,9 +9,11 @@ import mlx.core as mx
 from mlxmtp.heads.head import CONVENTIONS
 
 Build = Callable[..., tuple[Any, dict[str, mx.array]]]
-"""build(weights, target, *, trunk_is_raw, stated, config) -> the module, still empty, and its weights by its own names.
+"""build(weights, target, *, trunk_is_raw, stated, config) -> (module without weights, weights by the module's names).
 
-`trunk_is_raw` and `stated` tell of norms (heads/loading.py), `config` is that of a head in a folder of its own.
+`weights` have the names inside the head ("fc.weight"). `trunk_is_raw`: whether the trunk next to the head is in Hugging
+Face's layout; None: unknown. `stated`: "raw" or "shifted" norms, if the files say so. `config`: the whole configuration
+of a head in a folder of its own.
 """
 
 
@@ -20,12 +22,14 @@ class Family:
     """One kind of head.
 
     Args:
-        name: as reports show it. trunks: the model types that it belongs to.
-        silent: trunks whose configs do not tell of the head that all their originals have.
-        norms_are_raw: tells from values whether norms lack their offset; None: the family's norms have none.
-        layers: how many a head may have; None: any number.
-        readings: how its heads can be read, where references disagree; the first is what is done.
-        repo: of heads that are models of their own, the one that belongs to a trunk of such names.
+        name: as reports show it.
+        trunks: model types of its trunks.
+        build: makes a head's module from its weights.
+        silent: trunks whose configs do not declare the head, though all originals have one.
+        norms_are_raw: returns whether norm weights lack their offset; None: the family's norms have no offset.
+        layers: the largest number of layers of a head; None: any number.
+        conventions: on which references disagree; the first is used, `inspect --try-head` measures all.
+        repo: returns the repo of the head for a trunk of one of the given names; for heads that are their own models.
     """
 
     name: str

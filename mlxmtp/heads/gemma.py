@@ -1,10 +1,11 @@
-"""The assistants of Gemma 4 (families.md 2): a draft model that reads the target's own keys and values.
+"""The assistants of Gemma 4: draft models that read the target's keys and values.
 
     x = pre_projection([E[x_L] * sqrt(H); h_{L-1}]),  y = norm(layers(x)),  logits = embed_tokens^T y,
     h for the next depth = post_projection(y)
 
-All depths stand at one position and see the same rows of the target; nothing is appended. E and h are the target's,
-h after its final norm. A layer reads the last of the target's layers of its type that has keys of its own.
+All depths have one position and see the same keys of the target; nothing is appended. E and h are the target's, h after
+its final norm. A layer reads the last of the target's layers of its type that has its own keys.
+Source: transformers' Gemma 4 assistant; docs/families.md names where others differ.
 """
 
 import re
@@ -26,8 +27,12 @@ _NAME = re.compile(r"gemma-4-(E2B|E4B|12B|26B-A4B|31B)-it(?!\w)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class DraftPosition:
-    """Where the drafts stand: at the "next" token's index, as transformers and llama.cpp have it, or at the "last"
-    one's that the target has read, as vLLM, SGLang and mlx-vlm have it."""
+    """The position of all drafts.
+
+    Args:
+        position: "next": after the last token that the target has read, as in transformers and llama.cpp; "last": of
+            that token, as in vLLM, SGLang and mlx-vlm.
+    """
 
     position: Literal["next", "last"] = "next"
 
@@ -36,8 +41,9 @@ class GemmaHead(nn.Module):
     """An assistant.
 
     Args:
-        args: its own language model's. clusters: how many clusters its vocabulary has, and how many of them are
-            looked into; None: the whole vocabulary is.
+        target: the trunk.
+        args: the configuration of the assistant's language model.
+        clusters: (clusters of its vocabulary, clusters that are scored in full); None: the whole vocabulary is.
     """
 
     family = "gemma4-assistant"
@@ -61,7 +67,7 @@ class GemmaHead(nn.Module):
         self._clusters = clusters
         self._target = target
         own = trunk.layer_types[: trunk.num_hidden_layers - trunk.num_kv_shared_layers]
-        owners = {kind: i for i, kind in enumerate(own)}  # the last of each type
+        owners = {kind: i for i, kind in enumerate(own)}  # the last layer of each type
         self._sources = tuple(owners[layer.layer_type] for layer in self.model.layers)
 
     def make_cache(self, target_cache: Cache) -> Cache:
@@ -82,13 +88,14 @@ class GemmaHead(nn.Module):
         if self._clusters is None:
             logits: mx.array = self.model.embed_tokens.as_linear(states)
             return logits
-        count, looked_into = self._clusters
+        count, selected = self._clusters
         scores = self.masked_embedding.centroids(states)
-        best = mx.argpartition(-scores, kth=looked_into - 1, axis=-1)[..., :looked_into]
-        ids = self.masked_embedding.token_ordering.reshape(count, -1)[best].flatten(-2)  # [B, T, tokens of the best]
+        best = mx.argpartition(-scores, kth=selected - 1, axis=-1)[..., :selected]
+        # [B, T, tokens of the selected clusters]
+        ids = self.masked_embedding.token_ordering.reshape(count, -1)[best].flatten(-2)
         chosen = (matrix_rows(self.model.embed_tokens, ids) @ states[..., None])[..., 0]
-        nothing = mx.full((*states.shape[:-1], self.masked_embedding.token_ordering.size), -mx.inf, chosen.dtype)
-        return mx.put_along_axis(nothing, ids, chosen, axis=-1)
+        excluded = mx.full((*states.shape[:-1], self.masked_embedding.token_ordering.size), -mx.inf, chosen.dtype)
+        return mx.put_along_axis(excluded, ids, chosen, axis=-1)
 
     def restrict_vocab(self, tokens: Sequence[int]) -> None:  # noqa: ARG002
         raise OptionError("a Gemma 4 assistant is small and chooses its tokens by itself; leave --draft-vocab out")
@@ -101,7 +108,7 @@ class GemmaHead(nn.Module):
 def build(
     weights: dict[str, mx.array], target: Target, *, config: dict[str, Any] | None = None, **_: Any
 ) -> tuple[Any, dict[str, mx.array]]:
-    """The head's module, still empty, and its weights."""
+    """Return the head's module without its weights, and its weights."""
     if not config or "pre_projection.weight" not in weights:
         raise HeadError("the head's tensors are not those of a Gemma 4 assistant (no pre_projection)")
     text, trunk = config.get("text_config"), target.text_model.args
@@ -118,7 +125,11 @@ def build(
 
 
 def _check(backbone: Any, args: Any, clusters: tuple[int, int] | None, trunk: Any) -> None:
-    """Raises HeadError for the first size that does not fit, of those that no tensor's shape tells of."""
+    """Check the sizes that no tensor's shape shows.
+
+    Raises:
+        HeadError: naming the first that does not fit the trunk.
+    """
     sizes = {"backbone_hidden_size": (backbone, trunk.hidden_size)}
     for name in ("vocab_size", "head_dim", "global_head_dim"):
         sizes[name] = getattr(args, name), getattr(trunk, name)
@@ -140,7 +151,7 @@ def _check(backbone: Any, args: Any, clusters: tuple[int, int] | None, trunk: An
 
 
 def repo(names: Iterable[str]) -> str | None:
-    """The assistant of a model of one of these names."""
+    """Return the repo of the assistant of a model with one of these names, or None."""
     found = next((match for name in names if (match := _NAME.search(name))), None)
     return f"google/gemma-4-{found[1].upper()}-it-assistant" if found else None
 

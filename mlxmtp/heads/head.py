@@ -1,4 +1,4 @@
-"""What the engine asks of a head, whatever its family."""
+"""The interface of a head, and what most families share."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -12,15 +12,16 @@ from mlxmtp.targets import Cache, HiddenSide
 
 
 class Head(Protocol):
-    """A draft model on top of a target's hidden states.
+    """A draft model that reads a target's hidden states.
 
-    Row p pairs the target's hidden state of token p with token p + 1 and predicts token p + 2 (families.md 0.1).
+    Row p takes the target's hidden state of token p and token p + 1, and predicts token p + 2
+    (DeepSeek-V3, 2412.19437, section 2.2; docs/families.md).
 
-    Args:
-        has_kv_cache: its cache holds one row for each pair that it was fed, and must be fed them all; otherwise it
-            reads the target's keys and values, and only the newest pair counts.
-        hidden_at: which hidden states of the target it is fed.
-        reading: how it is read where references disagree, one of its family's `readings`.
+    Attributes:
+        family: the name of its family.
+        has_kv_cache: True: its cache has one row per pair, and it must read every pair. False: it reads the target's
+            keys and values, and only the newest pair counts.
+        convention: one of its family's `conventions`.
     """
 
     family: str
@@ -28,37 +29,40 @@ class Head(Protocol):
     convention: Any
 
     @property
-    def hidden_at(self) -> HiddenSide: ...
+    def hidden_at(self) -> HiddenSide:
+        """Which hidden states of the target it reads."""
 
     def make_cache(self, target_cache: Cache) -> Cache:
-        """An empty cache for the sequence that the target keeps in `target_cache`."""
+        """Return an empty cache for the sequence in `target_cache`."""
 
     def __call__(self, hidden: mx.array, tokens: mx.array, cache: Cache) -> mx.array:
-        """Feed rows: hidden [B, T, H] with the tokens [B, T] that follow them; returns states for the two below.
+        """Run the head over hidden states [B, T, H] and the tokens [B, T] after them; return states [B, T, _].
 
-        True rows take the target's hidden states; the row of the next draft takes what `next_hidden` returns.
+        `logits` and `next_hidden` take these states. At depth 1, `hidden` is the target's; at the next depth it is what
+        `next_hidden` returned.
         """
 
     def logits(self, states: mx.array) -> mx.array:
-        """Logits [B, T, V] of the states that a call returned; -inf where a token is never drafted."""
+        """Return logits [B, T, V] of the states that a call returned; -inf for tokens that are never drafted."""
 
     def next_hidden(self, states: mx.array) -> mx.array:
-        """The hidden states [B, T, H] that go on to the next depth."""
+        """Return the hidden states [B, T, H] for the next depth."""
 
     def restrict_vocab(self, tokens: Sequence[int]) -> None:
-        """From now on draft these tokens only.
+        """Draft only these tokens from now on.
 
         Raises:
-            OptionError: the head chooses among fewer tokens by itself.
+            OptionError: the head restricts its vocabulary by itself.
         """
 
 
 @dataclass(frozen=True)
 class Convention:
-    """Hidden states before or after a norm (families.md 0.2).
+    """Which hidden states a head reads: before or after a norm.
 
     Args:
-        fed: the target's, with regard to its final norm. recycled: the head's own, with regard to its last norm.
+        fed: the target's, relative to its final norm.
+        recycled: the head's own at the next depth, relative to its last norm.
     """
 
     fed: HiddenSide = "post"
@@ -69,11 +73,15 @@ CONVENTIONS = (Convention(), Convention(recycled="pre"), Convention(fed="pre"), 
 
 
 class Recursion:
-    """What heads share whose last norm stands between their block and the output matrix."""
+    """The common part of heads whose last norm is between their block and the output matrix.
+
+    A subclass calls `normed` twice: on the block's output with `for_logits=False`, and in `logits` with
+    `for_logits=True`. Together they apply the norm once, before or after the states are returned, by `convention`.
+    """
 
     has_kv_cache = True
     convention = CONVENTIONS[0]
-    _narrowed: DraftOutput | None = None
+    _restricted: DraftOutput | None = None
 
     @property
     @abstractmethod
@@ -85,10 +93,10 @@ class Recursion:
         return self.convention.fed
 
     def restrict_vocab(self, tokens: Sequence[int]) -> None:
-        self._narrowed = DraftOutput(self.output, tokens)
+        self._restricted = DraftOutput(self.output, tokens)
 
     def normed(self, states: mx.array, norm: Any, *, for_logits: bool) -> mx.array:
-        """The last norm, before the states are given out, or, where those are recycled without, before the logits."""
+        """Apply the last norm where `convention` puts it: to returned states, or only to the logits' input."""
         here = for_logits == (self.convention.recycled == "pre")
         return norm(states) if here else states
 

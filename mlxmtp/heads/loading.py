@@ -1,4 +1,4 @@
-"""Finding a checkpoint's head by the tensors that are there, and reading it into its family's module."""
+"""Find a checkpoint's head by its tensors, and load it into its family's module."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -22,22 +22,23 @@ from mlxmtp.heads.head import Head
 from mlxmtp.targets import Target, materialise
 
 DECLARED = ("mtp_num_hidden_layers", "num_nextn_predict_layers", "num_mtp_modules")
-"""Keys of configs that tell of a head."""
+"""Keys by which configs declare a head."""
 
 
 class NoHeadError(HeadError):
-    """There is nothing to generate with; plain decoding works, and the message says why it is used."""
+    """There is no head to use; the message says why decoding is plain."""
 
 
 @dataclass(frozen=True)
 class HeadSource:
-    """Where a head comes from.
+    """Where a head is.
 
     Args:
-        files: its tensors; None where they are in a repo that is not downloaded yet.
-        trunk_is_raw: what `trunk_is_raw` says of the tensors that stand beside it.
-        repo: the repo or folder of a head that stands apart from its trunk; revision: its commit.
-        by_name: it was found by the trunk's name.
+        files: its tensors; None: the repo is not downloaded yet.
+        trunk_is_raw: `trunk_is_raw` of the tensors next to it.
+        repo: the repo or folder of a head apart from its trunk; None: it is in the trunk's folder.
+        revision: the commit of that repo.
+        by_name: the repo was derived from the trunk's name.
     """
 
     files: HeadFiles | None
@@ -48,14 +49,15 @@ class HeadSource:
 
 
 def load_head(checkpoint: Checkpoint, target: Target, source: HeadSource | None = None, *, lazy: bool = False) -> Head:
-    """The MTP head of a checkpoint, ready to use, sharing the target's matrices; `lazy`: its weights still unread.
+    """Load the MTP head of a checkpoint; it shares the target's matrices.
 
     Args:
-        source: what `resolve_head` found; None: what it finds now.
+        source: the result of `resolve_head`; None: call it now.
+        lazy: read each weight when it is first used; otherwise read all of them now.
 
     Raises:
-        NoHeadError: no head tensors, or no family for this kind of model.
-        HeadError: there are head tensors, but they are not a head that can be run.
+        NoHeadError: there are no head tensors, or no family for this model type.
+        HeadError: the head tensors are not a head that can be run.
     """
     source = source or resolve_head(checkpoint)
     if not target.reversible:
@@ -68,10 +70,10 @@ def load_head(checkpoint: Checkpoint, target: Target, source: HeadSource | None 
 
 
 def resolve_head(checkpoint: Checkpoint, head: str | Path | None = None) -> HeadSource:
-    """The head that names and shapes promise for a checkpoint, or why there is none to use.
+    """Locate the head of a checkpoint by names and headers, without reading weights.
 
     Args:
-        head: a folder or a Hub repo to take it from, instead of the checkpoint itself.
+        head: a folder or a Hub repo with the head; None: the checkpoint itself, or a repo derived from its name.
 
     Raises:
         NoHeadError, HeadError: as `load_head`.
@@ -81,17 +83,17 @@ def resolve_head(checkpoint: Checkpoint, head: str | Path | None = None) -> Head
     if family is None:
         raise NoHeadError(_unsupported(checkpoint))
     if head is not None:
-        source = _apart(str(head), family)
+        source = _separate_head(str(head), family)
     else:
         files = find_head(checkpoint.config, checkpoint.tensors)
-        source = HeadSource(files, trunk_is_raw(checkpoint.tensors)) if files else _by_name(family, checkpoint)
+        source = HeadSource(files, trunk_is_raw(checkpoint.tensors)) if files else _head_by_name(family, checkpoint)
     if source.files and family.layers is not None and source.files.layers > family.layers:
         raise HeadError(f"the head has {source.files.layers} MTP layers; one is supported")
     return source
 
 
-def _apart(head: str, family: Family | None = None) -> HeadSource:
-    """A head in a folder or repo of its own, or beside another trunk; of a family, if that is asked for."""
+def _separate_head(head: str, family: Family | None = None) -> HeadSource:
+    """Return a head in a folder or repo of its own, or in another trunk's; check its family, if one is given."""
     if not head:
         raise HeadError("the head's name is empty; expected a folder or a Hub repo (owner/name)")
     drafter = open_checkpoint(head)
@@ -100,16 +102,17 @@ def _apart(head: str, family: Family | None = None) -> HeadSource:
         expected = "an assistant" if family and family.repo else "a model with a head, or a drafter"
         raise HeadError(f"{head} has no MTP head (no mtp.* tensors); expected {expected}")
     theirs = family_of(trunk_type(drafter.model_type) or drafter.model_type)
-    if family and theirs and theirs is not family and not drafter.model_type.endswith(MLX_VLM):  # they say qwen3_5
+    named = not drafter.model_type.endswith(MLX_VLM)  # mlx-vlm gives every drafter the type qwen3_5_mtp
+    if family and theirs and theirs is not family and named:
         raise HeadError(f"{head} has a head of the family {theirs.name}; this model takes one of {family.name}")
     return HeadSource(files, trunk_is_raw(drafter.tensors), head, drafter.revision)
 
 
-def _by_name(family: Family, checkpoint: Checkpoint) -> HeadSource:
-    """A head that is published under a name of its own: taken from the Hub cache, or, for a model of the Hub, fetched.
+def _head_by_name(family: Family, checkpoint: Checkpoint) -> HeadSource:
+    """Return the head in the repo that belongs to the trunk's name, in the Hub cache or to be downloaded.
 
     Raises:
-        NoHeadError: there is no such name, or the model is a folder and the head not in the cache.
+        NoHeadError: no repo belongs to the name, or the model is a folder and the repo is not in the cache.
     """
     if family.repo is None:
         raise NoHeadError(_absent(checkpoint, family))
@@ -119,32 +122,36 @@ def _by_name(family: Family, checkpoint: Checkpoint) -> HeadSource:
         keep = f"`mlxmtp attach {quote(checkpoint.name)} --from PATH|REPO` keeps it"
         raise NoHeadError(f"its head, a {family.name}, is a model of its own; --head PATH|REPO lends it, {keep}")
     if snapshot := cached(repo):
-        with suppress(CheckpointError):  # a part of it
-            return replace(_apart(str(snapshot)), repo=repo, by_name=True)
+        with suppress(CheckpointError):  # incomplete
+            return replace(_separate_head(str(snapshot)), repo=repo, by_name=True)
     if checkpoint.repo is None:
         raise NoHeadError(f"its head is a model of its own; --head {repo} fetches and uses it")
     return HeadSource(None, repo=repo, by_name=True)
 
 
 def download_head(source: HeadSource) -> HeadSource:
-    """The same with files on this machine.
+    """Download a head's repo if need be; return the source with its files.
 
     Raises:
-        NoHeadError: they cannot be downloaded.
+        NoHeadError: the repo cannot be downloaded.
     """
     if source.files or not source.repo:
         return source
     try:
-        return replace(_apart(source.repo), by_name=source.by_name)
+        return replace(_separate_head(source.repo), by_name=source.by_name)
     except CheckpointError as error:
         raise NoHeadError(f"its head is a model of its own, and {error}") from error
 
 
 def build_head(files: HeadFiles, target: Target, *, trunk_is_raw: bool | None, lazy: bool = False) -> Any:
-    """A head from its files for a target, which may come from elsewhere.
+    """Build a head from its files for a target, which may come from another checkpoint.
 
     Args:
-        trunk_is_raw: what `trunk_is_raw` says of the tensors that stood beside the head.
+        trunk_is_raw: `trunk_is_raw` of the tensors next to the head.
+        lazy: read each weight when it is first used.
+
+    Raises:
+        NoHeadError: no family for this model type. HeadError: the tensors do not fit.
     """
     family = family_of(target.model_type)
     if family is None:
@@ -164,7 +171,7 @@ def build_head(files: HeadFiles, target: Target, *, trunk_is_raw: bool | None, l
 
 
 def norms_of(files: HeadFiles, checkpoint: Checkpoint) -> Norms | None:
-    """Whether a local head's norm weights lack their offset, if they have one; reads these few vectors only."""
+    """Return the convention of a local head's norm weights, by their values; None: the family's have no offset."""
     family = family_of(checkpoint.model_type)
     if family is None or family.norms_are_raw is None:
         return None
@@ -177,7 +184,7 @@ def _no_family(model_type: str) -> str:
 
 
 def _unsupported(checkpoint: Checkpoint) -> str:
-    """What is said of a model without a family: whether there would be a head."""
+    """Return the message for a model type without a family: whether the files hold, or the config declares, a head."""
     known = _no_family(checkpoint.model_type)
     try:
         find_head(checkpoint.config, checkpoint.tensors)
@@ -206,7 +213,7 @@ def _declared(checkpoint: Checkpoint) -> str | None:
 
 
 def _read(files: HeadFiles) -> dict[str, mx.array]:
-    """The head's tensors under their short names; lazy, so that nothing else of their files is read."""
+    """Return the head's tensors by their names inside the head, lazily, so that no other tensor is read."""
     out: dict[str, mx.array] = {}
     for file in files.files:
         arrays: dict[str, mx.array] = mx.load(str(file))  # type: ignore[assignment]
@@ -215,15 +222,15 @@ def _read(files: HeadFiles) -> dict[str, mx.array]:
 
 
 def trunk_is_raw(tensors: Mapping[str, TensorInfo]) -> bool | None:
-    """Whether a trunk is in Hugging Face's layout, as mlx-lm tells; None where there is no convolution to tell by."""
+    """Return whether a trunk is in Hugging Face's layout, by its convolutions, as mlx-lm does; None: it has none."""
     widths = {info.shape[-1] for name, info in tensors.items() if name.endswith("conv1d.weight")}
     return any(width != 1 for width in widths) if widths else None
 
 
 def _load(head: nn.Module, weights: dict[str, mx.array], target: Target, files: HeadFiles) -> None:
-    """Put the weights in: quantised layers as they are stored, the rest in the dtype that the trunk computes in.
+    """Load the weights: quantised layers as they are stored, the rest in the dtype of the trunk's computation.
 
-    Another dtype would spread: a float32 norm in the head makes every draft convert the shared output matrix.
+    Another dtype would spread: after a float32 norm, every draft would convert the shared output matrix.
     """
     _check_names(head, weights)
 
@@ -249,7 +256,7 @@ def _load(head: nn.Module, weights: dict[str, mx.array], target: Target, files: 
 
 
 def _check_names(head: nn.Module, weights: Mapping[str, mx.array]) -> None:
-    """Every tensor known and none missing, before anything is derived from shapes."""
+    """Check that every tensor is known and none is missing, before anything is derived from shapes."""
     stored = {name for name in weights if not name.endswith((".scales", ".biases"))}
     expected = set(_shapes(head))
     if unknown := sorted(stored - expected):

@@ -1,10 +1,11 @@
-"""The `nextn` layer of GLM-4.5 to 5.x and DeepSeek V3 to V3.2 (families.md 3, 4, 9 and 10).
+"""The `nextn` layer of GLM-4.5 to 5.x and DeepSeek V3 to V3.2.
 
     z_p = eh_proj([enorm(E[x_{p+1}]); hnorm(h_p)]),  y = block(z),  out = norm(y),  logits = the output matrix
 
-It is stored as layer N of a trunk of N layers. The hidden state fed is the trunk's after its final norm, and `out` is
-what goes on to the next depth: post-norm in both places, as SGLang, llama.cpp and transformers have it (vLLM's
-glm4_moe recycles y). The block is a layer of the trunk's own class, with the attention and the cache of the trunk.
+It is stored as layer N of a trunk of N layers. h_p is the trunk's hidden state after its final norm, and `out` is the
+hidden state of the next depth: post-norm in both places, as in SGLang, llama.cpp and transformers (vLLM's glm4_moe
+recycles y). The block is a layer of the trunk's class, with the trunk's attention and cache.
+Source: DeepSeek-V3 (2412.19437), section 2.2.
 """
 
 from dataclasses import replace
@@ -31,11 +32,11 @@ OUTSIDE = {
     "shared_head.head.": "lm_head.",
     "embed_tokens.": "embed_tokens.",
 }
-"""What stands in the layer beside its block, and the module's name for it."""
+"""Prefixes of the layer's tensors outside its block, and the module's names for them."""
 ABSORBED = 32
-"""Rows up to which latents are attended to as they are: a round's rows, not a prefill's."""
-COMPARED = 1024
-"""Rows by which the layer's copies of embedding and output matrix are held against the trunk's."""
+"""Rows; up to this many, latents are used as keys and values. Longer calls are prefills."""
+COMPARED_ROWS = 1024
+"""Rows by which the layer's embedding and output matrix are compared with the trunk's."""
 
 
 class NextNHead(Recursion, nn.Module):
@@ -43,7 +44,8 @@ class NextNHead(Recursion, nn.Module):
 
     Args:
         target: the trunk.
-        moe: whether the block has experts. own: matrices of its own, "embed_tokens" and "lm_head"; others are shared.
+        moe: whether the block has experts.
+        own: which of "embed_tokens" and "lm_head" the layer has for itself; the trunk's are used for the others.
     """
 
     family = "nextn"
@@ -81,8 +83,8 @@ class NextNHead(Recursion, nn.Module):
         return self.normed(layer.block(x, mask, cache[0]), layer.norm, for_logits=False)
 
     def logits(self, states: mx.array) -> mx.array:
-        whole = self.output if "lm_head" in self._own else self._target.project
-        project = self._narrowed or whole
+        full = self.output if "lm_head" in self._own else self._target.project
+        project = self._restricted or full
         logits: mx.array = project(self.normed(states, self.layers[0].norm, for_logits=True))
         return logits
 
@@ -97,7 +99,7 @@ class NextNHead(Recursion, nn.Module):
 
 
 def build(weights: dict[str, mx.array], target: Target, **_: Any) -> tuple[Any, dict[str, mx.array]]:
-    """The head's module, still empty, and its weights as the module wants them."""
+    """Return the head's module without its weights, and its weights by the module's names."""
     found, block = _sorted(weights)
     if "eh_proj.weight" not in found:
         raise HeadError("the head's tensors have no eh_proj; they are not a nextn layer")
@@ -105,7 +107,7 @@ def build(weights: dict[str, mx.array], target: Target, **_: Any) -> tuple[Any, 
     own = {name for name, matrix in shared.items() if not _is_shared(name, found, matrix)}
     for name in shared.keys() - own:
         found = {key: weight for key, weight in found.items() if not key.startswith(f"{name}.")}
-    # the trunk's own way to stack experts and to split latent projections, as if it were the trunk's first layer
+    # the trunk's `sanitize` stacks experts and splits latent projections, as of the trunk's first layer
     block = target.model.sanitize({f"model.{LAYER}{name}": weight for name, weight in block.items()})
     found |= {f"block.{name.removeprefix(f'model.{LAYER}')}": weight for name, weight in block.items()}
     head = NextNHead(target, moe="block.mlp.gate.weight" in found, own=own)
@@ -113,7 +115,7 @@ def build(weights: dict[str, mx.array], target: Target, **_: Any) -> tuple[Any, 
 
 
 def _sorted(weights: dict[str, mx.array]) -> tuple[dict[str, mx.array], dict[str, mx.array]]:
-    """What stands beside the block, by the module's names, and the block, by the trunk layer's."""
+    """Return the tensors outside the block by the module's names, and the block's by the trunk layer's names."""
     found: dict[str, mx.array] = {}
     block: dict[str, mx.array] = {}
     names = OUTSIDE | {name: name for name in OUTSIDE.values()} | {"shared_head_norm.": "norm."}  # ours, and mlx-vlm's
@@ -129,13 +131,13 @@ def _sorted(weights: dict[str, mx.array]) -> tuple[dict[str, mx.array], dict[str
 
 
 def _is_shared(name: str, found: dict[str, mx.array], matrix: nn.Module) -> bool:
-    """Whether the layer has no such matrix, or a copy of the trunk's (a quantised trunk's, up to its rounding)."""
+    """Return whether the layer lacks a matrix or has the trunk's; a quantised trunk's may differ by its rounding."""
     weight = found.get(f"{name}.weight")
     if weight is None:
         return True
     if f"{name}.scales" in found:
         return False
-    ids = mx.arange(0, weight.shape[0], max(1, weight.shape[0] // COMPARED))
+    ids = mx.arange(0, weight.shape[0], max(1, weight.shape[0] // COMPARED_ROWS))
     ours, theirs = matrix_rows(matrix, ids).astype(mx.float32), weight[ids].astype(mx.float32)
     if ours.shape != theirs.shape:
         return False

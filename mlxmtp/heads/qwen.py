@@ -1,9 +1,9 @@
-"""The MTP head of Qwen3-Next and Qwen 3.5 / 3.6 / 3.8, dense and MoE (families.md 1 and 5).
+"""The MTP head of Qwen3-Next and Qwen 3.5 / 3.6 / 3.8, dense and MoE.
 
     z_p = fc([norm_e(E[x_{p+1}]); norm_h(h_p)]),  y = block(z),  out = norm(y),  logits = the trunk's output matrix
 
-The hidden state fed is the trunk's after its final norm, and `out` is what goes on to the next depth: post-norm in
-both places, as vLLM's `qwen3_5_mtp.py` and SGLang's have it. The block is a full-attention layer of the trunk.
+h_p is the trunk's hidden state after its final norm, and `out` is the hidden state of the next depth: post-norm in both
+places. The block is a full-attention layer of the trunk. Source: vLLM's `qwen3_5_mtp.py`; SGLang's agrees.
 """
 
 from dataclasses import fields, replace
@@ -20,17 +20,19 @@ from mlxmtp.heads.head import Recursion
 from mlxmtp.targets import Cache, Target, stack_experts
 
 TRUNKS = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
-SILENT = ("qwen3_next",)  # trunks whose configs do not tell of the head that all their originals have
-NORM_OFFSET = 1.0  # raw checkpoints store w, the layer multiplies by 1 + w
+SILENT = ("qwen3_next",)
+"""Trunks whose configs do not declare the head, though all originals have one."""
+NORM_OFFSET = 1.0
+"""Raw checkpoints store w; the layer multiplies by w + NORM_OFFSET."""
 _BLOCK_NORMS = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm")
 
 
 class QwenHead(Recursion, nn.Module):
-    """One MTP layer. Embedding and output matrices are the target's own, shared and not copied.
+    """One MTP layer, which shares the target's embedding and output matrices.
 
     Args:
         target: the trunk.
-        moe: whether the head's block has experts: read from its tensors, not from the config.
+        moe: whether the block has experts, by the head's tensors.
     """
 
     family = "qwen-mtp"
@@ -56,7 +58,7 @@ class QwenHead(Recursion, nn.Module):
         return self.normed(self.layers[0](x, mask, cache[0]), self.norm, for_logits=False)
 
     def logits(self, states: mx.array) -> mx.array:
-        project = self._narrowed or self._target.project
+        project = self._restricted or self._target.project
         return project(self.normed(states, self.norm, for_logits=True))
 
     @property
@@ -67,7 +69,7 @@ class QwenHead(Recursion, nn.Module):
 def build(
     weights: dict[str, mx.array], target: Target, *, trunk_is_raw: bool | None, stated: str | None = None, **_: Any
 ) -> tuple[Any, dict[str, mx.array]]:
-    """The head's module, still empty, and its weights as the module wants them: norms shifted, experts stacked."""
+    """Return the head's module without its weights, and its weights with norms shifted and experts stacked."""
     if not any(name.startswith("layers.0.") for name in weights):
         raise HeadError("the head's tensors have no layers.0.*; they are not a Qwen MTP head")
     if norms_are_raw(weights, trunk_is_raw=trunk_is_raw, stated=stated):
@@ -77,18 +79,18 @@ def build(
 
 
 def norms_are_raw(weights: dict[str, mx.array], *, trunk_is_raw: bool | None, stated: str | None = None) -> bool:
-    """Whether norm weights still lack the offset of 1.
+    """Return whether norm weights lack their offset of 1.
 
-    The block's four norms decide for all: raw, their medians scatter a little above 0, shifted above 1. (Those before
-    `fc` stay below 0.5 even when shifted, and the last one is above 1 even when raw.) A raw trunk's files are raw
-    throughout; there the values only confirm. A converted trunk may have kept its head either way.
+    The block's four norms decide for all: their medians are a little above 0 if raw, above 1 if shifted. (The norms
+    before `fc` are below 0.5 even if shifted, and the last norm is above 1 even if raw.) Next to a raw trunk the head
+    is raw too, and the values only confirm it. Next to a converted trunk it may be either.
 
     Args:
-        trunk_is_raw: what the trunk beside the head says of its own layout; None if nothing.
-        stated: "raw" or "shifted", where the files say so: then that, and the values only confirm.
+        trunk_is_raw: whether the trunk is in the raw layout; None: unknown.
+        stated: "raw" or "shifted", if the files say so; the values then only confirm it.
 
     Raises:
-        HeadError: the values and the trunk contradict each other.
+        HeadError: the values contradict the trunk or the files.
     """
     medians = [
         float(mx.sort(w.astype(mx.float32))[w.size // 2])
@@ -117,7 +119,7 @@ def _is_norm(name: str, value: mx.array) -> bool:
 
 
 def _block(args: Any, moe: bool) -> Any:
-    """A layer of the trunk's own class, made to be full attention, with or without experts."""
+    """Return a full-attention layer of the trunk's class, with or without experts."""
     known = {field.name for field in fields(args)}
     changes: dict[str, Any] = {"full_attention_interval": 1, "mlp_only_layers": [], "decoder_sparse_step": 1}
     if not moe:
