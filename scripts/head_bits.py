@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlxmtp import Engine, load
 from mlxmtp.bench.workloads import load_prompts, select
-from mlxmtp.conversion.convert import Packing, convert
+from mlxmtp.conversion.convert import Quantization, convert
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.draft import MTPChain
 from mlxmtp.decoding.loop import generate, never_stop
@@ -24,7 +24,7 @@ from mlxmtp.decoding.stats import Stats, StatsAccumulator
 from mlxmtp.units import size
 
 BITS = (16, 8, 4)
-TRUNKS = {"as it is": None, "4 bits": Packing()}
+TRUNKS = {"as it is": None, "4 bits": Quantization()}
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
         texts = set()
         for bits in BITS:
             with tempfile.TemporaryDirectory() as folder:
-                done = convert(source, Path(folder, "model"), packing=packing, head_bits=bits)
+                done = convert(source, Path(folder, "model"), quantization=packing, head_bits=bits)
                 tokens, stats = measure(load(done.folder), args)
             texts.add(tokens)
             accepted = ", ".join(f"{share:.3f}" for share in stats.acceptance_by_depth)

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from mlxmtp import Engine, load  # noqa: E402
 from mlxmtp.conversion.attach import attach  # noqa: E402
-from mlxmtp.conversion.convert import Packing, convert  # noqa: E402
+from mlxmtp.conversion.convert import Quantization, convert  # noqa: E402
 from tests import tiny  # noqa: E402
 
 CORPUS = ROOT / "build" / "corpora" / "gsm8k_train.jsonl"
@@ -70,7 +70,7 @@ def main() -> None:
             save(engine, folder)
             dest = options.out / kind
             shutil.rmtree(dest, ignore_errors=True)
-            convert(folder, dest, packing=Packing(bits=8, group_size=32), head_bits=8)
+            convert(folder, dest, quantization=Quantization(bits=8, group_size=32), head_bits=8)
             print(f"{dest}: {sum(file.stat().st_size for file in dest.iterdir()) / 1000:.0f} kB")
 
 

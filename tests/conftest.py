@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlxmtp.conversion.convert import Packing, convert
+from mlxmtp.conversion.convert import Quantization, convert
 from tests import tiny
 
 REPO = Path(__file__).resolve().parent.parent
@@ -42,9 +42,12 @@ def nextn_conversion(
     """What `convert` makes of a `nextn_checkpoint`, trunk and head in `bits`; as `raw_checkpoint`."""
 
     def write(kind: tiny.NextNKind, bits: int, **options: Any) -> Path:
-        packing = Packing(bits=bits, group_size=32)
+        packing = Quantization(bits=bits, group_size=32)
         return convert(
-            nextn_checkpoint(kind, **options), tmp_path_factory.mktemp("mlx") / "mlx", packing=packing, head_bits=bits
+            nextn_checkpoint(kind, **options),
+            tmp_path_factory.mktemp("mlx") / "mlx",
+            quantization=packing,
+            head_bits=bits,
         ).folder
 
     return cache(write)

@@ -3,12 +3,12 @@
 from mlxmtp.checkpoints.checkpoint import HEAD_FACTS, Checkpoint, check_tokenizer, open_checkpoint, text_config
 from mlxmtp.checkpoints.fp8 import dequantise_fp8
 from mlxmtp.checkpoints.head_files import HeadFiles, Norms, find_head
-from mlxmtp.checkpoints.tensors import SIDE_CAR, SIDE_CARS, TensorInfo, list_tensors
+from mlxmtp.checkpoints.tensors import SIDECAR, SIDECARS, TensorInfo, list_tensors
 
 __all__ = [
     "HEAD_FACTS",
-    "SIDE_CAR",
-    "SIDE_CARS",
+    "SIDECAR",
+    "SIDECARS",
     "Checkpoint",
     "HeadFiles",
     "Norms",

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlxmtp.checkpoints import hub
 from mlxmtp.checkpoints.attached import attached_folder
-from mlxmtp.checkpoints.tensors import EXPECTED, SIDE_CAR, TensorInfo, contents, list_tensors, read_header
+from mlxmtp.checkpoints.tensors import EXPECTED, SIDECAR, TensorInfo, contents, list_tensors, read_header
 from mlxmtp.errors import CheckpointError
 
 HEAD_FACTS = "mtp_head"
@@ -77,8 +77,8 @@ def open_checkpoint(path_or_repo: str | Path) -> Checkpoint:
         folder = hub.download(str(path_or_repo))
     config, tensors = read_config(folder), list_tensors(folder)
     repo, revision = hub.origin(folder)
-    if repo and revision and ((kept := attached_folder(repo, revision)) / SIDE_CAR).is_file():
-        tensors |= read_header(kept / SIDE_CAR)
+    if repo and revision and ((kept := attached_folder(repo, revision)) / SIDECAR).is_file():
+        tensors |= read_header(kept / SIDECAR)
         config[HEAD_FACTS] = read_config(kept).get(HEAD_FACTS)
     return Checkpoint(folder, config, tensors, repo, revision, base_model(folder))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlxmtp.checkpoints.checkpoint import HEAD_FACTS, text_config
-from mlxmtp.checkpoints.tensors import SIDE_CARS, TensorInfo
+from mlxmtp.checkpoints.tensors import SIDECARS, TensorInfo
 from mlxmtp.errors import HeadError
 
 Place = Literal["shards", "side-car", "drafter"]
@@ -113,8 +113,8 @@ def _past_the_trunk(name: str, config: Mapping[str, Any]) -> tuple[str, str] | N
 def _names(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> tuple[Place, dict[str, str]]:
     if trunk_type(config["model_type"]):
         return "drafter", _without_prefix(tensors)
-    for side_car in SIDE_CARS:
-        if own := [name for name, info in tensors.items() if info.file.match(side_car)]:
+    for sidecar in SIDECARS:
+        if own := [name for name, info in tensors.items() if info.file.match(sidecar)]:
             return "side-car", _without_prefix(own)
     found = {name: (match[1], match[2]) for name in tensors if (match := _NAME.fullmatch(name))}
     found |= {name: past for name in tensors if (past := _past_the_trunk(name, config))}

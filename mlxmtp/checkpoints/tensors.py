@@ -12,9 +12,9 @@ from typing import Any
 
 from mlxmtp.errors import CheckpointError
 
-SIDE_CAR = "mtp.safetensors"
+SIDECAR = "mtp.safetensors"
 """The file of a head next to a model that was converted without it, as mlxmtp writes it."""
-SIDE_CARS = (SIDE_CAR, "mtp/weights.safetensors", "model-mtp.safetensors")
+SIDECARS = (SIDECAR, "mtp/weights.safetensors", "model-mtp.safetensors")
 """That name, and the names that other programs give it, relative to the folder; the first has priority."""
 EXPECTED = "expected a model in Hugging Face or MLX layout (config.json and .safetensors files)"
 """The end of messages on a folder or repo that is not a model."""
@@ -50,8 +50,8 @@ class TensorInfo:
 
 def weight_files(names: Iterable[str]) -> list[str]:
     """Return the names that hold tensors, relative to the model's folder; side-cars last, mlxmtp's at the end."""
-    known = [name for name in names if name.endswith(".safetensors") and ("/" not in name or name in SIDE_CARS)]
-    return sorted(known, key=lambda name: (-SIDE_CARS.index(name) if name in SIDE_CARS else -len(SIDE_CARS), name))
+    known = [name for name in names if name.endswith(".safetensors") and ("/" not in name or name in SIDECARS)]
+    return sorted(known, key=lambda name: (-SIDECARS.index(name) if name in SIDECARS else -len(SIDECARS), name))
 
 
 def list_tensors(folder: Path) -> dict[str, TensorInfo]:
@@ -61,7 +61,7 @@ def list_tensors(folder: Path) -> dict[str, TensorInfo]:
         CheckpointError: there are no such files, a shard is missing, or a file is shorter than its header says.
     """
     here = {file.name for file in folder.glob("*.safetensors")}
-    files = weight_files(here.union(name for name in SIDE_CARS if (folder / name).is_file()))
+    files = weight_files(here.union(name for name in SIDECARS if (folder / name).is_file()))
     indices = {index.name: index.read_bytes() for index in sorted(folder.glob("*.safetensors.index.json"))}
     check_complete(str(folder), files, indices, os.listdir(folder))
     return {name: info for file in files for name, info in read_header(folder / file).items()}

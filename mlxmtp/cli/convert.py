@@ -40,23 +40,23 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def run(arguments: argparse.Namespace) -> int:
-    packing_options = (arguments.bits, arguments.group_size, arguments.mode)
-    if not arguments.quantize and any(packing_options):
+    quantization_options = (arguments.bits, arguments.group_size, arguments.mode)
+    if not arguments.quantize and any(quantization_options):
         raise OptionError("--bits, --group-size and --mode describe --quantize; add -q")
     from mlxmtp.checkpoints import check_tokenizer
     from mlxmtp.checkpoints.hub import check_upload, upload
-    from mlxmtp.conversion.convert import Packing, convert
+    from mlxmtp.conversion.convert import Quantization, convert
 
     if arguments.upload_repo:
         check_upload(arguments.upload_repo)
-    packing = None
+    quantization = None
     if arguments.quantize:
-        packing = Packing(arguments.mode or "affine", arguments.bits, arguments.group_size)
+        quantization = Quantization(arguments.mode or "affine", arguments.bits, arguments.group_size)
     with ByteProgress(sys.stderr, f"Writing {arguments.dest}") as progress:
         done = convert(
             arguments.source,
             arguments.dest,
-            packing=packing,
+            quantization=quantization,
             head_bits=arguments.head_bits,
             dtype=arguments.dtype,
             on_bytes=progress.update,

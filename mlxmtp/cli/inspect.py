@@ -13,7 +13,7 @@ from mlxmtp.units import size
 
 if TYPE_CHECKING:
     from mlxmtp import Engine
-    from mlxmtp.conversion.inspect import HeadReport, Report, Unreadable
+    from mlxmtp.conversion.inspect import CheckpointReport, HeadReport, Unreadable
     from mlxmtp.conversion.weights import Weights
     from mlxmtp.engine.conventions import ConventionTrial
     from mlxmtp.heads import SelfCheck
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(
             json.dumps(
-                asdict(report) | (tries_as_json(arguments, report.speculates or given) if tries else {}), indent=2
+                report.as_json() | (tries_as_json(arguments, report.speculates or given) if tries else {}), indent=2
             )
         )
         return 0
@@ -76,7 +76,7 @@ def list_cache(*, as_json: bool) -> int:
 
     models = inspect_cache()
     if as_json:
-        print(json.dumps([asdict(one) for one in models], indent=2))
+        print(json.dumps([one.as_json() for one in models], indent=2))
     elif models:
         print(table([line(one) for one in models]))
     else:
@@ -182,7 +182,7 @@ def outcome(check: SelfCheck) -> str:
     return f"{check.acceptance:.0%} of the head's drafts taken on a short text"
 
 
-def as_text(report: Report) -> str:
+def as_text(report: CheckpointReport) -> str:
     """Return the description of a model as lines."""
     sizes = {"hidden": report.hidden_size, "experts": report.experts, "vocabulary": report.vocab_size,
              "context": report.context}  # fmt: skip
@@ -194,7 +194,7 @@ def as_text(report: Report) -> str:
         "size": ", ".join(shape) if report.layers else "",
         "trunk": weights(report.trunk) if report.trunk.files else "none",
         "head": head(report.head) if report.head else "none",
-        "mlxmtp": f"{VERDICTS[report.verdict]}: {report.because}",
+        "mlxmtp": f"{VERDICTS[report.support]}: {report.because}",
     }
     return "\n".join(row(name, value) for name, value in rows.items() if value)
 
@@ -219,14 +219,14 @@ def head(report: HeadReport) -> str:
     return "; ".join([f"{report.family or 'of an unknown kind'}{layers}, {report.place}", *facts, *source])
 
 
-def line(report: Report | Unreadable) -> tuple[str, str, str, str]:
+def line(report: CheckpointReport | Unreadable) -> tuple[str, str, str, str]:
     """Return a model of the cache as name, type, size and what mlxmtp does with it."""
     from mlxmtp.conversion.inspect import Unreadable
 
     if isinstance(report, Unreadable):
         return report.name, "", "", f"unreadable: {report.error}"
     total = report.trunk.nbytes + (report.head.weights.nbytes if report.head else 0)
-    support = VERDICTS[report.verdict] + ("" if report.speculates else f": {report.because}")
+    support = VERDICTS[report.support] + ("" if report.speculates else f": {report.because}")
     return report.name, report.model_type, size(total), support
 
 

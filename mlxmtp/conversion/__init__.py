@@ -1,1 +1,1 @@
-"""Giving models their heads: inspect, convert, attach and pull, as the commands of the same names do it."""
+"""Convert checkpoints to MLX's layout with their heads, attach heads to converted models, and describe both."""

@@ -1,4 +1,4 @@
-"""Giving a stripped conversion its head back, from the model that it was made from."""
+"""Attach a head to a model that was converted without it, from the original of the conversion."""
 
 import json
 import os
@@ -9,13 +9,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxmtp.checkpoints import HEAD_FACTS, SIDE_CAR, Checkpoint, find_head, open_checkpoint, text_config
+from mlxmtp.checkpoints import HEAD_FACTS, SIDECAR, Checkpoint, find_head, open_checkpoint, text_config
 from mlxmtp.checkpoints.attached import attached_folder
 from mlxmtp.checkpoints.head_files import trunk_type
 from mlxmtp.checkpoints.writer import silent, write_safetensors
 from mlxmtp.conversion.convert import DEFAULT_HEAD_BITS
-from mlxmtp.conversion.side_car import SideCar, side_car
-from mlxmtp.conversion.sources import SAMPLE, OnBytes, Source, open_source, stored
+from mlxmtp.conversion.sidecar import Sidecar, make_sidecar
+from mlxmtp.conversion.sources import SAMPLE, OnBytes, Source, load_tensor, open_source
 from mlxmtp.errors import CheckpointError, HeadError
 from mlxmtp.files import (
     check_absent,
@@ -29,14 +29,21 @@ from mlxmtp.files import (
 from mlxmtp.heads import build_head, trunk_is_raw
 from mlxmtp.targets import check_architecture, load_target
 
-SAME = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
-        "num_experts", "n_routed_experts")  # fmt: skip
-"""Sizes in which trunk and original must agree."""
+SAME_SIZES = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+              "head_dim", "num_experts", "n_routed_experts")  # fmt: skip
+"""Keys of the config in which trunk and original must agree."""
 
 
 @dataclass(frozen=True)
 class Attached:
-    """The model's folder, where the head was put, how large it is, and how it is packed."""
+    """The result of `attach`.
+
+    Args:
+        model: the model's folder.
+        file: where the head was written.
+        nbytes: the head's size.
+        quantization: by layer, in mlx-lm's form; None: not quantised.
+    """
 
     model: Path
     file: Path
@@ -53,19 +60,21 @@ def attach(
     revision: str | None = None,
     on_bytes: OnBytes = silent,
 ) -> Attached:
-    """Store the head of `original` beside `trunk`; of a repo on the Hub, only the head's tensors are fetched.
+    """Write the head of `original` next to `trunk`; of a repo on the Hub, only the head's tensors are downloaded.
 
-    The head of a model in the Hub cache goes to mlxmtp's data folder, under its repo and commit.
+    The head of a model in the Hub cache is written to mlxmtp's data folder, under its repo and commit.
 
     Args:
-        head_bits: 4, 8 or 16; None: 8 beside a quantised trunk, else as it is stored.
-        out: a new folder for the trunk with the head, its files linked where the disk can; the trunk stays as it is.
+        trunk: a folder or a Hub repo.
+        original: a folder or a Hub repo with the head.
+        head_bits: 4, 8 or 16; None: 8 for a quantised trunk, else as it is stored.
+        out: a new folder for the trunk with the head; files are linked if the disk allows. The trunk is unchanged.
         revision: of `original`.
-        on_bytes: told how many bytes of how many have been fetched.
+        on_bytes: called with (bytes downloaded, bytes in total).
 
     Raises:
-        CheckpointError: either cannot be opened, the destination exists, or there is no room.
-        HeadError: no head in `original`, or it does not belong to this trunk.
+        CheckpointError: either cannot be opened, the destination exists, or the disk is full.
+        HeadError: `original` has no head, or it does not belong to this trunk.
     """
     if out is not None:
         check_absent(out)
@@ -75,36 +84,36 @@ def attach(
         check_outside(out, checkpoint.folder)
     if present := find_head(checkpoint.config, checkpoint.tensors):
         own = "among its own weights; it needs no other"
-        kept = f"in {present.files[0]}; remove that file to attach another"
-        raise CheckpointError(f"{trunk} has a head already, {own if present.place == 'shards' else kept}")
+        stored = f"in {present.files[0]}; remove that file to attach another"
+        raise CheckpointError(f"{trunk} has a head already, {own if present.place == 'shards' else stored}")
     source = open_source(original, revision)
     check_sizes(checkpoint, source)
     check_sample(checkpoint, source)
     target = load_target(checkpoint, lazy=True)
-    with source.fetched(on_bytes) as files:
+    with source.local_head(on_bytes) as files:
         head = build_head(files, target, trunk_is_raw=trunk_is_raw(source.tensors), lazy=True)
         whole = "quantization" in target.config and not _is_quantised(files)
         bits = head_bits or (DEFAULT_HEAD_BITS if whole else None)
-        beside = side_car(head, target, bits, source.name, source.revision, files.facts.get("config"))
-        nbytes = beside.nbytes
-        file = _store(checkpoint, beside, out)
-    return Attached(out or checkpoint.folder, file, nbytes, beside.quantization)
+        sidecar = make_sidecar(head, target, bits, source.name, source.revision, files.facts.get("config"))
+        nbytes = sidecar.nbytes
+        file = _store(checkpoint, sidecar, out)
+    return Attached(out or checkpoint.folder, file, nbytes, sidecar.quantization)
 
 
 def check_sizes(checkpoint: Checkpoint, source: Source) -> None:
-    """Refuse a head of another kind or size of model.
+    """Refuse a head of a model of another type or size.
 
     Raises:
-        HeadError: naming the first difference.
+        HeadError: names the first difference.
     """
     theirs = text_config(source.config)
     kind: str | None = source.config["model_type"].removesuffix("_text")
     if trunk_type(source.config["model_type"]):
-        kind = None  # mlx-vlm calls them all qwen3_5_mtp
-    if backbone := source.config.get("backbone_hidden_size"):  # an assistant has sizes of its own
+        kind = None  # mlx-vlm gives every drafter the type qwen3_5_mtp
+    if backbone := source.config.get("backbone_hidden_size"):  # an assistant's own sizes differ from its trunk's
         theirs = {"hidden_size": backbone, "vocab_size": theirs.get("vocab_size")}
     differences: list[tuple[str, Any, Any]] = [("model_type", checkpoint.model_type.removesuffix("_text"), kind)]
-    differences += [(name, checkpoint.text_config.get(name), theirs.get(name)) for name in SAME]
+    differences += [(name, checkpoint.text_config.get(name), theirs.get(name)) for name in SAME_SIZES]
     for name, ours, found in differences:
         if found is not None and ours is not None and ours != found:
             raise HeadError(
@@ -114,14 +123,14 @@ def check_sizes(checkpoint: Checkpoint, source: Source) -> None:
 
 
 def check_sample(checkpoint: Checkpoint, source: Source) -> None:
-    """Compare the trunk's first and last norms with the original's, where it has them (a drafter has no trunk).
+    """Compare the trunk's first and last norms with those of the original (a drafter has none).
 
     Raises:
         HeadError: they differ by more than the rounding of a conversion.
     """
     ours, theirs = _sample(checkpoint.tensors), _sample(source.tensors.keys() - source.head.names.keys())
     for end in ours.keys() & theirs.keys():
-        one = _shifted(stored(ours[end], checkpoint.tensors), trunk_is_raw(checkpoint.tensors))
+        one = _shifted(load_tensor(ours[end], checkpoint.tensors), trunk_is_raw(checkpoint.tensors))
         other = _shifted(source.read(theirs[end]), trunk_is_raw(source.tensors))
         if one.shape != other.shape or float(mx.max(mx.abs(one - other) - 0.02 * mx.abs(other))) > 0.02:
             raise HeadError(
@@ -131,7 +140,7 @@ def check_sample(checkpoint: Checkpoint, source: Source) -> None:
 
 
 def _sample(tensors: Any) -> dict[str, str]:
-    """The norms of the sample: a name that both layouts share, and the name in this one."""
+    """Return the norms of `SAMPLE`: a name that both layouts share, and the name in this layout."""
     norms = [name for name in tensors if name.endswith(SAMPLE) and name.endswith("norm.weight") and "mtp." not in name]
     return {("layers.0." + n.partition(".layers.0.")[2]) if ".layers.0." in n else "norm": n for n in norms}
 
@@ -144,39 +153,39 @@ def _is_quantised(files: Any) -> bool:
     return any(name.endswith(".scales") for name in files.names)
 
 
-def _store(checkpoint: Checkpoint, beside: SideCar, out: Path | None) -> Path:
-    """Write side-car and facts where they belong."""
+def _store(checkpoint: Checkpoint, sidecar: Sidecar, out: Path | None) -> Path:
+    """Write the side-car and its description to the right folder; return the side-car's file."""
     if out is not None:
-        check_space(out, beside.nbytes)
+        check_space(out, sidecar.nbytes)
         with staged_folder(out) as stage:
             for file in checkpoint.folder.rglob("*"):
                 if file.is_file():
                     _link(file, stage / file.relative_to(checkpoint.folder))
-            _write(stage, checkpoint.config, beside)
-        return out / SIDE_CAR
+            _write(stage, checkpoint.config, sidecar)
+        return out / SIDECAR
     if checkpoint.repo and checkpoint.revision:
-        kept = attached_folder(checkpoint.repo, checkpoint.revision)
-        check_space(kept, beside.nbytes)
-        if not (kept / SIDE_CAR).is_file():
-            shutil.rmtree(kept, ignore_errors=True)  # its head was removed, as is advised
-        with staged_folder(kept) as stage:
-            _write(stage, {"model_type": checkpoint.model_type}, beside)
-        return kept / SIDE_CAR
-    file = checkpoint.folder / SIDE_CAR
-    check_space(file, beside.nbytes)
+        folder = attached_folder(checkpoint.repo, checkpoint.revision)
+        check_space(folder, sidecar.nbytes)
+        if not (folder / SIDECAR).is_file():
+            shutil.rmtree(folder, ignore_errors=True)  # the user removed its head
+        with staged_folder(folder) as stage:
+            _write(stage, {"model_type": checkpoint.model_type}, sidecar)
+        return folder / SIDECAR
+    file = checkpoint.folder / SIDECAR
+    check_space(file, sidecar.nbytes)
     with locked(checkpoint.folder, file):
-        check_absent(file)  # another process may just have made it
-        _write(checkpoint.folder, checkpoint.config, beside)
+        check_absent(file)  # another process may have written it since
+        _write(checkpoint.folder, checkpoint.config, sidecar)
     return file
 
 
-def _write(folder: Path, config: dict[str, Any], beside: SideCar) -> None:
-    """The facts first: without a side-car they mean nothing, so its coming makes the head at once."""
-    file = folder / SIDE_CAR
+def _write(folder: Path, config: dict[str, Any], sidecar: Sidecar) -> None:
+    """Write both files; the description takes its name first, for without a side-car it has no effect."""
+    file = folder / SIDECAR
     with explain_full_disk(file), staged_file(file) as head:
-        write_safetensors(head, beside.weights, silent)
+        write_safetensors(head, sidecar.weights, silent)
         with staged_file(folder / "config.json") as facts:
-            facts.write_text(json.dumps(config | {HEAD_FACTS: beside.facts}, indent=4) + "\n")
+            facts.write_text(json.dumps(config | {HEAD_FACTS: sidecar.facts}, indent=4) + "\n")
 
 
 def _link(file: Path, dest: Path) -> None:

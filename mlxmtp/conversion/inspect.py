@@ -1,8 +1,8 @@
-"""What a checkpoint is, which head it has, and what mlxmtp does with it: from headers and the config alone."""
+"""Describe a checkpoint, its head, and what mlxmtp does with it, from headers and the config alone."""
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,18 +17,26 @@ from mlxmtp.heads import NoHeadError, norms_of, resolve_head, trunk_is_raw
 from mlxmtp.heads.families import family_of
 from mlxmtp.targets import check_architecture
 
-Where = Literal["folder", "cache", "hub"]
-Verdict = Literal["speculates", "plain", "refused"]
+Location = Literal["folder", "cache", "hub"]
+"""A folder, the Hub cache, or the Hub itself, from which nothing is downloaded."""
+Support = Literal["speculates", "plain", "refused"]
+"""What `mlxmtp generate` does with a model: speculate, decode plainly, or refuse it."""
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True)
 class HeadReport:
-    """A head: its family (None: none that mlxmtp knows), and where it is kept ("shards", "side-car" or "drafter").
+    """The description of a head.
 
-    `norms` is "raw" (they lack their offset), "shifted", "plain" (there is none to lack), or None where only the values
-    tell and they were not read; `source` is the model that it was fetched from, where the files say so.
+    Args:
+        family: the name of its family; None: unknown to mlxmtp.
+        place: "shards", "side-car" or "drafter".
+        layers: its number of layers.
+        norms: "raw" (they lack their offset), "shifted", "plain" (they have no offset), or None: only the values show
+            it, and they were not read.
+        weights: its size and format.
+        source: the model that it was taken from, if the files say so.
     """
 
     family: str | None
@@ -40,14 +48,25 @@ class HeadReport:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What `inspect` found: `verdict` and `because` are what `mlxmtp generate` does with it, and why.
+class CheckpointReport:
+    """The description of a checkpoint.
 
-    `where` is a folder, the Hub cache, or the Hub itself, of which nothing is downloaded.
+    Args:
+        name: folder or repo.
+        where: the location of its files.
+        revision: the commit of that repo.
+        model_type: by which mlx-lm selects the architecture.
+        format: "Hugging Face" or "MLX" layout, or "mlx-vlm drafter"; None: both layouts are the same.
+        layers: sizes of the trunk; None: the config does not state it. Likewise `hidden_size`, `vocab_size`, `context`
+            (tokens) and `experts`.
+        trunk: size and format of the trunk.
+        head: its head; None: it has none.
+        support: what `mlxmtp generate` does with it.
+        because: the reason.
     """
 
     name: str
-    where: Where
+    where: Location
     revision: str | None
     model_type: str
     format: str | None
@@ -58,35 +77,44 @@ class Report:
     experts: int | None
     trunk: Weights
     head: HeadReport | None
-    verdict: Verdict
+    support: Support
     because: str
 
     @property
     def speculates(self) -> bool:
-        return self.verdict == "speculates"
+        """Whether mlxmtp decodes it speculatively."""
+        return self.support == "speculates"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values; `support` has the key `verdict`."""
+        return {"verdict" if name == "support" else name: value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Something in the Hub cache that is no model, or not a whole one."""
+    """A repo in the Hub cache that is not a model, or is incomplete."""
 
     name: str
     error: str
 
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
 
-def inspect(path_or_repo: str | Path) -> Report:
-    """Read the headers of a folder's files, or by byte range those of a repo on the Hub that is not cached.
+
+def inspect(path_or_repo: str | Path) -> CheckpointReport:
+    """Describe a folder, a repo in the Hub cache, or a repo on the Hub, whose headers are read by byte range.
 
     Raises:
-        CheckpointError: no such folder or repo, or not a whole model.
+        CheckpointError: there is no such folder or repo, or it is not a complete model.
     """
     name = str(path_or_repo)
     if not name or Path(name).expanduser().exists():
-        return _of_folder(name, name, "folder")
+        return _report_folder(name, name, "folder")
     broken: CheckpointError | None = None
     if snapshot := cached(name):
         try:
-            return _of_folder(name, snapshot, "cache")
+            return _report_folder(name, snapshot, "cache")
         except CheckpointError as error:
             broken = error
     try:
@@ -94,12 +122,12 @@ def inspect(path_or_repo: str | Path) -> Report:
     except CheckpointError as error:
         raise broken or error from error
     if broken and snapshot and all((snapshot / file).exists() for file in wanted_files(remote.sizes)):
-        raise broken  # not just a download that is not done yet
-    return _of_repo(remote)
+        raise broken  # not only an unfinished download
+    return _report_repo(remote)
 
 
-def inspect_cache() -> list[Report | Unreadable]:
-    """Every model in the Hub cache, at the commit that is `main`, and what cannot be read, with the reason."""
+def inspect_cache() -> list[CheckpointReport | Unreadable]:
+    """Describe every model in the Hub cache, at the commit of `main`."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -108,25 +136,25 @@ def inspect_cache() -> list[Report | Unreadable]:
     except CacheNotFound:
         return []
     models = sorted((repo for repo in repos if repo.repo_type == "model"), key=lambda repo: repo.repo_id)
-    return [_of_cache(repo.repo_id, list(repo.revisions)) for repo in models]
+    return [_report_cached(repo.repo_id, list(repo.revisions)) for repo in models]
 
 
-def _of_cache(name: str, revisions: list[Any]) -> Report | Unreadable:
+def _report_cached(name: str, revisions: list[Any]) -> CheckpointReport | Unreadable:
     if not revisions:
         return Unreadable(name, "nothing of it is downloaded")
     folder = max(revisions, key=lambda revision: ("main" in revision.refs, revision.last_modified)).snapshot_path
     try:
-        return _of_folder(name, folder, "cache")
+        return _report_folder(name, folder, "cache")
     except (CheckpointError, OSError) as error:
         return Unreadable(name, str(error).replace(f"{folder}/", "").removeprefix(f"{folder}: "))
 
 
-def _of_folder(name: str, folder: str | Path, where: Where) -> Report:
+def _report_folder(name: str, folder: str | Path, where: Location) -> CheckpointReport:
     checkpoint = open_checkpoint(folder)
     return _report(name, where, checkpoint, os.listdir(checkpoint.folder))
 
 
-def _of_repo(remote: RemoteRepo) -> Report:
+def _report_repo(remote: RemoteRepo) -> CheckpointReport:
     if "config.json" not in remote.sizes:
         raise CheckpointError(no_config(remote.repo, remote.sizes))
     config = parse_config(remote.small("config.json"), f"{remote.repo}/config.json")
@@ -137,13 +165,13 @@ def _of_repo(remote: RemoteRepo) -> Report:
     return _report(remote.repo, "hub", checkpoint, remote.sizes)
 
 
-def _report(name: str, where: Where, checkpoint: Checkpoint, files: Iterable[str]) -> Report:
+def _report(name: str, where: Location, checkpoint: Checkpoint, files: Iterable[str]) -> CheckpointReport:
     text, tensors = checkpoint.text_config, checkpoint.tensors
-    verdict, because = _judged(checkpoint, files)
+    support, because = _support(checkpoint, files)
     head = _visible_head(checkpoint)
     own = set(head.names) if head else set()
     trunk = {key: info for key, info in tensors.items() if key not in own}
-    return Report(
+    return CheckpointReport(
         name=name,
         where=where,
         revision=checkpoint.revision,
@@ -154,15 +182,15 @@ def _report(name: str, where: Where, checkpoint: Checkpoint, files: Iterable[str
         vocab_size=text.get("vocab_size"),
         context=text.get("max_position_embeddings"),
         experts=next((text[key] for key in _EXPERTS if text.get(key)), None),
-        trunk=weights_of(trunk, checkpoint.config.get("quantization") or _foreign(checkpoint), checkpoint.folder),
+        trunk=weights_of(trunk, _quantization(checkpoint), checkpoint.folder),
         head=_head_report(head, checkpoint, local=where != "hub") if head else None,
-        verdict=verdict,
+        support=support,
         because=because,
     )
 
 
-def _judged(checkpoint: Checkpoint, files: Iterable[str]) -> tuple[Verdict, str]:
-    """What loading it will come to."""
+def _support(checkpoint: Checkpoint, files: Iterable[str]) -> tuple[Support, str]:
+    """Return what loading the checkpoint results in, and why."""
     try:
         check_architecture(checkpoint)
         check_tokenizer(checkpoint.name, files)
@@ -178,7 +206,7 @@ def _judged(checkpoint: Checkpoint, files: Iterable[str]) -> tuple[Verdict, str]
 
 
 def _visible_head(checkpoint: Checkpoint) -> HeadFiles | None:
-    """The head, even one that cannot be used."""
+    """Return the head, even if it cannot be used."""
     try:
         return find_head(checkpoint.config, checkpoint.tensors)
     except HeadError:
@@ -187,7 +215,7 @@ def _visible_head(checkpoint: Checkpoint) -> HeadFiles | None:
 
 
 def _format(checkpoint: Checkpoint) -> str | None:
-    """None where both layouts are the same."""
+    """Return the name of the layout; None: both layouts are the same."""
     if trunk_type(checkpoint.model_type):
         return "mlx-vlm drafter" if checkpoint.model_type.endswith(MLX_VLM) else None
     raw = trunk_is_raw(checkpoint.tensors)
@@ -196,9 +224,10 @@ def _format(checkpoint: Checkpoint) -> str | None:
     return "Hugging Face" if raw else "MLX"
 
 
-def _foreign(checkpoint: Checkpoint) -> Any:
-    """How a checkpoint of another program says that it is quantised."""
-    return checkpoint.config.get("quantization_config") or checkpoint.text_config.get("quantization_config")
+def _quantization(checkpoint: Checkpoint) -> Any:
+    """Return the quantization that the config states, by mlx-lm's key or another program's."""
+    config, key = checkpoint.config, "quantization_config"
+    return config.get("quantization") or config.get(key) or checkpoint.text_config.get(key)
 
 
 def _head_report(head: HeadFiles, checkpoint: Checkpoint, *, local: bool) -> HeadReport:

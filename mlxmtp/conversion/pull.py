@@ -1,4 +1,4 @@
-"""Downloading a repo, after looking whether it fits."""
+"""Download a repo to the Hub cache, after a check of disk and memory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +23,17 @@ from mlxmtp.units import size
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A download: bytes of the whole, of the weights, and of what is not in the cache yet.
+class DownloadPlan:
+    """What a download consists of.
 
-    `revision` is what was asked for, `commit` what it is now; `damaged` are files that the cache
-    holds in another size, and their bytes.
+    Args:
+        repo: owner/name.
+        revision: the branch, tag or commit that was requested; None: the repo's default.
+        commit: the commit that it is now.
+        nbytes: bytes of all files.
+        weight_bytes: bytes of the weights.
+        missing_bytes: bytes that the cache does not have.
+        damaged: bytes of each file that the cache has in another size.
     """
 
     repo: str
@@ -40,18 +46,18 @@ class Plan:
 
     @property
     def memory_warning(self) -> str | None:
-        """What is wrong if the weights do not fit this machine's memory."""
+        """The warning if the weights do not fit this machine's memory, or None."""
         if self.weight_bytes <= machine.usable_memory():
             return None
         memory = size(machine.memory_bytes())
         return f"{size(self.weight_bytes)} of weights will not run in this machine's {memory} of memory"
 
 
-def plan_pull(repo: str, revision: str | None = None) -> Plan:
-    """Ask the Hub for sizes, and check the disk.
+def plan_pull(repo: str, revision: str | None = None) -> DownloadPlan:
+    """Request the sizes of a repo's files, and check the disk.
 
     Raises:
-        CheckpointError: no such repo, no model in it, or not enough room for what is missing.
+        CheckpointError: there is no such repo, no model in it, or not enough room on the disk.
     """
     if not REPO.fullmatch(repo):
         raise CheckpointError(f"{repo}: expected a Hub repo (owner/name); a folder needs no download")
@@ -65,36 +71,36 @@ def plan_pull(repo: str, revision: str | None = None) -> Plan:
     if missing:
         check_space(hub_cache(), missing)
     damaged = {name: files[name] for name, nbytes in here.items() if nbytes != files[name]}
-    return Plan(repo, revision, remote.commit, sum(files.values()), weights, missing, damaged)
+    return DownloadPlan(repo, revision, remote.commit, sum(files.values()), weights, missing, damaged)
 
 
-def pull(plan: Plan, on_bytes: OnBytes | None = None) -> Path:
-    """Download what is missing to the Hub cache; the snapshot's folder.
+def pull(plan: DownloadPlan, on_bytes: OnBytes | None = None) -> Path:
+    """Download what is missing to the Hub cache; return the snapshot's folder.
 
     Args:
-        on_bytes: told how many bytes of how many have come; None: the client shows progress bars of its own.
+        on_bytes: called with (bytes done, bytes in total); None: the client shows progress bars.
 
     Raises:
-        CheckpointError: the download failed; run again, it keeps the files that are whole.
+        CheckpointError: the download failed; complete files are kept for the next run.
     """
-    most = behind = 0
+    done = repaired = 0
 
-    def count(done: int) -> None:
-        nonlocal most
-        most = max(most, min(behind + done, plan.missing_bytes))
+    def count(received: int) -> None:
+        nonlocal done
+        done = max(done, min(repaired + received, plan.missing_bytes))
         if on_bytes:
-            on_bytes(most, plan.missing_bytes)
+            on_bytes(done, plan.missing_bytes)
 
-    told = count if on_bytes else None
+    on_received = count if on_bytes else None
     for file, nbytes in plan.damaged.items():
-        download_again(plan.repo, plan.commit, file, told)
-        behind += nbytes
-    # by the name asked for: the cache keeps what `main` is, for offline use
-    return download(plan.repo, plan.revision, told)
+        download_again(plan.repo, plan.commit, file, on_received)
+        repaired += nbytes
+    # by the requested revision: the cache then records which commit it is, for offline use
+    return download(plan.repo, plan.revision, on_received)
 
 
 def has_head(snapshot: Path) -> bool:
-    """Whether a model's head is on this machine: among its files, attached, or a model of its own."""
+    """Return whether a model's head is on this machine: in its files, attached, or in its own repo."""
     try:
         return resolve_head(open_checkpoint(snapshot)).files is not None
     except CheckpointError:
@@ -102,7 +108,7 @@ def has_head(snapshot: Path) -> bool:
 
 
 def head_to_pull(snapshot: Path) -> str | None:
-    """The repo of a model's head, where that is a model of its own, found by name."""
+    """Return the repo of a model's head, if the head is its own model; or None."""
     try:
         return resolve_head(open_checkpoint(snapshot)).repo
     except CheckpointError:

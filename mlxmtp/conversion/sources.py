@@ -1,4 +1,4 @@
-"""Where a head can be fetched from: a folder, or a repo on the Hub of which only the head is read."""
+"""Open the original that a head is taken from: a folder, or a repo on the Hub, from which only the head is read."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -21,20 +21,23 @@ from mlxmtp.files import check_space, explain_full_disk, locked
 
 SAMPLE = (".layers.0.input_layernorm.weight", ".layers.0.post_attention_layernorm.weight", "model.norm.weight",
           ".language_model.norm.weight", ".layers.0.linear_attn.conv1d.weight")  # fmt: skip
-"""Ends of the names of the few small tensors by which a trunk is compared with another."""
+"""The last parts of the names of the few small tensors by which two trunks are compared."""
 
 OnBytes = Callable[[int, int], None]
-"""Told how many bytes of how many have been moved."""
+"""Called with (bytes done, bytes in total)."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model, or a drafter, that has a head.
+    """A model, or a drafter, with a head.
 
     Args:
-        name: repo or folder. revision: its commit on the Hub.
-        head: its tensors; their files are local, or names in `remote`.
-        tensors: what is known of the rest.
+        name: repo or folder.
+        revision: the commit of that repo.
+        config: the content of config.json.
+        tensors: those whose headers were read, by name.
+        head: the head's tensors; their files are local, or names in `remote`.
+        remote: the repo on the Hub; None: the files are local.
     """
 
     name: str
@@ -45,18 +48,18 @@ class Source:
     remote: RemoteRepo | None
 
     def read(self, name: str) -> mx.array:
-        """One small tensor."""
+        """Return one small tensor."""
         if self.remote is None:
-            return stored(name, self.tensors)
+            return load_tensor(name, self.tensors)
         info = self.tensors[name]
         return _array(self.remote.read(str(info.file), info.start, info.stop), info)
 
     @contextmanager
-    def fetched(self, on_bytes: OnBytes) -> Iterator[HeadFiles]:
-        """The head in local files, while the block lasts; from the Hub, it goes on where an earlier run stopped.
+    def local_head(self, on_bytes: OnBytes) -> Iterator[HeadFiles]:
+        """Yield the head in local files, which exist during the block; a stopped download continues.
 
         Raises:
-            CheckpointError: it cannot be fetched, there is no room, or another process is fetching it.
+            CheckpointError: the download fails, the disk is full, or another process downloads the same head.
         """
         if self.remote is None:
             yield self.head
@@ -73,27 +76,27 @@ class Source:
         with locked(file, file):
             check_space(file, at - file.stat().st_size)
             with explain_full_disk(file):
-                _gather(self.remote, [info for _, info in order], file, start, on_bytes)
+                _download(self.remote, [info for _, info in order], file, start, on_bytes)
             try:
                 yield replace(self.head, tensors=local)
             except HeadError:
-                file.unlink()  # the next run would find the same in it
+                file.unlink()  # or the next run would use it again
                 raise
             with suppress(OSError):
                 file.unlink()
 
 
-def stored(name: str, tensors: Mapping[str, TensorInfo]) -> mx.array:
-    """One tensor of a local file, lazily."""
+def load_tensor(name: str, tensors: Mapping[str, TensorInfo]) -> mx.array:
+    """Return one tensor of a local file, lazily."""
     arrays: dict[str, mx.array] = mx.load(str(tensors[name].file))  # type: ignore[assignment]
     return arrays[name]
 
 
 def open_source(path_or_repo: str, revision: str | None = None) -> Source:
-    """Find a head, without fetching it.
+    """Locate a head without a download.
 
     Raises:
-        CheckpointError: no such folder or repo. HeadError: it has no head.
+        CheckpointError: there is no such folder or repo. HeadError: it has no head.
     """
     remote: RemoteRepo | None = None
     if checkpoint := _local(path_or_repo, revision):
@@ -112,18 +115,18 @@ def open_source(path_or_repo: str, revision: str | None = None) -> Source:
 
 
 def _local(path_or_repo: str, revision: str | None) -> Checkpoint | None:
-    """A folder, or a repo that is in the Hub cache whole."""
+    """Open a folder, or a repo that is complete in the Hub cache; None: neither."""
     if Path(path_or_repo).expanduser().exists():
         return open_checkpoint(path_or_repo)
     snapshot = cached(path_or_repo, revision)
     try:
         return open_checkpoint(snapshot) if snapshot else None
-    except CheckpointError:  # a part of it
+    except CheckpointError:  # incomplete
         return None
 
 
-def _gather(remote: RemoteRepo, pieces: list[TensorInfo], file: Path, start: bytes, on_bytes: OnBytes) -> None:
-    """Fill a safetensors file with pieces of remote ones, in order; what is there already is kept."""
+def _download(remote: RemoteRepo, pieces: list[TensorInfo], file: Path, start: bytes, on_bytes: OnBytes) -> None:
+    """Fill a safetensors file with pieces of remote files, in order; bytes of an earlier run are kept."""
     total = len(start) + sum(piece.nbytes for piece in pieces)
     with file.open("a+b") as out:
         out.seek(0)
@@ -143,7 +146,7 @@ def _gather(remote: RemoteRepo, pieces: list[TensorInfo], file: Path, start: byt
 
 
 def _ranges(pieces: list[TensorInfo], skip: int) -> Iterator[tuple[str, int, int]]:
-    """Byte ranges (file, start, stop) of the pieces past the first `skip` bytes, neighbours joined."""
+    """Yield byte ranges (file, start, stop) of the pieces after the first `skip` bytes; neighbours are joined."""
     joined: list[tuple[str, int, int]] = []
     for piece in pieces:
         start = piece.start + min(skip, piece.nbytes)
@@ -156,7 +159,7 @@ def _ranges(pieces: list[TensorInfo], skip: int) -> Iterator[tuple[str, int, int
 
 
 def _array(content: bytes, info: TensorInfo) -> mx.array:
-    kinds = {name: dtype for dtype, name in DTYPES.items()}
-    if info.dtype not in kinds:
+    dtypes = {name: dtype for dtype, name in DTYPES.items()}
+    if info.dtype not in dtypes:
         raise HeadError(f"{info.dtype} tensors cannot be compared")
-    return mx.array(list(content), mx.uint8).view(kinds[info.dtype]).reshape(info.shape)
+    return mx.array(list(content), mx.uint8).view(dtypes[info.dtype]).reshape(info.shape)

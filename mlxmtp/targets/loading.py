@@ -9,7 +9,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
-from mlxmtp.checkpoints import SIDE_CARS, Checkpoint, dequantise_fp8
+from mlxmtp.checkpoints import SIDECARS, Checkpoint, dequantise_fp8
 from mlxmtp.checkpoints.head_files import is_head_name, trunk_type
 from mlxmtp.errors import CheckpointError, is_out_of_memory
 from mlxmtp.targets.target import Target
@@ -29,7 +29,7 @@ def load_target(checkpoint: Checkpoint, *, lazy: bool = False) -> Target:
     """
     check_architecture(checkpoint)
     try:
-        classes = partial(_model_classes, side_car=_side_car_names(checkpoint))
+        classes = partial(_model_classes, in_sidecar=_sidecar_names(checkpoint))
         model, config = load_model(checkpoint.folder, lazy=True, get_model_classes=classes)
         if not lazy:
             materialise(model)
@@ -63,19 +63,21 @@ def materialise(module: nn.Module) -> None:
         mx.eval(weight)
 
 
-def _side_car_names(checkpoint: Checkpoint) -> frozenset[str]:
+def _sidecar_names(checkpoint: Checkpoint) -> frozenset[str]:
     """Return the names of tensors in side-cars, which mlx-lm would take for the trunk's."""
-    return frozenset(n for n, info in checkpoint.tensors.items() if any(info.file.match(s) for s in SIDE_CARS))
+    return frozenset(n for n, info in checkpoint.tensors.items() if any(info.file.match(s) for s in SIDECARS))
 
 
-def _model_classes(config: dict[str, Any], side_car: frozenset[str]) -> tuple[type[nn.Module], type]:
+def _model_classes(config: dict[str, Any], in_sidecar: frozenset[str]) -> tuple[type[nn.Module], type]:
     kind = config["model_type"]
     model, args = _get_classes({**config, "model_type": TEXT_ONLY.get(kind, kind)})
 
     class Model(model):  # type: ignore[misc, valid-type]
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             # mlx-lm keeps the heads of some models, and stacks experts of one layout per family
-            trunk = {name: w for name, w in weights.items() if not is_head_name(name, config) and name not in side_car}
+            trunk = {
+                name: w for name, w in weights.items() if not is_head_name(name, config) and name not in in_sidecar
+            }
             return stack_experts(super().sanitize(dequantise_fp8(trunk)))
 
     return Model, args

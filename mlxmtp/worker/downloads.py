@@ -13,15 +13,15 @@ OnDownload = Callable[[str, int, int], None]
 
 def list_models(id: int) -> Models:
     """The models of the Hub cache, as the answer to the command `id`."""
-    from mlxmtp.conversion.inspect import Report, inspect_cache
+    from mlxmtp.conversion.inspect import CheckpointReport, inspect_cache
     from mlxmtp.machine import usable_memory
 
     models = []
     for report in inspect_cache():
-        if isinstance(report, Report):
+        if isinstance(report, CheckpointReport):
             nbytes = report.trunk.nbytes + (report.head.weights.nbytes if report.head else 0)
             family = report.head.family if report.head else None
-            models.append(CachedModel(report.name, nbytes, family, report.verdict, report.because))
+            models.append(CachedModel(report.name, nbytes, family, report.support, report.because))
         else:
             models.append(CachedModel(report.name, 0, None, "refused", report.error))
     return Models(id, models, usable_memory())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from mlxmtp.checkpoints import HEAD_FACTS, SIDE_CAR
+from mlxmtp.checkpoints import HEAD_FACTS, SIDECAR
 from mlxmtp.checkpoints.attached import attached_folder
 from mlxmtp.checkpoints.tensors import read_header
 from tests.hub import Fault, Hub
@@ -28,7 +28,7 @@ Run = Callable[..., tuple[int, str]]
 def attached(folder: Path) -> Attached:
     """The side-car of a folder and its facts, but for where it comes from."""
     facts = json.loads((folder / "config.json").read_text())[HEAD_FACTS]
-    return (folder / SIDE_CAR).read_bytes(), {k: v for k, v in facts.items() if k not in ("source", "revision")}
+    return (folder / SIDECAR).read_bytes(), {k: v for k, v in facts.items() if k not in ("source", "revision")}
 
 
 def kept(hub: Hub) -> Path:

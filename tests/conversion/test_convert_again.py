@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp.checkpoints import open_checkpoint
-from mlxmtp.conversion.convert import Packing, convert
+from mlxmtp.conversion.convert import Quantization, convert
 from mlxmtp.errors import CheckpointError, HeadError, OptionError
 from tests import tiny
 from tests.comparing import assert_equal, head_of, trunk_of
@@ -29,12 +29,12 @@ def weights_of(folder: Path) -> tuple[bytes, bytes]:
     return (folder / "model.safetensors").read_bytes(), (folder / "mtp.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("packing", [None, Packing(), Packing("nvfp4")], ids=["whole", "affine", "nvfp4"])
+@pytest.mark.parametrize("packing", [None, Quantization(), Quantization("nvfp4")], ids=["whole", "affine", "nvfp4"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_second_conversion_changes_nothing(
-    raw_checkpoint: Checkpoints, tmp_path: Path, kind: tiny.Kind, packing: Packing | None
+    raw_checkpoint: Checkpoints, tmp_path: Path, kind: tiny.Kind, packing: Quantization | None
 ) -> None:
-    once = convert(raw_checkpoint(kind), tmp_path / "once", packing=packing).folder
+    once = convert(raw_checkpoint(kind), tmp_path / "once", quantization=packing).folder
     again = convert(once, tmp_path / "again").folder
     assert weights_of(again) == weights_of(once)
     first, second = (open_checkpoint(folder).config for folder in (once, again))
@@ -44,15 +44,15 @@ def test_a_second_conversion_changes_nothing(
 
 def test_a_conversion_quantised_later_is_as_if_at_once(raw_checkpoint: Checkpoints, tmp_path: Path) -> None:
     raw = raw_checkpoint("qwen3_5_moe")
-    later = convert(convert(raw, tmp_path / "whole").folder, tmp_path / "later", packing=Packing()).folder
-    assert weights_of(later) == weights_of(convert(raw, tmp_path / "at once", packing=Packing()).folder)
+    later = convert(convert(raw, tmp_path / "whole").folder, tmp_path / "later", quantization=Quantization()).folder
+    assert weights_of(later) == weights_of(convert(raw, tmp_path / "at once", quantization=Quantization()).folder)
 
 
 @pytest.mark.parametrize("mode", ["affine", "mxfp4"])
 def test_a_quantised_trunk_is_not_quantised_again(raw_checkpoint: Checkpoints, tmp_path: Path, mode: str) -> None:
-    once = convert(raw_checkpoint("qwen3_5"), tmp_path / "once", packing=Packing(mode)).folder
+    once = convert(raw_checkpoint("qwen3_5"), tmp_path / "once", quantization=Quantization(mode)).folder
     with pytest.raises(OptionError, match="is quantised already; convert from its original"):
-        convert(once, tmp_path / "again", packing=Packing())
+        convert(once, tmp_path / "again", quantization=Quantization())
     assert not (tmp_path / "again").exists()
 
 
@@ -87,7 +87,7 @@ def lie(key: str, value: object) -> Callable[[dict[str, Any]], object]:
 def test_facts_that_lie_are_found_out(
     raw_checkpoint: Checkpoints, tmp_path: Path, change: Callable[[dict[str, Any]], object], says: str
 ) -> None:
-    made = convert(raw_checkpoint("qwen3_5"), tmp_path / "made", packing=Packing()).folder
+    made = convert(raw_checkpoint("qwen3_5"), tmp_path / "made", quantization=Quantization()).folder
     change_config(made, change)
     with pytest.raises(HeadError, match=says):
         head_of(made)
@@ -108,7 +108,7 @@ def test_facts_go_with_the_head(raw_checkpoint: Checkpoints, tmp_path: Path) -> 
 def test_a_quantised_model_without_its_quantization_entry_is_refused(
     raw_checkpoint: Checkpoints, tmp_path: Path
 ) -> None:
-    made = convert(raw_checkpoint("qwen3_5"), tmp_path / "made", packing=Packing()).folder
+    made = convert(raw_checkpoint("qwen3_5"), tmp_path / "made", quantization=Quantization()).folder
     change_config(made, lambda config: [config.pop(key) for key in ("quantization", "quantization_config")])
     with pytest.raises(CheckpointError, match=re.escape(str(made))):
         trunk_of(made)

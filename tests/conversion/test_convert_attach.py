@@ -12,7 +12,7 @@ from mlxmtp import GenerationOptions, load
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.checkpoints.attached import attached_folder
 from mlxmtp.conversion.attach import attach
-from mlxmtp.conversion.convert import Packing, convert
+from mlxmtp.conversion.convert import Quantization, convert
 from mlxmtp.conversion.inspect import inspect
 from mlxmtp.errors import CheckpointError, HeadError
 from mlxmtp.targets import load_target
@@ -37,7 +37,7 @@ def test_a_converted_head_and_trunk_are_the_sources(raw_checkpoint: Checkpoints,
 
 def test_attach_restores_what_convert_wrote(raw_checkpoint: Checkpoints, tmp_path: Path) -> None:
     raw = raw_checkpoint("qwen3_5")
-    whole = convert(raw, tmp_path / "whole", packing=Packing()).folder
+    whole = convert(raw, tmp_path / "whole", quantization=Quantization()).folder
     stripped = Path(shutil.copytree(whole, tmp_path / "stripped", ignore=shutil.ignore_patterns("mtp.safetensors")))
     assert not inspect(stripped).speculates
     attach(stripped, str(raw))

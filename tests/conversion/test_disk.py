@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlxmtp import GenerationOptions, load
-from mlxmtp.checkpoints import HEAD_FACTS, SIDE_CAR
+from mlxmtp.checkpoints import HEAD_FACTS, SIDECAR
 from tests.comparing import contents
 from tests.conversion.changes import Changes, Killed
 from tests.conversion.faults import (
@@ -48,13 +48,13 @@ class Work:
         """Nothing, or what there is, whole or not."""
         if self.command[0] == "convert":
             return contents(self.dest) if self.dest.exists() else None
-        return attached(self.dest) if (self.dest / SIDE_CAR).exists() else None
+        return attached(self.dest) if (self.dest / SIDECAR).exists() else None
 
     @property
     def untouched(self) -> object:
         """The trunk; staged files beside it, and facts in its config without a side-car, mean nothing."""
         files = {name: data for name, data in contents(self.trunk).items() if not name.endswith(".partial")}
-        files.pop(SIDE_CAR, None)
+        files.pop(SIDECAR, None)
         config = json.loads(files.pop("config.json"))
         config.pop(HEAD_FACTS, None)
         return files, config
@@ -205,7 +205,7 @@ def test_what_is_there_is_left_alone(works: Callable[[str], Work], run: Run, pla
 def test_a_head_that_is_there_can_be_removed_as_is_advised(works: Callable[[str], Work], run: Run, place: str) -> None:
     work = works(place)
     assert run(*work.command)[0] == 0
-    assert_told(run(*work.command), f"has a head already.*{work.dest / SIDE_CAR}; remove")
-    (work.dest / SIDE_CAR).unlink()
+    assert_told(run(*work.command), f"has a head already.*{work.dest / SIDECAR}; remove")
+    (work.dest / SIDECAR).unlink()
     assert run(*work.command)[0] == 0
     assert work.made == work.expected

@@ -11,7 +11,7 @@ import pytest
 
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.conversion.attach import attach
-from mlxmtp.conversion.convert import Packing, convert
+from mlxmtp.conversion.convert import Quantization, convert
 from tests import tiny
 from tests.comparing import Turn, assert_equal, assert_exact, head_of, trunk_of, turn, unpacked_head_of
 from tests.grids import grid
@@ -223,7 +223,7 @@ def test_convert_packs_as_mlx_lm_does(
 ) -> None:
     """The fixture's conversion packs the trunk by mlx-lm's function, and the head by `mx.quantize`."""
     folder = raw_checkpoint(kind, vocab=VOCAB)
-    made = convert(folder, tmp_path / "made", packing=Packing(), head_bits=head_bits).folder
+    made = convert(folder, tmp_path / "made", quantization=Quantization(), head_bits=head_bits).folder
     expected = mlx_conversion(folder, bits=4, head="sidecar", head_bits=packed)
     assert_equal(trunk_of(made), trunk_of(expected))
     assert_equal(head_of(made), head_of(expected))
@@ -235,6 +235,6 @@ def test_a_trunk_packed_in_any_mode_takes_the_head(
     raw_checkpoint: Checkpoints, mlx_conversion: Checkpoints, tmp_path: Path, kind: tiny.Kind, mode: str
 ) -> None:
     folder = raw_checkpoint(kind, vocab=VOCAB)
-    made = convert(folder, tmp_path / "made", packing=Packing(mode)).folder
+    made = convert(folder, tmp_path / "made", quantization=Quantization(mode)).folder
     assert_equal(head_of(made), head_of(mlx_conversion(folder, bits=4, head="sidecar", head_bits=8)))
     assert_exact(made)

@@ -10,7 +10,7 @@ import pytest
 
 from mlxmtp.checkpoints import list_tensors
 from mlxmtp.conversion.attach import attach
-from mlxmtp.conversion.convert import Packing, convert
+from mlxmtp.conversion.convert import Quantization, convert
 from mlxmtp.errors import CheckpointError
 from tests import tiny
 from tests.comparing import assert_equal, assert_exact, head_of, trunk_of, turn
@@ -53,13 +53,13 @@ def test_both_say_the_same(raw_checkpoint: Checkpoints, tmp_path: Path) -> None:
     assert_exact(fp8)
 
 
-@pytest.mark.parametrize("packing", [None, Packing()], ids=["whole", "quantised"])
+@pytest.mark.parametrize("packing", [None, Quantization()], ids=["whole", "quantised"])
 @pytest.mark.parametrize("kind", ["qwen3_5", "qwen3_5_moe", "qwen3_next"])
 def test_converting_leaves_no_fp8(
-    raw_checkpoint: Checkpoints, tmp_path: Path, kind: tiny.Kind, packing: Packing | None
+    raw_checkpoint: Checkpoints, tmp_path: Path, kind: tiny.Kind, packing: Quantization | None
 ) -> None:
     twins = tiny.fp8_twins(raw_checkpoint(kind, **SIZES), tmp_path)
-    made, expected = (convert(twin, tmp_path / f"mlx-{twin.name}", packing=packing).folder for twin in twins)
+    made, expected = (convert(twin, tmp_path / f"mlx-{twin.name}", quantization=packing).folder for twin in twins)
     assert not [n for n, info in list_tensors(made).items() if "scale_inv" in n or info.dtype.startswith("F8")]
     for file in ("model.safetensors", "mtp.safetensors"):
         assert (made / file).read_bytes() == (expected / file).read_bytes(), file
@@ -76,8 +76,8 @@ def test_the_format_is_gone_where_the_text_config_states_it(raw_checkpoint: Chec
     config = json.loads((fp8 / "config.json").read_text())
     config["text_config"]["quantization_config"] = config.pop("quantization_config")
     tiny.write_json(fp8 / "config.json", config)
-    for packing in (None, Packing()):
-        made = convert(fp8, tmp_path / f"mlx-{packing is None}", packing=packing).folder
+    for packing in (None, Quantization()):
+        made = convert(fp8, tmp_path / f"mlx-{packing is None}", quantization=packing).folder
         assert "activation_scheme" not in (made / "config.json").read_text()
 
 

@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp import load
-from mlxmtp.conversion.inspect import Report, inspect
+from mlxmtp.conversion.inspect import CheckpointReport, inspect
 from mlxmtp.errors import CheckpointError
 from tests import tiny
 from tests.hub import Hub
@@ -24,7 +24,7 @@ PACKED4, PACKED8 = "4-bit affine, groups of 64", "8-bit affine, groups of 64"
 FP8 = "FP8, blocks of 128 x 128"
 
 
-def told(report: Report) -> tuple[object, ...]:
+def told(report: CheckpointReport) -> tuple[object, ...]:
     """Layout; dtype and packing of the trunk; place, norms, dtype and packing of the head."""
     head, trunk = report.head, report.trunk
     ours = (head.place, head.norms, head.weights.dtype, head.weights.quantization) if head else None
@@ -37,7 +37,7 @@ def test_raw_checkpoints(raw_checkpoint: Checkpoints, kind: tiny.Kind) -> None:
     folder = raw_checkpoint(kind, dtype=dtype, shards=2)
     report, short = inspect(folder), "F32" if dtype == "float32" else "BF16"
     assert told(report) == (HF, (short, None), ("shards", "raw", short, None))
-    assert (report.model_type, report.verdict) == (kind, "speculates")
+    assert (report.model_type, report.support) == (kind, "speculates")
     assert (report.layers, report.hidden_size, report.vocab_size, report.context) == (4, 64, 288, 4096)
     assert report.experts == (4 if tiny.is_moe(kind) else None)
     assert report.head is not None
@@ -62,7 +62,7 @@ def test_mlx_conversions(
 ) -> None:
     report = inspect(mlx_conversion(raw_checkpoint("qwen3_5"), **options))
     assert told(report) == (MLX, trunk, head)
-    assert report.verdict == ("speculates" if head else "plain")
+    assert report.support == ("speculates" if head else "plain")
 
 
 def test_routers_that_are_packed_otherwise(raw_checkpoint: Checkpoints, mlx_conversion: Checkpoints) -> None:
@@ -91,7 +91,7 @@ def test_fp8(raw_checkpoint: Checkpoints, tmp_path: Path, trunk: bool, head: boo
 def test_a_drafter(raw_checkpoint: Checkpoints, tmp_path: Path) -> None:
     report = inspect(tiny.drafter(raw_checkpoint("qwen3_5"), tmp_path / "drafter", mode="affine-4"))
     assert told(report) == ("mlx-vlm drafter", (None, None), ("drafter", "shifted", "BF16", PACKED4))
-    assert (report.verdict, report.trunk.nbytes, report.trunk.files) == ("refused", 0, [])
+    assert (report.support, report.trunk.nbytes, report.trunk.files) == ("refused", 0, [])
     assert f"`mlxmtp attach MODEL --from {tmp_path}/drafter`" in report.because
 
 
@@ -102,7 +102,7 @@ def test_a_model_of_another_family(raw_checkpoint: Checkpoints, tmp_path: Path) 
     tiny.tokenizer(folder, 288)
     report = inspect(folder)
     assert told(report) == (None, ("F16", "gptq"), None)
-    assert (report.verdict, report.layers, report.context) == ("plain", None, None)
+    assert (report.support, report.layers, report.context) == ("plain", None, None)
     assert report.because == "no MTP head family for model type 'llama' yet"
 
 
@@ -132,7 +132,7 @@ def test_what_generate_refuses(
     whole = inspect(folder)
     damage(folder)
     report = inspect(folder)
-    assert report.verdict == "refused"
+    assert report.support == "refused"
     assert because in report.because
     with pytest.raises(CheckpointError) as refused:
         load(folder)
@@ -192,5 +192,5 @@ def test_a_stripped_repo_names_its_original(
     (folder / "README.md").write_text("---\nbase_model: maker/original\n---\n")
     hub.add("community/stripped", folder)
     report = inspect("community/stripped")
-    assert (report.where, report.verdict, report.head) == ("hub", "plain", None)
+    assert (report.where, report.support, report.head) == ("hub", "plain", None)
     assert "`mlxmtp attach community/stripped --from maker/original`" in report.because

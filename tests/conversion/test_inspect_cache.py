@@ -9,7 +9,7 @@ import pytest
 
 from mlxmtp.checkpoints.hub import download
 from mlxmtp.conversion.attach import attach
-from mlxmtp.conversion.inspect import Report, Unreadable, inspect, inspect_cache
+from mlxmtp.conversion.inspect import CheckpointReport, Unreadable, inspect, inspect_cache
 from mlxmtp.errors import CheckpointError
 from tests.hub import Hub
 
@@ -37,7 +37,7 @@ def test_a_cached_model_needs_no_hub(hub: Hub, raw: Path, monkeypatch: pytest.Mo
     hub.requests.clear()
     offline(monkeypatch)
     report = inspect(MODEL)
-    assert (report.where, report.revision, report.verdict) == ("cache", commit, "speculates")
+    assert (report.where, report.revision, report.support) == ("cache", commit, "speculates")
     assert report.head == inspect(raw).head
     assert not hub.requests
 
@@ -73,11 +73,11 @@ def test_a_head_attached_to_a_commit_is_not_used_with_another(
     kept = attach(STRIPPED, str(raw)).file
     report = inspect(STRIPPED)
     assert report.head is not None
-    assert (report.where, report.verdict, report.head.weights.files) == ("cache", "speculates", [str(kept)])
+    assert (report.where, report.support, report.head.weights.files) == ("cache", "speculates", [str(kept)])
     hub.add(STRIPPED, stripped, commit="cd" * 20)
     download(STRIPPED)
     report = inspect(STRIPPED)
-    assert (report.revision, report.verdict, report.head) == ("cd" * 20, "plain", None)
+    assert (report.revision, report.support, report.head) == ("cd" * 20, "plain", None)
     assert kept.exists()
 
 
@@ -87,7 +87,7 @@ def test_a_removed_head_is_as_if_never_attached(hub: Hub, data: Path, raw: Path,
         kept = attach(STRIPPED, str(raw)).file
         assert inspect(STRIPPED).speculates
         kept.unlink()
-        assert inspect(STRIPPED).verdict == "plain"
+        assert inspect(STRIPPED).support == "plain"
 
 
 def test_the_list_of_the_cache(hub: Hub, data: Path, raw: Path, stripped: Path, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_the_list_of_the_cache(hub: Hub, data: Path, raw: Path, stripped: Path, 
     assert [report.name for report in found] == [
         "a/gguf", STRIPPED, "maker/bert", "maker/cut", "maker/nothing", MODEL,
     ]  # fmt: skip
-    models = {report.name: report for report in found if isinstance(report, Report)}
+    models = {report.name: report for report in found if isinstance(report, CheckpointReport)}
     assert models.keys() == {MODEL, STRIPPED}
     assert all(report == inspect(name) for name, report in models.items())
     assert all(report.speculates for report in models.values())
@@ -128,7 +128,7 @@ def test_the_list_shows_the_commit_that_is_main(hub: Hub, raw: Path, stripped: P
     hub.add(MODEL, stripped, commit="ab" * 20)
     hub.add(MODEL, raw, commit=commit)
     download(MODEL, "ab" * 20)  # the newer files
-    assert [report.revision for report in inspect_cache() if isinstance(report, Report)] == [commit]
+    assert [report.revision for report in inspect_cache() if isinstance(report, CheckpointReport)] == [commit]
 
 
 def snapshots(name: str) -> Path:

@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmtp.checkpoints import list_tensors, open_checkpoint, writer
-from mlxmtp.conversion.convert import Packing, convert
+from mlxmtp.conversion.convert import Quantization, convert
 from mlxmtp.targets import load_target
 from tests import tiny
 from tests.comparing import assert_equal, assert_exact
@@ -20,15 +20,15 @@ Checkpoints = Callable[..., Path]
 IDS = mx.array([[5, 9, 3, 200, 17, 11]])
 PACKINGS = {
     "whole": None,
-    "affine": Packing(),
-    "affine-3-32": Packing(bits=3, group_size=32),
-    "mxfp4": Packing("mxfp4"),
-    "nvfp4": Packing("nvfp4"),
-    "mxfp8": Packing("mxfp8"),
+    "affine": Quantization(),
+    "affine-3-32": Quantization(bits=3, group_size=32),
+    "mxfp4": Quantization("mxfp4"),
+    "nvfp4": Quantization("nvfp4"),
+    "mxfp8": Quantization("mxfp8"),
 }
 
 
-def runnable(kind: tiny.Kind, packing: Packing | None) -> str:
+def runnable(kind: tiny.Kind, packing: Quantization | None) -> str:
     """On the CPU backend, gather_mm knows experts in float32 only, and gather_qmm packed ones in any dtype."""
     return "float32" if tiny.is_moe(kind) and packing is None else "bfloat16"
 
@@ -57,7 +57,7 @@ def test_the_trunk_is_what_mlx_lm_converts(
     """Its `quantization` too, with the entries of routers, which mlx-lm keeps at 8 bits."""
     packing = PACKINGS[how]
     raw = raw_checkpoint(kind, dtype=runnable(kind, packing))
-    ours = convert(raw, tmp_path / "ours", packing=packing).folder
+    ours = convert(raw, tmp_path / "ours", quantization=packing).folder
     options = {"q_mode": packing.mode, "q_bits": packing.bits, "q_group_size": packing.group_size} if packing else {}
     mlx_lm.convert(str(raw), str(tmp_path / "theirs"), quantize=packing is not None, **options)
     assert_same_model(ours, tmp_path / "theirs")
@@ -74,7 +74,7 @@ def test_text_only_types_become_the_ones_that_mlx_lm_has(
 ) -> None:
     """mlx-lm itself cannot convert these: held against the same numbers in the layout that it can."""
     one, other = (raw_checkpoint(name, dtype=runnable(kind, PACKINGS[how])) for name in (f"{kind}_text", kind))
-    made = [convert(raw, tmp_path / raw.name, packing=PACKINGS[how]).folder for raw in (one, other)]
+    made = [convert(raw, tmp_path / raw.name, quantization=PACKINGS[how]).folder for raw in (one, other)]
     assert_same_model(*made)
     assert config_of(made[0])["model_type"] == kind
 
@@ -93,7 +93,7 @@ def test_a_width_that_no_group_divides_stays_whole_in_trunk_and_head(
     raw_checkpoint: Checkpoints, tmp_path: Path
 ) -> None:
     raw = raw_checkpoint("qwen3_5", mlp=96)
-    made = convert(raw, tmp_path / "made", packing=Packing()).folder
+    made = convert(raw, tmp_path / "made", quantization=Quantization()).folder
     mlx_lm.convert(str(raw), str(tmp_path / "theirs"), quantize=True)
     assert_same_model(made, tmp_path / "theirs")
     packed = [name.removesuffix(".scales") for name in list_tensors(made) if name.endswith(".scales")]
@@ -102,14 +102,14 @@ def test_a_width_that_no_group_divides_stays_whole_in_trunk_and_head(
     assert_exact(made)
 
 
-@pytest.mark.parametrize("packing", [None, Packing()], ids=["whole", "quantised"])
+@pytest.mark.parametrize("packing", [None, Quantization()], ids=["whole", "quantised"])
 def test_several_shards_are_one_model(
-    raw_checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: Packing | None
+    raw_checkpoint: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packing: Quantization | None
 ) -> None:
     raw = raw_checkpoint("qwen3_5_moe", dtype="float32")
-    one = convert(raw, tmp_path / "one", packing=packing).folder
+    one = convert(raw, tmp_path / "one", quantization=packing).folder
     monkeypatch.setattr(writer, "MAX_SHARD_BYTES", 60_000)
-    many = convert(raw, tmp_path / "many", packing=packing).folder
+    many = convert(raw, tmp_path / "many", quantization=packing).folder
     assert_same_model(many, one)
     assert (many / "mtp.safetensors").read_bytes() == (one / "mtp.safetensors").read_bytes()
 

@@ -11,7 +11,7 @@ import pytest
 from mlx_lm.models.cache import KVCache
 
 from mlxmtp import Engine, load
-from mlxmtp.conversion.convert import Packing, convert
+from mlxmtp.conversion.convert import Quantization, convert
 from mlxmtp.decoding.loop import generate, never_stop
 from mlxmtp.decoding.sampler import Draft, Sampler
 from mlxmtp.decoding.sampling import Sampling
@@ -88,7 +88,7 @@ def test_greedy_tokens_of_a_packed_trunk(
 ) -> None:
     """Its embeddings are packed too; the assistant, which reads them, is not."""
     raw = gemma_checkpoint(STYLES[style], style=style)
-    packed = convert(raw, tmp_path / "packed", packing=Packing(bits=4, group_size=32)).folder
+    packed = convert(raw, tmp_path / "packed", quantization=Quantization(bits=4, group_size=32)).folder
     engine = load(packed, head=assistant(style=style))
     assert "scales" in engine.target.embedding
     prompt = prompt_of(engine, 12)

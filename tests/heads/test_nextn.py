@@ -10,7 +10,7 @@ import pytest
 
 from mlxmtp import GenerationOptions, load
 from mlxmtp.conversion.attach import attach
-from mlxmtp.conversion.convert import Packing, convert
+from mlxmtp.conversion.convert import Quantization, convert
 from mlxmtp.conversion.inspect import inspect
 from mlxmtp.errors import HeadError
 from tests import tiny
@@ -109,7 +109,7 @@ def test_a_quantised_trunk_still_shares_its_matrices(
     nextn_checkpoint: Checkpoints, tmp_path: Path, kind: tiny.NextNKind
 ) -> None:
     raw = nextn_checkpoint(kind)
-    converted = convert(raw, tmp_path / "whole", packing=Packing(bits=4, group_size=32)).folder
+    converted = convert(raw, tmp_path / "whole", quantization=Quantization(bits=4, group_size=32)).folder
     assert not any("lm_head" in name or "embed_tokens" in name for name in head_of(converted))
     engine = load(converted)
     plain = plain_run(engine, PROMPT, 24)

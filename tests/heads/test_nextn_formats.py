@@ -13,14 +13,14 @@ import pytest
 
 from mlxmtp.checkpoints import list_tensors, open_checkpoint
 from mlxmtp.conversion.attach import attach
-from mlxmtp.conversion.convert import Packing, convert
+from mlxmtp.conversion.convert import Quantization, convert
 from mlxmtp.targets import load_target
 from tests import tiny
 from tests.comparing import Weights, assert_equal, assert_exact, head_of, trunk_of, turn, unpacked_head_of
 
 Checkpoints = Callable[..., Path]
 VOCAB = 16  # few enough tokens that a random head is right now and then
-FOUR_BITS = Packing(bits=4, group_size=32)
+FOUR_BITS = Quantization(bits=4, group_size=32)
 # gather_mm knows bfloat16 experts only packed on the CPU backend: what is not packed is loaded, but not run.
 
 # -- block-scaled FP8
@@ -53,12 +53,14 @@ def test_fp8_converted_and_attached_is_a_packed_model(
     nextn_checkpoint: Checkpoints, tmp_path: Path, kind: tiny.NextNKind
 ) -> None:
     twins = tiny.fp8_twins(nextn_checkpoint(kind, **SIZES), tmp_path, scales="F32")
-    made, expected = (convert(twin, tmp_path / f"mlx-{twin.name}", packing=FOUR_BITS).folder for twin in twins)
+    made, expected = (convert(twin, tmp_path / f"mlx-{twin.name}", quantization=FOUR_BITS).folder for twin in twins)
     for file in ("model.safetensors", "mtp.safetensors"):
         assert (made / file).read_bytes() == (expected / file).read_bytes(), file
     assert "activation_scheme" not in (made / "config.json").read_text()
     assert_exact(made)
-    stripped = convert(nextn_checkpoint(kind, head=False, **SIZES), tmp_path / "stripped", packing=FOUR_BITS).folder
+    stripped = convert(
+        nextn_checkpoint(kind, head=False, **SIZES), tmp_path / "stripped", quantization=FOUR_BITS
+    ).folder
     attach(stripped, str(twins[0]))
     assert_equal(head_of(stripped), head_of(expected))
 
@@ -82,10 +84,12 @@ def test_a_packed_head_is_its_original_rounded(
 ) -> None:
     sizes: dict[str, Any] = {"vocab": VOCAB, "dtype": "bfloat16", "nope": 64, "value": 64}
     raw = nextn_checkpoint(kind, **sizes)
-    converted = convert(raw, tmp_path / "converted", packing=FOUR_BITS, head_bits=bits).folder
+    converted = convert(raw, tmp_path / "converted", quantization=FOUR_BITS, head_bits=bits).folder
     assert_equal(unpacked_head_of(converted), rounded(head_of(raw), bits))
     assert_exact(converted)
-    attached = convert(nextn_checkpoint(kind, head=False, **sizes), tmp_path / "attached", packing=FOUR_BITS).folder
+    attached = convert(
+        nextn_checkpoint(kind, head=False, **sizes), tmp_path / "attached", quantization=FOUR_BITS
+    ).folder
     attach(attached, str(raw), head_bits=bits)
     assert_equal(head_of(attached), head_of(converted))
 
@@ -111,7 +115,7 @@ def test_a_packed_drafter_stays_packed(nextn_checkpoint: Checkpoints, tmp_path: 
     """Its own copies of embedding and output matrix, rounded otherwise than the trunk's, stay with it."""
     sizes: dict[str, Any] = {"vocab": VOCAB, "dtype": "bfloat16", "nope": 64, "value": 64}
     raw = nextn_checkpoint(kind, **sizes)
-    trunk = convert(nextn_checkpoint(kind, head=False, **sizes), tmp_path / "trunk", packing=FOUR_BITS).folder
+    trunk = convert(nextn_checkpoint(kind, head=False, **sizes), tmp_path / "trunk", quantization=FOUR_BITS).folder
     attach(trunk, str(tiny.nextn_drafter(raw, tmp_path / "drafter", mode="affine-4")))
     last = "model.layers.3."
     copies = {"embed_tokens": f"{last}embed_tokens", "lm_head": f"{last}shared_head.head"}

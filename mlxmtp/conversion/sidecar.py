@@ -1,4 +1,4 @@
-"""A head as mlxmtp stores it: `mtp.safetensors`, and under `mtp_head` in the config what it is."""
+"""Pack a head as mlxmtp stores it: `mtp.safetensors`, and its description under `mtp_head` in config.json."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,20 +11,25 @@ from mlx_lm.utils import dequantize_model
 from mlxmtp.errors import OptionError
 from mlxmtp.targets import Target
 
-GROUP = 64
-BITS = (4, 8, 16)
+GROUP_SIZE = 64
+"""Weights per scale of a quantised head."""
+HEAD_BITS = (4, 8, 16)
+"""Bits per weight that a head can be stored in; 16: not quantised."""
 PREFIX = "mtp."
+"""Begins the name of every tensor in the file."""
 
 
 @dataclass(frozen=True)
-class SideCar:
+class Sidecar:
     """A head ready to be written.
 
     Args:
-        weights: by the names of `mtp.safetensors`, lazy.
-        family: its kind. quantization: as mlx-lm writes it, by layer, or None.
-        source: the repo or folder it comes from. revision: the commit there.
-        config: its own, of a head that is a model of its own.
+        weights: lazy, by their names in `mtp.safetensors`.
+        family: the name of its family.
+        quantization: by layer, in mlx-lm's form; None: not quantised.
+        source: the repo or folder that it comes from.
+        revision: the commit of that repo.
+        config: the whole configuration of a head that is its own model.
     """
 
     weights: dict[str, mx.array]
@@ -40,52 +45,58 @@ class SideCar:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What goes into the config: norms have their offset, where there is one; experts are stacked."""
+        """The description for the config: everything but the weights; norms are stored with their offset."""
         facts = {key: value for key, value in vars(self).items() if key != "weights" and (value or key != "config")}
         return facts | {"norms": "shifted"}
 
 
-def side_car(
+def make_sidecar(
     head: Any,
     target: Target,
     bits: int | None,
     source: str,
     revision: str | None,
     config: dict[str, Any] | None = None,
-) -> SideCar:
+) -> Sidecar:
     """Pack a loaded (or lazy) head.
 
     Args:
-        bits: 4 or 8 to quantise its linear layers (affine, groups of 64), 16 to leave or make them whole, None to
-            store them as they are.
+        head: the module.
+        target: its trunk, whose model decides which layers are quantised.
+        bits: 4 or 8: quantise linear layers (affine, groups of 64); 16: dequantise them; None: leave them as they are.
+        source: the repo or folder that the head comes from.
+        revision: the commit of that repo.
+        config: the whole configuration of a head that is its own model.
 
     Raises:
         OptionError: other bits.
     """
     if bits is not None:
-        if bits not in BITS:
+        if bits not in HEAD_BITS:
             raise OptionError(f"head bits are {bits}; expected 4, 8 or 16")
         head = dequantize_model(head)
         if bits < 16:
             _quantise(head, target, bits)
     weights: list[tuple[str, mx.array]] = tree_flatten(head.parameters())  # type: ignore[assignment]
-    return SideCar({PREFIX + name: w for name, w in weights}, head.family, _packing(head), source, revision, config)
+    named = {PREFIX + name: weight for name, weight in weights}
+    return Sidecar(named, head.family, _quantization(head), source, revision, config)
 
 
 def _quantise(head: nn.Module, target: Target, bits: int) -> None:
-    """As mlx-lm does the trunk: its predicate keeps routers at 8 bits, odd widths stay whole."""
+    """Quantise by mlx-lm's predicate, which keeps routers at 8 bits; widths not divisible by 64 stay whole."""
     predicate = getattr(target.model, "quant_predicate", None)
 
-    def chosen(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        if not hasattr(module, "to_quantized") or module.weight.shape[-1] % GROUP:
+    def predicate_of(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if not hasattr(module, "to_quantized") or module.weight.shape[-1] % GROUP_SIZE:
             return False
         how: bool | dict[str, Any] = predicate(path, module) if predicate else True
         return how
 
-    nn.quantize(head, GROUP, bits, class_predicate=chosen)
+    nn.quantize(head, GROUP_SIZE, bits, class_predicate=predicate_of)
 
 
-def _packing(head: nn.Module) -> dict[str, Any] | None:
+def _quantization(head: nn.Module) -> dict[str, Any] | None:
+    """Return the quantization of each layer in mlx-lm's form, or None."""
     found = {
         PREFIX + path: {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
         for path, module in head.named_modules()
