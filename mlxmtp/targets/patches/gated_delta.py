@@ -3,7 +3,7 @@
 The state after n of m rows costs no second pass through the weights. The recurrence runs row by row, and every row's
 state is kept; where one Metal kernel runs all rows, its inputs are kept, and it runs again over the first n.
 The convolution's state after n rows is a slice of the convolution's input.
-Source: Gated Delta Networks (Yang et al. 2412.06464); mlx-lm's `gated_delta.py`.
+Source: Gated Delta Networks (Yang et al. 2412.06464); mlx-lm's `models.gated_delta`.
 """
 
 from collections.abc import Callable

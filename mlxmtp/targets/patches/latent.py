@@ -3,7 +3,7 @@
 For one row, mlx-lm projects the queries by `embed_q`, and the latents are keys and values. For several rows it expands
 every latent of the context into keys and values. That rounds in another way, and at a long context it is most of the
 pass's work.
-Source: DeepSeek-V2 (2405.04434), section 2.1; mlx-lm's `deepseek_v3.py`.
+Source: DeepSeek-V2 (2405.04434), section 2.1; mlx-lm's `models.deepseek_v3`.
 """
 
 from collections.abc import Callable
