@@ -157,8 +157,8 @@ def float16_finding(times: dict[int, float], name: str) -> str:
 def as_json(one: Examination) -> dict[str, Any]:
     """Return the result for one identity as JSON values."""
     run = None if one.run is None else asdict(one.run)
-    findings = [asdict(finding) for finding in one.findings]
-    return {"verdict": asdict(one.guarantee), "findings": findings, "greedy_run": run, "broken": one.broken}
+    findings = [finding.as_json() for finding in one.findings]
+    return {"verdict": one.guarantee.as_json(), "findings": findings, "greedy_run": run, "broken": one.broken}
 
 
 def finding(one: Examination) -> str:

@@ -11,8 +11,8 @@ from mlxmtp.decoding.auto import AutoDepth
 from mlxmtp.decoding.costs import Costs
 from mlxmtp.decoding.repeats import Repeats
 from mlxmtp.engine.store import ModelFacts
-from mlxmtp.exactness.store import file_of, read, write
 from mlxmtp.exactness.guarantee import Identity
+from mlxmtp.exactness.store import cache_file, read_json, write_json
 
 STEPS = (1e-2, 1e3)
 """No round takes fewer plain steps, or more."""
@@ -21,7 +21,7 @@ TABLES = ("steps", "looked_up_steps")
 
 def file_for(facts: ModelFacts, identity: Identity) -> Path:
     """The file of the policy's state, for a model with its head, its arithmetic and this machine."""
-    return file_of("depth", model=facts.drafting_key(), identity=identity)
+    return cache_file("depth", model=facts.drafting_key(), identity=identity)
 
 
 def load(file: Path, most: int, most_repeated: int) -> AutoDepth:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from mlxmtp.engine.store import KERNELS, ModelFacts, guarantee_file
 from mlxmtp.exactness.greedy import GreedyRun, greedy_run
-from mlxmtp.exactness.probe import Finding, Plan, Strategy, probe, use
-from mlxmtp.exactness.store import store
-from mlxmtp.exactness.verdict import IDENTITIES, Guarantee, Identity
+from mlxmtp.exactness.guarantee import IDENTITIES, Guarantee, Identity
+from mlxmtp.exactness.probe import Finding, ProbePlan, Strategy, apply_guarantee, probe
+from mlxmtp.exactness.store import save_guarantee
 
 DEPTH = 3
 """Drafts in a round of the greedy run."""
@@ -37,7 +37,7 @@ class Examination:
 
 
 def examine(
-    facts: ModelFacts, text: list[int], plan: Plan, on_progress: Callable[[str, int, int], None] = lambda *_: None
+    facts: ModelFacts, text: list[int], plan: ProbePlan, on_progress: Callable[[str, int, int], None] = lambda *_: None
 ) -> Iterator[Examination]:
     """Measure one identity after the other; stop after "fast" where it already gives plain decoding's tokens.
 
@@ -49,14 +49,18 @@ def examine(
     """
     for identity in IDENTITIES:
         found = _examine_identity(facts, identity, text, plan, on_progress)
-        store(guarantee_file(facts, identity), found.guarantee)
+        save_guarantee(guarantee_file(facts, identity), found.guarantee)
         yield found
         if found.guarantee.promise == "identical":
             return
 
 
 def _examine_identity(
-    facts: ModelFacts, identity: Identity, text: list[int], plan: Plan, on_progress: Callable[[str, int, int], None]
+    facts: ModelFacts,
+    identity: Identity,
+    text: list[int],
+    plan: ProbePlan,
+    on_progress: Callable[[str, int, int], None],
 ) -> Examination:
     tried: list[tuple[Strategy, Finding]] = []
 
@@ -70,7 +74,7 @@ def _examine_identity(
     findings = tuple(finding for strategy, finding in tried if strategy == last[0])
     if first[1].error or facts.head is None:
         return Examination(identity, guarantee, findings, None, first[1].error)
-    depth = min(DEPTH, guarantee.rows - 1)
+    depth = min(DEPTH, guarantee.num_tokens - 1)
     description = f"{identity}: greedy text"
     run = greedy_run(
         facts.target, facts.head, text, depth, TOKENS, lambda done, total: on_progress(description, done, total)
@@ -81,6 +85,6 @@ def _examine_identity(
     broken = "" if run.same or near_tie else PARTED
     if not run.same and guarantee.identical:
         because = f"a greedy text with MTP parts from plain decoding after {run.tokens} tokens, though all bits agreed"
-        guarantee = replace(guarantee, promise="distribution", width=1, because=because)
-        use(facts.target, guarantee)
+        guarantee = replace(guarantee, promise="distribution", min_tokens=1, because=because)
+        apply_guarantee(facts.target, guarantee)
     return Examination(identity, guarantee, findings, run, broken)

@@ -16,11 +16,11 @@ from typing import Any
 import mlx.core as mx
 
 from mlxmtp.checkpoints.tensors import weight_files
+from mlxmtp.exactness.batch_invariant import Kernel
 from mlxmtp.exactness.few_rows import available, few_row_matmul
-from mlxmtp.exactness.one_row import Kernel
-from mlxmtp.exactness.probe import probe, still_holds, use
-from mlxmtp.exactness.store import file_of, store, stored
-from mlxmtp.exactness.verdict import Guarantee, Identity
+from mlxmtp.exactness.guarantee import Guarantee, Identity
+from mlxmtp.exactness.probe import apply_guarantee, probe, still_holds
+from mlxmtp.exactness.store import cache_file, load_guarantee, save_guarantee
 from mlxmtp.heads import Head, HeadSource
 from mlxmtp.machine import versions
 from mlxmtp.targets import Target
@@ -82,7 +82,7 @@ def _file_facts(files: Iterable[Path]) -> list[tuple[str, int, int]]:
 
 def guarantee_file(facts: ModelFacts, identity: Identity) -> Path:
     """The file of a guarantee, the same with a head and without."""
-    return file_of("identity", model=facts.target_key(), identity=identity)
+    return cache_file("identity", model=facts.target_key(), identity=identity)
 
 
 def establish_guarantee(facts: ModelFacts, identity: Identity, text: list[int]) -> Guarantee:
@@ -95,11 +95,11 @@ def establish_guarantee(facts: ModelFacts, identity: Identity, text: list[int]) 
         text: token ids to measure on.
     """
     file = guarantee_file(facts, identity)
-    if saved := stored(file):
-        use(facts.target, saved, KERNELS)
+    if saved := load_guarantee(file):
+        apply_guarantee(facts.target, saved, KERNELS)
         uses_own_kernels = KERNELS and saved.promise == "identical-one-row"
         if not uses_own_kernels or still_holds(facts.target, text, saved, KERNELS):
             return saved
     measured = probe(facts.target, text, identity, kernels=KERNELS)
-    store(file, measured)
+    save_guarantee(file, measured)
     return measured

@@ -175,7 +175,9 @@ def shown(engine: Engine, kernel: Kernel) -> int:
     with backend():
         expected = reference(engine, text(engine), TOKENS)
         verdict = probe(engine.target, text(engine), "strict", SHORT, kernels=[kernel])
-        assert (verdict.promise, verdict.row_by_row) == ("identical-one-row", False), "no way that is not equal was taken"
+        assert (verdict.promise, verdict.row_by_row) == ("identical-one-row", False), (
+            "no way that is not equal was taken"
+        )
         before = kernel.calls
         assert generated(engine, text(engine), TOKENS, 3) == expected
         return kernel.calls - before

@@ -7,8 +7,8 @@ import pytest
 
 from mlxmtp import Engine, load
 from mlxmtp.engine.examine import PARTED, Examination, examine
-from mlxmtp.exactness.greedy import SLACK, GreedyRun, greedy_run
-from mlxmtp.exactness.probe import EVERY, Plan
+from mlxmtp.exactness.greedy import NEAR_TIE_FACTOR, GreedyRun, greedy_run
+from mlxmtp.exactness.probe import EVERY, ProbePlan
 from tests.exactness.conftest import text
 from tests.exactness.stand_in import backend
 from tests.running import generated, reference
@@ -91,7 +91,7 @@ def test_a_promise_that_the_text_breaks_is_withdrawn(monkeypatch: pytest.MonkeyP
     assert list(every) == ["fast", "strict", "canonical"]
     for one in every.values():
         assert one.broken
-        assert (one.guarantee.promise, one.guarantee.width) == ("distribution", 1)
+        assert (one.guarantee.promise, one.guarantee.min_tokens) == ("distribution", 1)
         assert "after 3 tokens, though all bits agreed" in one.guarantee.because
     assert (load().guarantee.promise, load(identity="strict").head) == ("distribution", None), "and remembered"
     assert reference(model, [5, 6, 7], 8) == expected
