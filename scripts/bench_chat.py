@@ -160,24 +160,30 @@ def engine_program(text: str) -> tuple[str, ...]:
 def engine(arguments: argparse.Namespace) -> None:
     """Run the engine's process with the text of its tokens replaced."""
     from mlxmtp.decoding.loop import StopDecision
-    from mlxmtp.engine import engine as chat_engine
+    from mlxmtp.engine import engine as engine_module
     from mlxmtp.worker.serve import main
 
-    class Scripted(chat_engine.StreamingDetokenizer):
-        """Gives `CHARACTERS` of a text for each token, and never stops."""
+    class ScriptedDetokenizer:
+        """Takes the place of StreamingDetokenizer: `CHARACTERS` of a text for each token, without a stop."""
 
-        def __init__(self, tokenizer: object, stop: tuple[str, ...]) -> None:
-            super().__init__(tokenizer, stop)
+        stopped_by = None
+
+        def __init__(self, *_: object) -> None:
             self._script = script(arguments.text)
+            self._text = ""
 
         def feed(self, tokens: list[int]) -> StopDecision:
-            self._ready += "".join(next(self._script) for _ in range(CHARACTERS * len(tokens)))
+            self._text += "".join(next(self._script) for _ in range(CHARACTERS * len(tokens)))
             return StopDecision(len(tokens), None)
+
+        def take(self) -> str:
+            text, self._text = self._text, ""
+            return text
 
         def finish(self) -> None:
             pass
 
-    chat_engine.StreamingDetokenizer = Scripted  # type: ignore[misc]
+    engine_module.StreamingDetokenizer = ScriptedDetokenizer  # type: ignore[assignment,misc]
     main()
 
 

@@ -81,7 +81,7 @@ def measure(engine: Engine, arguments: argparse.Namespace) -> None:
         seconds, answer, read = turn(engine, prompt, prefixes, clock)
         repeats = range(arguments.repeats)
         alone = statistics.median(turn(engine, prompt[-read:], None, clock)[0] for _ in repeats)
-        bare = bare_passes(engine, prefixes, [words(read) for _ in repeats], clock)
+        bare = bare_passes(engine, prefixes, prompt + answer, [words(read) for _ in repeats], clock)
         ratios.append((seconds / alone, seconds / bare))
         print(
             f"{number:4}  {'gone back' if rewound else 'gone on':9}{arguments.new:5}{read:6}{1e3 * seconds:11.1f} ms"
@@ -103,19 +103,20 @@ def turn(engine: Engine, prompt: list[int], prefixes: PrefixCache | None, clock:
     return seconds, tokens, len(prompt) - chunk.stats.reused_tokens
 
 
-def bare_passes(engine: Engine, prefixes: PrefixCache, runs: list[list[int]], clock: Clock) -> float:
-    """Return the seconds of the passes that prefill as many tokens on the same caches, and of the next pass."""
-    sequence = prefixes._sequences[-1].fork()
+def bare_passes(engine: Engine, prefixes: PrefixCache, past: list[int], runs: list[list[int]], clock: Clock) -> float:
+    """Return the median seconds of the passes that prefill a run's tokens after `past`, and of the next pass."""
+    newest = prefixes.fetch([*past, 300], engine.target, engine.mtp)
+    sequence = newest.fork()
+    prefixes.insert(newest)
     sequence.prefill([300] * 8)  # the caches grow into buffers of their own
     seconds = []
     for tokens in runs:
         started = clock()
         sequence.prefill(tokens)
-        logits, _ = engine.target.forward(mx.array([sequence.tokens[-1:]]), sequence.cache)
+        logits, hidden = engine.target.forward(mx.array([sequence.tokens[-1:]]), sequence.cache)
         mx.eval(logits)
         seconds.append(clock() - started)
-        sequence.offset += 1
-        sequence.tokens.append(300)
+        sequence.advance([300], hidden)
     return statistics.median(seconds)
 
 
