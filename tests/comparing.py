@@ -1,4 +1,4 @@
-"""Two folders compared: their files, the numbers that they load as, and what they generate."""
+"""Compares two folders: their files, the weights that they load as, and the tokens that they generate."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ Turn = tuple[list[int], int, int]
 
 
 def contents(folder: str | Path) -> dict[str, bytes]:
-    """What is in every file below a folder."""
+    """Return the bytes of every file below a folder, by its relative path."""
     return {
         file.relative_to(folder).as_posix(): file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()
     }
@@ -31,7 +31,7 @@ def head_of(folder: str | Path) -> Weights:
 
 
 def unpacked_head_of(folder: str | Path) -> Weights:
-    """The numbers that packed layers stand for, by `mx.dequantize`; the rest as it is."""
+    """Return the head's weights, those of packed layers dequantised."""
     head = _head(folder)
     out = dict(tree_flatten(head.parameters()))
     dtype = next(value.dtype for name, value in out.items() if name.endswith("norm.weight"))
@@ -51,13 +51,13 @@ def assert_equal(one: Weights, other: Weights) -> None:
 
 
 def turn(folder: str | Path, *, depth: int = 3) -> Turn:
-    """Greedy tokens, and of the head's drafts how many were made and how many stood."""
+    """Return greedy tokens, and how many drafts were made and accepted."""
     result = load(folder).generate([5, 9, 3], GenerationOptions(max_tokens=16, depth=depth))
     return result.tokens, result.stats.drafted, result.stats.accepted
 
 
 def assert_exact(folder: str | Path) -> None:
-    """Speculation, which takes place, says what plain decoding says."""
+    """Assert that there were drafts, and that the tokens are those of plain decoding."""
     tokens, drafted, _ = turn(folder)
     assert drafted > 0
     assert tokens == turn(folder, depth=0)[0]

@@ -32,7 +32,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def add_arguments(command: argparse.ArgumentParser, prompt: str | None = None) -> None:
-    """The options of one generation; `prompt` is the default, and where it is None one must be given."""
+    """Add the options of one turn; `prompt` is the default, None makes --prompt required."""
     add, add_hidden = command.add_argument, options.for_experiments(command)
     add(
         "--model",
@@ -102,10 +102,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def answer(engine: Engine, prompt: str, generation: GenerationOptions, arguments: argparse.Namespace) -> int:
-    """Stream one turn to standard output, then its statistics to standard error."""
+    """Write one turn to standard output as it is generated, then its statistics to standard error; return 0."""
     if engine.head and generation.depth != 0:
         with Progress(sys.stderr, "Comparing passes over one row and several, once for a model", lambda *_: ""):
-            engine.guarantee  # noqa: B018 - before the answer, which nothing should follow
+            engine.guarantee  # noqa: B018 - measured now, so that the answer is not interrupted
     chunks: list[Chunk] = []
     try:
         for chunk in stream(engine, prompt, generation, raw=arguments.raw):
@@ -113,7 +113,7 @@ def answer(engine: Engine, prompt: str, generation: GenerationOptions, arguments
             if not arguments.json:
                 print(chunk.text, end="", flush=True)
     except (KeyboardInterrupt, MlxmtpError):
-        if chunks:  # what came is kept
+        if chunks:  # show what was generated
             show(engine, chunks, generation, arguments)
         raise
     show(engine, chunks, generation, arguments)
@@ -121,7 +121,7 @@ def answer(engine: Engine, prompt: str, generation: GenerationOptions, arguments
 
 
 def chosen_options(arguments: argparse.Namespace) -> GenerationOptions:
-    """The options of the turn.
+    """Return the options of the turn.
 
     Raises:
         OptionError: a value is out of range.
@@ -136,7 +136,11 @@ def chosen_options(arguments: argparse.Namespace) -> GenerationOptions:
 
 
 def read_prompt(prompt: str) -> str:
-    """The prompt's text, from standard input for `-`, exactly as it is there."""
+    """Return the text of the prompt, for `-` from standard input, unchanged.
+
+    Raises:
+        PromptError: not UTF-8.
+    """
     try:
         if prompt != "-":
             prompt.encode()  # bytes that are not UTF-8 arrive as lone surrogates, which no tokenizer takes
@@ -149,7 +153,7 @@ def read_prompt(prompt: str) -> str:
 
 
 def stream(engine: Engine, prompt: str, generation: GenerationOptions, *, raw: bool) -> Iterator[Chunk]:
-    """The engine's chunks, with a progress display until the first of them."""
+    """Yield the engine's chunks; show the progress of the prompt until the first one."""
     with PrefillProgress(sys.stderr) as progress:
         for chunk in engine.stream(prompt, generation, raw=raw, on_prefill=progress.update):
             progress.close()

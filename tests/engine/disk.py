@@ -1,4 +1,4 @@
-"""Caches of conversations on a disk."""
+"""Prefix caches with a store on disk."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from tests.engine.kinds import PLENTY
 
 
 class Disk:
-    """A folder for caches, and what they warned of.
+    """A folder for caches, and the warnings of their stores.
 
     Args:
         most: bytes of the folder. memory: bytes of each cache.
@@ -22,7 +22,7 @@ class Disk:
         self.warnings: list[str] = []
 
     def cache(self) -> PrefixCache:
-        """As after a start of the program."""
+        """Return a cache as after a start of the program."""
         return PrefixCache(self.memory, self.store())
 
     def store(self) -> PrefixStore:
@@ -36,7 +36,7 @@ class Disk:
         return sorted(self.folder.glob(".*"))
 
     def written(self, *prompts: list[int]) -> None:
-        """A run of the program in which these are turns."""
+        """Run the program once with these prompts as turns."""
         cache = self.cache()
         for prompt in prompts:
             answer(self.engine, prompt, cache)
@@ -44,7 +44,7 @@ class Disk:
 
 
 def answer(engine: Engine, prompt: list[int], prefixes: PrefixCache | None = None, **options: Any) -> tuple[Any, int]:
-    """A turn's tokens, and how many of the prompt's were not read."""
+    """Return a turn's tokens, and how many tokens of the prompt were reused."""
     boundaries = [30, len(prompt) - 4]
     found = engine.generate(
         prompt, GenerationOptions(max_tokens=9, **options), prefix_cache=prefixes, boundaries=boundaries

@@ -1,4 +1,4 @@
-"""Conversations with an engine, each turn compared with one that remembers nothing."""
+"""Conversations with a prefix cache, each turn compared with one without."""
 
 from dataclasses import dataclass, field, replace
 
@@ -12,9 +12,11 @@ GREEDY, SEEDED = GenerationOptions(), GenerationOptions(temperature=1.0, seed=5)
 
 @dataclass
 class Talk:
-    """Turns of one engine with one cache; each is compared with the same turn of an engine that remembers nothing.
+    """Turns of one engine with one prefix cache; each is compared with the same turn without a cache.
 
-    `read`: of the newest turn, how many tokens were prefilled, by what `on_prefill` was told.
+    Attributes:
+        read: prompt tokens of the newest turn that were prefilled, as `on_prefill` was called.
+        reused: prompt tokens of the newest turn that came from the cache.
     """
 
     engine: Engine
@@ -28,28 +30,28 @@ class Talk:
         return words(self.engine, count, seed)
 
     def says(self, prompt: list[int], *boundaries: int, count: int = 12, depth: int | None = None) -> list[int]:
-        """The answer, which ends after `count` tokens or by itself."""
+        """Return the tokens of the answer, at most `count`."""
         depth = self.depth if depth is None else depth
         options = replace(self.sampling, max_tokens=count, depth=depth)
         expected = self.engine.generate(prompt, options)
-        told = [(0, 0)]
+        progress = [(0, 0)]
         found = self.engine.generate(
             prompt,
             options,
             prefix_cache=self.prefixes,
             boundaries=boundaries,
-            on_prefill=lambda *now: told.append(now),
+            on_prefill=lambda *now: progress.append(now),
         )
         assert found.tokens == expected.tokens
         stats, anew = found.stats, expected.stats
         assert (stats.rounds, stats.accepted) == (anew.rounds, anew.accepted), "the head knows the same past"
-        self.read, self.reused = told[-1][1], stats.reused_tokens
+        self.read, self.reused = progress[-1][1], stats.reused_tokens
         assert self.read + self.reused in (len(prompt), len(prompt) - 1), "the last token is for the first round"
         return found.tokens
 
-    def back_to(self, mark: int, common: int) -> int:
-        """Of `common` tokens, those that need not be read again when the last mark among them is `mark`."""
+    def back_to(self, boundary: int, common: int) -> int:
+        """Return how many of `common` shared tokens are reused when the last boundary among them is `boundary`."""
         if not all(map(is_trimmable, leaf_caches(self.engine.target.make_cache()))):
-            return mark
+            return boundary
         has_kv_cache = self.depth and self.engine.mtp
         return common - bool(has_kv_cache)

@@ -1,4 +1,4 @@
-"""`inspect --try-head`: the reading that a head was trained with stands out, and trying changes nothing."""
+"""`inspect --try-head`: the convention that a head was trained with wins, and trying changes nothing."""
 
 import json
 from collections.abc import Callable
@@ -23,15 +23,15 @@ TEXT = "Natalia sold clips to 48 of her friends in April, and then she sold half
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A random head is right so rarely that every token takes a round."""
+    """With a random head every token takes a round, so few starts are enough."""
     monkeypatch.setattr(conventions, "STARTS", 2)
 
 
-def test_every_reading_is_tried_and_the_default_comes_first(raw_checkpoint: Callable[..., Path]) -> None:
+def test_every_convention_is_tried_and_the_default_comes_first(raw_checkpoint: Callable[..., Path]) -> None:
     engine = load(raw_checkpoint("qwen3_5", dtype="float32", vocab=16))
     before = generated(engine, [5, 6, 7], 40, depth=3)
     found = list(try_conventions(engine, [3 + i % 13 for i in range(40)]))
-    assert [one.convention for one in found] == [vars(reading) for reading in CONVENTIONS]
+    assert [one.convention for one in found] == [vars(convention) for convention in CONVENTIONS]
     assert [one.default for one in found] == [True, False, False, False]
     for one in found:
         assert one.tokens_per_round == 1 + sum(one.acceptance)
@@ -41,30 +41,30 @@ def test_every_reading_is_tried_and_the_default_comes_first(raw_checkpoint: Call
     assert generated(engine, [5, 6, 7], 40, depth=3) == before
 
 
-def test_readings_differ_in_what_is_fed_and_what_is_recycled(raw_checkpoint: Callable[..., Path]) -> None:
+def test_conventions_differ_in_hidden_states(raw_checkpoint: Callable[..., Path]) -> None:
     engine = load(raw_checkpoint("qwen3_5", dtype="float32", vocab=16))
     ids, logits, recycled = mx.array([[5, 6, 7, 8]]), {}, {}
-    for reading in CONVENTIONS:
-        engine.mtp.convention, engine.target.hidden_at = reading, reading.fed
+    for convention in CONVENTIONS:
+        engine.mtp.convention, engine.target.hidden_at = convention, convention.fed
         _, hidden = engine.target.forward(ids[:, :-1], engine.target.make_cache())
         states = engine.mtp(hidden, ids[:, 1:], engine.mtp.make_cache([]))
-        logits[reading], recycled[reading] = engine.mtp.logits(states), engine.mtp.next_hidden(states)
+        logits[convention], recycled[convention] = engine.mtp.logits(states), engine.mtp.next_hidden(states)
     post, pre_recycled, pre_fed, _ = CONVENTIONS
     assert mx.array_equal(logits[post], logits[pre_recycled]), "what is recycled is the next depth's"
     assert float(mx.abs(recycled[post] - recycled[pre_recycled]).max()) > 0.1
     assert float(mx.abs(logits[post] - logits[pre_fed]).max()) > 0.01
 
 
-@pytest.mark.parametrize("reading", CONVENTIONS, ids=str)
-def test_every_reading_is_exact(raw_checkpoint: Callable[..., Path], reading) -> None:
-    """A reading decides what is drafted, never what is said."""
+@pytest.mark.parametrize("convention", CONVENTIONS, ids=str)
+def test_every_convention_is_exact(raw_checkpoint: Callable[..., Path], convention) -> None:
+    """A convention changes the drafts, never the tokens."""
     engine = load(raw_checkpoint("qwen3_5", dtype="float32", vocab=16))
     expected = generated(engine, [5, 6, 7], 60, depth=0)
-    engine.mtp.convention, engine.target.hidden_at = reading, reading.fed
+    engine.mtp.convention, engine.target.hidden_at = convention, convention.fed
     assert generated(engine, [5, 6, 7], 60, depth=3) == expected
 
 
-def test_the_reading_of_training_wins_clearly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_convention_of_training_wins_clearly(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head that was trained on states after the norm, whose weights are moved far from 1: all else takes it back."""
     monkeypatch.setattr(conventions, "STARTS", 4)
     engine = load(Path(__file__).parent.parent / "trained" / "glm4_moe")
@@ -82,7 +82,7 @@ def test_the_reading_of_training_wins_clearly(monkeypatch: pytest.MonkeyPatch) -
     assert not any(other.clearly_beats(post) for other in others)
 
 
-def test_of_a_long_text_the_beginning_is_read(
+def test_the_beginning_of_a_long_text_is_used(
     raw_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(conventions, "MAX_TEXT_TOKENS", 40)
@@ -104,7 +104,7 @@ def test_too_short_a_text_and_no_head_are_refused(raw_checkpoint: Callable[..., 
         list(try_conventions(plain, [5] * 40))
 
 
-def test_the_command_prints_a_row_a_reading(
+def test_the_command_prints_a_row_for_each_convention(
     raw_checkpoint: Callable[..., Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -98,9 +98,9 @@ def test_stop_strings(trained: Engine) -> None:
 
 @pytest.mark.parametrize("depth", [0, 3])
 def test_the_start_of_a_stop_string_is_text_at_the_token_limit(trained: Engine, depth: int) -> None:
-    options: Any = {"raw": True, "max_tokens": 20, "depth": depth}
-    whole = trained.generate("def add(a, b):\n", **options)
-    held = trained.generate("def add(a, b):\n", stop=[whole.text[-4:] + "never"], **options)
+    options = GenerationOptions(max_tokens=20, depth=depth)
+    whole = trained.generate("def add(a, b):\n", options, raw=True)
+    held = trained.generate("def add(a, b):\n", replace(options, stop=whole.text[-4:] + "never"), raw=True)
     assert (held.text, held.finish_reason) == (whole.text, "length")
 
 

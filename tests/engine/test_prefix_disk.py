@@ -29,7 +29,7 @@ def engine(request: pytest.FixtureRequest, raw_checkpoint: Callable[..., Path]) 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}, {"depth": 0}], ids=str)
 def test_a_conversation_goes_on_after_a_restart(engine: Engine, tmp_path: Path, options: dict[str, Any]) -> None:
-    """From its end, and from each of its points."""
+    """From its end, and from each of its snapshots."""
     disk = Disk(tmp_path / "new" / "folder", engine)
     prompt, cache = words(engine, 70), disk.cache()
     prompt += [*answer(engine, prompt, cache, **options)[0], *words(engine, 9)]
@@ -51,7 +51,7 @@ def test_a_conversation_goes_on_after_a_restart(engine: Engine, tmp_path: Path, 
 
 @pytest.mark.parametrize("generated", [0, 5])
 def test_what_comes_back_is_what_was_written(engine: Engine, tmp_path: Path, generated: int) -> None:
-    """To the last bit, points included; behind a prompt, and where a window stands in the middle of its ring."""
+    """To the last bit, snapshots included; behind a prompt, and where a window stands in the middle of its ring."""
     disk, prompt = Disk(tmp_path, engine), words(engine, 90)
     one = Sequence(engine.target, engine.mtp)
     one.prefill(prompt, 32, boundaries=[30, 80])

@@ -151,7 +151,7 @@ def test_after_a_stop_and_a_continuation(pair: Engines, depth: int) -> None:
             law, keep = Sampler(Sampling()), KeepUntil(last)
             first = list(generate(engine.target, drafter, sequence, law, Depths(depth), keep, 100))
         else:
-            first = list(rounds(engine, sequence, 100, 0, keep=KeepUntil(last)))
+            first = list(rounds(engine, sequence, 100, 0, stop_check=KeepUntil(last)))
         inside += len(first[-1].tokens) <= first[-1].accepted
         assert sequence.tokens == truth[: len(prompt) + last]
         assert_same_state(snapshot(sequence.cache), snapshot(plain_run(engine, prompt, last - 1)[1]), last)

@@ -112,7 +112,7 @@ def test_after_a_stop_and_a_continuation(
     engine, inside = trained_engine, 0
     for cut in range(1, cuts + 1):
         sequence = prefilled(engine, engine.tokenizer.encode("def add_one(x):\n"), depth)
-        first = list(rounds(engine, sequence, 100, depth, keep=KeepUntil(12 + cut)))
+        first = list(rounds(engine, sequence, 100, depth, stop_check=KeepUntil(12 + cut)))
         assert sum(len(one.tokens) for one in first) == 12 + cut
         inside += len(first[-1].tokens) <= first[-1].accepted
         sequence.prefill(engine.tokenizer.encode("\n\ndef add_two(x):\n"), 5)
