@@ -17,6 +17,7 @@ from textual.pilot import Pilot
 from textual.widget import Widget
 from textual.widgets import Label, Markdown
 
+from tests.grids import cases
 from tests.tui.scripted import asynchronous, brisk
 
 WIDTH, LOW, HIGH = 60, 10, 130
@@ -144,7 +145,7 @@ def cuts(text: str, seed: int) -> Iterator[str]:
         yield part
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", cases(TEXTS, default=[*TEXTS][::2]))
 @asynchronous
 async def test_a_text_in_cuts_ends_as_the_whole(name: str) -> None:
     source = TEXTS[name]
