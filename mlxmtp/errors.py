@@ -1,6 +1,6 @@
-"""The errors a caller can expect. Each message says what was found, what was expected and what to do.
+"""The errors that callers can expect. Each message says what is wrong, what was expected, and what to do.
 
-Everything raised on purpose derives from `MlxmtpError`; anything else that escapes is a bug.
+Every error raised on purpose derives from `MlxmtpError`; any other that reaches the caller is a bug.
 """
 
 import re
@@ -27,7 +27,7 @@ class PromptError(MlxmtpError, ValueError):
 
 
 class SettingsError(MlxmtpError):
-    """Another program's settings file cannot be read, or not be changed without losing something in it."""
+    """Another program's settings file cannot be read, or cannot be changed without a loss of content."""
 
 
 class NumericsError(MlxmtpError):
@@ -35,18 +35,18 @@ class NumericsError(MlxmtpError):
 
 
 class BackendError(MlxmtpError, ImportError):
-    """MLX is not installed, or only without the library that runs it."""
+    """MLX is not installed, or its backend library is missing."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """MLX has no exception for it, only texts: `[malloc] Unable to allocate`, `Insufficient Memory`."""
-    return _says(error, "malloc", "Insufficient Memory", "OutOfMemory", "out of memory")
+    """Return whether MLX ran out of memory, by the message: `[malloc] Unable to allocate`, `Insufficient Memory`."""
+    return _matches(error, "malloc", "Insufficient Memory", "OutOfMemory", "out of memory")
 
 
 def is_device_failure(error: Exception) -> bool:
-    """A GPU that gave up: `[METAL] Command buffer execution failed: ...`, `cudaGraphLaunch(...) failed: ...`."""
-    return _says(error, r"\[METAL\]", r"\bcuda\w+(\(.*\))? failed")
+    """Return whether a GPU failed: `[METAL] Command buffer execution failed`, `cudaGraphLaunch(...) failed`."""
+    return _matches(error, r"\[METAL\]", r"\bcuda\w+(\(.*\))? failed")
 
 
-def _says(error: Exception, *marks: str) -> bool:
-    return isinstance(error, RuntimeError) and any(re.search(mark, str(error)) for mark in marks)
+def _matches(error: Exception, *patterns: str) -> bool:
+    return isinstance(error, RuntimeError) and any(re.search(pattern, str(error)) for pattern in patterns)

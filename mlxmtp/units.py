@@ -1,8 +1,8 @@
-"""Quantities as people read them."""
+"""Numbers of bytes in words."""
 
 
 def size(count: int) -> str:
-    """Bytes in powers of ten, as disks are sold."""
+    """Return a number of bytes in decimal units (kB, MB, GB), as for disks."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
@@ -10,5 +10,5 @@ def size(count: int) -> str:
 
 
 def memory(count: int) -> str:
-    """Bytes in powers of two, as memory is sold."""
+    """Return a number of bytes in GiB, as for memory."""
     return f"{count / 2**30:.1f} GiB"

@@ -15,7 +15,7 @@ FEW = {"vocab": 8, "clusters": 2, "looked_into": 1}
 
 @pytest.fixture(autouse=True)
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """mlxmtp's own data folder: no test sees another's verdicts."""
+    """mlxmtp's own data folder: no test sees another's guarantees."""
     for name in ("HOME", "XDG_DATA_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "data"))
     return tmp_path / "data"

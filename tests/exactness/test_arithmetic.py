@@ -28,8 +28,8 @@ def test_strict_writes_what_plain_decoding_writes(engine: Engines, kind: str) ->
     model = engine(kind)
     with backend():
         expected = reference(model, text(model), TOKENS)
-        verdict = probe(model.target, text(model), "strict", SHORT)
-        assert (verdict.promise, verdict.because) == ("identical-one-row", "")
+        guarantee = probe(model.target, text(model), "strict", SHORT)
+        assert (guarantee.promise, guarantee.because) == ("identical-one-row", "")
         for depth in (1, 3, GPU_TOKENS - 1):
             assert generated(model, text(model), TOKENS, depth) == expected
         assert reference(model, text(model), TOKENS) == expected, "mlx-lm's own decoding is as it was"
@@ -39,8 +39,8 @@ def test_strict_writes_what_plain_decoding_writes(engine: Engines, kind: str) ->
 def test_canonical_writes_the_same_at_every_depth(engine: Engines, kind: str) -> None:
     model = engine(kind)
     with backend():
-        verdict = probe(model.target, text(model), "canonical", SHORT)
-        assert (verdict.promise, verdict.min_tokens) == ("identical-canonical", 2)
+        guarantee = probe(model.target, text(model), "canonical", SHORT)
+        assert (guarantee.promise, guarantee.min_tokens) == ("identical-canonical", 2)
         expected = generated(model, text(model), TOKENS, 0)
         for depth in (1, 3, GPU_TOKENS - 1):
             assert generated(model, text(model), TOKENS, depth) == expected
@@ -59,8 +59,8 @@ def test_without_either_the_texts_part(engine: Engines, kind: str) -> None:
 def test_where_each_width_has_an_order_of_its_own_all_passes_get_one_width(engine: Engines, kind: str) -> None:
     model = engine(kind)
     with backend(own):
-        verdict = probe(model.target, text(model), "canonical", SHORT)
-        assert (verdict.promise, verdict.min_tokens) == ("identical-canonical", GPU_TOKENS)
+        guarantee = probe(model.target, text(model), "canonical", SHORT)
+        assert (guarantee.promise, guarantee.min_tokens) == ("identical-canonical", GPU_TOKENS)
         expected = generated(model, text(model), TOKENS, 0)
         for depth in (1, 4):
             assert generated(model, text(model), TOKENS, depth) == expected
@@ -73,8 +73,8 @@ def test_rows_go_through_one_by_one_where_gathering_changes_them_too(engine: Eng
     model = engine("4-bit")
     with backend(gathered=wide):
         expected = reference(model, text(model), TOKENS)
-        verdict = probe(model.target, text(model), "strict", SHORT)
-        assert (verdict.promise, verdict.because) == ("identical-one-row", "")
+        guarantee = probe(model.target, text(model), "strict", SHORT)
+        assert (guarantee.promise, guarantee.because) == ("identical-one-row", "")
         assert generated(model, text(model), TOKENS, 3) == expected
 
 
@@ -84,7 +84,7 @@ def small(raw_checkpoint: Callable[..., Path]) -> Path:
 
 
 def test_strict_gives_up_the_head_where_it_cannot_be_kept(small: Path) -> None:
-    """Norms that depend on rows are beyond one-row arithmetic."""
+    """Norms that depend on rows are beyond batch-invariant arithmetic."""
     with backend(narrow, norms=wide):
         model = load(small, identity="strict")
         assert (model.guarantee.promise, model.head) == ("distribution", None)
@@ -99,8 +99,8 @@ def test_canonical_has_the_width_that_it_needs(small: Path) -> None:
     for norms, width in ((narrow, 1), (wide, 2), (own, GPU_TOKENS)):
         with backend(narrow, norms=norms):
             target = load(small).target
-            verdict = probe(target, [5, 6, 7], "canonical", SHORT)
-            assert (verdict.identical, verdict.min_tokens, target.min_tokens) == (True, width, width)
+            guarantee = probe(target, [5, 6, 7], "canonical", SHORT)
+            assert (guarantee.identical, guarantee.min_tokens, target.min_tokens) == (True, width, width)
 
 
 def test_nothing_at_all_can_be_kept(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,8 +174,8 @@ def shown(engine: Engine, kernel: Kernel) -> int:
     """Calls of the kernel in a text, once the ways are chosen; its tokens are plain decoding's."""
     with backend():
         expected = reference(engine, text(engine), TOKENS)
-        verdict = probe(engine.target, text(engine), "strict", SHORT, kernels=[kernel])
-        assert (verdict.promise, verdict.row_by_row) == ("identical-one-row", False), (
+        guarantee = probe(engine.target, text(engine), "strict", SHORT, kernels=[kernel])
+        assert (guarantee.promise, guarantee.row_by_row) == ("identical-one-row", False), (
             "no way that is not equal was taken"
         )
         before = kernel.calls
@@ -186,7 +186,7 @@ def shown(engine: Engine, kernel: Kernel) -> int:
 def test_a_kept_verdict_is_tried_again_where_kernels_are_chosen_anew(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without kernels of our own nothing is chosen that was not measured, and the verdict is taken as it is."""
+    """Without kernels of our own nothing is chosen that was not measured, and the guarantee is taken as it is."""
     with backend():
         assert load(small, identity="strict").guarantee.promise == "identical-one-row"
     with backend(narrow, norms=own):  # as if what is chosen now did not hold

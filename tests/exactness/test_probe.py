@@ -21,14 +21,14 @@ Engines = Callable[[str], Engine]
 def test_every_model_is_identical_as_it_is_on_this_backend(engine: Engines, kind: str) -> None:
     model = engine(kind)
     told: list[tuple[Strategy, Finding]] = []
-    verdict = probe(model.target, text(model), on_finding=lambda *one: told.append(one))
-    assert (verdict.promise, verdict.num_tokens, verdict.min_tokens, verdict.because) == (
+    guarantee = probe(model.target, text(model), on_finding=lambda *one: told.append(one))
+    assert (guarantee.promise, guarantee.num_tokens, guarantee.min_tokens, guarantee.because) == (
         "identical",
         MAX_DEPTH + 1,
         1,
         "",
     )
-    assert verdict.context == max(finding.context for _, finding in told) >= 1100, "long contexts too"
+    assert guarantee.context == max(finding.context for _, finding in told) >= 1100, "long contexts too"
     assert all(finding.equal and not finding.difference for _, finding in told)
 
 
@@ -42,10 +42,10 @@ def test_the_demo() -> None:
 def test_rows_that_are_added_up_in_another_order_are_found(engine: Engines, kind: str) -> None:
     model = engine(kind)
     with backend():
-        verdict = probe(model.target, text(model))
-    assert verdict.promise == "distribution"
-    assert verdict.because.startswith("logits differ by up to ")
-    assert verdict.complete
+        guarantee = probe(model.target, text(model))
+    assert guarantee.promise == "distribution"
+    assert guarantee.because.startswith("logits differ by up to ")
+    assert guarantee.complete
 
 
 @pytest.mark.parametrize("row", range(4))
@@ -95,12 +95,12 @@ def test_a_context_that_memory_has_no_room_for_is_not_promised(
         monkeypatch.setattr("mlxmtp.exactness.probe.usable_memory", lambda: mx.get_active_memory() + room)
 
     leave_room_for(5_000)
-    verdict = probe(model.target, text(model))
-    assert (verdict.promise, verdict.context, verdict.complete) == ("distribution", 16_800, True)
-    assert verdict.because.endswith("behind 16,800 tokens: it takes too much memory")
+    guarantee = probe(model.target, text(model))
+    assert (guarantee.promise, guarantee.context, guarantee.complete) == ("distribution", 16_800, True)
+    assert guarantee.because.endswith("behind 16,800 tokens: it takes too much memory")
     leave_room_for(20_000)
-    verdict = probe(model.target, text(model), plan=((PREFIX_TOKENS, (2,)), (16_800, (2,)), (33_600, (2,))))
-    assert (verdict.promise, verdict.context) == ("identical", 16_800)
+    guarantee = probe(model.target, text(model), plan=((PREFIX_TOKENS, (2,)), (16_800, (2,)), (33_600, (2,))))
+    assert (guarantee.promise, guarantee.context) == ("identical", 16_800)
 
 
 @pytest.mark.parametrize("identity", IDENTITIES)
@@ -110,9 +110,9 @@ def test_what_holds_for_few_rows_is_not_promised_for_more(
     """Nor does the engine's own choice go beyond; a GPU, which takes other kernels there, is not even asked."""
     model = engine("dense")
     with backend(lambda rows: 3 if rows > GPU_TOKENS else 1):
-        verdict = probe(model.target, text(model), identity)
-    assert (verdict.promise, verdict.num_tokens) == ("identical", GPU_TOKENS)
-    assert [verdict.at(depth) for depth in (None, GPU_TOKENS - 1, GPU_TOKENS)] == [
+        guarantee = probe(model.target, text(model), identity)
+    assert (guarantee.promise, guarantee.num_tokens) == ("identical", GPU_TOKENS)
+    assert [guarantee.at(depth) for depth in (None, GPU_TOKENS - 1, GPU_TOKENS)] == [
         "identical",
         "identical",
         "distribution",
@@ -128,8 +128,8 @@ def test_attention_that_changes_at_a_long_context_is_found(engine: Engines, thre
     model.target.text_config["max_position_embeddings"] = 1 << 15
     found: list[Finding] = []
     with backend(narrow, attends=lambda rows, keys: 3 if rows > 1 and keys >= threshold else 1):
-        verdict = probe(model.target, text(model), on_finding=lambda _, finding: found.append(finding))
-    assert verdict.promise == "distribution"
+        guarantee = probe(model.target, text(model), on_finding=lambda _, finding: found.append(finding))
+    assert guarantee.promise == "distribution"
     assert [finding.equal for finding in found] == [context < threshold for context, _ in QUICK][: len(found)]
 
 
@@ -137,9 +137,9 @@ def test_logits_that_are_not_finite_show_nothing(engine: Engines) -> None:
     model = engine("dense")
     weight = model.target.model.layers[0].mlp.down_proj.weight
     model.target.model.layers[0].mlp.down_proj.weight = mx.full(weight.shape, float("nan"))
-    verdict = probe(model.target, text(model))
-    assert (verdict.promise, verdict.complete) == ("distribution", False)
-    assert "not finite" in verdict.because
+    guarantee = probe(model.target, text(model))
+    assert (guarantee.promise, guarantee.complete) == ("distribution", False)
+    assert "not finite" in guarantee.because
 
 
 @pytest.mark.parametrize("error", [RuntimeError("[malloc] Unable to allocate"), MemoryError(), KeyError("x")], ids=repr)
@@ -154,9 +154,9 @@ def test_what_breaks_shows_nothing(engine: Engines, identity: Any, error: Except
         return opened(tokens, cache)
 
     model.target.open = breaks
-    verdict = probe(model.target, text(model), identity)
-    assert (verdict.promise, verdict.complete, verdict.min_tokens) == ("distribution", False, 1)
-    assert type(error).__name__ in verdict.because
+    guarantee = probe(model.target, text(model), identity)
+    assert (guarantee.promise, guarantee.complete, guarantee.min_tokens) == ("distribution", False, 1)
+    assert type(error).__name__ in guarantee.because
     assert model.target.min_tokens == 1, "it is left as it was"
 
 

@@ -16,7 +16,7 @@ from mlxmtp.exactness.guarantee import Guarantee
 from mlxmtp.exactness.store import cache_file, load_guarantee, save_guarantee
 from tests.exactness.stand_in import backend
 
-VERDICT = Guarantee("identical-canonical", 8, 1100, 2)
+GUARANTEE = Guarantee("identical-canonical", 8, 1100, 2)
 
 
 @pytest.fixture
@@ -38,15 +38,15 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return told
 
 
-def verdict(engine: Engine) -> Guarantee:
+def guarantee(engine: Engine) -> Guarantee:
     return engine.guarantee
 
 
 def test_a_model_is_probed_once_for_each_identity(model: Path, probes: list[str], data: Path) -> None:
     for _ in range(2):
-        assert verdict(load(model)) == verdict(load(model, identity="strict"))
+        assert guarantee(load(model)) == guarantee(load(model, identity="strict"))
     assert probes == ["fast", "strict"]
-    assert verdict(load(model)).promise == "identical"
+    assert guarantee(load(model)).promise == "identical"
     assert len(list(data.rglob("*.json"))) == 2
     assert not list(data.rglob("*.partial"))
 
@@ -69,25 +69,25 @@ def test_a_kept_verdict_brings_its_arithmetic(model: Path, probes: list[str]) ->
 
 def test_a_verdict_holds_with_the_head_and_without(model: Path, probes: list[str]) -> None:
     """Else `--no-mtp` could be given another width than canonical identity has with drafts."""
-    found = verdict(load(model, identity="canonical"))
-    assert verdict(load(model, identity="canonical", mtp=False)) == found
+    found = guarantee(load(model, identity="canonical"))
+    assert guarantee(load(model, identity="canonical", mtp=False)) == found
     assert probes == ["canonical"]
 
 
 def test_another_machine_model_or_version_is_probed_again(
     model: Path, raw_checkpoint: Callable[..., Path], probes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verdict(load(model))
-    verdict(load(raw_checkpoint("qwen3_5", seed=1)))
+    guarantee(load(model))
+    guarantee(load(raw_checkpoint("qwen3_5", seed=1)))
     assert len(probes) == 2
     monkeypatch.setenv("MLX_SOME_SWITCH", "1")
-    verdict(load(model))
+    guarantee(load(model))
     assert len(probes) == 3
     monkeypatch.setattr(room, "kernel_facts", lambda: {"device": "another"})
-    verdict(load(model))
+    guarantee(load(model))
     assert len(probes) == 4
     monkeypatch.setattr("mlxmtp.machine.version", lambda name: "0.0")
-    verdict(load(model))
+    guarantee(load(model))
     assert len(probes) == 5
 
 
@@ -100,7 +100,7 @@ def test_facts_make_the_name_and_nothing_that_changes_by_itself() -> None:
     assert cache_file("identity", model="a", identity="fast").name in names, "memory in use is no fact"
 
 
-@pytest.mark.parametrize("kept", [VERDICT, replace(VERDICT, because="ü\n"), Guarantee("distribution", 8, 32)])
+@pytest.mark.parametrize("kept", [GUARANTEE, replace(GUARANTEE, because="ü\n"), Guarantee("distribution", 8, 32)])
 def test_what_is_written_is_read(tmp_path: Path, kept: Guarantee) -> None:
     file = tmp_path / "new" / "v.json"
     assert load_guarantee(file) is None
@@ -110,11 +110,11 @@ def test_what_is_written_is_read(tmp_path: Path, kept: Guarantee) -> None:
 
 
 def test_a_probe_that_was_cut_short_is_not_kept(tmp_path: Path) -> None:
-    save_guarantee(tmp_path / "v.json", replace(VERDICT, complete=False))
+    save_guarantee(tmp_path / "v.json", replace(GUARANTEE, complete=False))
     assert not list(tmp_path.iterdir())
 
 
-GOOD = asdict(VERDICT)
+GOOD = asdict(GUARANTEE)
 DAMAGED = {
     "empty": b"",
     "cut": json.dumps(GOOD).encode()[:-5],
@@ -140,15 +140,15 @@ def test_a_damaged_file_is_no_verdict(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "v.json"
     file.write_bytes(content)
     assert load_guarantee(file) is None
-    save_guarantee(file, VERDICT)
-    assert load_guarantee(file) == VERDICT
+    save_guarantee(file, GUARANTEE)
+    assert load_guarantee(file) == GUARANTEE
 
 
 def test_a_folder_in_its_place_is_no_verdict(tmp_path: Path) -> None:
     file = tmp_path / "v.json"
     file.mkdir()
     assert load_guarantee(file) is None
-    save_guarantee(file, VERDICT)
+    save_guarantee(file, GUARANTEE)
     assert [entry.name for entry in tmp_path.iterdir()] == ["v.json"], "and leaves nothing behind"
 
 
@@ -162,6 +162,6 @@ def test_a_disk_that_takes_nothing_ends_nothing(
     owner = {"mkdir": Path, "write_text": Path, "replace": os}[step]
     monkeypatch.setattr(owner, step, full)
     for _ in range(2):
-        assert verdict(load(model)).promise == "identical"
+        assert guarantee(load(model)).promise == "identical"
     assert probes == ["fast", "fast"]
     assert not [path for path in data.rglob("*") if path.is_file()]

@@ -15,7 +15,7 @@ from mlxmtp.heads import NoHeadError, resolve_head
 from tests import tiny
 from tests.running import generated, prefilled, reference, rounds
 
-HEADS = {  # model type: layers of the trunk, a tensor of the head (families.md 6 to 19)
+HEADS = {  # model type: layers of the trunk, a tensor of the head
     "mimo": (4, "model.mtp_layers.0.input_proj.weight"),
     "mimo_v2_flash": (4, "model.mtp.layers.0.eh_proj.weight"),
     "step3p5": (4, "model.layers.4.transformer.shared_head.output.weight"),
