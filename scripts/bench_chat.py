@@ -143,12 +143,12 @@ def answers(home: str) -> list[dict]:
 def ui(arguments: argparse.Namespace) -> None:
     """Run the chat with the engine's process below, on the pseudo-terminal of `with_chat`."""
     from mlxmtp_tui.app import ChatApp
-    from mlxmtp_tui.roles import Options
+    from mlxmtp_tui.options import ChatOptions
 
     from mlxmtp.engine.request import GenerationOptions
     from mlxmtp.worker.process import WorkerProcess
 
-    options = Options(arguments.model, settings=GenerationOptions(max_tokens=TOKENS[arguments.text]))
+    options = ChatOptions(arguments.model, settings=GenerationOptions(max_tokens=TOKENS[arguments.text]))
     ChatApp(lambda: WorkerProcess.start(engine_program(arguments.text)), options).run()
 
 

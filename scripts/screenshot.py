@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlxmtp_tui.app import ChatApp
-from mlxmtp_tui.roles import Options
+from mlxmtp_tui.options import ChatOptions
 from mlxmtp_tui.sessions import Session
-from mlxmtp_tui.widgets.prompt import Prompt
+from mlxmtp_tui.widgets.prompt import PromptInput
 
 from mlxmtp.worker.process import WorkerProcess
 
@@ -26,16 +26,16 @@ PATIENCE_S = 120.0
 
 async def main(file: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        app = ChatApp(WorkerProcess.start, Options(), lambda model: Session.new(model, Path(folder)))
+        app = ChatApp(WorkerProcess.start, ChatOptions(), lambda model: Session.new(model, Path(folder)))
         async with app.run_test(size=SIZE) as pilot:
-            await until(lambda: app.chat.live.status == "ready")
+            await until(lambda: app.chat.state.status == "ready")
             for text in TYPED:
-                app.query_one(Prompt).fill(text)
+                app.query_one(PromptInput).fill(text)
                 await pilot.press("enter")
                 await pilot.pause()
-                await until(lambda: app.chat.live.status == "ready")
+                await until(lambda: app.chat.state.status == "ready")
             await asyncio.sleep(1)  # until the last words are drawn
-            app.query_one(Prompt).cursor_blink = False
+            app.query_one(PromptInput).cursor_blink = False
             await pilot.pause()
             file.write_text(app.export_screenshot(title="mlxmtp chat", simplify=True) + "\n")
     print(file)

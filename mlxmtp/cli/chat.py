@@ -53,11 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise OptionError(f"{found}; for a file or a pipe: mlxmtp generate --prompt TEXT")
     from mlxmtp_tui import sessions
     from mlxmtp_tui.app import run as open_chat
-    from mlxmtp_tui.roles import Options
+    from mlxmtp_tui.options import ChatOptions
 
     resumed = sessions.find(arguments.resume) if arguments.resume or arguments.newest else None
     model = arguments.model or (sessions.model_of(resumed) if resumed else None)
-    chosen = Options(
+    chosen = ChatOptions(
         model=None if model == "demo" else model,
         identity=arguments.identity,
         **head,

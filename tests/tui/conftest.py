@@ -28,5 +28,5 @@ def chats(tmp_path: Path) -> Path:
 def clipboard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was copied, in order."""
     texts: list[str] = []
-    monkeypatch.setattr("mlxmtp_tui.clipboard.copied", lambda text: texts.append(text) or True)
+    monkeypatch.setattr("mlxmtp_tui.clipboard.copy", lambda text: texts.append(text) or True)
     return texts

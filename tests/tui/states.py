@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from mlxmtp_tui.roles import Options
+from mlxmtp_tui.options import ChatOptions
 from mlxmtp_tui.sessions import Session, read
 
 from mlxmtp.worker.messages import Load
-from tests.tui.scripted import Engines, Talk, loaded, said, saved_chat, talking, until
+from tests.tui.harness import ChatHarness, Engines, loaded, running_chat, said, saved_chat, until
 
 STATES = (
     "choosing",
@@ -36,29 +36,29 @@ async def soon(condition: Callable[[], Any], what: str = "") -> None:
 
 
 @asynccontextmanager
-async def in_state(state: str, turns: int = 1) -> AsyncIterator[Talk]:
+async def in_state(state: str, turns: int = 1) -> AsyncIterator[ChatHarness]:
     """A chat of `turns` turns, "answer 1" and so on, brought to a state; where a turn runs, "half" has come of it."""
     engines = Engines()
-    options = Options("./model", head="./head", choose=False)
+    options = ChatOptions("./model", head="./head", choose=False)
     if state in ("loading", "waiting"):
         engines.script[Load] = []
     if state == "choosing":
-        options = Options(choose=True)
+        options = ChatOptions(choose=True)
     resumed = Session.resume(saved_chat(turns)) if turns else None
     status = {"waiting": "loading", "choosing": "choosing", "loading": "loading"}.get(state, "ready")
-    async with talking(engines, options, resumed=resumed, status=status) as talk:
+    async with running_chat(engines, options, resumed=resumed, status=status) as harness:
         if state in ("waiting", "answering", "stopping"):
-            assert talk.chat.submit("newest")
+            assert harness.chat.submit("newest")
         if state in MEASURED:
-            talk.chat.measure()
+            harness.chat.measure()
         if state in ("answering", "stopping"):
-            talk.engine.say(said("half"))
-            await soon(lambda: talk.view.parts, "what came of the answer")
+            harness.engine.say(said("half"))
+            await soon(lambda: harness.view.parts, "what came of the answer")
         if state.startswith("stopping"):
-            talk.engine.deaf = True
-            assert talk.chat.stop()
+            harness.engine.deaf = True
+            assert harness.chat.stop()
         engines.script[Load] = [loaded()]  # engines to come load at once
-        yield talk
+        yield harness
 
 
 def kept(file: Path) -> list[str | None]:

@@ -1,9 +1,9 @@
 """Turns, the messages that the model reads, and the document that /export writes."""
 
 import pytest
-from mlxmtp_tui.conversation import Answer, Conversation, as_markdown, call_line
+from mlxmtp_tui.conversation import Answer, Conversation, as_markdown, format_call
 
-from tests.tui.scripted import answer, message
+from tests.tui.harness import answer, message
 
 CALL = ("weather", {"city": "Zürich", "days": 2})
 
@@ -84,7 +84,7 @@ def test_the_title_is_the_first_line_that_says_something() -> None:
     ],
 )
 def test_a_call_reads_like_code(given: object, line: str) -> None:
-    assert call_line({"name": "weather", "arguments": given}) == line
+    assert format_call({"name": "weather", "arguments": given}) == line
 
 
 def test_the_exported_document_has_everything_once_and_in_order() -> None:

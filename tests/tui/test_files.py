@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
-from mlxmtp_tui.files import LARGEST, SHOWN, MentionError, completions, expanded, missing
+from mlxmtp_tui.files import MAX_BYTES, MAX_COMPLETIONS, MentionError, completions, expand_mentions, missing_files
 
 
 @pytest.fixture
@@ -22,13 +22,15 @@ def notes(home: Path) -> Path:
 
 
 def test_a_file_stands_behind_the_prompt_in_a_fence_with_its_language(notes: Path) -> None:
-    assert expanded("What is in @src/main.py?") == ("What is in @src/main.py?\n\nsrc/main.py:\n```py\nprint('hi')\n```")
-    assert expanded("@notes.txt") == "@notes.txt\n\nnotes.txt:\n```txt\nfirst\nsecond\n```"
+    assert expand_mentions("What is in @src/main.py?") == (
+        "What is in @src/main.py?\n\nsrc/main.py:\n```py\nprint('hi')\n```"
+    )
+    assert expand_mentions("@notes.txt") == "@notes.txt\n\nnotes.txt:\n```txt\nfirst\nsecond\n```"
 
 
 def test_blanks_need_quotes_and_several_files_come_in_order_each_once(notes: Path) -> None:
     prompt = 'Compare @"my notes.md" with @notes.txt, then @"my notes.md" again'
-    assert expanded(prompt) == (
+    assert expand_mentions(prompt) == (
         f"{prompt}\n\nmy notes.md:\n```md\n# Mine\n```\n\nnotes.txt:\n```txt\nfirst\nsecond\n```"
     )
 
@@ -37,14 +39,14 @@ def test_blanks_need_quotes_and_several_files_come_in_order_each_once(notes: Pat
 @pytest.mark.parametrize("after", ["", ".", ",", "?!", ")", "):", "...", "]", "\nand"])
 def test_punctuation_around_a_name_is_none_of_it(notes: Path, before: str, after: str) -> None:
     prompt = f"{before}@notes.txt{after}"
-    assert expanded(prompt) == f"{prompt}\n\nnotes.txt:\n```txt\nfirst\nsecond\n```"
+    assert expand_mentions(prompt) == f"{prompt}\n\nnotes.txt:\n```txt\nfirst\nsecond\n```"
 
 
 def test_a_name_that_ends_in_punctuation_is_taken_as_it_is(home: Path) -> None:
     (home / "what?").write_text("the very file")
     (home / "what").write_text("another")
-    assert "the very file" in expanded("@what?")
-    assert "another" not in expanded("@what?")
+    assert "the very file" in expand_mentions("@what?")
+    assert "another" not in expand_mentions("@what?")
 
 
 @pytest.mark.parametrize(
@@ -71,34 +73,34 @@ def test_a_name_that_ends_in_punctuation_is_taken_as_it_is(home: Path) -> None:
     ids=range(17),
 )
 def test_addresses_handles_folders_and_what_is_not_there_are_left_alone(notes: Path, prompt: str) -> None:
-    assert expanded(prompt) == prompt
+    assert expand_mentions(prompt) == prompt
 
 
 def test_home_and_absolute_paths(notes: Path) -> None:
-    assert "first" in expanded("@~/notes.txt")
-    assert "first" in expanded(f"@{notes}/notes.txt")
-    assert expanded("@~/notes.txt").splitlines()[2] == "~/notes.txt:"
+    assert "first" in expand_mentions("@~/notes.txt")
+    assert "first" in expand_mentions(f"@{notes}/notes.txt")
+    assert expand_mentions("@~/notes.txt").splitlines()[2] == "~/notes.txt:"
 
 
 def test_what_is_no_text_is_refused_by_name(home: Path) -> None:
     for name, content in (("latin1.txt", "Grüße".encode("latin-1")), ("zero.bin", b"a\0b")):
         (home / name).write_bytes(content)
         with pytest.raises(MentionError, match=rf"{name}: not a text file"):
-            expanded(f"see @{name}")
+            expand_mentions(f"see @{name}")
 
 
 def test_a_file_that_is_too_large_is_refused_with_both_sizes(home: Path) -> None:
-    (home / "large.txt").write_bytes(b"x" * (LARGEST + 1))
+    (home / "large.txt").write_bytes(b"x" * (MAX_BYTES + 1))
     with pytest.raises(MentionError, match=r"large\.txt: 2\.0 MB; a file in a prompt can have 2\.0 MB at most"):
-        expanded("@large.txt")
-    (home / "large.txt").write_bytes(b"x" * LARGEST)
-    assert len(expanded("@large.txt")) > LARGEST
+        expand_mentions("@large.txt")
+    (home / "large.txt").write_bytes(b"x" * MAX_BYTES)
+    assert len(expand_mentions("@large.txt")) > MAX_BYTES
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here that everybody sees and nobody reads")
 def test_a_file_that_cannot_be_read_is_refused() -> None:
     with pytest.raises(MentionError, match=r"mem: cannot be read \(Input/output error\)"):
-        expanded("@/proc/self/mem")
+        expand_mentions("@/proc/self/mem")
 
 
 def test_a_file_without_rights_is_refused(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +109,7 @@ def test_a_file_without_rights_is_refused(notes: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Path, "read_bytes", refused)
     with pytest.raises(MentionError, match=r"notes\.txt: cannot be read \(Permission denied\)"):
-        expanded("@notes.txt")
+        expand_mentions("@notes.txt")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_a_file_without_rights_is_refused(notes: Path, monkeypatch: pytest.Monke
 )
 def test_whatever_a_file_holds_its_fence_holds_it(home: Path, content: str) -> None:
     (home / "a.md").write_text(content)
-    tokens = MarkdownIt("commonmark").parse(expanded("@a.md").split("a.md:\n", 1)[1])
+    tokens = MarkdownIt("commonmark").parse(expand_mentions("@a.md").split("a.md:\n", 1)[1])
     assert [token.type for token in tokens] == ["fence"]
     assert tokens[0].content.rstrip("\n") == content.rstrip("\n")
     assert tokens[0].info == "md"
@@ -142,7 +144,7 @@ def test_folders_come_first_with_a_slash_and_hidden_files_only_when_asked_for(no
 def test_what_is_completed_is_what_is_found(notes: Path) -> None:
     for prompt in (word for start in ("@n", "@my", "@src/", '@"my', '@"') for word in completions(start)):
         if not prompt.endswith("/"):
-            assert expanded(prompt) != prompt, prompt
+            assert expand_mentions(prompt) != prompt, prompt
 
 
 def test_blanks_are_quoted_and_a_quote_that_is_open_goes_on(notes: Path) -> None:
@@ -158,7 +160,7 @@ def test_a_folder_with_blanks_stays_open_so_that_the_way_goes_on_inside(notes: P
     (offered,) = completions("@my f")
     assert offered == '@"my files/'
     (offered,) = completions(offered)
-    assert "found" in expanded(offered)
+    assert "found" in expand_mentions(offered)
 
 
 def test_home_and_absolute_paths_are_completed_as_they_were_typed(notes: Path) -> None:
@@ -180,14 +182,14 @@ def test_names_that_are_no_utf_8_are_not_offered(notes: Path) -> None:
 
 
 def test_a_large_folder_is_offered_in_part(home: Path) -> None:
-    for i in range(SHOWN + 10):
+    for i in range(MAX_COMPLETIONS + 10):
         (home / f"file{i:03}").touch()
-    assert len(completions("@file")) == SHOWN
+    assert len(completions("@file")) == MAX_COMPLETIONS
     assert completions("@file05") == [f"@file05{i}" for i in range(10)]
 
 
 def test_mentions_of_which_there_is_no_file(notes: Path) -> None:
-    assert missing("see @notes.txt, @nosuch.py. and @no/such or @property, a@b.c and @nosuch.py") == [
+    assert missing_files("see @notes.txt, @nosuch.py. and @no/such or @property, a@b.c and @nosuch.py") == [
         "@nosuch.py",
         "@no/such",
     ]

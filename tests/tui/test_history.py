@@ -27,12 +27,12 @@ def test_prompts_come_back_in_order_whatever_is_in_them() -> None:
 
 
 def test_only_the_newest_are_kept_and_no_pasted_book() -> None:
-    for i in range(history.KEPT + 20):
+    for i in range(history.MAX_PROMPTS + 20):
         history.add(f"prompt {i}")
-    history.add("x" * (history.LONGEST + 1))
+    history.add("x" * (history.MAX_CHARACTERS + 1))
     found = history.load()
-    assert len(found) == history.KEPT
-    assert found[-1] == f"prompt {history.KEPT + 19}"
+    assert len(found) == history.MAX_PROMPTS
+    assert found[-1] == f"prompt {history.MAX_PROMPTS + 19}"
 
 
 @pytest.mark.parametrize("broken", [b"half a li", b"{\n", b"5\n", b"[1]\n", b"\xff\xfe\n", b"\n\n"])

@@ -6,147 +6,155 @@ from pathlib import Path
 
 import pytest
 from mlxmtp_tui.app import ChatApp
-from mlxmtp_tui.screens.help import KEYS, Help
-from mlxmtp_tui.widgets.turns import Asked, Thinking
+from mlxmtp_tui.screens.help import KEYS, HelpScreen
+from mlxmtp_tui.widgets.turns import ThinkingBlock, UserMessage
 from textual.command import CommandPalette
 
 from mlxmtp.worker.messages import Compare, Generate, Load
-from tests.tui.scripted import Engines, answering, asynchronous, chatting, compared, finished, loaded, said, saved_chat
+from tests.tui.harness import (
+    Engines,
+    answering,
+    asynchronous,
+    compared,
+    finished,
+    loaded,
+    running_app,
+    said,
+    saved_chat,
+)
 
 # -- what is shown ----------------------------------------------------------------------------------------------
 
 
 @asynchronous
 async def test_ctrl_t_unfolds_and_folds_all_thinking() -> None:
-    async with chatting() as desk:
+    async with running_app() as ui:
         for question in ("a", "b"):
-            desk.engine.on(
-                Generate, [said(f"why {question}?", "thinking"), finished("so", thinking=f"why {question}?")]
-            )
-            await desk.enter(question)
-            await desk.reach("ready")
-        await desk.until(lambda: len(desk.app.query(Thinking)) == 2)
-        await desk.until(lambda: desk.seen().count("▸ thought (2 words)") == 2)
-        assert "why" not in desk.seen()
-        await desk.press("ctrl+t")
-        await desk.until(lambda: desk.seen().count("▾ thought (2 words)") == 2)
-        await desk.sees("why a?", "why b?")
-        desk.engine.on(Generate, [said("why c?", "thinking")])
-        await desk.enter("c")
-        await desk.sees("▾ thinking … (2 words)", "why c?")
-        await desk.press("ctrl+t")
-        await desk.until(lambda: "why c?" not in desk.seen())
-        assert "▾" not in desk.seen()
+            ui.engine.on(Generate, [said(f"why {question}?", "thinking"), finished("so", thinking=f"why {question}?")])
+            await ui.enter(question)
+            await ui.reach("ready")
+        await ui.until(lambda: len(ui.app.query(ThinkingBlock)) == 2)
+        await ui.until(lambda: ui.seen().count("▸ thought (2 words)") == 2)
+        assert "why" not in ui.seen()
+        await ui.press("ctrl+t")
+        await ui.until(lambda: ui.seen().count("▾ thought (2 words)") == 2)
+        await ui.sees("why a?", "why b?")
+        ui.engine.on(Generate, [said("why c?", "thinking")])
+        await ui.enter("c")
+        await ui.sees("▾ thinking … (2 words)", "why c?")
+        await ui.press("ctrl+t")
+        await ui.until(lambda: "why c?" not in ui.seen())
+        assert "▾" not in ui.seen()
 
 
 @asynchronous
 async def test_ctrl_s_goes_round_the_statistics() -> None:
-    async with chatting() as desk:
-        desk.engine.on(Compare, [compared()])
-        await desk.asks("a", "one")
-        await desk.sees("enter sends · ctrl+j new line · f1 help", "token-identical")
-        await desk.press("ctrl+s")
-        await desk.sees("tok/s of each turn", "accepted at depth 3")
-        assert "token-identical" not in desk.seen()
-        await desk.press("ctrl+s")
-        await desk.until(lambda: "tok/s of each turn" not in desk.seen())
-        assert "61.2 tok/s · 2.7 tok/round · 2,016 of 32,768" in desk.status
-        await desk.press("ctrl+s")
-        await desk.sees("token-identical")
+    async with running_app() as ui:
+        ui.engine.on(Compare, [compared()])
+        await ui.asks("a", "one")
+        await ui.sees("enter sends · ctrl+j new line · f1 help", "token-identical")
+        await ui.press("ctrl+s")
+        await ui.sees("tok/s of each turn", "accepted at depth 3")
+        assert "token-identical" not in ui.seen()
+        await ui.press("ctrl+s")
+        await ui.until(lambda: "tok/s of each turn" not in ui.seen())
+        assert "61.2 tok/s · 2.7 tok/round · 2,016 of 32,768" in ui.status
+        await ui.press("ctrl+s")
+        await ui.sees("token-identical")
 
 
 @asynchronous
 async def test_f1_opens_the_help_and_whatever_people_try_closes_it() -> None:
-    async with chatting(size=(100, 60)) as desk:
+    async with running_app(size=(100, 60)) as ui:
         for key in ("escape", "q", "enter", "f1"):
-            await desk.press("f1")
-            assert isinstance(desk.app.screen, Help), key
-            await desk.press(key)
-            assert not isinstance(desk.app.screen, Help), key
-        await desk.press("f1")
+            await ui.press("f1")
+            assert isinstance(ui.app.screen, HelpScreen), key
+            await ui.press(key)
+            assert not isinstance(ui.app.screen, HelpScreen), key
+        await ui.press("f1")
         for keys, what in KEYS:
-            await desk.sees(keys, what)
-        await desk.press("escape", "x")
-        assert desk.prompt.text == "x", "the prompt has the keys again"
+            await ui.sees(keys, what)
+        await ui.press("escape", "x")
+        assert ui.prompt.text == "x", "the prompt has the keys again"
 
 
 @asynchronous
 async def test_ctrl_p_offers_every_command_with_its_arguments() -> None:
-    async with chatting() as desk:
-        await desk.press("ctrl+p")
-        await desk.until(lambda: isinstance(desk.app.screen, CommandPalette))
-        await desk.press(*"/depth")
-        await desk.sees("/depth [N|auto]", "drafts a round")
-        await desk.press("escape", "escape")
-        await desk.press("ctrl+p", *"/stats")
-        await desk.sees("the statistics: live, over the turns")
-        await desk.press("enter", "enter")
-        await desk.until(lambda: desk.app.stats_view == "turns")
-        await desk.press("ctrl+p", *"Theme")
-        await desk.sees("Change the current theme")
-        await desk.press("escape")
+    async with running_app() as ui:
+        await ui.press("ctrl+p")
+        await ui.until(lambda: isinstance(ui.app.screen, CommandPalette))
+        await ui.press(*"/depth")
+        await ui.sees("/depth [N|auto]", "drafts a round")
+        await ui.press("escape", "escape")
+        await ui.press("ctrl+p", *"/stats")
+        await ui.sees("the statistics: live, over the turns")
+        await ui.press("enter", "enter")
+        await ui.until(lambda: ui.app.stats_view == "turns")
+        await ui.press("ctrl+p", *"Theme")
+        await ui.sees("Change the current theme")
+        await ui.press("escape")
 
 
 @asynchronous
 async def test_page_keys_scroll_and_load_what_was_before() -> None:
     from mlxmtp_tui.sessions import Session
 
-    async with chatting(resumed=Session.resume(saved_chat(60))) as desk:
-        transcript = desk.app.transcript
+    async with running_app(resumed=Session.resume(saved_chat(60))) as ui:
+        transcript = ui.app.transcript
         assert transcript is not None
-        await desk.sees("question 60", "answer 60")
+        await ui.sees("question 60", "answer 60")
         end = transcript.scroll_y
         assert end == transcript.max_scroll_y > 0
-        await desk.press("pageup")
-        await desk.until(lambda: transcript.scroll_y < end)
+        await ui.press("pageup")
+        await ui.until(lambda: transcript.scroll_y < end)
         assert transcript.scroll_y >= end - transcript.size.height
         # what comes meanwhile does not take the reader away
         at = transcript.scroll_y
-        await desk.enter("/bench")
-        desk.engine.say(compared())
-        await desk.reach("ready")
-        await desk.pilot.pause()
-        await desk.press("pagedown", "pagedown", "pagedown")
-        await desk.until(lambda: transcript.scroll_y == transcript.max_scroll_y)
+        await ui.enter("/bench")
+        ui.engine.say(compared())
+        await ui.reach("ready")
+        await ui.pilot.pause()
+        await ui.press("pagedown", "pagedown", "pagedown")
+        await ui.until(lambda: transcript.scroll_y == transcript.max_scroll_y)
         assert transcript.scroll_y > at
-        await desk.press("ctrl+home")
-        await desk.until(lambda: transcript.scroll_y == 0)
-        await desk.sees("▲ 36 earlier turns", "question 37")
+        await ui.press("ctrl+home")
+        await ui.until(lambda: transcript.scroll_y == 0)
+        await ui.sees("▲ 36 earlier turns", "question 37")
         # at the top, more of what was before comes, and the reader stays where he was
-        await desk.press("pageup")
-        await desk.until(lambda: len(desk.app.query(Asked)) == 48)
-        await desk.until(lambda: transcript.scroll_y > 0)
-        await desk.sees("question 37")
-        await desk.press("ctrl+home")
-        await desk.sees("▲ 12 earlier turns", "question 13")
-        await desk.press("pageup")
-        await desk.until(lambda: len(desk.app.query(Asked)) == 60)
-        await desk.press("ctrl+home")
-        await desk.until(lambda: transcript.scroll_y == 0)
-        await desk.sees("▌ question 1 ")
-        assert "earlier turn" not in desk.seen()
-        await desk.press("ctrl+end")
-        await desk.sees("question 60", "That is")
+        await ui.press("pageup")
+        await ui.until(lambda: len(ui.app.query(UserMessage)) == 48)
+        await ui.until(lambda: transcript.scroll_y > 0)
+        await ui.sees("question 37")
+        await ui.press("ctrl+home")
+        await ui.sees("▲ 12 earlier turns", "question 13")
+        await ui.press("pageup")
+        await ui.until(lambda: len(ui.app.query(UserMessage)) == 60)
+        await ui.press("ctrl+home")
+        await ui.until(lambda: transcript.scroll_y == 0)
+        await ui.sees("▌ question 1 ")
+        assert "earlier turn" not in ui.seen()
+        await ui.press("ctrl+end")
+        await ui.sees("question 60", "That is")
 
 
 @asynchronous
 async def test_ctrl_z_suspends(monkeypatch: pytest.MonkeyPatch) -> None:
     suspended: list[bool] = []
     monkeypatch.setattr(ChatApp, "action_suspend_process", lambda app: suspended.append(True))
-    async with chatting() as desk:
-        await desk.press("ctrl+z")
+    async with running_app() as ui:
+        await ui.press("ctrl+z")
         assert suspended == [True]
 
 
 @asynchronous
 async def test_keys_of_the_chat_do_no_harm_over_the_help() -> None:
-    async with chatting() as desk:
-        await desk.asks("a", "one")
-        await desk.press("f1")
+    async with running_app() as ui:
+        await ui.asks("a", "one")
+        await ui.press("f1")
         for key in ("ctrl+y", "ctrl+t", "ctrl+s", "ctrl+c", "ctrl+home", "ctrl+end", "pageup", "pagedown", "f1"):
-            await desk.press(key)
-            assert desk.app.is_running, key
-        assert desk.turns == [("a", "one")]
+            await ui.press(key)
+            assert ui.app.is_running, key
+        assert ui.turns == [("a", "one")]
 
 
 def test_the_help_names_every_binding() -> None:
@@ -161,37 +169,37 @@ def test_the_help_names_every_binding() -> None:
 @asynchronous
 async def test_what_is_typed_before_the_model_is_there_waits_for_it() -> None:
     engines = Engines({Load: []})
-    async with chatting(engines, status="loading") as desk:
-        await desk.sees("loading demo …")
-        await desk.enter("early")
-        await desk.sees("early", "loading demo …")
-        assert desk.engine.sent(Generate) == []
-        desk.engine.on(Generate, answering("at last"))
-        desk.engine.say(loaded())
-        await desk.sees("early", "at last")
-        assert desk.turns == [("early", "at last")]
+    async with running_app(engines, status="loading") as ui:
+        await ui.sees("loading demo …")
+        await ui.enter("early")
+        await ui.sees("early", "loading demo …")
+        assert ui.engine.sent(Generate) == []
+        ui.engine.on(Generate, answering("at last"))
+        ui.engine.say(loaded())
+        await ui.sees("early", "at last")
+        assert ui.turns == [("early", "at last")]
 
 
 @asynchronous
 async def test_a_message_while_an_answer_comes_stays_in_the_prompt() -> None:
-    async with chatting() as desk:
-        await desk.enter("go")
-        await desk.write("next")
-        await desk.press("enter")
-        assert desk.told == "still busy; esc stops it"
-        assert desk.prompt.text == "next"
-        desk.engine.say(*answering("done"))
-        await desk.reach("ready")
-        desk.engine.on(Generate, answering("and done"))
-        await desk.press("enter")
-        await desk.until(lambda: desk.turns == [("go", "done"), ("next", "and done")])
+    async with running_app() as ui:
+        await ui.enter("go")
+        await ui.write("next")
+        await ui.press("enter")
+        assert ui.told == "still busy; esc stops it"
+        assert ui.prompt.text == "next"
+        ui.engine.say(*answering("done"))
+        await ui.reach("ready")
+        ui.engine.on(Generate, answering("and done"))
+        await ui.press("enter")
+        await ui.until(lambda: ui.turns == [("go", "done"), ("next", "and done")])
 
 
 @asynchronous
 async def test_a_file_that_cannot_be_sent_keeps_the_message_in_the_prompt(home: Path) -> None:
     (home / "bad.bin").write_bytes(b"\0")
-    async with chatting() as desk:
-        await desk.enter("see @bad.bin")
-        assert "bad.bin: not a text file" in desk.errors[-1]
-        assert desk.prompt.text == "see @bad.bin"
-        assert desk.turns == []
+    async with running_app() as ui:
+        await ui.enter("see @bad.bin")
+        assert "bad.bin: not a text file" in ui.errors[-1]
+        assert ui.prompt.text == "see @bad.bin"
+        assert ui.turns == []

@@ -18,7 +18,7 @@ from textual.widget import Widget
 from textual.widgets import Label, Markdown
 
 from tests.grids import cases
-from tests.tui.scripted import asynchronous, brisk
+from tests.tui.harness import asynchronous, brisk
 
 WIDTH, LOW, HIGH = 60, 10, 130
 

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 from mlxmtp_tui.app import ChatApp
-from mlxmtp_tui.recommended import Recommended
-from mlxmtp_tui.roles import Options
+from mlxmtp_tui.options import ChatOptions
+from mlxmtp_tui.recommended import RecommendedModel
 from mlxmtp_tui.screens import picker
-from mlxmtp_tui.widgets.prompt import Prompt
+from mlxmtp_tui.widgets.prompt import PromptInput
 from textual.widgets import OptionList
 
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.worker.process import WorkerProcess
 from tests.hub import Hub
-from tests.tui.scripted import asynchronous, until
+from tests.tui.harness import asynchronous, until
 
 pytestmark = pytest.mark.process
 
@@ -25,7 +25,7 @@ MODEL = "maker/original"
 @pytest.fixture
 def offered(raw_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub with one model, which is all that the picker recommends."""
-    monkeypatch.setattr(picker, "RECOMMENDED", (Recommended(MODEL, 0.1, None, "to try"),))
+    monkeypatch.setattr(picker, "RECOMMENDED", (RecommendedModel(MODEL, 0.1, None, "to try"),))
     with Hub() as hub:
         hub.add(MODEL, raw_checkpoint("qwen3_5", shards=3))
         for name, value in hub.environment(tmp_path / "hf").items():
@@ -36,17 +36,17 @@ def offered(raw_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: py
 
 @asynchronous
 async def test_a_model_is_downloaded_loaded_and_asked(offered: Hub, tmp_path: Path):
-    app = ChatApp(WorkerProcess.start, Options(choose=True, settings=GenerationOptions(max_tokens=4)))
+    app = ChatApp(WorkerProcess.start, ChatOptions(choose=True, settings=GenerationOptions(max_tokens=4)))
     async with app.run_test(size=(130, 40)) as pilot:
-        await until(lambda: isinstance(app.screen, picker.Picker), "the picker")
+        await until(lambda: isinstance(app.screen, picker.ModelPicker), "the picker")
         models = app.screen.query_one(OptionList)
         await until(lambda: app.screen._models, "the list")
         models.highlighted = models.get_option_index(f"get {MODEL}")
         await pilot.press("enter")
-        await until(lambda: app.chat.live.status == "ready", "the model")
+        await until(lambda: app.chat.state.status == "ready", "the model")
         assert app.chat.loaded.name == MODEL
         assert app.chat.loaded.head == "qwen-mtp"
-        app.query_one(Prompt).fill("Hello")
+        app.query_one(PromptInput).fill("Hello")
         await pilot.press("enter")
         await until(lambda: app.chat.conversation.turns and app.chat.conversation.turns[0].answer, "an answer")
         assert app.chat.conversation.turns[0].answer.stats.drafted > 0
@@ -56,8 +56,8 @@ async def test_a_model_is_downloaded_loaded_and_asked(offered: Hub, tmp_path: Pa
 
 @asynchronous
 async def test_a_typed_repo_is_downloaded_before_it_is_loaded(offered: Hub):
-    app = ChatApp(WorkerProcess.start, Options(model=MODEL))
+    app = ChatApp(WorkerProcess.start, ChatOptions(model=MODEL))
     async with app.run_test(size=(130, 40)):
-        await until(lambda: app.chat.live.status == "ready", "the model")
+        await until(lambda: app.chat.state.status == "ready", "the model")
         assert app.chat.loaded.head == "qwen-mtp"
     assert any("safetensors" in request.path for request in offered.requests)

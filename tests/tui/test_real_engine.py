@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 from mlxmtp_tui.app import ChatApp
-from mlxmtp_tui.roles import Options
-from mlxmtp_tui.widgets.prompt import Prompt
+from mlxmtp_tui.options import ChatOptions
+from mlxmtp_tui.widgets.prompt import PromptInput
 from textual.pilot import Pilot
 
 import mlxmtp
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.worker.process import WorkerProcess
-from tests.tui.scripted import asynchronous, until
+from tests.tui.harness import asynchronous, until
 
 pytestmark = pytest.mark.process
 
@@ -28,17 +28,17 @@ def this_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def ask(app: ChatApp, pilot: Pilot[None], text: str) -> None:
-    app.query_one(Prompt).fill(text)
+    app.query_one(PromptInput).fill(text)
     await pilot.press("enter")
-    await until(lambda: app.chat.live.status == "ready", f"the answer to {text}")
+    await until(lambda: app.chat.state.status == "ready", f"the answer to {text}")
     await pilot.pause()
 
 
 @asynchronous
 async def test_two_turns_are_those_of_the_engine():
-    app = ChatApp(WorkerProcess.start, Options(settings=GenerationOptions(max_tokens=64)))
+    app = ChatApp(WorkerProcess.start, ChatOptions(settings=GenerationOptions(max_tokens=64)))
     async with app.run_test(size=(130, 40)) as pilot:
-        await until(lambda: app.chat.live.status == "ready", "the model")
+        await until(lambda: app.chat.state.status == "ready", "the model")
         for text in ASKED:
             await ask(app, pilot, text)
         turns = app.chat.conversation.turns
@@ -67,29 +67,29 @@ def as_called(calls: list[dict]) -> str:
 @asynchronous
 async def test_it_stops_measures_dies_and_goes_on():
     settings = GenerationOptions(temperature=1.0, seed=3, max_tokens=3000)
-    app = ChatApp(WorkerProcess.start, Options(settings=settings))
+    app = ChatApp(WorkerProcess.start, ChatOptions(settings=settings))
     async with app.run_test(size=(130, 40)) as pilot:
         chat = app.chat
-        await until(lambda: chat.live.status == "ready", "the model")
-        app.query_one(Prompt).fill("Write a Python class with many long methods.")
+        await until(lambda: chat.state.status == "ready", "the model")
+        app.query_one(PromptInput).fill("Write a Python class with many long methods.")
         await pilot.press("enter")
-        await until(lambda: chat.live.stats and chat.live.stats.tokens > 8, "some tokens")
+        await until(lambda: chat.state.stats and chat.state.stats.tokens > 8, "some tokens")
         await pilot.press("escape")
-        await until(lambda: chat.live.status == "ready", "the stop")
+        await until(lambda: chat.state.status == "ready", "the stop")
         stopped = chat.conversation.turns[0].answer
         assert stopped.reason == "interrupted"
         assert 8 < stopped.stats.tokens < 3000
 
         app.slash("bench")
-        await until(lambda: chat.live.plain_tps, "the measurement", within=90)
+        await until(lambda: chat.state.plain_tps, "the measurement", within=90)
         await until(lambda: "by mlx-lm" in str([w.render() for w in app.query(".note")]), "what was measured")
 
-        chat.set(max_tokens=40)
+        chat.change_settings(max_tokens=40)
         os.kill(chat._link._engine.pid, signal.SIGKILL)
-        await until(lambda: chat.live.status == "gone", "the end of the engine")
+        await until(lambda: chat.state.status == "gone", "the end of the engine")
         assert chat.conversation.turns[0].answer == stopped
         await pilot.press("ctrl+r")
-        await until(lambda: chat.live.status == "ready", "another engine")
+        await until(lambda: chat.state.status == "ready", "another engine")
         await ask(app, pilot, "And now?")
         assert chat.conversation.turns[1].answer.reason in ("stop", "length")
         engine = chat._link._engine.pid

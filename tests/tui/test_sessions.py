@@ -1,4 +1,4 @@
-"""Chats on disk: read back as they were, whatever a crash, a full disk or a second process did to them."""
+"""ChatPicker on disk: read back as they were, whatever a crash, a full disk or a second process did to them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from mlxmtp_tui.conversation import Answer, Conversation
 from mlxmtp_tui.sessions import Session, SessionError, find, folder, model_of, read, saved
 
-from tests.tui.scripted import answer, message, saved_chat, stats
+from tests.tui.harness import answer, message, saved_chat, stats
 
 EVERYTHING = 'Grüße 👩‍👩‍👧 家族 \t "quoted" \\ back `code`\r\nnew line \0 zero \x1b[31m'
 # what str.splitlines takes for the end of a line, and JSON does not escape
@@ -22,9 +22,9 @@ def full_chat(root: Path | None = None) -> tuple[Path, Conversation]:
     """A chat with all that a chat can have, and what is expected of it."""
     session = Session.new("owner/name", root)
     expected = Conversation("Be short. 🙂")
-    session.system(expected.system)
+    session.write_system(expected.system)
     expected.ask(EVERYTHING, EVERYTHING + "\n\na.txt:\n```txt\nhello\n```")
-    session.asked(EVERYTHING, expected.turns[-1].sent)
+    session.write_user(EVERYTHING, expected.turns[-1].sent)
     calls = [("weather", {"city": "Zürich", "days": [1, 2]}), ("time", {})]
     replies = [
         Answer(message("It says **hello**. 🙂", "Let me look …\nat it", calls), "stop", stats(), 1.49),
@@ -32,16 +32,16 @@ def full_chat(root: Path | None = None) -> tuple[Path, Conversation]:
         Answer(message("cut"), "length", stats(3, acceptance_by_depth=(), drafted=0)),
     ]
     expected.answer(replies[0])
-    session.answered(replies[0])
+    session.write_answer(replies[0])
     for typed, reply in (("taken back", replies[1]), ("second", replies[2])):
-        session.asked(typed, typed)
-        session.answered(reply)
+        session.write_user(typed, typed)
+        session.write_answer(reply)
         if typed == "taken back":
-            session.rewound(1)
+            session.write_rewind(1)
     expected.ask("second", "second")
     expected.answer(replies[2])
-    session.title("Greetings 🎉")
-    session.model("other/name")
+    session.write_title("Greetings 🎉")
+    session.write_model("other/name")
     session.close()
     return session.file, expected
 
@@ -88,8 +88,8 @@ def test_emoji_are_written_as_they_are_so_that_people_can_read_and_search_the_fi
 
 def test_the_line_ends_of_unicode_are_text_and_end_no_record() -> None:
     session = Session.new("demo")
-    session.asked(LINE_ENDS, LINE_ENDS)
-    session.answered(answer(LINE_ENDS))
+    session.write_user(LINE_ENDS, LINE_ENDS)
+    session.write_answer(answer(LINE_ENDS))
     session.close()
     assert [record.get("content") for record in records(session.file)] == [None, LINE_ENDS, LINE_ENDS]
     _, conversation = read(session.file)
@@ -103,8 +103,8 @@ def test_the_line_ends_of_unicode_are_text_and_end_no_record() -> None:
 def test_half_a_surrogate_pair_is_saved_like_any_text() -> None:
     """A file's name that is no UTF-8 comes in as such through completion."""
     session = Session.new("demo")
-    session.asked("look at \udcff", "look at \udcff")
-    session.answered(answer("hm"))
+    session.write_user("look at \udcff", "look at \udcff")
+    session.write_answer(answer("hm"))
     session.close()
     assert session.problem is None
     assert len(read(session.file)[1].turns) == 1
@@ -115,7 +115,7 @@ def test_nothing_is_written_before_the_first_message(chats: Path) -> None:
     session.close()
     assert not chats.exists()
     assert folder() == chats
-    session.asked("a", "a")
+    session.write_user("a", "a")
     assert session.file.parent == chats
 
 
@@ -123,8 +123,8 @@ def test_a_chat_goes_on_where_it_was() -> None:
     file, expected = full_chat()
     session, conversation = Session.resume(file)
     assert conversation == expected
-    session.asked("third", "third")
-    session.answered(answer("3"))
+    session.write_user("third", "third")
+    session.write_answer(answer("3"))
     session.close()
     assert [turn.typed for turn in read(file)[1].turns] == [EVERYTHING, "second", "third"]
     records(file)
@@ -198,7 +198,7 @@ def test_a_file_cut_at_any_byte_is_read_up_to_its_last_whole_record_and_goes_on_
             continue
         if not complete or conversation != whole[complete - 1]:
             wrong.setdefault("read wrongly", []).append(cut)
-        session.asked("after the crash", "after the crash")
+        session.write_user("after the crash", "after the crash")
         session.close()
         if session.problem or [turn.typed for turn in read(file)[1].turns][-1] != "after the crash":
             wrong.setdefault("goes on wrongly", []).append(cut)
@@ -213,7 +213,7 @@ def test_a_file_cut_at_any_byte_is_read_up_to_its_last_whole_record_and_goes_on_
 def test_a_chat_is_found_by_its_id_its_title_its_path_or_as_the_newest(chats: Path, home: Path) -> None:
     old, new = saved_chat(1, model="old"), saved_chat(2, model="new")
     session, _ = Session.resume(old)
-    session.title("About cats")
+    session.write_title("About cats")
     session.close()
     os.utime(old, (1_000, 1_000))
     os.utime(new, (2_000, 2_000))

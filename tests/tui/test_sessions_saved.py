@@ -1,4 +1,4 @@
-"""Chats on disk after a crash, on a full disk, and between two processes."""
+"""ChatPicker on disk after a crash, on a full disk, and between two processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from mlxmtp_tui.conversation import Answer
 from mlxmtp_tui.sessions import Session, SessionError, read, saved
 
-from tests.tui.scripted import answer, message, saved_chat, stats
+from tests.tui.harness import answer, message, saved_chat, stats
 from tests.tui.test_sessions import records
 
 REPO = Path(__file__).resolve().parents[2]
@@ -42,10 +42,10 @@ def crashed(turns: int = 1, partial: str = "so far 🙂") -> Path:
     """A chat whose last answer was still coming when the process was killed."""
     session = Session.new("demo")
     for i in range(turns):
-        session.asked(f"question {i}", f"question {i}")
+        session.write_user(f"question {i}", f"question {i}")
         if i < turns - 1:
-            session.answered(answer(f"answer {i}"))
-    session.answering(turns, Answer(message(partial, "thought"), "interrupted", stats(40)))
+            session.write_answer(answer(f"answer {i}"))
+    session.write_partial(turns, Answer(message(partial, "thought"), "interrupted", stats(40)))
     session.close()
     return session.file
 
@@ -72,7 +72,7 @@ def test_what_came_of_an_older_turn_is_not_taken_for_the_newest() -> None:
     file = crashed(1)
     partial = file.with_suffix(".partial").read_bytes()
     session, _ = Session.resume(file)
-    session.asked("next", "next")
+    session.write_user("next", "next")
     session.close()
     file.with_suffix(".partial").write_bytes(partial)  # as if its removal had not reached the disk
     session, conversation = Session.resume(file)
@@ -84,9 +84,9 @@ def test_what_came_of_a_turn_that_has_its_answer_is_not_taken_over_it() -> None:
     file = crashed(1)
     partial = file.with_suffix(".partial").read_bytes()
     session, _ = Session.resume(file)
-    session.rewound(0)
-    session.asked("again", "again")
-    session.answered(answer("the whole"))
+    session.write_rewind(0)
+    session.write_user("again", "again")
+    session.write_answer(answer("the whole"))
     session.close()
     file.with_suffix(".partial").write_bytes(partial)
     session, conversation = Session.resume(file)
@@ -106,11 +106,11 @@ def test_a_broken_partial_file_costs_the_partial_answer_only(content: bytes) -> 
 def test_the_partial_answer_is_replaced_as_it_grows_and_never_half_written() -> None:
     file = crashed(1)
     session, _ = Session.resume(file)
-    session.asked("next", "next")
+    session.write_user("next", "next")
     for text in ("one", "one two"):
-        session.answering(2, answer(text, "interrupted"))
+        session.write_partial(2, answer(text, "interrupted"))
         assert json.loads(file.with_suffix(".partial").read_text(encoding="utf-8"))["content"] == text
-    session.answered(answer("one two three"))
+    session.write_answer(answer("one two three"))
     session.close()
     assert sorted(path.name for path in file.parent.iterdir()) == [file.name]
 
@@ -122,8 +122,8 @@ def test_partial_files_are_utf_8_wherever_they_are_written(tmp_path: Path) -> No
         from mlxmtp_tui.sessions import Session
         from pathlib import Path
         session = Session.new("demo", Path(sys.argv[1]))
-        session.asked("a", "a")
-        session.answering(1, Answer({"role": "assistant", "content": "🙂"}, "interrupted"))
+        session.write_user("a", "a")
+        session.write_partial(1, Answer({"role": "assistant", "content": "🙂"}, "interrupted"))
         session.close()
         print(Session.resume(session.file)[1].turns[0].answer.text == "🙂")
     """
@@ -141,20 +141,20 @@ def test_partial_files_are_utf_8_wherever_they_are_written(tmp_path: Path) -> No
 
 def test_a_full_disk_is_told_and_what_was_not_written_is_written_when_there_is_room() -> None:
     session = Session.new("demo")
-    session.asked("first", "first")
-    session.answered(answer("1"))
+    session.write_user("first", "first")
+    session.write_answer(answer("1"))
     before = session.file.read_bytes()
     with room_for(10, session.file):
-        session.asked("second " * 50, "second " * 50)
+        session.write_user("second " * 50, "second " * 50)
         assert session.problem is not None
         assert os.strerror(errno.EFBIG) in session.problem
         assert session.file.read_bytes() == before, "no half line stays"
-        session.answered(answer("2"))
+        session.write_answer(answer("2"))
         assert session.problem
         assert session.file.read_bytes() == before
-    session.asked("third", "third")
+    session.write_user("third", "third")
     assert session.problem is None
-    session.answered(answer("3"))
+    session.write_answer(answer("3"))
     session.close()
     records(session.file)
     _, conversation = read(session.file)
@@ -164,9 +164,9 @@ def test_a_full_disk_is_told_and_what_was_not_written_is_written_when_there_is_r
 
 def test_a_disk_that_was_full_to_the_end_leaves_a_whole_file_behind() -> None:
     session = Session.new("demo")
-    session.asked("first", "first")
+    session.write_user("first", "first")
     with room_for(0, session.file):
-        session.answered(answer("1"))
+        session.write_answer(answer("1"))
         session.close()
     assert len(records(session.file)) == 2
 
@@ -176,9 +176,9 @@ def test_a_disk_that_is_full_from_the_first_write_on(chats: Path) -> None:
     session = Session.new("demo")
     session.file.touch()
     with room_for(0, session.file):
-        session.asked("first", "first")
+        session.write_user("first", "first")
         assert session.problem
-    session.answered(answer("1"))
+    session.write_answer(answer("1"))
     assert session.problem is None
     session.close()
     assert [record.get("role") for record in records(session.file)] == [None, "user", "assistant"]
@@ -192,7 +192,7 @@ def test_a_full_disk_after_a_crash_mended_a_file_does_not_harm_it() -> None:
         session, conversation = Session.resume(file)
         mended = file.read_bytes()
         with room_for(0, file):
-            session.asked("next", "next")
+            session.write_user("next", "next")
             session.close()
         assert session.problem
         assert file.read_bytes() == mended
@@ -203,13 +203,13 @@ def test_a_folder_that_cannot_be_made_is_told_and_tried_again(chats: Path) -> No
     chats.parent.mkdir(parents=True)
     chats.write_text("a file where the folder should be")
     session = Session.new("demo")
-    session.asked("first", "first")
-    session.answering(1, answer("so", "interrupted"))
-    session.answered(answer("1"))
+    session.write_user("first", "first")
+    session.write_partial(1, answer("so", "interrupted"))
+    session.write_answer(answer("1"))
     assert session.problem is not None
     assert "not saved" in session.problem
     chats.unlink()
-    session.asked("second", "second")
+    session.write_user("second", "second")
     assert session.problem is None
     session.close()
     assert [turn.typed for turn in read(session.file)[1].turns] == ["first", "second"]
@@ -217,18 +217,18 @@ def test_a_folder_that_cannot_be_made_is_told_and_tried_again(chats: Path) -> No
 
 def test_a_partial_answer_that_was_written_does_not_hide_records_that_were_not() -> None:
     session = Session.new("demo")
-    session.asked("first", "first")
+    session.write_user("first", "first")
     with room_for(0, session.file):
-        session.answered(answer("1"))
+        session.write_answer(answer("1"))
     assert session.problem
-    session.answering(2, answer("x", "interrupted"))  # there is room again, but what is due was not written yet
+    session.write_partial(2, answer("x", "interrupted"))  # there is room again, but what is due was not written yet
     assert session.problem or len(records(session.file)) == 3
     session.close()
 
 
 def test_a_partial_answer_without_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session.new("demo")
-    session.asked("first", "first")
+    session.write_user("first", "first")
 
     def full(*_: Any, **__: Any) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -236,10 +236,10 @@ def test_a_partial_answer_without_room_is_told(monkeypatch: pytest.MonkeyPatch) 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", full)
         patch.setattr(Path, "write_bytes", full)
-        session.answering(1, answer("so far", "interrupted"))
+        session.write_partial(1, answer("so far", "interrupted"))
         assert session.problem is not None
         assert os.strerror(errno.ENOSPC) in session.problem
-    session.answering(1, answer("so far", "interrupted"))
+    session.write_partial(1, answer("so far", "interrupted"))
     assert session.problem is None
     session.close()
 
@@ -272,7 +272,7 @@ def test_a_chat_that_is_open_elsewhere_is_refused_until_it_is_closed_there() -> 
         holder.kill()  # not closed but killed: the lock goes with the process
         holder.wait()
         session, _ = Session.resume(file)
-        session.asked("mine", "mine")
+        session.write_user("mine", "mine")
         assert session.problem is None
         session.close()
     finally:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 from mlxmtp_tui.app import ChatApp
-from mlxmtp_tui.roles import Options
-from mlxmtp_tui.widgets.prompt import Prompt
+from mlxmtp_tui.options import ChatOptions
+from mlxmtp_tui.widgets.prompt import PromptInput
 from textual.pilot import Pilot
 
 from mlxmtp.worker.messages import CachedModel, Compare, Generate, ListModels, Models, PromptProgress
-from tests.tui.scripted import Engines, ScriptedEngine, compared, finished, loaded, said, until
+from tests.tui.harness import Engines, ScriptedEngine, compared, finished, loaded, said, until
 
 SIZES = {"narrow": (60, 24), "usual": (100, 30), "wide": (150, 44)}
 THEMES = {"dark": "textual-dark", "light": "textual-light"}
@@ -32,19 +32,19 @@ def backwards(items: list[int]) -> list[int]:
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that is said is drawn before `settled` looks for the second time."""
-    monkeypatch.setattr("mlxmtp_tui.widgets.turns.LONGEST_S", 0.05)
+    monkeypatch.setattr("mlxmtp_tui.widgets.turns.MAX_INTERVAL_S", 0.05)
     monkeypatch.setattr("mlxmtp_tui.app.ALONE_S", 0.05)
 
 
 def show(engines: Engines, steps: Callable[[Any, ScriptedEngine], Awaitable[None]], theme: str) -> Any:
     """What `snap_compare` takes: the application, and what happens before the picture."""
-    app = ChatApp(engines, Options())
+    app = ChatApp(engines, ChatOptions())
 
     async def before(pilot: Pilot[None]) -> None:
         app.theme = THEMES[theme]
-        app.query_one(Prompt).cursor_blink = False
-        app.chat.live.clock = lambda: 100.0
-        await until(lambda: app.chat.live.status == "ready", "the model")
+        app.query_one(PromptInput).cursor_blink = False
+        app.chat.state.clock = lambda: 100.0
+        await until(lambda: app.chat.state.status == "ready", "the model")
         await steps(app, engines.all[0])
         await settled(app, pilot)
 
@@ -65,19 +65,19 @@ async def answered(app: ChatApp, engine: ScriptedEngine) -> None:
     engine.on(Compare, [compared()])
     engine.on(Generate, [said("Which list?\n", "thinking"), said(ANSWER), finished(ANSWER, thinking="Which list?")])
     app.chat.submit("How do I reverse a list?")
-    await until(lambda: app.chat.live.status == "ready", "the first answer")
+    await until(lambda: app.chat.state.status == "ready", "the first answer")
     app.chat.measure()
-    await until(lambda: app.chat.live.status == "ready", "the measurement")
+    await until(lambda: app.chat.state.status == "ready", "the measurement")
     engine.on(Generate, [said("Yes."), finished("Yes.", "length", tokens=96)])
     app.chat.submit("And a tuple?")
-    await until(lambda: app.chat.live.status == "ready", "the second answer")
+    await until(lambda: app.chat.state.status == "ready", "the second answer")
 
 
 async def answering(app: ChatApp, engine: ScriptedEngine) -> None:
     await answered(app, engine)
     engine.on(Generate, [said("Let me see", "thinking", tokens=4), said("As I said: ", tokens=8), said("it", tokens=9)])
     app.chat.submit("Once more, in one sentence.")
-    app.chat.live.rates.extend([58.0, 61.0, 63.0, 60.0, 64.0, 66.0])
+    app.chat.state.rates.extend([58.0, 61.0, 63.0, 60.0, 64.0, 66.0])
 
 
 async def reading(app: ChatApp, engine: ScriptedEngine) -> None:
@@ -104,7 +104,7 @@ async def picker(app: ChatApp, engine: ScriptedEngine) -> None:
 async def gone(app: ChatApp, engine: ScriptedEngine) -> None:
     await answered(app, engine)
     engine.die(-9)
-    await until(lambda: app.chat.live.status == "gone", "the end")
+    await until(lambda: app.chat.state.status == "gone", "the end")
     app.clear_notifications()
 
 

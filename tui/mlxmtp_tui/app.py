@@ -1,4 +1,4 @@
-"""The application: lays out the screen, gives keys to the chat, draws what the chat says."""
+"""The application: lays out the screen, passes keys to the chat, shows the chat's messages."""
 
 from __future__ import annotations
 
@@ -14,47 +14,40 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textual import events, on
 from textual.app import App, ComposeResult, SystemCommand
 from textual.binding import Binding
+from textual.reactive import var
 from textual.screen import Screen
 from textual.widgets import Static
 
 from mlxmtp.errors import MlxmtpError
-from mlxmtp.worker.messages import Comparison
 from mlxmtp.worker.process import StartTransport, WorkerProcess
 from mlxmtp_tui import clipboard, commands, history
-from mlxmtp_tui.changes import Changes
 from mlxmtp_tui.chat import Chat
 from mlxmtp_tui.conversation import Conversation
-from mlxmtp_tui.figures import measurement
-from mlxmtp_tui.roles import Options
+from mlxmtp_tui.formatting import measurement
+from mlxmtp_tui.messages import Measured, Notice, StateChanged, TurnFinished, TurnGrew, TurnsReplaced, TurnStarted
+from mlxmtp_tui.options import ChatOptions
 from mlxmtp_tui.sessions import Session
-from mlxmtp_tui.slash import SlashCommands
-from mlxmtp_tui.widgets.panel import Panel, View, head_lines, one_line, shortened
-from mlxmtp_tui.widgets.prompt import Completions, Prompt
+from mlxmtp_tui.slash import CommandHandlers
+from mlxmtp_tui.widgets.panel import Panel, StatsView
+from mlxmtp_tui.widgets.prompt import Completions, PromptInput
+from mlxmtp_tui.widgets.status import StatusLine
 
 if TYPE_CHECKING:
     from mlxmtp_tui.widgets.transcript import Transcript
 
 NARROW = 100
-"""Columns below which the panel is folded to a line."""
+"""Columns of the terminal below which the panel is folded to a line."""
 TICK_S = 0.3
+"""Seconds between two checks of what has to be drawn or saved."""
 ALONE_S = 1.2
-"""The statistics are drawn with the answer; so long after that, alone."""
-TWICE_S = 2.0
+"""Seconds after the last update of the answer from which on the statistics are drawn without it."""
+LEAVE_S = 2.0
+"""Seconds within which a second ctrl+c leaves."""
 IDLE_S = 1.5
-AGAIN_S = 10.0
-"""The same error is not shown more often: a full disk is one at every save."""
-VIEWS: tuple[View, ...] = ("live", "turns", "line")
-
-STATES = {
-    "starting": "starting the engine …",
-    "choosing": "no model · /model chooses one",
-    "loading": "loading …",
-    "ready": "",
-    "answering": "answering · esc stops",
-    "stopping": "stopping …",
-    "measuring": "measuring · esc stops",
-    "gone": "no engine · ctrl+r starts it",
-}
+"""Seconds without a key or an event after which garbage is collected."""
+REPEAT_ERROR_S = 10.0
+"""Least seconds between two notifications of one error: a full disk is an error at every save."""
+STATS_VIEWS: tuple[StatsView, ...] = ("live", "turns", "line")
 
 
 class ChatApp(App[None]):
@@ -62,8 +55,9 @@ class ChatApp(App[None]):
 
     Args:
         start: starts an engine process.
-        options: model and settings.
-        new_session: makes the file of a new chat. resumed: a saved chat to go on with.
+        options: the model and the settings.
+        new_session: makes the file of a new chat, for a model's name.
+        resumed: the file and the conversation of a saved chat.
     """
 
     TITLE = "mlxmtp"
@@ -80,47 +74,46 @@ class ChatApp(App[None]):
         Binding("f1", "slash('help')", "help", priority=True),
         Binding("ctrl+z", "suspend_process", "suspend", priority=True, show=False),
     ]
+    stats_view: var[StatsView] = var("live", init=False)
 
     def __init__(
         self,
         start: StartTransport,
-        options: Options,
+        options: ChatOptions,
         new_session: Callable[[str], Session] = Session.new,
         resumed: tuple[Session, Conversation] | None = None,
     ) -> None:
         super().__init__()
-        self.chat = Chat(self, start, options, new_session, resumed)
-        self.slash = SlashCommands(self)
+        self.chat = Chat(self.post_message, start, options, new_session, resumed)
+        self.slash = CommandHandlers(self)
         self.start_engine = start
         self.choose_first = options.choose
-        self.stats_view: View = "live"
-        self.narrow = False
         self.transcript: Transcript | None = None
+        self.narrow = False
         self._interrupted_at = float("-inf")
-        self._dirty = True
-        self._grew_at = float("-inf")
+        self._undrawn = True
+        self._answer_updated_at = float("-inf")
         self._key_at = time.monotonic()
         self._errors: dict[str, float] = {}
-        self._changes = Changes(self)
 
     def compose(self) -> ComposeResult:
         completions = Completions()
         yield Panel()
-        yield Static(id="place")  # the transcript's, which takes longer to import than the rest to draw
+        yield Static(id="place")  # until the transcript is imported, which takes longer than a first look at the screen
         yield completions
-        yield Prompt(completions)
-        yield Static(id="status", markup=False)
+        yield PromptInput(completions)
+        yield StatusLine()
 
     def on_mount(self) -> None:
-        self.query_one(Prompt).focus()
-        self.query_one(Prompt).past[:] = history.load()
+        self.query_one(PromptInput).focus()
+        self.query_one(PromptInput).past[:] = history.load()
         for number in (signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, self.exit)
         self.set_interval(TICK_S, self._tick)
         self.call_after_refresh(self._begin)
 
     async def _begin(self) -> None:
-        """What takes longer than a first look at the screen."""
+        """Do what takes longer than a first look at the screen."""
         from mlxmtp_tui.widgets.transcript import Transcript
 
         place = self.query_one("#place")
@@ -128,75 +121,86 @@ class ChatApp(App[None]):
         await self.screen.mount(self.transcript, after=place)
         await place.remove()
         self.run_worker(self.chat.start())
-        self.turns_changed()
+        self.post_message(TurnsReplaced(list(self.chat.conversation.turns)))
         if self.choose_first:
             self.slash("model")
         gc.collect()
-        gc.disable()  # a collection takes longer than a key may wait; `_tick` collects when nobody types
+        gc.disable()  # a collection takes longer than a key may wait; `_tick` collects when the user is idle
 
     async def on_unmount(self) -> None:
         gc.enable()
         await self.chat.close()
 
-    # what the chat asks of the screen
+    @on(TurnStarted)
+    def turn_started(self, message: TurnStarted) -> None:
+        if self.transcript:
+            self.transcript.begin(message.turn)
 
-    def turn_began(self) -> None:
-        self._changes.begin(self.chat.conversation.turns[-1])
+    @on(TurnGrew)
+    def turn_grew(self, message: TurnGrew) -> None:
+        if self.transcript:
+            self.transcript.feed(message.segments)
 
-    def turn_said(self, parts: list[list[str]]) -> None:
-        self._changes.feed(parts)
+    @on(TurnFinished)
+    def turn_finished(self, message: TurnFinished) -> None:
+        if self.transcript:
+            self.transcript.finish(message.answer)
 
-    def turn_ended(self) -> None:
-        if answer := self.chat.conversation.turns[-1].answer:
-            self._changes.finish(answer)
+    @on(TurnsReplaced)
+    def turns_replaced(self, message: TurnsReplaced) -> None:
+        if self.transcript:
+            self.transcript.show(message.turns)
 
-    def turns_changed(self) -> None:
-        self._changes.show(self.chat.conversation.turns)
+    @on(Measured)
+    def measured(self, message: Measured) -> None:
+        if self.transcript:
+            self.transcript.note(measurement(message.comparison, self.chat.loaded.head if self.chat.loaded else None))
 
-    def measured(self, outcome: Comparison) -> None:
-        self._changes.note(measurement(outcome, self.chat.loaded.head if self.chat.loaded else None))
-
+    @on(StateChanged)
     def state_changed(self) -> None:
-        self._dirty = True
-        if self.chat.live.status != "answering":
+        self._undrawn = True
+        if self.chat.state.status != "answering":
             self._draw()
 
+    @on(Notice)
+    def notice(self, message: Notice) -> None:
+        self.say(message.text, error=message.error)
+
     def say(self, text: str, *, error: bool = False) -> None:
+        """Notify the user; of one error, not again within `REPEAT_ERROR_S`."""
         now = time.monotonic()
-        if error and now - self._errors.get(text, float("-inf")) < AGAIN_S:
+        if error and now - self._errors.get(text, float("-inf")) < REPEAT_ERROR_S:
             return
         self._errors[text] = now
         self.notify(text, severity="error" if error else "information", timeout=12 if error else 4, markup=False)
 
-    # keys
-
-    @on(Prompt.Submitted)
-    def submitted(self, event: Prompt.Submitted) -> None:
+    @on(PromptInput.Submitted)
+    def submitted(self, event: PromptInput.Submitted) -> None:
         text = event.text
         if not text.strip():
             return
-        prompt = self.query_one(Prompt)
         try:
             if command := commands.parse(text):
                 self._remember(text)
                 self.slash(*command)
                 return
-            taken = self.chat.submit(text.removeprefix("/") if text.startswith("//") else text)
+            accepted = self.chat.submit(text.removeprefix("/") if text.startswith("//") else text)
         except MlxmtpError as error:
             self.say(str(error), error=True)
-            taken = False
-        if taken:
+            accepted = False
+        if accepted:
             self._remember(text)
         else:
-            prompt.put_back()
+            self.query_one(PromptInput).put_back()
 
     def _remember(self, text: str) -> None:
-        past = self.query_one(Prompt).past
+        """Add a prompt to the history."""
+        past = self.query_one(PromptInput).past
         if not past or past[-1] != text:
             past.append(text)
             history.add(text)
 
-    @on(Prompt.LeaveRequested)
+    @on(PromptInput.LeaveRequested)
     def leave(self) -> None:
         self.exit()
 
@@ -204,8 +208,8 @@ class ChatApp(App[None]):
         self.chat.stop()
 
     def action_interrupt(self) -> None:
-        """Copy a selection, else stop, else clear the prompt; twice leaves."""
-        prompt = self.query_one(Prompt)
+        """Copy the selection, else stop, else clear the prompt, else leave when it is pressed twice."""
+        prompt = self.query_one(PromptInput)
         if selected := self.screen.get_selected_text() or prompt.selected_text:
             self.copy(selected)
             self.screen.clear_selection()
@@ -213,21 +217,21 @@ class ChatApp(App[None]):
             pass
         elif prompt.text and len(self.screen_stack) == 1:
             prompt.fill("")
-        elif time.monotonic() - self._interrupted_at < TWICE_S:
+        elif time.monotonic() - self._interrupted_at < LEAVE_S:
             self.exit()
         else:
             self._interrupted_at = time.monotonic()
             self.say("ctrl+c again leaves")
 
     async def action_again(self) -> None:
-        live = self.chat.live
-        if live.status in ("gone", "stopping") or live.silent_s:
+        state = self.chat.state
+        if state.status in ("gone", "stopping") or state.silence_s:
             await self.chat.restart()
         else:
             self.chat.retry()
 
-    @on(Prompt.ScrollRequested)
-    def scroll(self, event: Prompt.ScrollRequested) -> None:
+    @on(PromptInput.ScrollRequested)
+    def scroll(self, event: PromptInput.ScrollRequested) -> None:
         if self.transcript:
             self.transcript.page(event.pages)
 
@@ -239,67 +243,55 @@ class ChatApp(App[None]):
 
     def on_resize(self, event: events.Resize) -> None:
         self.narrow = event.size.width < NARROW
-        self.state_changed()
+        self.post_message(StateChanged())
+
+    def watch_stats_view(self) -> None:
+        self.post_message(StateChanged())
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         yield from super().get_system_commands(screen)
         for command in commands.COMMANDS:
             yield SystemCommand(command.usage, command.help, partial(self.slash, command.name))
 
-    # drawing
-
     def copy(self, text: str) -> None:
-        """To the clipboard, by whichever way works here."""
-        if not clipboard.copied(text):
+        """Copy to the clipboard by the platform's program, else by the terminal."""
+        if not clipboard.copy(text):
             self.copy_to_clipboard(text)
         self.say("copied")
 
     def _tick(self) -> None:
-        live = self.chat.live
-        self.chat.keep()
-        if (self._dirty or live.busy) and time.monotonic() - self._grew_at > ALONE_S:
+        state = self.chat.state
+        self.chat.save_partial()
+        if (self._undrawn or state.busy) and time.monotonic() - self._answer_updated_at > ALONE_S:
             self._draw()
-        idle = time.monotonic() - max(self._key_at, live.heard)
-        if not live.busy and IDLE_S <= idle < IDLE_S + TICK_S:
+        idle_s = time.monotonic() - max(self._key_at, state.last_event_at)
+        if not state.busy and IDLE_S <= idle_s < IDLE_S + TICK_S:
             gc.collect()
 
-    def on_answer_block_grew(self) -> None:
-        self._grew_at = time.monotonic()
+    def on_streaming_answer_updated(self) -> None:
+        self._answer_updated_at = time.monotonic()
         self._draw()
 
     def _draw(self) -> None:
         if not self.is_running:
             return
-        self._dirty = False
+        self._undrawn = False
         chat, panel = self.chat, self.query_one(Panel)
         panel.display = self.stats_view != "line" and not (self.narrow and self.stats_view == "live")
         if panel.display:
-            panel.draw(self.stats_view, chat.live, chat.loaded, chat.settings, chat.model_name)
-        self.query_one("#status", Static).update(self._status(folded=not panel.display), layout=False)
-
-    def _status(self, *, folded: bool) -> str:
-        chat = self.chat
-        state = STATES[chat.live.status]
-        if silent := chat.live.silent_s:
-            state = f"the engine has said nothing for {silent:.0f} s · ctrl+r restarts it"
-        elif chat.live.status == "loading":
-            state = f"loading {shortened(chat.model_name, 40)} …"
-        parts = [state] if state else []
-        if folded:
-            parts += [
-                one_line(chat.live, chat.loaded)
-                or " · ".join([chat.model_name, *head_lines(chat.loaded, chat.settings)])
-            ]
-        elif not state:
-            parts = ["enter sends · ctrl+j new line · f1 help"]
-        return " · ".join(part for part in parts if part)
+            panel.draw(self.stats_view, chat.state, chat.loaded, chat.settings, chat.model_name)
+        self.query_one(StatusLine).draw(chat, folded=not panel.display)
 
 
-def run(options: Options, resumed: Path | None = None, *, mouse: bool = True) -> None:
-    """Open the chat on this terminal; returns when the user leaves.
+def run(options: ChatOptions, resumed: Path | None = None, *, mouse: bool = True) -> None:
+    """Open the chat on this terminal until the user leaves.
+
+    Args:
+        resumed: the file of a saved chat.
+        mouse: whether the chat handles the mouse, not the terminal.
 
     Raises:
-        SessionError: the chat to go on with cannot be opened.
+        SessionError: the saved chat cannot be opened.
     """
     saved = Session.resume(resumed) if resumed else None
     ChatApp(WorkerProcess.start, options, resumed=saved).run(mouse=mouse)

@@ -1,4 +1,4 @@
-"""The chat behind the screen: conversation, session file and engine process, held together."""
+"""The chat behind the screen: it keeps the conversation, its file and the engine's process in step."""
 
 from __future__ import annotations
 
@@ -6,353 +6,295 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from mlxmtp.worker.client import EngineClient, EngineStartError, MakeCommand
-from mlxmtp.worker.messages import (
-    Compare,
-    Comparison,
-    Died,
-    Downloading,
-    Event,
-    Failed,
-    Finished,
-    Generate,
-    Load,
-    Loaded,
-    PromptProgress,
-    Stopped,
-    TurnDelta,
-    Warned,
-)
-from mlxmtp.worker.process import StartTransport
-from mlxmtp_tui.conversation import Answer, Conversation
-from mlxmtp_tui.files import expanded, missing
-from mlxmtp_tui.live import Live
-from mlxmtp_tui.roles import Options, View
-from mlxmtp_tui.sessions import Session
+from textual.message import Message
 
-PARTIAL_S = 0.8
-"""How much of an answer a crash may cost."""
+from mlxmtp.worker import messages as worker
+from mlxmtp.worker.client import EngineClient, EngineStartError, MakeCommand
+from mlxmtp.worker.process import StartTransport
+from mlxmtp_tui.chatlog import ChatLog
+from mlxmtp_tui.conversation import Answer, Conversation, partial_message
+from mlxmtp_tui.files import expand_mentions, missing_files
+from mlxmtp_tui.messages import Measured, Notice, StateChanged, TurnFinished, TurnGrew, TurnsReplaced, TurnStarted
+from mlxmtp_tui.options import ChatOptions
+from mlxmtp_tui.sessions import Session
+from mlxmtp_tui.state import ChatState, Status
+
+NOT_NOW = "not now; esc stops what runs"
 
 
 class Chat:
-    """Commands of the user in, changes of the view out.
+    """Takes the user's actions and the engine's events; posts messages to the screen.
 
     Args:
-        start: starts an engine.
-        session, conversation: of a saved chat; None: a new one.
+        post: takes the messages (mlxmtp_tui/messages.py).
+        start: starts an engine process.
+        new_session: makes the file of a new chat, for a model's name.
+        resumed: the file and the conversation of a saved chat.
     """
 
     def __init__(
         self,
-        view: View,
+        post: Callable[[Message], object],
         start: StartTransport,
-        options: Options,
+        options: ChatOptions,
         new_session: Callable[[str], Session],
         resumed: tuple[Session, Conversation] | None = None,
     ) -> None:
-        self.live = Live()
+        self.state = ChatState()
         self.settings = options.settings
-        self.loaded: Loaded | None = None
+        self.loaded: worker.Loaded | None = None
         self.model = options.model
-        self.conversation = resumed[1] if resumed else Conversation(options.system)
-        self._view = view
+        session, conversation = resumed or (None, Conversation(options.system))
+        self.log = ChatLog(lambda: new_session(self.model_name), conversation, session)
+        self._post = post
         self._options = options
-        self._new_session = new_session
-        self._session = resumed[0] if resumed else None
         self._client = EngineClient(start, self._on_event)
-        self._command = 0  # whose events count; 0: of no command
-        self._parts: list[list[str]] = []
-        self._kept_at, self._kept = 0.0, 0
-        self._waiting = self._turn_runs = False
-        self._before: tuple[Loaded, Options] | None = None  # in place of which another model loads
-        self._remember_turns()
+        self._command = 0  # the command whose events count; 0 for none
+        self._waiting = False  # the newest turn waits for a model
+        self._replaced: tuple[worker.Loaded, ChatOptions] | None = None  # the model in place of which another loads
+        self.state.set_turns(self.conversation.stats)
         if resumed and options.system:
-            self.instruct(options.system)
+            self.set_system(options.system)
 
     @property
-    def session(self) -> Session:
-        if self._session is None:
-            self._session = self._new_session(self.model_name)
-            if self.conversation.system:
-                self._session.system(self.conversation.system)
-        return self._session
-
-    @property
-    def has_session(self) -> bool:
-        """Whether there is a file for this chat."""
-        return self._session is not None
+    def conversation(self) -> Conversation:
+        return self.log.conversation
 
     @property
     def model_name(self) -> str:
         return self.model or "demo"
 
     async def start(self) -> None:
-        """Start the engine's process, and load the model unless it is to be chosen."""
-        self.live.become("starting")
+        """Start the engine's process, and load the model unless the user has to choose one."""
+        self.state.set_status("starting")
         try:
             await self._client.start()
         except EngineStartError as error:
-            self._gone(str(error))
+            self._lose_engine(str(error))
             return
         if self._options.choose and self.loaded is None and self.model is None:
-            self._become("choosing")
+            self._set_status("choosing")
         else:
             self.load(self.model, head=self._options.head)
 
     def load(self, model: str | None, head: str | None = None) -> None:
-        """Load a model in place of the present one; None is the demo."""
-        self._leave()
-        self._before = (self.loaded, self._options) if self.loaded else None
-        self.model, self.loaded, self.live.compared = model, None, None
+        """Load a model in place of the present one; None for the demo."""
+        self._abandon()
+        self._replaced = (self.loaded, self._options) if self.loaded else None
+        self.model, self.loaded, self.state.comparison = model, None, None
         self._options = replace(self._options, choose=False, model=model, head=head)
-        if self._session:
-            self._session.model(self.model_name)
+        self.log.set_model(self.model_name)
         if not self._client.running:
-            self._become("gone")
-            self._view.say(f"ctrl+r starts the engine, with {self.model_name}")
+            self._set_status("gone")
+            self._notify(f"ctrl+r starts the engine, with {self.model_name}")
             return
-        self._become("loading")
-        asked = self._options
-        self._send(lambda id: Load(id, model, head, asked.mtp, identity=asked.identity, draft_vocab=asked.draft_vocab))
+        self._set_status("loading")
+        self._send(self._options.load_command)
 
     def submit(self, text: str) -> bool:
-        """Ask; whether the text was taken.
+        """Send a message to the model. Returns whether it was accepted; it is not while the engine is busy.
 
         Raises:
-            MentionError: a file that it names cannot be read.
+            MentionError: a file that it mentions cannot be read.
         """
-        if self._waiting or self.live.status in ("answering", "stopping", "measuring"):
-            self._view.say("still busy; esc stops it")
+        if self._waiting or self.state.status in ("answering", "stopping", "measuring"):
+            self._notify("still busy; esc stops it")
             return False
-        # half a surrogate pair, as terminals pass on, would have every later prompt refused
+        # terminals pass on half surrogate pairs; the engine would refuse every later prompt
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        sent = expanded(text)
-        self.conversation.ask(text, sent)
-        self.session.asked(text, sent)
-        self._view.turn_began()
-        if unknown := missing(text):
-            self._view.say(f"there is no file {', '.join(unknown)}; the model reads the name only")
-        self._saved()
-        self._answer()
+        sent = expand_mentions(text)
+        self.log.ask(text, sent)
+        self._post(TurnStarted(self.conversation.turns[-1]))
+        if missing := missing_files(text):
+            self._notify(f"there is no file {', '.join(missing)}; the model reads the name only")
+        self._report_unsaved()
+        self._generate()
         return True
 
     def retry(self) -> None:
         """Answer the last message again."""
         turns = self.conversation.turns
-        if not turns or self.live.status not in ("ready", "loading"):
-            self._view.say("nothing to answer again" if not turns else "not now; esc stops what runs")
+        if not turns or self.state.status not in ("ready", "loading"):
+            self._notify("nothing to answer again" if not turns else NOT_NOW)
             return
         last = turns[-1]
-        self._rewind(len(turns) - 1)
-        self.conversation.ask(last.typed, last.sent)
-        self.session.asked(last.typed, last.sent)
-        self._view.turns_changed()
-        self._answer()
+        self.log.rewind(len(turns) - 1)
+        self.log.ask(last.typed, last.sent)
+        self._post_turns()
+        self._generate()
 
-    def take_back(self) -> str | None:
-        """Undo the last turn; what was typed."""
+    def undo(self) -> str | None:
+        """Remove the last turn. Returns what was typed; None where nothing can be removed now."""
         turns = self.conversation.turns
-        if not turns or self.live.status not in ("ready", "loading", "gone", "choosing"):
-            self._view.say("nothing to take back" if not turns else "not now; esc stops what runs")
+        if not turns or self.state.status not in ("ready", "loading", "gone", "choosing"):
+            self._notify("nothing to take back" if not turns else NOT_NOW)
             return None
         typed = turns[-1].typed
         self._waiting = False
-        self._rewind(len(turns) - 1)
-        self._view.turns_changed()
+        self.log.rewind(len(turns) - 1)
+        self._post_turns()
         return typed
 
     def clear(self) -> None:
-        """A new chat; the old one is saved."""
+        """Begin a new chat; the old one is saved."""
         self.open(None, Conversation(self.conversation.system))
 
     def open(self, session: Session | None, conversation: Conversation) -> None:
-        """Go on with another chat; None: a new file when there is something to write."""
-        self._leave()
-        if self._session:
-            self._session.close()
-        self._session, self.conversation = session, conversation
-        self._remember_turns()
+        """Go on with another chat. Without a session, a file is made when there is something to write."""
+        self._abandon()
+        self.log.open(session, conversation)
+        self.state.set_turns(self.conversation.stats)
         self._waiting = False
-        self._view.turns_changed()
+        self._post_turns()
 
-    def instruct(self, system: str) -> None:
-        """Set the system prompt."""
-        self.conversation.system = system
-        if self._session:
-            self._session.system(system)
-        self._view.state_changed()
+    def set_system(self, system: str) -> None:
+        """Set the system prompt, from the next turn on."""
+        self.log.set_system(system)
+        self._post(StateChanged())
 
-    def set(self, **changes: Any) -> None:
-        """Change settings, from the next turn on."""
+    def change_settings(self, **changes: Any) -> None:
+        """Change fields of the settings, from the next turn on."""
         self.settings = replace(self.settings, **changes)
-        self._view.state_changed()
+        self._post(StateChanged())
 
     def measure(self) -> None:
-        """Measure MTP beside plain decoding on this conversation."""
-        if self.live.status != "ready":
-            self._view.say("not now; esc stops what runs" if self.live.busy else "no model is loaded")
+        """Measure MTP and plain decoding on this conversation."""
+        if self.state.status != "ready":
+            self._notify(NOT_NOW if self.state.busy else "no model is loaded")
             return
-        messages = self.conversation.messages() or [{"role": "user", "content": "Tell me a story."}]
-        if messages[-1]["role"] == "assistant":
-            messages.append({"role": "user", "content": "Go on."})
-        self._become("measuring")
-        self._send(lambda id: Compare(id, messages, self.settings))
+        self._set_status("measuring")
+        self._send(lambda id: worker.Compare(id, self.conversation.messages_to_measure(), self.settings))
 
     def stop(self) -> bool:
-        """End what runs, as soon as may be, and keep what came; whether something ran."""
+        """End the turn or the measurement soon and keep what was generated. Returns whether one was running."""
         if self._waiting:
             self._waiting = False
-            self._end_turn(Answer(_message([]), "interrupted"))
+            self._finish_turn(Answer(partial_message([]), "interrupted"))
             return True
-        if self.live.status not in ("answering", "measuring") or not self._client.running:
+        if self.state.status not in ("answering", "measuring") or not self._client.running:
             return False
         self._client.stop(self._command)
-        self._become("stopping")
+        self._set_status("stopping")
         return True
 
     async def restart(self) -> None:
-        """Replace an engine that is gone, or does not answer."""
-        self._leave("failed")
-        self.loaded = self._before = None
+        """Replace an engine that is gone or does not answer."""
+        self._abandon("failed")
+        self.loaded = self._replaced = None
         await self._client.kill()
         await self.start()
 
     async def close(self) -> None:
-        """Nothing goes on behind us."""
-        self._leave()
-        if self._session:
-            self._session.close()
+        """End the turn, the file and the engine's process."""
+        self._abandon()
+        self.log.close()
         await self._client.close()
 
-    def _answer(self) -> None:
-        self._parts, self._kept = [], 0
+    def save_partial(self) -> None:
+        """Save what there is of an answer; to be called several times a second."""
+        if self.state.status == "answering":
+            self.log.save_partial(self.state.clock(), self.state.stats)
+            self._report_unsaved()
+
+    def _generate(self) -> None:
+        """Answer the newest turn, once a model is loaded."""
         self._waiting = self.loaded is None
-        if self._waiting:
-            self._view.state_changed()
-            return
-        self._turn_runs = True
-        self.live.begin()
-        self._view.state_changed()
-        self._send(lambda id: Generate(id, self.conversation.messages(), self.settings))
+        if not self._waiting:
+            self.log.begin_answer()
+            self.state.begin_turn()
+            self._send(lambda id: worker.Generate(id, self.conversation.messages(), self.settings))
+        self._post(StateChanged())
 
     def _send(self, command: MakeCommand) -> None:
         """Send a command; the events of earlier ones are ignored from now on."""
         self._command = self._client.send(command)
 
-    def _on_event(self, event: Event) -> None:
-        self.live.heard = self.live.clock()
-        if event.id == self._command or isinstance(event, Died | Warned):
-            self.take(event)
+    def _on_event(self, event: worker.Event) -> None:
+        self.state.last_event_at = self.state.clock()
+        if event.id == self._command or isinstance(event, worker.Died | worker.Warned):
+            self._handle(event)
 
-    def take(self, event: Event) -> None:
-        """Something happened."""
+    def _handle(self, event: worker.Event) -> None:
         match event:
-            case Loaded():
-                self.loaded, self._before = event, None
-                self._become("ready")
+            case worker.Loaded():
+                self.loaded, self._replaced = event, None
+                self._set_status("ready")
                 if self._waiting:
-                    self._answer()
-            case PromptProgress():
-                self.live.prefill = event
-            case Downloading():
-                self.live.fetching = event
-            case TurnDelta():
-                self._parts += event.segments
-                self.live.said(event.stats, event.memory)
-                self._view.turn_said(event.segments)
-            case Finished():
-                self.live.end(event.stats, event.memory)
-                self._end_turn(Answer(event.message, event.reason, event.stats, self.live.speedup(event.stats)))
-            case Comparison():
-                self._take_compared(event)
-            case Stopped():
-                self._leave()
-                self._become("ready")
-            case Warned():
-                self._view.say(event.message)
-            case Failed():
-                self._take_failure(event)
-            case Died():
-                self._gone(
-                    f"the engine cannot be understood: {event.garbled}"
-                    if event.garbled
-                    else f"the engine has died ({event.why})"
-                )
-        self._view.state_changed()
+                    self._generate()
+            case worker.PromptProgress():
+                self.state.prompt_progress = event
+            case worker.Downloading():
+                self.state.download = event
+            case worker.TurnDelta():
+                self.log.extend_answer(event.segments)
+                self.state.add_delta(event.stats, event.memory)
+                self._post(TurnGrew(event.segments))
+            case worker.Finished():
+                self.state.end_turn(event.stats, event.memory)
+                self._finish_turn(Answer(event.message, event.reason, event.stats, self.state.speedup(event.stats)))
+            case worker.Comparison():
+                self.state.comparison = event
+                if event.done == event.total:
+                    self._set_status("ready")
+                    self._post(Measured(event))
+            case worker.Stopped():
+                self._abandon()
+                self._set_status("ready")
+            case worker.Warned():
+                self._notify(event.message)
+            case worker.Failed():
+                self._handle_failure(event)
+            case worker.Died():
+                garbled = f"the engine cannot be understood: {event.garbled}"
+                self._lose_engine(garbled if event.garbled else f"the engine has died ({event.why})")
+        self._post(StateChanged())
 
-    def _take_compared(self, event: Comparison) -> None:
-        self.live.compared = event
-        if event.done == event.total:
-            self._become("ready")
-            self._view.measured(event)
-
-    def _take_failure(self, event: Failed) -> None:
-        loading = self.live.status == "loading"
+    def _handle_failure(self, event: worker.Failed) -> None:
+        loading = self.state.status == "loading"
         hint = "; try a smaller model or a shorter chat" if event.kind == "memory" else ""
-        self._view.say(event.message + hint, error=True)
-        if self._turn_runs:
-            self.live.end(None, None)
-            self._end_turn(Answer(_message(self._parts), "failed", self.live.stats))
-        if loading and event.still_loaded and self._before:
-            loaded, self._options = self._before
+        self._notify(event.message + hint, error=True)
+        if self.log.answering:
+            self.state.end_turn(None, None)
+            self._finish_turn(self.log.partial_answer("failed", self.state.stats))
+        if loading and event.still_loaded and self._replaced:
+            loaded, self._options = self._replaced
             self.model = self._options.model
-            if self._session:
-                self._session.model(self.model_name)
-            self.take(loaded)
+            self.log.set_model(self.model_name)
+            self._handle(loaded)
         else:
-            self._become("choosing" if loading else "ready")
+            self._set_status("choosing" if loading else "ready")
 
-    def _gone(self, why: str) -> None:
-        self._leave("failed")
-        self.loaded = self._before = None
-        self._become("gone")
-        self._view.say(f"{why}; ctrl+r starts it again, the chat is kept", error=True)
+    def _lose_engine(self, why: str) -> None:
+        self._abandon("failed")
+        self.loaded = self._replaced = None
+        self._set_status("gone")
+        self._notify(f"{why}; ctrl+r starts it again, the chat is kept", error=True)
 
-    def _leave(self, reason: str = "interrupted") -> None:
-        """End what runs without waiting for its end; what came of an answer is kept."""
-        status = self.live.status
-        if status in ("answering", "stopping", "measuring"):
+    def _abandon(self, reason: str = "interrupted") -> None:
+        """End the turn or the measurement without waiting for the engine; what was generated is kept."""
+        if self.state.status in ("answering", "stopping", "measuring"):
             self._client.stop(self._command)
             self._command = 0
-            self.live.end(None, None)
-        if self._turn_runs:
-            self._end_turn(Answer(_message(self._parts), reason, self.live.stats))
+            self.state.end_turn(None, None)
+        if self.log.answering:
+            self._finish_turn(self.log.partial_answer(reason, self.state.stats))
 
-    def _end_turn(self, answer: Answer) -> None:
-        self._turn_runs = False
-        self.conversation.answer(answer)
-        self.session.answered(answer)
-        self._view.turn_ended()
-        self._saved()
+    def _finish_turn(self, answer: Answer) -> None:
+        self.log.answer(answer)
+        self._post(TurnFinished(answer))
+        self._report_unsaved()
 
-    def _remember_turns(self) -> None:
-        answers = [turn.answer for turn in self.conversation.turns]
-        self.live.remember(answer.stats for answer in answers if answer and answer.stats)
+    def _post_turns(self) -> None:
+        self._post(TurnsReplaced(list(self.conversation.turns)))
 
-    def _rewind(self, turns: int) -> None:
-        self.conversation.rewind(turns)
-        self.session.rewound(turns)
+    def _report_unsaved(self) -> None:
+        """Notify of a file that cannot be written."""
+        if problem := self.log.session.problem:
+            self._notify(problem, error=True)
 
-    def keep(self) -> None:
-        """Save what has come of an answer, once a second; called more often."""
-        now = self.live.clock()
-        if self.live.status == "answering" and len(self._parts) > self._kept and now - self._kept_at >= PARTIAL_S:
-            self._kept_at, self._kept = now, len(self._parts)
-            answer = Answer(_message(self._parts), "interrupted", self.live.stats)
-            self.session.answering(len(self.conversation.turns), answer)
-            self._saved()
+    def _set_status(self, status: Status) -> None:
+        self.state.set_status(status)
+        self._post(StateChanged())
 
-    def _saved(self) -> None:
-        if problem := self.session.problem:
-            self._view.say(problem, error=True)
-
-    def _become(self, status: Any) -> None:
-        self.live.become(status)
-        self._view.state_changed()
-
-
-def _message(parts: list[list[str]]) -> dict[str, Any]:
-    """What came of an answer; calls stay the text that they are."""
-    of = {kind: "".join(text for this, text in parts if this == kind) for kind in ("text", "thinking", "tool")}
-    message = {"role": "assistant", "content": of["text"] + (f"\n{of['tool']}" if of["tool"] else "")}
-    return message | ({"reasoning_content": of["thinking"]} if of["thinking"] else {})
+    def _notify(self, text: str, *, error: bool = False) -> None:
+        self._post(Notice(text, error))

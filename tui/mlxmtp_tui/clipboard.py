@@ -1,15 +1,16 @@
-"""Copying: the platform's own command where there is one, else the terminal's escape sequence (OSC 52)."""
+"""Copying by the platform's own program; elsewhere the terminal's escape sequence (OSC 52) has to do."""
 
 import os
 import shutil
 import subprocess
 import sys
 
-PATIENCE_S = 2.0
+TIMEOUT_S = 2.0
+"""Seconds that the program has to take the text."""
 
 
 def command() -> list[str] | None:
-    """The program that takes text on standard input; macOS's Terminal ignores OSC 52."""
+    """The program that copies its standard input; None without one. macOS's Terminal ignores OSC 52."""
     if sys.platform == "darwin":
         return ["pbcopy"]
     if os.environ.get("WAYLAND_DISPLAY") and shutil.which("wl-copy"):
@@ -22,15 +23,15 @@ def command() -> list[str] | None:
     return None
 
 
-def copied(text: str) -> bool:
-    """Whether the platform's command took the text."""
+def copy(text: str) -> bool:
+    """Copy a text by the platform's program. Returns whether that worked."""
     program = command()
     if not program:
         return False
     try:
-        # xclip stays behind to serve the text, and would hold an open pipe
+        # xclip goes on in the background and would keep a pipe open
         quiet = subprocess.DEVNULL
-        subprocess.run(program, input=text.encode(), timeout=PATIENCE_S, check=True, stdout=quiet, stderr=quiet)
+        subprocess.run(program, input=text.encode(), timeout=TIMEOUT_S, check=True, stdout=quiet, stderr=quiet)
     except (OSError, subprocess.SubprocessError):
         return False
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,12 +13,12 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said.
+    """The model's answer to a turn.
 
     Args:
-        message: as the next prompt has it: content, reasoning_content, tool_calls.
-        reason: "stop", "length", "interrupted", or "failed" where the engine gave out.
-        speedup: against measured plain decoding, where that was known.
+        message: the assistant's message of later prompts: content, reasoning_content, tool_calls.
+        reason: "stop", "length", "interrupted", or "failed" where the engine failed.
+        speedup: ratio to the rate of plain decoding, where that was measured.
     """
 
     message: Message
@@ -27,7 +28,7 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """What is copied and exported; thinking is not part of it."""
+        """The text without the thinking, as it is copied and exported."""
         return str(self.message.get("content") or "")
 
     @property
@@ -36,7 +37,7 @@ class Answer:
 
     @property
     def calls(self) -> list[dict[str, Any]]:
-        """Tool calls: name and arguments."""
+        """Tool calls, each with its name and arguments."""
         return [call["function"] for call in self.message.get("tool_calls", ())]
 
     @property
@@ -45,8 +46,8 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What was typed, what was sent for it (with the files that it names), and the answer, once there is one."""
+class ChatTurn:
+    """What the user typed, what was sent (with the files that it mentions), and the answer once there is one."""
 
     typed: str
     sent: str
@@ -58,25 +59,31 @@ class Conversation:
     """Turns in order, under a system prompt."""
 
     system: str = ""
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[ChatTurn] = field(default_factory=list)
 
     def messages(self) -> list[Message]:
-        """The prompt for the newest turn. Questions without an answer become one with the next: roles alternate."""
-        said: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
+        """The prompt of the newest turn. Roles alternate: unanswered questions are joined with the next one."""
+        messages: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         for turn in self.turns:
-            if said and said[-1]["role"] == "user":
-                said[-1]["content"] += f"\n\n{turn.sent}"
+            if messages and messages[-1]["role"] == "user":
+                messages[-1]["content"] += f"\n\n{turn.sent}"
             else:
-                said.append({"role": "user", "content": turn.sent})
+                messages.append({"role": "user", "content": turn.sent})
             if turn.answer and not turn.answer.empty:
-                said.append(turn.answer.message)
-        return said
+                messages.append(turn.answer.message)
+        return messages
+
+    def messages_to_measure(self) -> list[Message]:
+        """A prompt for `/bench`: it ends with a user's message, made up where there is none."""
+        messages = self.messages() or [{"role": "user", "content": "Tell me a story."}]
+        return messages + ([{"role": "user", "content": "Go on."}] if messages[-1]["role"] == "assistant" else [])
 
     def ask(self, typed: str, sent: str) -> None:
-        self.turns.append(Turn(typed, sent))
+        """Add a turn."""
+        self.turns.append(ChatTurn(typed, sent))
 
     def answer(self, answer: Answer) -> None:
-        """The newest turn's answer."""
+        """Set the answer of the newest turn."""
         self.turns[-1] = replace(self.turns[-1], answer=answer)
 
     def rewind(self, turns: int) -> None:
@@ -90,7 +97,13 @@ class Conversation:
 
     @property
     def last_answer(self) -> Answer | None:
+        """The newest answer that is not empty."""
         return next((turn.answer for turn in reversed(self.turns) if turn.answer and not turn.answer.empty), None)
+
+    @property
+    def stats(self) -> list[Stats]:
+        """Statistics of the answers that have them."""
+        return [turn.answer.stats for turn in self.turns if turn.answer and turn.answer.stats]
 
     @property
     def title(self) -> str:
@@ -98,23 +111,32 @@ class Conversation:
         return next((line.strip() for turn in self.turns for line in turn.typed.splitlines() if line.strip()), "")
 
 
+def partial_message(segments: Iterable[list[str]]) -> Message:
+    """The message of an incomplete answer, from its [kind, text] pairs. Tool calls stay text: they are not parsed."""
+    texts = {"text": "", "thinking": "", "tool": ""}
+    for kind, text in segments:
+        texts[kind] += text
+    message = {"role": "assistant", "content": texts["text"] + (f"\n{texts['tool']}" if texts["tool"] else "")}
+    return message | ({"reasoning_content": texts["thinking"]} if texts["thinking"] else {})
+
+
 def as_markdown(conversation: Conversation, model: str) -> str:
-    """The conversation as a document."""
-    parts = [f"# {conversation.title or 'Conversation'}", f"Model: {model}"]
+    """The conversation as a Markdown document."""
+    sections = [f"# {conversation.title or 'Conversation'}", f"Model: {model}"]
     if conversation.system:
-        parts += ["## System", conversation.system]
+        sections += ["## System", conversation.system]
     for turn in conversation.turns:
-        parts += ["## You", turn.typed]
+        sections += ["## You", turn.typed]
         if answer := turn.answer:
-            parts += ["## Model"]
+            sections += ["## Model"]
             if answer.thinking:
-                parts += [f"<details><summary>Thinking</summary>\n\n{answer.thinking}\n\n</details>"]
-            parts += [text for text in (answer.text, *map(call_line, answer.calls)) if text]
-    return "\n\n".join(parts) + "\n"
+                sections += [f"<details><summary>Thinking</summary>\n\n{answer.thinking}\n\n</details>"]
+            sections += [text for text in (answer.text, *map(format_call, answer.calls)) if text]
+    return "\n\n".join(sections) + "\n"
 
 
-def call_line(call: dict[str, Any]) -> str:
-    """A tool call as code: name(argument=value, ...)."""
+def format_call(call: dict[str, Any]) -> str:
+    """A tool call as code: `name(argument=value, ...)`."""
     given = call.get("arguments")
     inside = ", ".join(f"{name}={value!r}" for name, value in given.items()) if isinstance(given, dict) else str(given)
     return f"`{call.get('name')}({inside})`"

@@ -1,4 +1,4 @@
-"""Files named in a prompt as @path: put into it, and completed while typing."""
+"""Files mentioned in a prompt as @path: inserted into it, and completed while the user types."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from pathlib import Path
 from mlxmtp.errors import MlxmtpError
 from mlxmtp.units import size
 
-LARGEST = 2_000_000
-"""Bytes of a file that is put into a prompt; more than any context holds."""
+MAX_BYTES = 2_000_000
+"""Most bytes of a file that is inserted into a prompt; more than any context holds."""
 MENTION = re.compile(r'(?<![\w@])@(?:"([^"\n]+)"|([^\s"@][^\s"]*))')
-SHOWN = 50
+MAX_COMPLETIONS = 50
+"""Most completions that are offered."""
 
 
 class MentionError(MlxmtpError):
-    """A file named in the prompt cannot be put into it."""
+    """A file mentioned in the prompt cannot be inserted."""
 
 
-def expanded(prompt: str) -> str:
-    """The prompt with the contents of the files that it names, after its own text.
+def expand_mentions(prompt: str) -> str:
+    """The prompt, followed by the contents of the files that it mentions.
 
-    Only what is a file counts: an address or a handle with an @ is left alone.
+    Mentions that are no files, such as addresses and handles, stay as they are.
 
     Raises:
-        MentionError: a file is too large, or no text.
+        MentionError: a file is too large, or is not text.
     """
     blocks = []
     for name, path in dict(_mentions(prompt)).items():
@@ -33,15 +34,15 @@ def expanded(prompt: str) -> str:
     return "\n\n".join([prompt, *blocks])
 
 
-def missing(prompt: str) -> list[str]:
-    """The mentions that look like a file's name, and of which there is no file: they stay as they are typed."""
+def missing_files(prompt: str) -> list[str]:
+    """The mentions that look like a file's name but are no file; they stay in the prompt as they are."""
     found = {name for name, _ in _mentions(prompt)}
     named = ((match[1] or match[2]).rstrip(".,;:!?)]}") for match in MENTION.finditer(prompt))
     return [f"@{name}" for name in dict.fromkeys(named) if name not in found and re.search(r"/|\.\w", name)]
 
 
 def completions(word: str) -> list[str]:
-    """What `word`, which begins with @, can become: paths as they would be typed, folders with a slash."""
+    """The mentions that begin with `word` (its @ included): paths as the user would type them, folders with a slash."""
     typed = word[1:].removeprefix('"')
     folder, _, start = typed.rpartition("/")
     base = Path(os.path.expanduser(folder or ("/" if typed.startswith("/") else ".")))
@@ -59,22 +60,23 @@ def completions(word: str) -> list[str]:
         ):
             path = prefix + entry.name + ("/" if _is_dir(entry) else "")
             found.append(_mention(path))
-    return found[:SHOWN]
+    return found[:MAX_COMPLETIONS]
 
 
 def _mention(path: str) -> str:
-    """A path as it would be typed; the quotes of a folder stay open, so that the way goes on inside."""
+    """A path as the user would type it. The quotes of a folder stay open: a file of it can follow."""
     if not any(character.isspace() for character in path):
         return f"@{path}"
     return f'@"{path}' if path.endswith("/") else f'@"{path}"'
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file's name can be typed: bytes that are no UTF-8 come as half surrogate pairs."""
+    """Whether a file's name can be typed. Bytes that are not UTF-8 are half surrogate pairs in it."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _mentions(prompt: str) -> list[tuple[str, Path]]:
+    """The mentions that are files, and their paths."""
     found = []
     for match in MENTION.finditer(prompt):
         name = match[1] or match[2]
@@ -87,8 +89,8 @@ def _mentions(prompt: str) -> list[tuple[str, Path]]:
 
 def _text(path: Path) -> str:
     try:
-        if (nbytes := path.stat().st_size) > LARGEST:
-            raise MentionError(f"{path}: {size(nbytes)}; a file in a prompt can have {size(LARGEST)} at most")
+        if (nbytes := path.stat().st_size) > MAX_BYTES:
+            raise MentionError(f"{path}: {size(nbytes)}; a file in a prompt can have {size(MAX_BYTES)} at most")
         content = path.read_bytes()
         text = content.decode()
     except OSError as error:
@@ -110,7 +112,7 @@ def _file(name: str) -> Path | None:
     try:
         path = Path(name).expanduser()
         return path if path.is_file() else None
-    except (OSError, ValueError, RuntimeError):  # a name that no file can have; a home that nobody has
+    except (OSError, ValueError, RuntimeError):  # not a file's name; an unknown home
         return None
 
 

@@ -1,4 +1,4 @@
-"""What was typed in earlier chats, for the up key."""
+"""The prompts of earlier chats, for the up key."""
 
 import json
 from contextlib import suppress
@@ -7,9 +7,10 @@ from pathlib import Path
 from mlxmtp.files import data_folder
 from mlxmtp_tui.records import line
 
-KEPT = 500
-LONGEST = 10_000
-"""Characters of a prompt that is kept; longer ones were pasted."""
+MAX_PROMPTS = 500
+"""Prompts that are read from the file."""
+MAX_CHARACTERS = 10_000
+"""Characters of a prompt that is written; longer ones were pasted."""
 
 
 def file() -> Path:
@@ -17,18 +18,18 @@ def file() -> Path:
 
 
 def load() -> list[str]:
-    """The newest prompts, oldest first; nothing where there are none, or they cannot be read."""
+    """The newest prompts, oldest first; empty where there is no file, or it cannot be read."""
     prompts = []
     with suppress(OSError):
-        for content in file().read_bytes().split(b"\n")[-KEPT - 1 :]:
-            with suppress(ValueError):  # a broken line costs itself only
+        for content in file().read_bytes().split(b"\n")[-MAX_PROMPTS - 1 :]:
+            with suppress(ValueError):  # a broken line costs no other
                 prompts.append(json.loads(content))
     return [prompt for prompt in prompts if isinstance(prompt, str)]
 
 
 def add(prompt: str) -> None:
-    """Append a prompt. A history that cannot be written is none; nobody is told."""
-    if len(prompt) > LONGEST:
+    """Append a prompt. A file that cannot be written is ignored."""
+    if len(prompt) > MAX_CHARACTERS:
         return
     with suppress(OSError):
         file().parent.mkdir(parents=True, exist_ok=True)

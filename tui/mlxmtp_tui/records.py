@@ -1,4 +1,4 @@
-"""The lines of a saved chat: JSON each, for what was said and what was taken back."""
+"""The lines of a saved chat: a JSON record each, for messages and for turns that were removed."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ MESSAGE = ("role", "content", "reasoning_content", "tool_calls")
 
 
 class SessionError(MlxmtpError):
-    """A saved chat that is not there, cannot be read, or is open elsewhere."""
+    """A saved chat does not exist, cannot be read, or is open elsewhere."""
 
 
 def line(record: dict[str, Any] | str) -> bytes:
-    """A record as it is written."""
+    """The line of a record, with its line end."""
     try:
         return json.dumps(record, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # half a surrogate pair, which only JSON's own escapes can say
+    except UnicodeEncodeError:  # half a surrogate pair, which only JSON's own escapes can write
         return json.dumps(record).encode() + b"\n"
 
 
-def record_of(answer: Answer) -> dict[str, Any]:
-    """An answer: the message, then how it came."""
+def answer_record(answer: Answer) -> dict[str, Any]:
+    """The record of an answer: the message, and how it ended."""
     stats = asdict(answer.stats) if answer.stats else None
     return {**answer.message, "finish": answer.reason, "speedup": answer.speedup, "stats": stats}
 
 
-def answer_of(record: dict[str, Any]) -> Answer:
+def read_answer(record: dict[str, Any]) -> Answer:
     """The answer of a record.
 
     Raises:
-        KeyError, TypeError: it is none.
+        KeyError, TypeError: the record is not an answer.
     """
     stats = record.get("stats")
     if stats:
@@ -47,29 +47,32 @@ def answer_of(record: dict[str, Any]) -> Answer:
 
 
 def read(file: Path) -> tuple[dict[str, Any], Conversation]:
-    """What the chat is (model, title), and what was said.
+    """Read a saved chat. A last line that a crash cut short is left out.
+
+    Returns:
+        The header (model, created, title) and the conversation.
 
     Raises:
-        SessionError: the file is no chat. A last line that a crash cut short is left out.
+        SessionError: the file is not a chat.
     """
-    head: dict[str, Any] = {}
+    header: dict[str, Any] = {}
     conversation = Conversation()
     try:
         for number, record in enumerate(_records(file)):
             if number == 0 and record.get("type") != "chat":
                 raise SessionError(f"{file}: no chat of mlxmtp; expected a first line with type chat")
-            _take(record, head, conversation)
+            _apply(record, header, conversation)
     except OSError as error:
         raise SessionError(f"{file}: cannot be read ({error})") from error
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise SessionError(f"{file}: a record of this chat is incomplete ({error!r})") from error
-    if not head:
+    if not header:
         raise SessionError(f"{file}: empty; expected a chat of mlxmtp")
-    return head, conversation
+    return header, conversation
 
 
-def whole(content: bytes) -> bytes:
-    """A file's content without a last line that a crash cut short; with its end, where that alone was missing."""
+def without_cut_line(content: bytes) -> bytes:
+    """The content without a last line that a crash cut short. Where only its line end is missing, that is added."""
     start = content.rfind(b"\n") + 1
     try:
         json.loads(content[start:])
@@ -79,8 +82,8 @@ def whole(content: bytes) -> bytes:
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
-    # not splitlines: line ends that only Unicode knows are text
-    lines = whole(file.read_bytes()).split(b"\n")
+    # not splitlines: the text may hold Unicode's own line ends
+    lines = without_cut_line(file.read_bytes()).split(b"\n")
     for number, content in enumerate(lines[:-1], start=1):
         try:
             yield json.loads(content)
@@ -88,19 +91,19 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
             raise SessionError(f"{file}, line {number}: not valid JSON ({error})") from error
 
 
-def _take(record: dict[str, Any], head: dict[str, Any], conversation: Conversation) -> None:
+def _apply(record: dict[str, Any], header: dict[str, Any], conversation: Conversation) -> None:
     match record.get("role") or record.get("type"):
         case "chat":
-            head.update(model=record["model"], created=record["created"])
+            header.update(model=record["model"], created=record["created"])
         case "model":
-            head["model"] = record["name"]
+            header["model"] = record["name"]
         case "title":
-            head["title"] = record["text"]
+            header["title"] = record["text"]
         case "system":
             conversation.system = record["content"]
         case "user":
             conversation.ask(record["content"], record.get("sent", record["content"]))
         case "assistant":
-            conversation.answer(answer_of(record))
+            conversation.answer(read_answer(record))
         case "rewind":
             conversation.rewind(record["turns"])

@@ -1,8 +1,8 @@
-"""Conversations on disk: one JSON-lines file each, written as they go.
+"""Saved chats: one file of JSON lines each, written as the chat goes on.
 
-A file begins with what the chat is; then come its messages, a line each, and `rewind` where a turn was taken back.
-The answer that is being written stands in a file `.partial` beside it, brought up to date every second and removed
-with the answer's own line: a crash loses no more than that.
+The first record is the header; then come the messages, and a `rewind` where turns were removed. An incomplete answer is
+in a sidecar file `.partial`, rewritten about once a second and deleted once the answer's record is written. A crash
+costs no more than the last second.
 """
 
 from __future__ import annotations
@@ -17,21 +17,28 @@ from typing import Any
 
 from mlxmtp.files import data_folder, staged_file, try_lock
 from mlxmtp_tui.conversation import Answer, Conversation
-from mlxmtp_tui.records import SessionError, answer_of, line, read, record_of, whole
+from mlxmtp_tui.records import SessionError, answer_record, line, read, read_answer, without_cut_line
 
-__all__ = ["Saved", "Session", "SessionError", "find", "folder", "model_of", "read", "saved"]
+__all__ = ["SavedChat", "Session", "SessionError", "find", "folder", "model_of", "read", "saved"]
 
 VERSION = 1
+"""Of the file format, in the header."""
 
 
 def folder() -> Path:
-    """Where chats are kept."""
+    """The folder of the saved chats."""
     return data_folder() / "chats"
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A chat on disk, as a list shows it."""
+class SavedChat:
+    """A saved chat in a list.
+
+    Args:
+        id: stem of the file's name.
+        turns: number of turns.
+        changed: time of the last write, local.
+    """
 
     id: str
     file: Path
@@ -44,157 +51,164 @@ class Saved:
 class Session:
     """The file of one chat. Nothing is written before the first message.
 
-    Writing never raises: what could not be written is tried again with the next record, and `problem` says why.
+    Writing never raises: a record that cannot be written is tried again with the next one.
+
+    Attributes:
+        problem: why the last write failed; None where it succeeded.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.problem: str | None = None
-        self._out: int | None = None
-        self._due: list[bytes] = []
+        self._fd: int | None = None
+        self._pending: list[bytes] = []
 
     @classmethod
     def new(cls, model: str, root: Path | None = None) -> Session:
+        """A new file in the folder `root`, named after the time."""
         now = datetime.now(UTC)
         session = cls((root or folder()) / f"{now:%Y%m%d-%H%M%S}-{os.urandom(2).hex()}.jsonl")
         created = now.isoformat(timespec="seconds")
-        session._due.append(line({"type": "chat", "version": VERSION, "model": model, "created": created}))
+        session._pending.append(line({"type": "chat", "version": VERSION, "model": model, "created": created}))
         return session
 
     @classmethod
     def resume(cls, file: Path) -> tuple[Session, Conversation]:
-        """A chat to go on with; an answer that was cut off by a crash is taken in.
+        """Open a saved chat. An incomplete answer that a crash left becomes the answer of its turn.
 
         Raises:
-            SessionError: the file is no chat, or another mlxmtp has it open.
+            SessionError: the file is not a chat, or another mlxmtp has it open.
         """
         session = cls(file)
         _, conversation = read(file)
         session._open()
         if session.problem:
             raise SessionError(session.problem)
-        session._mend()
-        if conversation.unanswered and (lost := _partial(file, len(conversation.turns))):
-            conversation.answer(lost)
-            session.answered(lost)
+        session._remove_cut_line()
+        if conversation.unanswered and (partial := _partial_answer(file, len(conversation.turns))):
+            conversation.answer(partial)
+            session.write_answer(partial)
         return session, conversation
 
     @property
     def id(self) -> str:
         return self.file.stem
 
-    def asked(self, typed: str, sent: str) -> None:
+    def write_user(self, typed: str, sent: str) -> None:
         self._write(role="user", content=typed, **({} if sent == typed else {"sent": sent}))
 
-    def answering(self, turn: int, answer: Answer) -> None:
-        """What of the answer to turn number `turn` has come so far."""
-        if self._due:
-            self._write_due()
+    def write_partial(self, turn: int, answer: Answer) -> None:
+        """Write the incomplete answer to turn number `turn`, counted from 1, to the sidecar file."""
+        if self._pending:
+            self._write_pending()
         try:
             with staged_file(self._partial_file, mode=0o600) as stage:
-                stage.write_bytes(line({"turn": turn, **record_of(answer)}))
+                stage.write_bytes(line({"turn": turn, **answer_record(answer)}))
         except OSError as error:
             self._fail(error)
         else:
-            if not self._due:
+            if not self._pending:
                 self.problem = None
 
-    def answered(self, answer: Answer) -> None:
-        self._write(**record_of(answer))
-        if not self._due:
+    def write_answer(self, answer: Answer) -> None:
+        self._write(**answer_record(answer))
+        if not self._pending:
             with suppress(OSError):
                 self._partial_file.unlink()
 
-    def rewound(self, turns: int) -> None:
+    def write_rewind(self, turns: int) -> None:
         self._write(type="rewind", turns=turns)
 
-    def system(self, text: str) -> None:
+    def write_system(self, text: str) -> None:
         self._write(role="system", content=text)
 
-    def title(self, text: str) -> None:
-        """What the list calls the chat."""
+    def write_title(self, text: str) -> None:
+        """Set the title of the chat in the list."""
         self._write(type="title", text=text)
 
-    def model(self, name: str) -> None:
+    def write_model(self, name: str) -> None:
         self._write(type="model", name=name)
 
     def close(self) -> None:
-        if self._out is not None:
-            os.close(self._out)
-            self._out = None
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
 
     @property
     def _partial_file(self) -> Path:
         return self.file.with_suffix(".partial")
 
     def _write(self, **record: Any) -> None:
-        self._due.append(line(record))
-        self._write_due()
+        self._pending.append(line(record))
+        self._write_pending()
 
-    def _write_due(self) -> None:
-        """All or nothing: half a line would spoil the file."""
+    def _write_pending(self) -> None:
+        """Write all pending records or none: half a line would make the file invalid."""
         self._open()
-        if self._out is None:
+        if self._fd is None:
             return
-        before = os.fstat(self._out).st_size
-        content = b"".join(self._due)
+        before = os.fstat(self._fd).st_size
+        content = b"".join(self._pending)
         try:
             while content:
-                content = content[os.write(self._out, content) :]
+                content = content[os.write(self._fd, content) :]
         except OSError as error:
             self._fail(error)
             with suppress(OSError):
-                os.ftruncate(self._out, before)
+                os.ftruncate(self._fd, before)
         else:
-            self._due.clear()
+            self._pending.clear()
             self.problem = None
 
     def _open(self) -> None:
-        if self._out is not None:
+        if self._fd is not None:
             return
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self._out = os.open(self.file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            self._fd = os.open(self.file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         except OSError as error:
             self._fail(error)
             return
-        if not try_lock(self._out):
+        if not try_lock(self._fd):
             self.close()
             self.problem = f"{self.file}: this chat is open in another mlxmtp; close it there, or begin a new one"
 
-    def _mend(self) -> None:
-        """Take away a last line that a crash cut short, or the next one would be written behind it."""
+    def _remove_cut_line(self) -> None:
+        """Remove a last line that a crash cut short; the next record would be joined to it."""
         content = self.file.read_bytes()
-        sound = whole(content)
-        if len(sound) < len(content):
-            os.truncate(self.file, len(sound))
-        elif self._out is not None:
+        complete = without_cut_line(content)
+        if len(complete) < len(content):
+            os.truncate(self.file, len(complete))
+        elif self._fd is not None:
             with suppress(OSError):
-                os.write(self._out, sound[len(content) :])
+                os.write(self._fd, complete[len(content) :])
 
     def _fail(self, error: OSError) -> None:
         self.problem = f"the chat is not saved: {error}"
 
 
-def saved(root: Path | None = None) -> list[Saved]:
-    """All chats, the newest first; files that are none are left out."""
+def saved(root: Path | None = None) -> list[SavedChat]:
+    """All saved chats, the newest first. Files that are not chats are left out."""
     chats = []
     for file in (root or folder()).glob("*.jsonl"):
         try:
-            head, conversation = read(file)
+            header, conversation = read(file)
             changed = datetime.fromtimestamp(file.stat().st_mtime)
         except (SessionError, OSError):
             continue
-        title = head.get("title") or conversation.title
-        chats.append(Saved(file.stem, file, title, head.get("model", ""), len(conversation.turns), changed))
+        title = header.get("title") or conversation.title
+        chats.append(SavedChat(file.stem, file, title, header.get("model", ""), len(conversation.turns), changed))
     return sorted(chats, key=lambda chat: chat.changed, reverse=True)
 
 
 def find(name: str | None, root: Path | None = None) -> Path:
-    """The file of a chat by its id, its title or a file's path; None: the newest.
+    """The file of a saved chat.
+
+    Args:
+        name: id, title or path of the chat; None for the newest.
 
     Raises:
-        SessionError: there is none.
+        SessionError: there is no such chat.
     """
     if name and (file := _as_file(name)):
         return file
@@ -209,7 +223,7 @@ def find(name: str | None, root: Path | None = None) -> Path:
 
 
 def model_of(file: Path) -> str | None:
-    """The model of a chat, to load it again."""
+    """The model of a saved chat."""
     return read(file)[0].get("model")
 
 
@@ -217,14 +231,14 @@ def _as_file(name: str) -> Path | None:
     try:
         file = Path(name).expanduser()
         return file if file.is_file() else None
-    except (OSError, ValueError, RuntimeError):  # a name that no file can have; a home that nobody has
+    except (OSError, ValueError, RuntimeError):  # not a file's name; an unknown home
         return None
 
 
-def _partial(file: Path, turn: int) -> Answer | None:
-    """What a crash left of the answer to a turn."""
+def _partial_answer(file: Path, turn: int) -> Answer | None:
+    """The incomplete answer to a turn that a crash left; None without one."""
     try:
         record = json.loads(file.with_suffix(".partial").read_bytes())
-        return answer_of(record) if record.get("turn") == turn else None
+        return read_answer(record) if record.get("turn") == turn else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

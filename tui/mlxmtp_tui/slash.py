@@ -1,4 +1,4 @@
-"""What the slash commands do."""
+"""The handlers of the slash commands."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from mlxmtp.errors import MlxmtpError, OptionError
 from mlxmtp.limits import MAX_DEPTH
 from mlxmtp_tui import commands, sessions
 from mlxmtp_tui.conversation import as_markdown
-from mlxmtp_tui.widgets.prompt import Prompt
+from mlxmtp_tui.widgets.prompt import PromptInput
 
 if TYPE_CHECKING:
     from mlxmtp_tui.app import ChatApp
 
 
-class SlashCommands:
-    """A method `command_NAME` for each; it takes the text behind the name."""
+class CommandHandlers:
+    """A method `command_NAME` for each slash command; it takes the text after the name."""
 
     def __init__(self, app: ChatApp) -> None:
         self._app = app
+        self._chat = app.chat
 
     def __call__(self, name: str, arguments: str = "") -> None:
-        """Carry out a command."""
+        """Execute a command; errors become notifications."""
         if name not in commands.BY_NAME:
-            close = [command.usage for command in commands.completions("/" + name[:1])]
-            hint = f"; {', '.join(close)}?" if close else ""
+            similar = [command.usage for command in commands.completions("/" + name[:1])]
+            hint = f"; {', '.join(similar)}?" if similar else ""
             self._app.say(f"there is no command /{name}{hint} // sends a text that begins with a slash", error=True)
             return
         try:
@@ -33,107 +34,105 @@ class SlashCommands:
         except MlxmtpError as error:
             self._app.say(str(error), error=True)
         except OSError as error:
-            told = [str(part) for part in (error.filename, error.strerror) if part]
-            self._app.say(": ".join(told) or str(error), error=True)
+            details = [str(detail) for detail in (error.filename, error.strerror) if detail]
+            self._app.say(": ".join(details) or str(error), error=True)
 
     def command_help(self, arguments: str) -> None:
-        from mlxmtp_tui.screens.help import Help
+        from mlxmtp_tui.screens.help import HelpScreen
 
-        if isinstance(self._app.screen, Help):
+        if isinstance(self._app.screen, HelpScreen):
             self._app.pop_screen()
         else:
-            self._app.push_screen(Help())
+            self._app.push_screen(HelpScreen())
 
     def command_model(self, arguments: str) -> None:
         if arguments:
-            self._app.chat.load(None if arguments == "demo" else arguments)
+            self._chat.load(None if arguments == "demo" else arguments)
             return
-        from mlxmtp_tui.screens.picker import Choice, Picker
+        from mlxmtp_tui.screens.picker import ModelChoice, ModelPicker
 
-        def chosen(choice: Choice | None) -> None:
+        def chosen(choice: ModelChoice | None) -> None:
             if choice:
-                self._app.chat.load(choice.model)
+                self._chat.load(choice.model)
 
-        if not isinstance(self._app.screen, Picker):
-            self._app.push_screen(Picker(self._app.start_engine), chosen)
+        if not isinstance(self._app.screen, ModelPicker):
+            self._app.push_screen(ModelPicker(self._app.start_engine), chosen)
 
     def command_clear(self, arguments: str) -> None:
-        self._app.chat.clear()
+        self._chat.clear()
 
     def command_system(self, arguments: str) -> None:
         if not arguments:
-            self._app.say(self._app.chat.conversation.system or "there is no system prompt; /system TEXT sets one")
+            self._app.say(self._chat.conversation.system or "there is no system prompt; /system TEXT sets one")
             return
-        self._app.chat.instruct("" if arguments == "off" else arguments)
+        self._chat.set_system("" if arguments == "off" else arguments)
         self._app.say(
             "no system prompt any more" if arguments == "off" else "the system prompt holds from the next turn on"
         )
 
     def command_depth(self, arguments: str) -> None:
         if not arguments:
-            self._app.say(f"depth {'auto' if self._app.chat.settings.depth is None else self._app.chat.settings.depth}")
+            self._app.say(f"depth {'auto' if self._chat.settings.depth is None else self._chat.settings.depth}")
             return
-        depth = None if arguments == "auto" else _whole("depth", arguments, 0, MAX_DEPTH)
-        loaded = self._app.chat.loaded
+        depth = None if arguments == "auto" else _whole_number("depth", arguments, 0, MAX_DEPTH)
+        loaded = self._chat.loaded
         if depth and loaded and not loaded.head:
             raise OptionError(f"depth {depth} needs a head: {loaded.plain_because}")
-        self._app.chat.set(depth=depth)
+        self._chat.change_settings(depth=depth)
 
     def command_temp(self, arguments: str) -> None:
         if arguments:
-            self._app.chat.set(temperature=_temperature(arguments))
-        self._app.say(f"temperature {self._app.chat.settings.temperature:g}")
+            self._chat.change_settings(temperature=_temperature(arguments))
+        self._app.say(f"temperature {self._chat.settings.temperature:g}")
 
     def command_seed(self, arguments: str) -> None:
         if arguments:
-            self._app.chat.set(seed=None if arguments == "off" else _whole("seed", arguments, 0, 2**64 - 1))
-        self._app.say("no seed" if self._app.chat.settings.seed is None else f"seed {self._app.chat.settings.seed}")
+            self._chat.change_settings(
+                seed=None if arguments == "off" else _whole_number("seed", arguments, 0, 2**64 - 1)
+            )
+        self._app.say("no seed" if self._chat.settings.seed is None else f"seed {self._chat.settings.seed}")
 
     def command_max(self, arguments: str) -> None:
         if arguments:
-            self._app.chat.set(max_tokens=_whole("max", arguments, 1, 10**9))
-        self._app.say(f"at most {self._app.chat.settings.max_tokens:,} tokens an answer")
+            self._chat.change_settings(max_tokens=_whole_number("max", arguments, 1, 10**9))
+        self._app.say(f"at most {self._chat.settings.max_tokens:,} tokens an answer")
 
     def command_think(self, arguments: str) -> None:
-        wishes: dict[str, Any] = {"on": True, "off": False, "auto": None}
+        modes: dict[str, Any] = {"on": True, "off": False, "auto": None}
         if arguments == "show":
-            if transcript := self._app.transcript:
-                transcript.unfold(unfolded=not transcript.unfolded)
+            if self._app.transcript:
+                self._app.transcript.toggle_thinking()
             return
-        if arguments and arguments not in wishes:
+        if arguments and arguments not in modes:
             raise OptionError(f"/think {arguments}: expected on, off, auto or show")
         if arguments:
-            self._app.chat.set(thinking=wishes[arguments])
-        now = next(name for name, wish in wishes.items() if wish is self._app.chat.settings.thinking)
-        mode = (
-            ""
-            if not self._app.chat.loaded or self._app.chat.loaded.has_thinking
-            else "; this model has no thinking mode"
-        )
-        self._app.say(f"thinking {now}{mode}")
+            self._chat.change_settings(thinking=modes[arguments])
+        name = next(name for name, mode in modes.items() if mode is self._chat.settings.thinking)
+        loaded = self._chat.loaded
+        missing = "; this model has no thinking mode" if loaded and not loaded.has_thinking else ""
+        self._app.say(f"thinking {name}{missing}")
 
     def command_stats(self, arguments: str) -> None:
-        from mlxmtp_tui.app import VIEWS
+        from mlxmtp_tui.app import STATS_VIEWS
 
-        if arguments and arguments not in VIEWS:
-            raise OptionError(f"/stats {arguments}: expected {', '.join(VIEWS)}")
-        views = [view for view in VIEWS if not (self._app.narrow and view == "live")]
-        at = views.index(self._app.stats_view) + 1 if self._app.stats_view in views else 0
-        self._app.stats_view = next((v for v in VIEWS if v == arguments), views[at % len(views)])
-        self._app.state_changed()
+        if arguments and arguments not in STATS_VIEWS:
+            raise OptionError(f"/stats {arguments}: expected {', '.join(STATS_VIEWS)}")
+        views = [view for view in STATS_VIEWS if not (self._app.narrow and view == "live")]
+        next_view = views.index(self._app.stats_view) + 1 if self._app.stats_view in views else 0
+        self._app.stats_view = next((v for v in STATS_VIEWS if v == arguments), views[next_view % len(views)])
 
     def command_bench(self, arguments: str) -> None:
-        self._app.chat.measure()
+        self._chat.measure()
 
     def command_retry(self, arguments: str) -> None:
-        self._app.chat.retry()
+        self._chat.retry()
 
     def command_edit(self, arguments: str) -> None:
-        if typed := self._app.chat.take_back():
-            self._app.query_one(Prompt).recall(typed)
+        if typed := self._chat.undo():
+            self._app.query_one(PromptInput).recall(typed)
 
     def command_copy(self, arguments: str) -> None:
-        answer = self._app.chat.conversation.last_answer
+        answer = self._chat.conversation.last_answer
         if answer is None:
             raise OptionError("there is no answer to copy yet")
         what, _, number = arguments.partition(" ")
@@ -145,44 +144,44 @@ class SlashCommands:
         blocks = code_blocks(answer.text)
         if not blocks:
             raise OptionError("there is no code block in the last answer")
-        self._app.copy(blocks[_whole("code block", number, 1, len(blocks)) - 1 if number else -1])
+        self._app.copy(blocks[_whole_number("code block", number, 1, len(blocks)) - 1 if number else -1])
 
     def command_save(self, arguments: str) -> None:
-        if not arguments and not self._app.chat.has_session:
+        if not arguments and not self._chat.log.has_session:
             self._app.say("there is nothing to save yet; a chat is saved from its first message on")
             return
-        session = self._app.chat.session
+        session = self._chat.log.session
         if arguments:
-            session.title(arguments)
+            session.write_title(arguments)
         self._app.say(session.problem or f"saved in {session.file}", error=bool(session.problem))
 
     def command_load(self, arguments: str) -> None:
         if arguments:
             self._go_on(sessions.find(arguments))
             return
-        from mlxmtp_tui.screens.chats import Chats
+        from mlxmtp_tui.screens.chats import ChatPicker
 
         chats = sessions.saved()
         if not chats:
             raise sessions.SessionError(f"no saved chat in {sessions.folder()}")
-        self._app.push_screen(Chats(chats), lambda file: self._go_on(file) if file else None)
+        self._app.push_screen(ChatPicker(chats), lambda file: self._go_on(file) if file else None)
 
     def _go_on(self, file: Path) -> None:
         try:
-            if self._app.chat.has_session and file.resolve() == self._app.chat.session.file.resolve():
+            if self._chat.log.has_session and file.resolve() == self._chat.log.session.file.resolve():
                 return
-            self._app.chat.open(*sessions.Session.resume(file))
+            self._chat.open(*sessions.Session.resume(file))
         except sessions.SessionError as error:
             self._app.say(str(error), error=True)
 
     def command_export(self, arguments: str) -> None:
         try:
-            file = Path(arguments or f"chat-{self._app.chat.session.id}.md").expanduser()
+            file = Path(arguments or f"chat-{self._chat.log.session.id}.md").expanduser()
         except RuntimeError as error:
             raise OptionError(f"{arguments}: {error}") from error
         if file.exists():
             raise OptionError(f"{file} exists; give another name")
-        file.write_text(as_markdown(self._app.chat.conversation, self._app.chat.model_name), encoding="utf-8")
+        file.write_text(as_markdown(self._chat.conversation, self._chat.model_name), encoding="utf-8")
         self._app.say(f"written to {file.absolute()}")
 
     def command_exit(self, arguments: str) -> None:
@@ -190,13 +189,13 @@ class SlashCommands:
 
 
 def code_blocks(text: str) -> list[str]:
-    """The contents of a text's fences, in order."""
+    """The contents of the code blocks of a Markdown text, in order."""
     from markdown_it import MarkdownIt
 
     return [token.content for token in MarkdownIt("commonmark").parse(text) if token.type in ("fence", "code_block")]
 
 
-def _whole(name: str, text: str, least: int, most: int) -> int:
+def _whole_number(name: str, text: str, least: int, most: int) -> int:
     if not text.strip().isdecimal() or not least <= int(text) <= most:
         raise OptionError(f"{name} is {text!r}; expected a whole number from {least} to {most:,}")
     return int(text)

@@ -1,4 +1,4 @@
-"""Choosing a saved chat."""
+"""The screen that chooses a saved chat."""
 
 from pathlib import Path
 from typing import ClassVar
@@ -12,18 +12,19 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from mlxmtp_tui.figures import MUTED, plural
-from mlxmtp_tui.sessions import Saved
+from mlxmtp_tui.formatting import MUTED, plural
+from mlxmtp_tui.sessions import SavedChat
 
 TITLE = 48
+"""Columns of a title."""
 
 
-class Chats(ModalScreen[Path | None]):
-    """The saved chats, the newest first."""
+class ChatPicker(ModalScreen[Path | None]):
+    """Lists saved chats, the newest first; its result is the file of the chosen one."""
 
     BINDINGS: ClassVar = [Binding("escape", "dismiss(None)", "back")]
 
-    def __init__(self, chats: list[Saved]) -> None:
+    def __init__(self, chats: list[SavedChat]) -> None:
         super().__init__()
         self._chats = chats
 
@@ -41,7 +42,7 @@ class Chats(ModalScreen[Path | None]):
         self.dismiss(self._chats[int(event.option.id or 0)].file)
 
 
-def _row(chat: Saved) -> Content:
+def _row(chat: SavedChat) -> Content:
     title = chat.title if len(chat.title) <= TITLE else chat.title[: TITLE - 1] + "…"
     about = f"{chat.changed:%Y-%m-%d %H:%M}  {plural(chat.turns, 'turn')}  {chat.model}"
     return Content.assemble(f"{title or 'untitled':{TITLE}}  ", (about, MUTED))

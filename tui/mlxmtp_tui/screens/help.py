@@ -1,4 +1,4 @@
-"""Keys and commands."""
+"""The help screen: keys and commands."""
 
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ from textual.widgets import Static
 from mlxmtp_tui.commands import COMMANDS
 
 WIDTH = 31
+"""Columns of the keys and commands."""
 KEYS = (
     ("enter", "send"),
     ("ctrl+j, shift+enter, \\ enter", "new line"),
@@ -31,8 +32,8 @@ KEYS = (
 )
 
 
-class Help(ModalScreen[None]):
-    """Closed by any of the keys that people try."""
+class HelpScreen(ModalScreen[None]):
+    """Keys and commands; any key that users try closes it."""
 
     BINDINGS: ClassVar = [Binding("escape,f1,q,enter", "app.pop_screen", "close")]
 

@@ -1,4 +1,4 @@
-"""Choosing a model: the demo, what is in the Hub cache, and what can be downloaded, here and now."""
+"""The screen that chooses a model: the demo, one of the Hub cache, or one to download now."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ from mlxmtp.worker.messages import (
     Models,
 )
 from mlxmtp.worker.process import StartTransport
-from mlxmtp_tui.recommended import RECOMMENDED, Recommended
+from mlxmtp_tui.recommended import RECOMMENDED, RecommendedModel
 
 DEMO = "demo"
 NAME = 40
+"""Columns of a model's name."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """model None: the bundled demo."""
+class ModelChoice:
+    """The chosen model; None for the bundled demo."""
 
     model: str | None
 
 
-class Picker(ModalScreen[Choice | None]):
-    """Asks an engine process of its own, so that a download ends with it.
+class ModelPicker(ModalScreen[ModelChoice | None]):
+    """Lists and downloads models by an engine process of its own: a download ends with its process.
 
     Args:
-        start: starts one.
+        start: starts the process.
     """
 
     BINDINGS: ClassVar = [Binding("escape", "cancel", "back, or cancel the download")]
@@ -67,9 +68,9 @@ class Picker(ModalScreen[Choice | None]):
 
     async def on_mount(self) -> None:
         self.query_one(ProgressBar).display = self.query_one("#download-text").display = False
-        self._fill(None)
+        self._list(None)
         self.query_one(OptionList).focus()
-        await self._ask(ListModels)
+        await self._send(ListModels)
 
     async def on_unmount(self) -> None:
         await self._client.kill()
@@ -83,16 +84,16 @@ class Picker(ModalScreen[Choice | None]):
     @on(OptionList.OptionSelected)
     async def option_selected(self, event: OptionList.OptionSelected) -> None:
         name = event.option.id or DEMO
-        wanted = next((one for one in RECOMMENDED if f"get {one.repo}" == name), None)
-        if wanted:
-            await self._download(wanted.repo, wanted.head)
+        recommended = next((model for model in RECOMMENDED if f"get {model.repo}" == name), None)
+        if recommended:
+            await self._download(recommended.repo, recommended.head)
         else:
-            self.dismiss(Choice(None if name == DEMO else name))
+            self.dismiss(ModelChoice(None if name == DEMO else name))
 
     @on(Input.Submitted)
     def typed(self, event: Input.Submitted) -> None:
         if text := event.value.strip():
-            self.dismiss(Choice(None if text == DEMO else text))
+            self.dismiss(ModelChoice(None if text == DEMO else text))
 
     async def _download(self, repo: str, head: str | None) -> None:
         if self._downloading:
@@ -102,25 +103,25 @@ class Picker(ModalScreen[Choice | None]):
         self.query_one(ProgressBar).update(total=None, progress=0)
         self._say(f"{repo}: asking the Hub …")
         self.query_one("#picker-hint", Static).update("esc cancels; what has come is kept for the next try")
-        await self._ask(lambda id: Download(id, repo, head))
+        await self._send(lambda id: Download(id, repo, head))
 
     async def _cancel_download(self) -> None:
         repo, self._downloading = self._downloading, None
         await self._client.kill()
-        self._idle(f"{repo}: cancelled; the next download goes on from here")
+        self._show_idle(f"{repo}: cancelled; the next download goes on from here")
 
-    async def _ask(self, command: MakeCommand) -> None:
+    async def _send(self, command: MakeCommand) -> None:
         try:
             await self._client.start()
         except EngineStartError as error:
-            self._idle(str(error))
+            self._show_idle(str(error))
             return
         self._client.send(command)
 
     def _on_event(self, event: Event) -> None:
         match event:
             case Models():
-                self._fill(event)
+                self._list(event)
             case Downloading():
                 self.query_one(ProgressBar).update(total=max(event.total, 1), progress=event.done)
                 self._say(f"{event.repo}: {size(event.done)} of {size(event.total)}")
@@ -129,19 +130,19 @@ class Picker(ModalScreen[Choice | None]):
                     self.app.notify(event.warning, severity="warning", timeout=15, markup=False)
                 while self.app.screen is not self:
                     self.app.pop_screen()
-                self.dismiss(Choice(event.repo))
+                self.dismiss(ModelChoice(event.repo))
             case Failed():
-                self._fill(self._models, looking=False)
-                self._idle(event.message)
+                self._list(self._models, searching=False)
+                self._show_idle(event.message)
             case Died():
-                self._fill(self._models, looking=False)
-                self._idle(
+                self._list(self._models, searching=False)
+                self._show_idle(
                     f"the engine cannot be understood: {event.garbled}"
                     if event.garbled
                     else f"the engine has died: {event.last or event.code}"
                 )
 
-    def _idle(self, text: str) -> None:
+    def _show_idle(self, text: str) -> None:
         self._downloading = None
         if not self.is_running:
             return
@@ -154,48 +155,46 @@ class Picker(ModalScreen[Choice | None]):
             self.query_one("#download-text", Static).update(text)
             self.query_one("#download-text").display = bool(text)
 
-    def _fill(self, models: Models | None, *, looking: bool = True) -> None:
+    def _list(self, models: Models | None, *, searching: bool = True) -> None:
         if not self.is_running:
             return
         self._models = models
         options = self.query_one(OptionList)
-        at = options.highlighted
+        highlighted = options.highlighted
         options.clear_options()
         options.add_option(_heading("Here"))
         options.add_option(Option(_row("the bundled demo", 25_000_000, "head", "tiny, to try things"), id=DEMO))
-        found = models.models if models else []
-        options.add_options([Option(_cached(one, models), id=one.name, disabled=_refused(one)) for one in found])
-        if models is None and looking:
+        cached = models.models if models else []
+        for model in cached:
+            options.add_option(Option(_cached(model, models), id=model.name, disabled=model.support == "refused"))
+        if models is None and searching:
             options.add_option(Option("  looking into the Hub cache …", disabled=True))
         room = f" (this machine can use {size(models.memory_limit)})" if models else ""
         options.add_option(_heading(f"To download{room}"))
-        have = {one.name for one in found}
-        for one in RECOMMENDED:
-            if one.repo not in have:
-                options.add_option(Option(_remote(one, models), id=f"get {one.repo}"))
-        options.highlighted = 1 if at is None else at
+        names = {model.name for model in cached}
+        for recommended in RECOMMENDED:
+            if recommended.repo not in names:
+                options.add_option(Option(_downloadable(recommended, models), id=f"get {recommended.repo}"))
+        options.highlighted = 1 if highlighted is None else highlighted
 
 
 def _heading(text: str) -> Option:
     return Option(Content.styled(text, "bold $accent"), disabled=True)
 
 
-def _refused(one: CachedModel) -> bool:
-    return one.support == "refused"
+def _cached(model: CachedModel, models: Models | None) -> Content:
+    if model.support == "refused":
+        return _row(model.name, model.nbytes, "", model.reason)
+    head = "head" if model.support == "speculates" else "no head"
+    return _row(model.name, model.nbytes, head, _size_warning(model.nbytes, models))
 
 
-def _cached(one: CachedModel, models: Models | None) -> Content:
-    if _refused(one):
-        return _row(one.name, one.nbytes, "", one.reason)
-    return _row(one.name, one.nbytes, "head" if one.support == "speculates" else "no head", _fits(one.nbytes, models))
+def _downloadable(model: RecommendedModel, models: Models | None) -> Content:
+    nbytes = int(model.gigabytes * 1e9)
+    return _row(model.repo, nbytes, "head", _size_warning(nbytes, models) or model.about)
 
 
-def _remote(one: Recommended, models: Models | None) -> Content:
-    nbytes = int(one.gigabytes * 1e9)
-    return _row(one.repo, nbytes, "head", _fits(nbytes, models) or one.about)
-
-
-def _fits(nbytes: int, models: Models | None) -> str:
+def _size_warning(nbytes: int, models: Models | None) -> str:
     if models is None or nbytes <= models.memory_limit:
         return ""
     return "too large here"

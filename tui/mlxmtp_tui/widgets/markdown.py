@@ -1,7 +1,7 @@
-"""Textual's Markdown, made to grow: what an append costs depends on what is appended, not on what is there.
+"""Textual's Markdown for streams: the cost of an append depends on the new text, not on the length of the document.
 
-Textual draws the last block anew at every append: highlights all of a code block, rebuilds all of a list. Past some
-hundred lines that takes longer than a key may wait.
+Textual redraws the last block at each append: it highlights all of a code block and rebuilds all of a list. From some
+hundred lines on that takes longer than a key may wait.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from textual.widgets._markdown import (
 )
 
 PIECE_LINES = 32
-"""A code block is drawn in pieces of so many lines; only the last one changes."""
+"""Lines of a piece of a code block; an append changes the last piece only."""
 
 
 class CodeBlock(MarkdownFence):
-    """A code block in pieces. While it grows, each piece is highlighted by itself; `settle` does the whole again."""
+    """A code block in pieces, each highlighted by itself while the block grows; `settle` highlights it as a whole."""
 
     DEFAULT_CSS = """
     CodeBlock > Label { padding: 0 2; }
     """
 
     def __init__(self, markdown: Markdown, token: Any, code: str) -> None:
-        MarkdownBlock.__init__(self, markdown, token)  # the parent's would highlight all of it
+        MarkdownBlock.__init__(self, markdown, token)  # MarkdownFence would highlight all of it
         self.code = code
         self.lexer = token.info
         self.auto_links = False
@@ -50,7 +50,7 @@ class CodeBlock(MarkdownFence):
             yield Label(self._highlighted(piece))
 
     def notify_style_update(self) -> None:
-        """A theme changes colours, which are names here."""
+        """Change the theme: the colours are names here, so nothing is highlighted again."""
         MarkdownBlock.notify_style_update(self)
 
     async def _update_from_block(self, block: MarkdownBlock) -> None:
@@ -63,14 +63,14 @@ class CodeBlock(MarkdownFence):
         last = max(min(len(labels), len(new)) - 1, 0)
         for label, piece in zip(labels[last:], new[last:], strict=False):
             label.update(self._highlighted(piece))
-        for label in labels[len(new) :]:  # the ticks of its end, one by one, were code at first
+        for label in labels[len(new) :]:  # the first of the closing ticks were parsed as code
             await label.remove()
         await self.mount_all([Label(self._highlighted(piece)) for piece in new[len(labels) :]])
 
     async def settle(self) -> None:
-        """It will not grow any more: colour what reaches over pieces, such as long strings, as what it is."""
-        found = await asyncio.to_thread(_sliced, self.code, self.lexer)
-        for label, piece in zip(self.query(Label), found, strict=False):
+        """Highlight the complete block as a whole, for syntax that spans pieces, such as long strings."""
+        highlighted = await asyncio.to_thread(_highlight_pieces, self.code, self.lexer)
+        for label, piece in zip(self.query(Label), highlighted, strict=False):
             label.update(piece)
 
     def _highlighted(self, piece: str) -> Content:
@@ -78,7 +78,7 @@ class CodeBlock(MarkdownFence):
 
 
 class _Growing:
-    """A list whose last item alone is drawn anew. No block itself: Textual takes styles from the first base."""
+    """A list that redraws its last item only. Not a block: Textual takes styles from the first base class."""
 
     async def _update_from_block(self: Any, block: MarkdownBlock) -> None:
         items = list(block._blocks)
@@ -87,7 +87,7 @@ class _Growing:
             await _replace(self, block)
             return
         symbols = _symbols(items)
-        for row, symbol in zip(rows, symbols, strict=False):  # the tenth moves the other nine
+        for row, symbol in zip(rows, symbols, strict=False):  # the tenth item moves the numbers of the other nine
             bullet = row.query_children(MarkdownBullet).first()
             if bullet.symbol != symbol:
                 bullet.symbol = symbol
@@ -107,7 +107,7 @@ class OrderedList(_Growing, MarkdownOrderedList):
 
 
 class Table(MarkdownTable):
-    """A table whose last row can turn out to be none, which Textual's cannot stand."""
+    """A table that can lose its last row, when more text shows that it was none; Textual's fails then."""
 
     async def _update_from_block(self, block: MarkdownBlock) -> None:
         if isinstance(block, MarkdownTable) and len(block._get_headers_and_rows()[1]) < len(self._rows):
@@ -117,11 +117,11 @@ class Table(MarkdownTable):
 
 
 IN_PLACE = (MarkdownParagraph, CodeBlock, _Growing, Table)
-"""Blocks that can become the next parse's; others, inside of a list, are replaced."""
+"""Blocks inside a list that can be updated in place; others are replaced."""
 
 
 class GrowingMarkdown(Markdown):
-    """Markdown for a text that comes bit by bit."""
+    """Markdown that is appended to."""
 
     BLOCKS = Markdown.BLOCKS | {
         "fence": CodeBlock,
@@ -135,36 +135,36 @@ class GrowingMarkdown(Markdown):
         super().__init__(markdown, parser_factory=_parser)
 
     async def settle(self) -> None:
-        """The text is complete."""
+        """Highlight the code of the complete text."""
         for block in self.query(CodeBlock):
             await block.settle()
 
     @property
     def code_blocks(self) -> list[str]:
-        """The code of its fences, in order."""
+        """The contents of the code blocks, in order."""
         return [block.code for block in self.query(CodeBlock)]
 
 
 def pieces(code: str) -> Iterator[str]:
-    """The code in parts that an append leaves as they are, but for the last."""
+    """The code in pieces of `PIECE_LINES`; an append changes the last piece only."""
     lines = code.splitlines() or [""]
     for start in range(0, len(lines), PIECE_LINES):
         yield "\n".join(lines[start : start + PIECE_LINES])
 
 
-def _sliced(code: str, lexer: str) -> list[Content]:
+def _highlight_pieces(code: str, lexer: str) -> list[Content]:
     whole = highlight(code.expandtabs(), language=_language(lexer)).split("\n", allow_blank=True)
     return [Content("\n").join(whole[start : start + PIECE_LINES]) for start in range(0, len(whole), PIECE_LINES)]
 
 
 def _language(info: str) -> str:
-    """The name after the fence; guessing without one costs more than it tells."""
+    """The language after the fence; without one it is plain text, as guessing is slow."""
     words = info.split()
     return words[0] if words else "text"
 
 
 async def _grow(container: Widget, blocks: list[MarkdownBlock]) -> None:
-    """Make the container's blocks those of the new parse: all but the last are there and the same."""
+    """Update the container to the blocks of the new parse: all but its last block are the same."""
     old = [child for child in container.children if isinstance(child, MarkdownBlock)]
     if len(blocks) < len(old):
         await container.remove_children()
@@ -180,7 +180,7 @@ async def _grow(container: Widget, blocks: list[MarkdownBlock]) -> None:
 
 
 async def _replace(last: Widget, block: MarkdownBlock) -> None:
-    """Put a block where the last one of its parent is."""
+    """Replace the last child of a widget by a block."""
     parent = last.parent
     assert isinstance(parent, Widget)
     await last.remove()
@@ -194,7 +194,7 @@ def _row(item: Any, symbol: str) -> Horizontal:
 
 
 def _symbols(items: list[Any]) -> list[str]:
-    """What stands before the items, as Textual writes it."""
+    """The bullets or numbers of the items, as Textual writes them."""
     if not items or not items[0].bullet.isdigit():
         return [item.bullet for item in items]
     numbers = [f"{number}. " for number, _ in enumerate(items, int(items[0].bullet))]

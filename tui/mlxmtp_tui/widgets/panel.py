@@ -1,10 +1,11 @@
-"""The statistics panel: what happens now, or the turns so far."""
+"""The statistics panel: the present turn, or a plot of all turns."""
 
 from __future__ import annotations
 
 import textwrap
 from typing import Literal
 
+from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
@@ -13,44 +14,54 @@ from mlxmtp.decoding.stats import Stats
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.units import size
 from mlxmtp.worker.messages import Loaded
-from mlxmtp_tui.figures import MUTED, SHADES, bar, context, plot, promise, sparkline, stacked
-from mlxmtp_tui.live import Live
+from mlxmtp_tui.formatting import MUTED, SHADES, bar, context, plot, promise, sparkline, stacked
+from mlxmtp_tui.state import ChatState
 
 WIDTH = 36
+"""Columns of the text."""
 LABEL = 9
-View = Literal["live", "turns", "line"]
+"""Columns of the labels at its left."""
+StatsView = Literal["live", "turns", "line"]
 COLOURS = {"draft": "$warning", "verify": "$primary", "other": MUTED}
 
 Line = Content | str
 
 
 class Panel(VerticalScroll):
-    """Redrawn as a whole, as one text: cheap enough for a few times a second."""
+    """One text, redrawn as a whole: that is cheap enough for a few times a second."""
 
     can_focus = False
     _height = -1
 
-    def compose(self):  # type: ignore[no-untyped-def]
+    def compose(self) -> ComposeResult:
         yield Static(id="figures-now")
 
-    def draw(self, view: View, live: Live, loaded: Loaded | None, settings: GenerationOptions, name: str) -> None:
-        lines = over_turns(live) if view == "turns" else now(live, loaded, settings, name)
+    def draw(
+        self, view: StatsView, state: ChatState, loaded: Loaded | None, settings: GenerationOptions, name: str
+    ) -> None:
+        """Draw the statistics.
+
+        Args:
+            view: "turns" plots all turns; the others show the present one.
+            name: of the model.
+        """
+        lines = plot_lines(state) if view == "turns" else turn_lines(state, loaded, settings, name)
         text = Content("\n").join(map(_content, lines))
         height = text.plain.count("\n")
-        self.query_one("#figures-now", Static).update(text, layout=height != self._height)  # a layout costs most
+        self.query_one("#figures-now", Static).update(text, layout=height != self._height)  # layout is expensive
         self._height = height
 
 
-def now(live: Live, loaded: Loaded | None, settings: GenerationOptions, name: str) -> list[Line]:
-    """The panel while a turn runs, and frozen after it."""
+def turn_lines(state: ChatState, loaded: Loaded | None, settings: GenerationOptions, name: str) -> list[Line]:
+    """The panel of the present turn; of the last one when none runs."""
     lines: list[Line] = [Content.styled(shortened(name, WIDTH), "bold")]
-    lines += [Content.styled(line, MUTED) for line in head_lines(loaded, settings, live.stats)]
-    lines += ["", *rate_lines(live), "", *draft_lines(live), *round_lines(live), "", *prompt_lines(live)]
-    return [*lines, "", *room_lines(live, loaded), *promise_lines(loaded, settings)]
+    lines += [Content.styled(line, MUTED) for line in head_lines(loaded, settings, state.stats)]
+    lines += ["", *rate_lines(state), "", *draft_lines(state), *round_lines(state), "", *prompt_lines(state)]
+    return [*lines, "", *memory_lines(state, loaded), *promise_lines(loaded, settings)]
 
 
 def head_lines(loaded: Loaded | None, settings: GenerationOptions, stats: Stats | None = None) -> list[str]:
-    """Which head, at which depth and why."""
+    """The head and the depth, with the reason for them."""
     if loaded is None:
         return ["no model is loaded"]
     if loaded.head is None:
@@ -62,20 +73,20 @@ def head_lines(loaded: Loaded | None, settings: GenerationOptions, stats: Stats 
     return [*lines, "depth 0, plain: you set it" if settings.depth == 0 else f"depth {settings.depth}, you set it"]
 
 
-def rate_lines(live: Live) -> list[Line]:
-    stats, running = live.stats, live.status in ("answering", "stopping")
+def rate_lines(state: ChatState) -> list[Line]:
+    stats, running = state.stats, state.status in ("answering", "stopping")
     turn = f"{stats.decode_tps:.1f}" if stats and stats.decode_tps else "–"
-    rate = f"{live.now_tps:.1f} now, {turn} this turn" if running and live.now_tps else f"{turn} this turn"
-    speedup, plain = live.speedup(stats), live.plain_tps
+    rate = f"{state.current_tps:.1f} now, {turn} this turn" if running and state.current_tps else f"{turn} this turn"
+    speedup, plain = state.speedup(stats), state.plain_tps
     against = f"{speedup:.2f}× plain ({plain:.1f} tok/s)" if speedup and plain else "–  /bench measures it"
     if plain and not speedup:
         against = f"–  (plain: {plain:.1f} tok/s)"
-    spark = Content.styled(sparkline(list(live.rates), WIDTH), "$success")
+    spark = Content.styled(sparkline(list(state.rates), WIDTH), "$success")
     return [row("tok/s", rate), spark, row("speed-up", against)]
 
 
-def draft_lines(live: Live) -> list[Line]:
-    stats = live.stats
+def draft_lines(state: ChatState) -> list[Line]:
+    stats = state.stats
     if not stats or not (stats.drafted or stats.looked_up):
         return [row("a round", "–" if not stats else "1 token, no drafts")]
     lines: list[Line] = [row("a round", f"{stats.tokens_per_round:.2f} tokens")]
@@ -88,8 +99,8 @@ def draft_lines(live: Live) -> list[Line]:
     return lines
 
 
-def round_lines(live: Live) -> list[Line]:
-    stats = live.stats
+def round_lines(state: ChatState) -> list[Line]:
+    stats = state.stats
     if not stats or not stats.timed_rounds:
         return []
     parts = {"draft": stats.draft_s, "verify": stats.verify_s, "other": stats.other_s}
@@ -101,17 +112,17 @@ def round_lines(live: Live) -> list[Line]:
     return [row("time", f"{_short(sum(each.values()))} ms a round"), drawn, Content.assemble(*legend)]
 
 
-def prompt_lines(live: Live) -> list[Line]:
-    if fetching := live.fetching:
-        share = fetching.done / max(fetching.total, 1)
-        lines: list[Line] = [row("fetching", shortened(fetching.repo, WIDTH - LABEL))]
-        return [*lines, _progress(share, f"{size(fetching.done)} of {size(fetching.total)}")]
-    if live.status == "measuring" and (compared := live.compared):
-        return [row("measuring", "mlx-lm plain, then MTP"), _progress(compared.done / compared.total, "")]
-    if prefill := live.prefill:
-        read = f"{prefill.done:,} of {prefill.total:,} tokens"
-        return [row("reading", read), _progress(prefill.done / max(prefill.total, 1), "")]
-    stats = live.stats
+def prompt_lines(state: ChatState) -> list[Line]:
+    if download := state.download:
+        share = download.done / max(download.total, 1)
+        lines: list[Line] = [row("fetching", shortened(download.repo, WIDTH - LABEL))]
+        return [*lines, _progress(share, f"{size(download.done)} of {size(download.total)}")]
+    if state.status == "measuring" and (comparison := state.comparison):
+        return [row("measuring", "mlx-lm plain, then MTP"), _progress(comparison.done / comparison.total, "")]
+    if prompt := state.prompt_progress:
+        tokens = f"{prompt.done:,} of {prompt.total:,} tokens"
+        return [row("reading", tokens), _progress(prompt.done / max(prompt.total, 1), "")]
+    stats = state.stats
     if not stats:
         return [row("prompt", "–")]
     reused = f", {stats.reused_tokens:,} reused" if stats.reused_tokens else ""
@@ -119,12 +130,12 @@ def prompt_lines(live: Live) -> list[Line]:
     return [row("prompt", f"{stats.prompt_tokens:,} tokens{reused}"), row("", rate)]
 
 
-def room_lines(live: Live, loaded: Loaded | None) -> list[Line]:
+def memory_lines(state: ChatState, loaded: Loaded | None) -> list[Line]:
     lines: list[Line] = []
-    if loaded and live.stats:
-        used = live.stats.prompt_tokens + live.stats.tokens
+    if loaded and state.stats:
+        used = state.stats.prompt_tokens + state.stats.tokens
         lines += [row("context", context(used, loaded.context))]
-    if loaded and (memory := live.memory):
+    if loaded and (memory := state.memory):
         lines += [row("memory", f"{size(memory.active)} of {size(loaded.memory_limit)}")]
         lines += [row("peak", size(memory.peak)), row("caches", size(memory.caches))]
     return lines
@@ -145,28 +156,28 @@ def promise_lines(loaded: Loaded | None, settings: GenerationOptions) -> list[Li
     return [row("exact", first), *(row("", line) for line in rest)]
 
 
-def over_turns(live: Live) -> list[Line]:
-    """Rates and acceptance of the turns of this chat, a column each."""
-    if not live.turns:
+def plot_lines(state: ChatState) -> list[Line]:
+    """Plots of the rates and the acceptance, a column for each turn of this chat."""
+    if not state.turns:
         return [Content.styled("The turns of this session", "bold"), "", "No turn yet."]
     lines: list[Line] = [Content.styled("tok/s of each turn", "bold"), ""]
-    lines += [Content.styled(line, "$success") for line in plot([turn.tps for turn in live.turns], WIDTH, 6)]
-    depths = max(len(turn.acceptance) for turn in live.turns)
+    lines += [Content.styled(line, "$success") for line in plot([turn.tps for turn in state.turns], WIDTH, 6)]
+    depths = max(len(turn.acceptance) for turn in state.turns)
     for depth in range(min(depths, 4)):
-        shares = [turn.acceptance[depth] if depth < len(turn.acceptance) else None for turn in live.turns]
+        shares = [turn.acceptance[depth] if depth < len(turn.acceptance) else None for turn in state.turns]
         lines += ["", Content.styled(f"accepted at depth {depth + 1}", "bold"), ""]
         lines += [Content.styled(line, "$accent") for line in plot([_percent(s) for s in shares], WIDTH, 3, 100, "%")]
     return lines
 
 
-def one_line(live: Live, loaded: Loaded | None) -> str:
-    """The panel folded away."""
-    stats = live.stats
+def one_line(state: ChatState, loaded: Loaded | None) -> str:
+    """The statistics for a panel that is folded to a line."""
+    stats = state.stats
     if not stats:
         return ""
-    rate = live.now_tps if live.status == "answering" else stats.decode_tps
+    rate = state.current_tps if state.status == "answering" else stats.decode_tps
     parts = [f"{rate:.1f} tok/s" if rate else "", f"{stats.tokens_per_round:.1f} tok/round" if stats.drafted else ""]
-    if speedup := live.speedup(stats):
+    if speedup := state.speedup(stats):
         parts.append(f"{speedup:.2f}×")
     if loaded:
         parts.append(context(stats.prompt_tokens + stats.tokens, loaded.context).removesuffix(" tokens"))
@@ -178,7 +189,7 @@ def row(label: str, value: str) -> Content:
 
 
 def shortened(text: str, width: int) -> str:
-    """The end of a long name tells more than its beginning."""
+    """The end of a long text: of a path or a repo it tells more than the beginning."""
     return text if len(text) <= width else "…" + text[-width + 1 :]
 
 

@@ -1,4 +1,4 @@
-"""Where the user types: several lines, a history, completion of commands and paths."""
+"""The prompt: several lines, a history, completion of commands and paths."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from textual.widgets.option_list import Option
 
 from mlxmtp_tui import commands, files
 
-ALL = 1_000_000
-"""Pages: more than any conversation has."""
+ALL_PAGES = 1_000_000
+"""More pages than any conversation has."""
 LARGE_PASTE = 20_000
-"""Characters of a paste that is shown as a mark: drawing more at once would hold up the keys."""
+"""Characters of a paste from which on a placeholder is shown: drawing more would delay the keys."""
 
 
 class Completions(OptionList):
-    """What the word at the cursor can become."""
+    """A list of completions of the word at the cursor."""
 
     can_focus = False
 
     def offer(self, choices: list[tuple[str, str]]) -> None:
-        """Show (text, explanation) pairs; nothing where there are none. The bar stays on its row if that is left."""
+        """Show (text, explanation) pairs; hide the list without any. The same text stays highlighted."""
         before = self.chosen
         self.clear_options()
         self.display = bool(choices)
         width = max((len(text) for text, _ in choices), default=0)
-        for text, explained in choices:
-            self.add_option(Option(Content(f"{text:{width}}  {explained}".rstrip()), id=text))
+        for text, explanation in choices:
+            self.add_option(Option(Content(f"{text:{width}}  {explanation}".rstrip()), id=text))
         if choices:
             self.highlighted = next((i for i, (text, _) in enumerate(choices) if text == before), 0)
 
     @property
     def chosen(self) -> str | None:
-        """The choice under the bar, while there are any."""
+        """The highlighted completion; None while the list is hidden."""
         if not self.display or self.highlighted is None:
             return None
         return self.get_option_at_index(self.highlighted).id
 
 
-class Prompt(TextArea):
+class PromptInput(TextArea):
     """Enter sends; ctrl+j, shift+enter, or enter after a backslash make a new line."""
 
     @dataclass
@@ -52,7 +52,7 @@ class Prompt(TextArea):
 
     @dataclass
     class ScrollRequested(Message):
-        """The conversation is to scroll by so many pages, forward if positive."""
+        """The conversation has to scroll by `pages`, forward if positive."""
 
         pages: int
 
@@ -66,36 +66,36 @@ class Prompt(TextArea):
         )  # fmt: skip
         self.past: list[str] = []
         self._completions = completions
-        self._offered = "", (0, 0)
-        self._at: int | None = None
-        self._draft = ""
-        self._pastes: dict[str, str] = {}
-        self._taken = "", dict[str, str]()
+        self._offered = "", (0, 0)  # text and cursor that the completions are for
+        self._past_index: int | None = None  # of the earlier prompt that is shown
+        self._draft = ""  # what was typed before an earlier prompt was shown
+        self._pastes: dict[str, str] = {}  # by their placeholders
+        self._submitted = "", dict[str, str]()  # the last prompt and its pastes
 
     def fill(self, text: str) -> None:
-        """Replace what is typed; the cursor goes to its end."""
+        """Replace the text; the cursor goes to its end."""
         self.text = text
         self.move_cursor(self.document.end)
 
     def recall(self, text: str) -> None:
-        """Put a text there; what was being typed is one step down."""
-        self._draft, self._at = self.text, max(len(self.past) - 1, 0)
+        """Show a text as if it came from the history: the down key brings back the present text."""
+        self._draft, self._past_index = self.text, max(len(self.past) - 1, 0)
         self.fill(text)
 
     def take(self) -> str:
-        """What was typed, pastes included; the prompt is empty afterwards."""
+        """Empty the prompt. Returns its text, with the pastes in place of their placeholders."""
         text = self.text
-        self._taken = text, dict(self._pastes)
-        for mark, content in self._pastes.items():
-            text = text.replace(mark, content)
+        self._submitted = text, dict(self._pastes)
+        for placeholder, content in self._pastes.items():
+            text = text.replace(placeholder, content)
         self._pastes.clear()
-        self._at = None
+        self._past_index = None
         self.text = ""
         return text
 
     def put_back(self) -> None:
-        """What was taken could not be sent."""
-        text, self._pastes = self._taken
+        """Undo `take`: the text could not be sent."""
+        text, self._pastes = self._submitted
         self.fill(text)
 
     async def _on_key(self, event: events.Key) -> None:
@@ -111,8 +111,8 @@ class Prompt(TextArea):
             "ctrl+d": self._leave,
             "pageup": lambda: self._scroll(-1),
             "pagedown": lambda: self._scroll(1),
-            "ctrl+home": lambda: self._scroll(-ALL),
-            "ctrl+end": lambda: self._scroll(ALL),
+            "ctrl+home": lambda: self._scroll(-ALL_PAGES),
+            "ctrl+end": lambda: self._scroll(ALL_PAGES),
         }
         if event.key in handle and handle[event.key]():
             event.stop()
@@ -123,16 +123,19 @@ class Prompt(TextArea):
         event.prevent_default()
         event.stop()
         if len(text) > LARGE_PASTE:
-            mark = f"[pasted {len(text):,} characters #{len(self._pastes) + 1}]"
-            self._pastes[mark] = text
-            text = mark
+            placeholder = f"[pasted {len(text):,} characters #{len(self._pastes) + 1}]"
+            self._pastes[placeholder] = text
+            text = placeholder
         self.insert(text)
 
     def on_text_area_changed(self) -> None:
         self._offer()
 
     def _offer(self) -> None:
-        """Show what fits the text; keys can come before the message that it has changed. What was closed stays so."""
+        """Update the completions, unless text and cursor are the same: a closed list stays closed.
+
+        Keys call it too: they can come before the message that the text has changed.
+        """
         text, cursor = now = self.text, self.cursor_location
         moved = cursor != self._offered[1] and self._completions.display
         if text != self._offered[0] or moved:
@@ -142,8 +145,8 @@ class Prompt(TextArea):
     def _enter(self) -> bool:
         self._offer()
         word, chosen = self._word(), self._completions.chosen
-        whole = word[1:] in commands.BY_NAME if word.startswith("/") else word in files.completions(word)
-        if chosen and not whole:
+        complete = word[1:] in commands.BY_NAME if word.startswith("/") else word in files.completions(word)
+        if chosen and not complete:
             self._complete()
             if not word.startswith("/"):
                 return True
@@ -165,11 +168,12 @@ class Prompt(TextArea):
         if chosen is None:
             return False
         row, column = self.cursor_location
-        more = "" if chosen.endswith("/") else " "
-        self.replace(chosen + more, (row, column - len(self._word())), (row, column))
+        end = "" if chosen.endswith("/") else " "
+        self.replace(chosen + end, (row, column - len(self._word())), (row, column))
         return True
 
     def _move(self, by: int) -> bool:
+        """Move in the completions, or in the history from the first or last line."""
         self._offer()
         if self._completions.chosen is not None:
             (self._completions.action_cursor_up if by < 0 else self._completions.action_cursor_down)()
@@ -177,12 +181,12 @@ class Prompt(TextArea):
         row, _ = self.cursor_location
         if row != (0 if by < 0 else self.document.line_count - 1) or not self.past:
             return False
-        at = len(self.past) if self._at is None else self._at
-        if at == len(self.past):
+        index = len(self.past) if self._past_index is None else self._past_index
+        if index == len(self.past):
             self._draft = self.text
-        at = min(max(at + by, 0), len(self.past))
-        self._at = at
-        self.fill(self.past[at] if at < len(self.past) else self._draft)
+        index = min(max(index + by, 0), len(self.past))
+        self._past_index = index
+        self.fill(self.past[index] if index < len(self.past) else self._draft)
         if by < 0:
             self.move_cursor((0, 0))
         return True
@@ -203,7 +207,7 @@ class Prompt(TextArea):
         return not self.text
 
     def _word(self) -> str:
-        """The word that ends at the cursor."""
+        """The word that ends at the cursor; a quoted mention is one word."""
         row, column = self.cursor_location
         before = self.document.get_line(row)[:column]
         if '@"' in before and before.count('"') % 2:
@@ -216,5 +220,5 @@ class Prompt(TextArea):
         if word.startswith("/") and (row, column) == (0, len(word)):
             return [(f"/{command.name}", command.help) for command in commands.completions(word)]
         if word.startswith("@"):
-            return [(found, "") for found in files.completions(word) if found != word]
+            return [(path, "") for path in files.completions(word) if path != word]
         return []

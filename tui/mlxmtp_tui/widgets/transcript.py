@@ -1,120 +1,167 @@
-"""The conversation on the screen: the newest turns, and older ones on demand."""
+"""The conversation on the screen: the newest turns, and earlier ones on demand."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
+
 from textual.containers import VerticalScroll
 from textual.message import Message
-from textual.widget import Widget
+from textual.widget import MountError, Widget
 from textual.widgets import Static
 
-from mlxmtp_tui.conversation import Turn
-from mlxmtp_tui.figures import plural
-from mlxmtp_tui.widgets.turns import AnswerBlock, Asked, Thinking, drawn
+from mlxmtp_tui.conversation import Answer, ChatTurn
+from mlxmtp_tui.formatting import plural
+from mlxmtp_tui.widgets.turns import StreamingAnswer, ThinkingBlock, UserMessage, turn_widgets
 
-MOUNTED = 24
-"""Turns on the screen at first, and more each time: layout takes time for each widget, seen or not."""
+MOUNTED_TURNS = 24
+"""Turns that are mounted at first, and with each step back: layout takes time for each widget, seen or not."""
+WELCOME = "Type a message and press enter. /help shows keys and commands."
 
 
-class Earlier(Static):
-    """The way to the turns that are not mounted."""
+class EarlierTurns(Static):
+    """A link to the turns that are not mounted."""
 
-    class Wanted(Message):
-        """It was clicked."""
+    class Requested(Message):
+        """The link was clicked."""
 
     def on_click(self) -> None:
-        self.post_message(self.Wanted())
+        self.post_message(self.Requested())
 
 
 class Transcript(VerticalScroll):
-    """Follows the end until the reader scrolls."""
+    """Follows the end of the conversation until the reader scrolls.
+
+    The methods that change it return at once; the changes are made one after the other.
+    """
 
     can_focus = False
 
     def __init__(self) -> None:
         super().__init__()
-        self._turns: list[Turn] = []
-        self._first = 0
-        self._answering: AnswerBlock | None = None
-        self.unfolded = False
+        self._turns: list[ChatTurn] = []
+        self._first_mounted = 0
+        self._answer: StreamingAnswer | None = None
+        self._changes: asyncio.Queue[Callable[[], Awaitable[None]]] = asyncio.Queue()
+        self._unfolded = False
 
-    async def show(self, turns: list[Turn]) -> None:
-        """Draw a conversation from its end; a turn without an answer is going to get one."""
-        self._leave()
-        self._turns = turns
-        now = list(turns)  # while this is drawn, an answer may come
-        self._first = max(len(now) - MOUNTED, 0)
-        widgets = [widget for turn in now[self._first :] for widget in drawn(turn, unfolded=self.unfolded)]
-        async with self.batch():
-            await self.remove_children()
-            await self.mount_all(widgets)
-            await self._mark_earlier()
-        if now and now[-1].answer is None:
-            self._answering = AnswerBlock(self, unfolded=self.unfolded)
-        self.anchor()
+    def on_mount(self) -> None:
+        self.run_worker(self._make_changes())
 
-    async def begin(self, turn: Turn) -> None:
-        """Draw a new turn; the oldest ones make room."""
-        self._leave()
-        await self.mount(Asked(turn.typed))
-        asked = list(self.query(Asked))
-        if len(asked) > 2 * MOUNTED:
-            keep = self.children.index(asked[-MOUNTED])
-            await self.remove_children(self.children[:keep])
-            self._first += len(asked) - MOUNTED
-            await self._mark_earlier()
-        self._answering = AnswerBlock(self, unfolded=self.unfolded)
-        self.anchor()
+    def on_unmount(self) -> None:
+        self._leave_answer()
 
-    @property
-    def answering(self) -> AnswerBlock | None:
-        """Where the answer that comes is drawn."""
-        return self._answering
+    def show(self, turns: list[ChatTurn]) -> None:
+        """Replace the conversation. A last turn without an answer is going to get one."""
+        self._changes.put_nowait(partial(self._show, turns))
 
-    async def note(self, text: str) -> None:
-        """A remark between the turns."""
-        await self.mount(Static(text, classes="note", markup=False))
-        self.anchor()
+    def begin(self, turn: ChatTurn) -> None:
+        """Add a turn, whose answer is to come."""
+        self._changes.put_nowait(partial(self._begin, turn))
 
-    async def earlier(self) -> None:
-        """Mount some more of what was before, and stay where the reader is."""
-        if not self._first:
-            return
-        first = max(self._first - MOUNTED, 0)
-        older = self._turns[first : self._first]
-        widgets: list[Widget] = [widget for turn in older for widget in drawn(turn, unfolded=self.unfolded)]
-        top = self.query(Asked).first()
-        self._first = first
-        async with self.batch():
-            await self.mount_all(widgets, before=top)
-            await self._mark_earlier()
-        self.call_after_refresh(self.scroll_to_widget, top, animate=False, top=True)
+    def feed(self, segments: list[list[str]]) -> None:
+        """Add [kind, text] pairs to the answer of the last turn."""
+        self._changes.put_nowait(partial(self._feed, segments))
 
-    def unfold(self, *, unfolded: bool) -> None:
-        """All thinking, now and from now on."""
-        self.unfolded = unfolded
-        for thinking in self.query(Thinking):
-            thinking.fold(unfolded=unfolded)
+    def finish(self, answer: Answer) -> None:
+        """End the answer of the last turn."""
+        self._changes.put_nowait(partial(self._finish, answer))
+
+    def note(self, text: str) -> None:
+        """Add a remark after the last turn."""
+        self._changes.put_nowait(partial(self._note, text))
+
+    def toggle_thinking(self) -> None:
+        """Unfold all thinking, of later turns too; or fold it."""
+        self._unfolded = not self._unfolded
+        for thinking in self.query(ThinkingBlock):
+            thinking.fold(unfolded=self._unfolded)
 
     def page(self, pages: int) -> None:
-        """Scroll by pages; at the top, what was before comes."""
+        """Scroll by pages. At the top, earlier turns are mounted."""
         if pages < 0 and self.scroll_y <= 0:
-            self.run_worker(self.earlier())
+            self.run_worker(self._mount_earlier())
         self.scroll_relative(y=pages * max(self.size.height - 2, 1), animate=False)
         if pages > 0 and self.scroll_y >= self.max_scroll_y:
             self.anchor()
 
-    async def on_earlier_wanted(self) -> None:
-        await self.earlier()
+    async def on_earlier_turns_requested(self) -> None:
+        await self._mount_earlier()
 
-    def on_unmount(self) -> None:
-        self._leave()
+    async def _make_changes(self) -> None:
+        while True:
+            change = await self._changes.get()
+            try:
+                await change()
+            except MountError:
+                if self.app.is_running and self.is_attached:
+                    raise  # otherwise the app was closed meanwhile
 
-    def _leave(self) -> None:
-        if self._answering:
-            self._answering.cancel()
-        self._answering = None
+    async def _show(self, turns: list[ChatTurn]) -> None:
+        self._leave_answer()
+        self._turns = turns
+        self._first_mounted = max(len(turns) - MOUNTED_TURNS, 0)
+        mounted = turns[self._first_mounted :]
+        widgets = [widget for turn in mounted for widget in turn_widgets(turn, unfolded=self._unfolded)]
+        async with self.batch():
+            await self.remove_children()
+            await self.mount_all(widgets)
+            await self._update_earlier_link()
+        if turns and turns[-1].answer is None:
+            self._answer = StreamingAnswer(self, unfolded=self._unfolded)
+        self.anchor()
+        if not turns:
+            await self._note(WELCOME)
 
-    async def _mark_earlier(self) -> None:
-        await self.query(Earlier).remove()
-        if self._first:
-            await self.mount(Earlier(f"▲ {plural(self._first, 'earlier turn')}"), before=0)
+    async def _begin(self, turn: ChatTurn) -> None:
+        self._leave_answer()
+        self._turns.append(turn)
+        await self.mount(UserMessage(turn.typed))
+        messages = list(self.query(UserMessage))
+        if len(messages) > 2 * MOUNTED_TURNS:
+            kept = self.children.index(messages[-MOUNTED_TURNS])
+            await self.remove_children(self.children[:kept])
+            self._first_mounted += len(messages) - MOUNTED_TURNS
+            await self._update_earlier_link()
+        self._answer = StreamingAnswer(self, unfolded=self._unfolded)
+        self.anchor()
+
+    async def _feed(self, segments: list[list[str]]) -> None:
+        if self._answer:
+            self._answer.feed(segments)
+
+    async def _finish(self, answer: Answer) -> None:
+        if self._turns:
+            self._turns[-1] = replace(self._turns[-1], answer=answer)
+        if self._answer:
+            await self._answer.finish(answer)
+
+    async def _note(self, text: str) -> None:
+        await self.mount(Static(text, classes="note", markup=False))
+        self.anchor()
+
+    async def _mount_earlier(self) -> None:
+        """Mount some earlier turns. The view stays where it is."""
+        if not self._first_mounted:
+            return
+        first = max(self._first_mounted - MOUNTED_TURNS, 0)
+        earlier = self._turns[first : self._first_mounted]
+        widgets: list[Widget] = [widget for turn in earlier for widget in turn_widgets(turn, unfolded=self._unfolded)]
+        top = self.query(UserMessage).first()
+        self._first_mounted = first
+        async with self.batch():
+            await self.mount_all(widgets, before=top)
+            await self._update_earlier_link()
+        self.call_after_refresh(self.scroll_to_widget, top, animate=False, top=True)
+
+    def _leave_answer(self) -> None:
+        if self._answer:
+            self._answer.cancel()
+        self._answer = None
+
+    async def _update_earlier_link(self) -> None:
+        await self.query(EarlierTurns).remove()
+        if self._first_mounted:
+            await self.mount(EarlierTurns(f"▲ {plural(self._first_mounted, 'earlier turn')}"), before=0)

@@ -1,6 +1,6 @@
-"""A turn on the screen: what was asked, the answer as it comes, one line of figures.
+"""A turn on the screen: the user's message, the answer as it is generated, one line of statistics.
 
-The parts of all turns are mounted side by side: each container around them would be laid out and drawn at every step.
+The widgets of all turns are children of the transcript: a container a turn would be laid out at every change.
 """
 
 from __future__ import annotations
@@ -19,42 +19,53 @@ from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
-from mlxmtp_tui.conversation import Answer, Turn, call_line
-from mlxmtp_tui.figures import MUTED, plural, turn_line
+from mlxmtp_tui.conversation import Answer, ChatTurn, format_call
+from mlxmtp_tui.formatting import MUTED, plural, turn_line
 from mlxmtp_tui.widgets.markdown import GrowingMarkdown
 
-PAUSE_S = 0.06
-"""The least time between two changes of the screen."""
-SHARE = min(0.02 * (os.cpu_count() or 1), 0.2)
-"""Of one processor, what this process may take while an answer comes: the engine needs the rest."""
-LONGEST_S = 0.8
-"""The most time between two changes of the screen, whatever they take."""
-FOLDED_LINES, SHOWN_LINES = 24, 16
+MIN_INTERVAL_S = 0.06
+"""Least seconds between two updates of the screen."""
+CPU_SHARE = min(0.02 * (os.cpu_count() or 1), 0.2)
+"""Share of one processor that this process may take while an answer is generated: the engine needs the rest."""
+MAX_INTERVAL_S = 0.8
+"""Most seconds between two updates of the screen, whatever they cost."""
+FOLD_LINES = 24
+"""Lines of a user's message from which on it is folded."""
+FOLD_CHARACTERS = 8000
+"""Characters of a user's message from which on it is folded."""
+SHOWN_LINES = 16
+"""Lines of a folded message."""
+SHOWN_CHARACTERS = 2000
+"""Most characters of a folded message."""
 
 
-class Asked(Static):
-    """What the user sent; a long text is folded until it is clicked."""
+class UserMessage(Static):
+    """The user's message. A long one is folded until it is clicked."""
 
     def __init__(self, typed: str) -> None:
         self._lines = typed.split("\n")
-        self._folded = len(self._lines) > FOLDED_LINES or len(typed) > 8000
-        super().__init__(self._drawn())
+        self._folded = len(self._lines) > FOLD_LINES or len(typed) > FOLD_CHARACTERS
+        super().__init__(self._content())
 
     def on_click(self) -> None:
         if self._folded:
             self._folded = False
-            self.update(self._drawn())
+            self.update(self._content())
 
-    def _drawn(self) -> Content:
+    def _content(self) -> Content:
         if not self._folded:
             return Content("\n".join(self._lines))
-        shown = "\n".join(self._lines[:SHOWN_LINES])[:2000]
-        more = plural(len(self._lines) - SHOWN_LINES, "more line") if len(self._lines) > FOLDED_LINES else "more"
+        shown = "\n".join(self._lines[:SHOWN_LINES])[:SHOWN_CHARACTERS]
+        more = plural(len(self._lines) - SHOWN_LINES, "more line") if len(self._lines) > FOLD_LINES else "more"
         return Content.assemble(shown, ("\n… " + more, MUTED))
 
 
-class Thinking(Vertical):
-    """The model's thinking, folded to one line."""
+class ThinkingBlock(Vertical):
+    """The model's thinking, folded to one line until it is clicked.
+
+    Args:
+        done: whether the thinking is complete.
+    """
 
     def __init__(self, text: str, *, unfolded: bool, done: bool = True) -> None:
         super().__init__()
@@ -98,7 +109,7 @@ class Thinking(Vertical):
 
 
 class ToolCallBlock(Static):
-    """A tool call: as the model writes it, then as it was understood."""
+    """A tool call: the text that the model writes, then the parsed call."""
 
     def __init__(self, text: str) -> None:
         super().__init__(f"⚒ {text.strip()}", markup=False)
@@ -108,128 +119,131 @@ class ToolCallBlock(Static):
         self._text += text
         self.update(f"⚒ {self._text.strip()}")
 
-    def understood(self, call: str) -> None:
+    def show_parsed(self, call: str) -> None:
         self.update(f"⚒ {call}")
 
 
-class Figures(Static):
-    """The line of statistics under an answer."""
+class StatsLine(Static):
+    """The statistics under an answer."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(turn_line(answer.stats, answer.reason, answer.speedup), markup=False)
 
 
-class AnswerBlock:
-    """The answer that comes, drawn at the end of the transcript.
+class StreamingAnswer:
+    """The answer that is being generated, at the end of the transcript.
 
-    `feed` may be called at any rate: the screen follows as fast as it may, which is not always as fast as it can.
+    `feed` can be called at any rate. The screen is updated as often as `CPU_SHARE` and the intervals allow.
 
     Args:
-        transcript: where the parts are mounted. unfolded: thinking is shown.
+        transcript: the parent of its widgets.
+        unfolded: whether thinking is shown.
     """
 
-    class Grew(Message):
-        """There is more of it; what is drawn now takes no layout of its own."""
+    class Updated(Message):
+        """The answer was updated; what is drawn now shares its layout."""
 
     def __init__(self, transcript: Widget, *, unfolded: bool) -> None:
         self._transcript = transcript
         self._unfolded = unfolded
-        self._parts: list[Widget] = []
-        self._open: Widget | None = None
-        self._due: list[list[str]] = []
-        self._wake = asyncio.Event()
+        self._blocks: list[Widget] = []
+        self._open_block: Widget | None = None  # to which text of its kind is added
+        self._pending: list[list[str]] = []
+        self._fed = asyncio.Event()
         self._ended = asyncio.Event()
-        self._drawing = asyncio.create_task(self._draw())
+        self._updating = asyncio.create_task(self._update())
 
-    def feed(self, parts: Iterable[list[str]]) -> None:
-        self._due += parts
-        self._wake.set()
+    def feed(self, segments: Iterable[list[str]]) -> None:
+        """Add [kind, text] pairs."""
+        self._pending += segments
+        self._fed.set()
 
     async def finish(self, answer: Answer) -> None:
-        """Draw what is left, and what is known only now."""
+        """Show the rest, the parsed tool calls and the statistics."""
         self._ended.set()
-        self._wake.set()
-        await self._drawing
-        for part in self._parts:
-            if isinstance(part, Thinking):
-                part.finish()
-        called = (part for part in self._parts if isinstance(part, ToolCallBlock))
-        for part, call in zip(called, answer.calls, strict=False):
-            part.understood(call_line(call).strip("`"))
-        await self._transcript.mount(Figures(answer))
-        for part in self._parts:
-            if isinstance(part, GrowingMarkdown):
-                await part.settle()
+        self._fed.set()
+        await self._updating
+        for block in self._blocks:
+            if isinstance(block, ThinkingBlock):
+                block.finish()
+        call_blocks = (block for block in self._blocks if isinstance(block, ToolCallBlock))
+        for call_block, call in zip(call_blocks, answer.calls, strict=False):
+            call_block.show_parsed(format_call(call).strip("`"))
+        await self._transcript.mount(StatsLine(answer))
+        for block in self._blocks:
+            if isinstance(block, GrowingMarkdown):
+                await block.settle()
 
     def cancel(self) -> None:
-        """The transcript shows something else now."""
-        self._drawing.cancel()
+        """End the updates: the transcript shows something else."""
+        self._updating.cancel()
 
-    async def _draw(self) -> None:
+    async def _update(self) -> None:
         used, started = time.process_time(), time.monotonic()
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            due, self._due = self._due, []
-            for kind, text in _joined(due):
+            await self._fed.wait()
+            self._fed.clear()
+            pending, self._pending = self._pending, []
+            for kind, text in _joined(pending):
                 await self._append(kind, text)
-            self._transcript.post_message(self.Grew())
-            if self._ended.is_set() and not self._due:
+            self._transcript.post_message(self.Updated())
+            if self._ended.is_set() and not self._pending:
                 return
-            await asyncio.sleep(PAUSE_S)  # layout and drawing come after the append, and count too
-            owed = (time.process_time() - used) / SHARE - (time.monotonic() - started)
+            await asyncio.sleep(MIN_INTERVAL_S)  # layout and drawing follow the append, and count too
+            owed = (time.process_time() - used) / CPU_SHARE - (time.monotonic() - started)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), min(max(owed, 0), LONGEST_S))
-            if not 0 < owed < LONGEST_S:  # neither is saved time spent later, nor is a debt carried on for long
+                await asyncio.wait_for(self._ended.wait(), min(max(owed, 0), MAX_INTERVAL_S))
+            if not 0 < owed < MAX_INTERVAL_S:  # saved time is not spent later, a large debt is written off
                 used, started = time.process_time(), time.monotonic()
 
     async def _append(self, kind: str, text: str) -> None:
-        last = self._open
+        last = self._open_block
         if kind == "tool":
             if isinstance(last, ToolCallBlock):
                 last.feed(text)
             elif text:
                 await self._add(ToolCallBlock(text))
         elif kind == "thinking":
-            if isinstance(last, Thinking):
+            if isinstance(last, ThinkingBlock):
                 last.feed(text)
             elif text.strip():
-                await self._add(Thinking(text, unfolded=self._unfolded, done=False))
+                await self._add(ThinkingBlock(text, unfolded=self._unfolded, done=False))
         elif isinstance(last, GrowingMarkdown):
             await last.append(text)
         elif text := text.lstrip("\n"):
-            if isinstance(last, Thinking):
+            if isinstance(last, ThinkingBlock):
                 last.finish()
             markdown = GrowingMarkdown()
             await self._add(markdown)
             await markdown.append(text)
         elif isinstance(last, ToolCallBlock):
-            self._open = None  # an empty text ends a call: the next one is another
+            self._open_block = None  # an empty text ends a call; the next one gets a block of its own
 
-    async def _add(self, part: Widget) -> None:
-        self._parts.append(part)
-        self._open = part
-        await self._transcript.mount(part)
+    async def _add(self, block: Widget) -> None:
+        self._blocks.append(block)
+        self._open_block = block
+        await self._transcript.mount(block)
 
 
-def drawn(turn: Turn, *, unfolded: bool) -> list[Widget]:
-    """The widgets of a turn that is over, or has no answer yet."""
-    widgets: list[Widget] = [Asked(turn.typed)]
+def turn_widgets(turn: ChatTurn, *, unfolded: bool) -> list[Widget]:
+    """The widgets of a turn whose answer is complete, or has not begun."""
+    widgets: list[Widget] = [UserMessage(turn.typed)]
     if answer := turn.answer:
         if answer.thinking:
-            widgets.append(Thinking(answer.thinking, unfolded=unfolded))
+            widgets.append(ThinkingBlock(answer.thinking, unfolded=unfolded))
         if answer.text:
             widgets.append(GrowingMarkdown(answer.text))
-        widgets += [ToolCallBlock(call_line(call).strip("`")) for call in answer.calls]
-        widgets.append(Figures(answer))
+        widgets += [ToolCallBlock(format_call(call).strip("`")) for call in answer.calls]
+        widgets.append(StatsLine(answer))
     return widgets
 
 
-def _joined(parts: list[list[str]]) -> list[tuple[str, str]]:
-    whole: list[tuple[str, str]] = []
-    for kind, text in parts:
-        if whole and whole[-1][0] == kind:
-            whole[-1] = kind, whole[-1][1] + text
+def _joined(segments: list[list[str]]) -> list[tuple[str, str]]:
+    """Segments with neighbours of one kind joined."""
+    joined: list[tuple[str, str]] = []
+    for kind, text in segments:
+        if joined and joined[-1][0] == kind:
+            joined[-1] = kind, joined[-1][1] + text
         else:
-            whole.append((kind, text))
-    return whole
+            joined.append((kind, text))
+    return joined

@@ -1,4 +1,4 @@
-"""A view that takes notes, and the terminal chat, run on scripted engines."""
+"""The chat and its application on scripted engines: `ChatHarness` without a screen, `AppHarness` under a pilot."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from unittest.mock import patch
 from mlxmtp_tui.app import ChatApp
 from mlxmtp_tui.chat import Chat
 from mlxmtp_tui.conversation import Answer, Conversation
-from mlxmtp_tui.roles import Options
+from mlxmtp_tui.messages import Measured, Notice, StateChanged, TurnFinished, TurnGrew, TurnsReplaced, TurnStarted
+from mlxmtp_tui.options import ChatOptions
 from mlxmtp_tui.sessions import Session, read
-from mlxmtp_tui.widgets.prompt import Completions, Prompt
+from mlxmtp_tui.widgets.prompt import Completions, PromptInput
 from textual import events
+from textual.message import Message
 from textual.pilot import Pilot
 from textual.widget import Widget
 from textual.widgets import Static
@@ -38,25 +40,25 @@ from tests.scripted_engine import (
 
 __all__ = [
     "MEMORY",
-    "Desk",
+    "AppHarness",
+    "ChatHarness",
     "Engines",
-    "Notes",
+    "RecordedMessages",
     "ScriptedEngine",
-    "Talk",
     "answer",
     "answering",
     "asynchronous",
     "brisk",
-    "chatting",
     "compared",
     "finished",
     "headless",
     "loaded",
     "message",
+    "running_app",
+    "running_chat",
     "said",
     "saved_chat",
     "stats",
-    "talking",
     "until",
 ]
 
@@ -66,53 +68,50 @@ def answer(text: str, reason: str = "stop", **figures: Any) -> Answer:
     return Answer(message(text), reason, stats(**figures))
 
 
-class Notes:
-    """A view that writes down what the chat asks of it."""
+class RecordedMessages:
+    """Takes the messages of a chat in place of the screen."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        """Which of a turn's messages came, in order: "began", "ended", "changed"."""
         self.parts: list[list[str]] = []
         self.texts: list[str] = []
         self.errors: list[str] = []
         self.outcomes: list[Comparison] = []
 
-    def turn_began(self) -> None:
-        self.calls.append("began")
-
-    def turn_said(self, parts: list[list[str]]) -> None:
-        self.parts += parts
-
-    def turn_ended(self) -> None:
-        self.calls.append("ended")
-
-    def turns_changed(self) -> None:
-        self.calls.append("changed")
-
-    def measured(self, outcome: Comparison) -> None:
-        self.outcomes.append(outcome)
-
-    def state_changed(self) -> None:
-        pass
-
-    def say(self, text: str, *, error: bool = False) -> None:
-        (self.errors if error else self.texts).append(text)
+    def __call__(self, message: Message) -> None:
+        match message:
+            case TurnStarted():
+                self.calls.append("began")
+            case TurnGrew():
+                self.parts += message.segments
+            case TurnFinished():
+                self.calls.append("ended")
+            case TurnsReplaced():
+                self.calls.append("changed")
+            case Measured():
+                self.outcomes.append(message.comparison)
+            case Notice():
+                (self.errors if message.error else self.texts).append(message.text)
+            case _:
+                assert isinstance(message, StateChanged)
 
 
-class Talk:
-    """A `Chat` on scripted engines, with a view that takes notes and a clock that a test moves."""
+class ChatHarness:
+    """A `Chat` on scripted engines, with recorded messages and a clock that a test moves."""
 
     def __init__(
         self,
         engines: Engines,
-        options: Options,
+        options: ChatOptions,
         resumed: tuple[Session, Conversation] | None,
         start: StartTransport | None = None,
     ) -> None:
         self.engines = engines
-        self.view = Notes()
+        self.view = RecordedMessages()
         self.now = 100.0
         self.chat = Chat(self.view, start or engines, options, Session.new, resumed)
-        self.chat.live.clock = lambda: self.now
+        self.chat.state.clock = lambda: self.now
 
     @property
     def engine(self) -> ScriptedEngine:
@@ -120,7 +119,7 @@ class Talk:
 
     @property
     def status(self) -> str:
-        return self.chat.live.status
+        return self.chat.state.status
 
     @property
     def answers(self) -> list[str | None]:
@@ -136,26 +135,26 @@ class Talk:
 
     def on_disk(self) -> Conversation:
         """The chat as another process would read it; an empty one has no file."""
-        file = self.chat.session.file
+        file = self.chat.log.session.file
         return read(file)[1] if file.exists() else Conversation()
 
 
 @asynccontextmanager
-async def talking(
+async def running_chat(
     engines: Engines | None = None,
-    options: Options | None = None,
+    options: ChatOptions | None = None,
     *,
     resumed: tuple[Session, Conversation] | None = None,
     status: str = "ready",
-) -> AsyncIterator[Talk]:
+) -> AsyncIterator[ChatHarness]:
     """A chat that has come as far as `status`; left at the end."""
-    talk = Talk(engines or Engines(), options or Options(), resumed)
-    await talk.chat.start()
+    harness = ChatHarness(engines or Engines(), options or ChatOptions(), resumed)
+    await harness.chat.start()
     try:
-        await talk.reach(status)
-        yield talk
+        await harness.reach(status)
+        yield harness
     finally:
-        await talk.chat.close()
+        await harness.chat.close()
 
 
 @contextmanager
@@ -168,7 +167,7 @@ def brisk() -> Iterator[None]:
 # -- the application --------------------------------------------------------------------------------------------
 
 
-class Desk:
+class AppHarness:
     """The application under a pilot: keys in, what is seen out."""
 
     def __init__(self, app: ChatApp, pilot: Pilot[None], engines: Engines) -> None:
@@ -192,8 +191,8 @@ class Desk:
         return self.engines.all[0]
 
     @property
-    def prompt(self) -> Prompt:
-        return self.app.query_one(Prompt)
+    def prompt(self) -> PromptInput:
+        return self.app.query_one(PromptInput)
 
     @property
     def choices(self) -> list[str]:
@@ -255,10 +254,10 @@ class Desk:
         await until(lambda: all(text in self.seen() for text in texts), str(texts), seen=self._all)
 
     async def reach(self, status: str) -> None:
-        await self.until(lambda: self.chat.live.status == status, f"status {status}")
+        await self.until(lambda: self.chat.state.status == status, f"status {status}")
 
     def _all(self) -> str:
-        return f"{self.seen()}\n{self.notices}\n{self.chat.live.status}: {self.turns}"
+        return f"{self.seen()}\n{self.notices}\n{self.chat.state.status}: {self.turns}"
 
     async def asks(self, text: str, answered: str) -> None:
         """A turn from the question to its figures."""
@@ -268,8 +267,8 @@ class Desk:
 
     def drawn(self) -> bool:
         """Whether every turn is on the screen to its last line; of chats that are not too long for it."""
-        asked, figures = (len(self.app.query(name)) for name in ("Asked", "Figures"))
-        return self.chat.live.status == "ready" and asked == figures == len(self.turns)
+        asked, figures = (len(self.app.query(name)) for name in ("UserMessage", "StatsLine"))
+        return self.chat.state.status == "ready" and asked == figures == len(self.turns)
 
     async def leaves(self) -> None:
         """The application comes to its end; what it cleans up is clean behind `chatting`."""
@@ -277,30 +276,30 @@ class Desk:
 
 
 @asynccontextmanager
-async def chatting(
+async def running_app(
     engines: Engines | None = None,
-    options: Options | None = None,
+    options: ChatOptions | None = None,
     *,
     size: tuple[int, int] = (120, 40),
     resumed: tuple[Session, Conversation] | None = None,
     status: str = "ready",
-) -> AsyncIterator[Desk]:
+) -> AsyncIterator[AppHarness]:
     """The application on scripted engines, as far as `status`."""
     engines = engines or Engines()
-    app = ChatApp(engines, options or Options(), resumed=resumed)
+    app = ChatApp(engines, options or ChatOptions(), resumed=resumed)
     with brisk():
         async with app.run_test(size=size) as pilot:
-            desk = Desk(app, pilot, engines)
-            await desk.until(lambda: app.transcript is not None, "the transcript")
-            await desk.reach(status)
-            yield desk
+            ui = AppHarness(app, pilot, engines)
+            await ui.until(lambda: app.transcript is not None, "the transcript")
+            await ui.reach(status)
+            yield ui
 
 
 def saved_chat(turns: int, root: Any = None, model: str = "demo") -> Any:
     """The file of a chat of so many short turns."""
     session = Session.new(model, root)
     for i in range(1, turns + 1):
-        session.asked(f"question {i}", f"question {i}")
-        session.answered(answer(f"answer {i}"))
+        session.write_user(f"question {i}", f"question {i}")
+        session.write_answer(answer(f"answer {i}"))
     session.close()
     return session.file

@@ -1,4 +1,4 @@
-"""What the statistics say, as text: pure functions, shared by the line under a turn, the panel and the plots."""
+"""Statistics as text: pure functions for the line under a turn, the panel and the plots."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from mlxmtp.units import size
 from mlxmtp.worker.messages import Comparison
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
+"""Cells that are filled from the left, by eighths."""
 RISING = " ▁▂▃▄▅▆▇█"
+"""Cells that are filled from below, by eighths."""
 SHADES = {"draft": "░", "verify": "█", "other": "▒"}
-"""Told apart without colour too."""
-SHOWN = 3
-"""Depths whose acceptance stands under a turn."""
+"""The phases of a round; they differ without colour too."""
+SHOWN_DEPTHS = 3
+"""Depths whose acceptance is shown under a turn."""
 MUTED = "$foreground 60%"
-"""The style of what explains; $text-muted, which takes its colour from the background, is none for parts of a text."""
+"""The style of labels. $text-muted depends on the background, so it cannot style a part of a text."""
 
 
 def turn_line(stats: Stats | None, reason: str, speedup: float | None = None) -> str:
-    """The line under a turn."""
+    """The statistics under a turn."""
     endings = {"length": "token limit reached", "interrupted": "stopped", "failed": "broken off"}
     parts = [endings.get(reason, "")]
     if stats:
         parts += [f"{stats.tokens:,} tok", f"{stats.decode_tps:.1f} tok/s" if stats.decode_tps else ""]
         parts += [f"{speedup:.2f}× plain" if speedup else ""]
         if stats.drafted:
-            first = stats.acceptance_by_depth[:SHOWN]  # the panel has them all
+            first = stats.acceptance_by_depth[:SHOWN_DEPTHS]  # the panel has them all
             by_depth = " ".join(f"d{i} {_share(share)}" for i, share in enumerate(first, start=1))
             parts += [f"{stats.tokens_per_round:.1f} tok/round", by_depth]
         parts += [f"text {stats.looked_up_accepted}/{stats.looked_up}" if stats.looked_up else ""]
@@ -40,14 +42,14 @@ def _share(share: float) -> str:
 
 
 def bar(share: float, width: int) -> str:
-    """A horizontal bar of `share` (0 to 1) of `width` cells, to an eighth of a cell."""
+    """A horizontal bar of `width` cells, filled to `share` (0 to 1), to an eighth of a cell."""
     eighths = round(min(max(share, 0.0), 1.0) * width * 8)
     full, rest = divmod(eighths, 8)
     return ("█" * full + (EIGHTHS[rest] if rest else "")).ljust(width)
 
 
 def stacked(parts: dict[str, float], width: int) -> dict[str, str]:
-    """Cells of one bar, `width` in all, for each part: largest remainders, so that they add up."""
+    """The cells of each part of one bar. By the method of largest remainders they add up to `width`."""
     total = sum(parts.values())
     if total <= 0:
         return dict.fromkeys(parts, "")
@@ -59,7 +61,7 @@ def stacked(parts: dict[str, float], width: int) -> dict[str, str]:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The newest values, or averages where there are more than fit, as columns from zero to their maximum."""
+    """The values as columns from zero to their maximum; averages where there are more values than columns."""
     if not values:
         return ""
     if len(values) > width:
@@ -72,7 +74,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def columns(values: Sequence[float | None], top: float, height: int) -> list[str]:
-    """Columns of `height` lines, from zero to `top`; None leaves a gap."""
+    """The lines of columns that are `height` lines high, from zero to `top`; None leaves a gap."""
     lines = []
     for line in range(height, 0, -1):
         filled = [
@@ -85,7 +87,7 @@ def columns(values: Sequence[float | None], top: float, height: int) -> list[str
 def plot(
     values: Sequence[float | None], width: int, height: int, top: float | None = None, unit: str = ""
 ) -> list[str]:
-    """Columns over an axis: the newest values, a column each, with the top and zero of the scale at the left."""
+    """The lines of a plot: a column for each of the newest values, the scale at the left."""
     known = [value for value in values if value is not None]
     if not known:
         return []
@@ -101,7 +103,7 @@ def context(used: int, limit: int) -> str:
 
 
 def promise(*, speculates: bool, identical: bool, greedy: bool, seeded: bool, canonical: bool = False) -> str:
-    """Which identity with plain decoding holds; `canonical`: with plain decoding at that width."""
+    """What holds of the text against plain decoding; `canonical`: against plain decoding at the canonical width."""
     if not speculates:
         return "plain decoding"
     if not (greedy or seeded):
@@ -115,17 +117,18 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def measurement(outcome: Comparison, head: str | None) -> str:
-    """What `/bench` found, in a line or two."""
+def measurement(comparison: Comparison, head: str | None) -> str:
+    """The result of `/bench`, in a line or two."""
 
     def rates(values: list[float]) -> str:
         middle = sorted(values)[len(values) // 2]
         return f"{middle:.1f} tok/s ({min(values):.1f} to {max(values):.1f})"
 
-    plain = f"Measured on this chat, {len(outcome.plain)} runs each, in turn. Plain, by mlx-lm: {rates(outcome.plain)}."
-    if head is None or outcome.depth == 0:
-        return f"{plain} mlxmtp, plain too: {rates(outcome.mtp)}."
-    ratios = sorted(ours / theirs for ours, theirs in zip(outcome.mtp, outcome.plain, strict=True))
+    runs = f"Measured on this chat, {len(comparison.plain)} runs each, in turn."
+    plain = f"{runs} Plain, by mlx-lm: {rates(comparison.plain)}."
+    if head is None or comparison.depth == 0:
+        return f"{plain} mlxmtp, plain too: {rates(comparison.mtp)}."
+    ratios = sorted(ours / theirs for ours, theirs in zip(comparison.mtp, comparison.plain, strict=True))
     spread = f"{ratios[len(ratios) // 2]:.2f}× ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-    depth = "auto" if outcome.depth is None else outcome.depth
-    return f"{plain} With MTP, depth {depth}: {rates(outcome.mtp)}. That is {spread}."
+    depth = "auto" if comparison.depth is None else comparison.depth
+    return f"{plain} With MTP, depth {depth}: {rates(comparison.mtp)}. That is {spread}."

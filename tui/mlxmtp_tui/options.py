@@ -1,0 +1,34 @@
+"""What `mlxmtp chat` was started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlxmtp.engine.request import GenerationOptions
+from mlxmtp.exactness.guarantee import Identity
+from mlxmtp.worker.messages import Load
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """The model and the settings of a chat.
+
+    Args:
+        model, head, mtp, identity, draft_vocab: as in `mlxmtp.load`.
+        choose: whether to ask for a model first.
+        system: the system prompt.
+        settings: of the turns, until a slash command changes them.
+    """
+
+    model: str | None = None
+    head: str | None = None
+    mtp: bool = True
+    choose: bool = False
+    system: str = ""
+    settings: GenerationOptions = GenerationOptions(max_tokens=4096)  # noqa: RUF009 - it is frozen
+    identity: Identity = "fast"
+    draft_vocab: str | None = None
+
+    def load_command(self, id: int) -> Load:
+        """The command that loads the model."""
+        return Load(id, self.model, self.head, self.mtp, identity=self.identity, draft_vocab=self.draft_vocab)
