@@ -23,19 +23,19 @@ class SequenceStore(Protocol):
 
 
 @dataclass(frozen=True)
-class PrefixFigures:
+class PrefixCacheStats:
     """What a `PrefixCache` holds, and what it has done so far.
 
     Args:
-        conversations: sequences, the one in use included. points: their snapshots. nbytes: their bytes.
+        sequences: number held, the one in use included. snapshots: of all of them. nbytes: bytes of both.
         max_bytes: the bound.
         hits, misses: turns that reused a part of their prompt, and turns that reused nothing.
         reused_tokens: prompt tokens that were not read again, over all turns.
         evictions: sequences that made room for others. loaded: sequences that came from the store.
     """
 
-    conversations: int
-    points: int
+    sequences: int
+    snapshots: int
     nbytes: int
     max_bytes: int
     hits: int
@@ -72,12 +72,12 @@ class PrefixCache:
         return sum(sequence.nbytes for sequence in self._all())
 
     @property
-    def figures(self) -> PrefixFigures:
-        """The present figures."""
+    def stats(self) -> PrefixCacheStats:
+        """What it holds now, and what it has done so far."""
         sequences = self._all()
-        return PrefixFigures(
-            conversations=len(sequences),
-            points=sum(len(sequence.snapshots) for sequence in sequences),
+        return PrefixCacheStats(
+            sequences=len(sequences),
+            snapshots=sum(len(sequence.snapshots) for sequence in sequences),
             nbytes=self.nbytes,
             max_bytes=self._max_bytes,
             hits=self._hits,

@@ -1,4 +1,4 @@
-"""What auto has learned goes from run to run, and what cannot be kept or read costs rounds and nothing else."""
+"""The depth policy's state is kept from run to run; a state that cannot be saved or read costs rounds only."""
 
 from __future__ import annotations
 

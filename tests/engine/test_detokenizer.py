@@ -1,4 +1,4 @@
-"""Stop strings and end tokens: what is given out, and where the turn stands."""
+"""Stop strings and end tokens: the text that is returned, and where the turn ends."""
 
 import itertools
 
@@ -34,7 +34,7 @@ class Letters:
 
 
 def run(text: str, stop: list[str], sizes: list[int]) -> tuple[str, int, str | None, list[str]]:
-    """Feed `text` in rounds of the given sizes; returns the text given out, tokens kept, the reason, the pieces."""
+    """Feed `text` in rounds of the given sizes; return the text, the tokens of the turn, the reason and the pieces."""
     stream = StreamingDetokenizer(Letters(), stop)
     tokens, kept, pieces, finish = [ord(c) if c != "$" else END for c in text], 0, [], None
     for size in itertools.cycle(sizes):

@@ -91,7 +91,7 @@ def test_sampled_answers_are_of_the_schema(demo: Engine, verify: Any) -> None:
 
 
 def test_any_object(demo: Engine) -> None:
-    """Free strings, nested as the model likes; without marks of calls, which would be taken for calls."""
+    """Any strings and nesting, but no markers of tool calls, which would be split off as calls."""
     for seed in range(3):
         sampling = GenerationOptions(temperature=1.0, top_p=0.9, seed=seed)
         run = demo.generate(PROMPTS[0], replace(sampling, max_tokens=150, json_schema={"type": "object"}))

@@ -1,4 +1,4 @@
-"""Taking a turn apart: thoughts, calls and what is said, wherever the text is cut, and the message it makes."""
+"""The output parser: text, thinking and tool calls wherever the text is cut, and the chat message of a turn."""
 
 import importlib
 import json
@@ -31,12 +31,12 @@ PARTS = [
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    """The bundled model's: it has marks for thoughts and for calls."""
+    """The bundled model's tokenizer, which has markers for thinking and for tool calls."""
     return load_tokenizer(DEMO)
 
 
 class Marks:
-    """A tokenizer that has nothing but marks, and none for thoughts."""
+    """A tokenizer with nothing but markers, and none for thinking."""
 
     has_thinking = False
     structural_markers = ()
@@ -156,7 +156,7 @@ def test_a_mark_that_others_write_opens_no_thinking(tokenizer: Any, role: str) -
 
 
 def test_formats_of_their_own() -> None:
-    """Responses can begin in a state, and calls behind a mark that is their name at once."""
+    """A response format can start in a state, and a marker of a call can also be its name."""
     transitions = {"normal": [("<|message|>", "normal")], "reasoning": [("<|final|>", "normal")]}
     marks = Marks(response_format={"initial_state": "reasoning", "transitions": transitions})
     assert fed(marks, ["hm<|fin", "al|>Hi"]) == [Segment("thinking", "hm"), Segment("text", "Hi")]
@@ -175,7 +175,7 @@ def test_a_model_without_marks_says_text() -> None:
 
 
 def test_a_turn_that_ends_in_half_a_mark_is_given_out_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever it is cut, by its length or by a stop: the bundled model says what is the beginning of a mark here."""
+    """Wherever it is cut, by its length or by a stop string: here the model's text is the beginning of a marker."""
     engine = load()
     monkeypatch.setattr(engine.tokenizer, "_think_start", "What can I get for you yesterday")
     said = []
@@ -242,7 +242,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("call", MALFORMED.values(), ids=MALFORMED)
 def test_calls_that_make_no_sense_stay_text(tokenizer: Any, call: str) -> None:
-    """With their marks, as the model said them; what makes sense beside them is called."""
+    """With their markers, as generated; valid calls beside them are still calls."""
     said = f"<tool_call>{call}</tool_call>"
     assert made(tokenizer, said) == assistant(said)
     assert made(tokenizer, f"{said}<tool_call>{CALL}</tool_call>") == assistant(said, FUNCTION)

@@ -1,4 +1,4 @@
-"""Turns that go on from what an earlier one left say what they would say had everything been read anew."""
+"""Turns that reuse the caches of earlier turns give the tokens of turns that read the whole prompt."""
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -81,7 +81,7 @@ def test_a_conversation_goes_on_as_if_read_anew(engine: Engine, sampling: Genera
 
 @pytest.mark.parametrize("depth", [0, 3])
 def test_after_a_turn_that_was_closed(engine: Engine, depth: int) -> None:
-    """Whoever reads has had enough: the caches stand at the last token that came, and all of them are kept."""
+    """The reader closes the stream: the caches hold all tokens that it got, and go to the prefix cache."""
     prefixes, prompt = cache(), words(engine, 13)
     for chunks in (1, 3):
         tokens, stats = turn(engine, prompt, prefixes, depth=depth, count=100, chunks=chunks)
@@ -128,7 +128,7 @@ def test_a_prompt_is_read_in_chunks_behind_what_is_kept(hybrid: Engine) -> None:
 
 
 def test_another_depth_starts_anew_where_the_head_has_read_nothing(hybrid: Engine) -> None:
-    """A turn without drafts leaves the head behind, and can itself go on from any. Two depths share all."""
+    """A turn without drafts does not extend the head's cache, and can continue any sequence. Two depths share all."""
     prefixes, prompt = cache(), words(hybrid, 13)
     for before, depth in ((3, 0), (0, 3), (3, 1)):
         tokens, stats = turn(hybrid, prompt, prefixes, depth=before, count=8)
@@ -290,7 +290,7 @@ def drafted(engine: Engine, sequence: Sequence, count: int) -> list[tuple[tuple[
 
 
 def test_twins_go_their_own_ways(engine: Engine) -> None:
-    """With other tokens each, by turns, and each as a sequence that was alone all the time."""
+    """Fork and source decode in turns, with different tokens, each as a sequence that was never forked."""
     one = prefilled(engine, words(engine, 30), 3)
     list(rounds(engine, one, 12, 3))
     other, third = one.fork(), one.fork()

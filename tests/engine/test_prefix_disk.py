@@ -45,13 +45,13 @@ def test_a_conversation_goes_on_after_a_restart(engine: Engine, tmp_path: Path, 
         tokens, reused = answer(engine, changed, again, **options)
         assert tokens == answer(engine, changed, **options)[0]
         assert reused >= least
-        assert again.figures.loaded == 1
+        assert again.stats.loaded == 1
     assert disk.warnings == []
 
 
 @pytest.mark.parametrize("generated", [0, 5])
 def test_what_comes_back_is_what_was_written(engine: Engine, tmp_path: Path, generated: int) -> None:
-    """To the last bit, snapshots included; behind a prompt, and where a window stands in the middle of its ring."""
+    """To the last bit, snapshots included: after a prompt, and in the middle of a sliding window's ring buffer."""
     disk, prompt = Disk(tmp_path, engine), words(engine, 90)
     one = Sequence(engine.target, engine.mtp)
     one.prefill(prompt, 32, boundaries=[30, 80])
@@ -83,7 +83,7 @@ def test_what_memory_has_no_room_for_comes_back_from_the_disk(hybrid: Engine, tm
     cache = disk.cache()
     for prompt in prompts:
         answer(hybrid, prompt, cache)
-    assert cache.figures.conversations == 1
+    assert cache.stats.sequences == 1
     for prompt in prompts:
         longer = [*prompt, *answer(hybrid, prompt)[0], 5, 6]
         tokens, reused = answer(hybrid, longer, cache)
@@ -116,11 +116,11 @@ def test_a_file_is_not_read_for_a_few_tokens(hybrid: Engine, tmp_path: Path) -> 
     cache.close()
     again = disk.cache()
     assert answer(hybrid, [*prompt[:12], prompt[12] ^ 1, *words(hybrid, 40)], again)[1] == 0
-    assert again.figures.loaded == 0
+    assert again.stats.loaded == 0
 
 
 def test_what_is_not_worth_a_file(hybrid: Engine, tmp_path: Path) -> None:
-    """A short conversation, and more points than a few."""
+    """A short conversation, and one with many snapshots."""
     folder, key = tmp_path / "x", hybrid.facts.model_key()
     warnings: list[str] = []
     store = PrefixStore(folder, PLENTY, key, warnings.append)

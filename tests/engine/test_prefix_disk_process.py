@@ -75,7 +75,7 @@ def test_files_that_only_seem_to_be_ours(hybrid: Engine, tmp_path: Path) -> None
 
 
 def assert_goes_on(disk: Disk, cache: PrefixCache, *prompts: list[int]) -> None:
-    """Turns come out as they should, and nothing half-written is left; what went wrong was told once."""
+    """Assert that turns are right, that no unfinished file is left, and that the failure was reported once."""
     for prompt in prompts:
         assert answer(disk.engine, prompt, cache)[0] == answer(disk.engine, prompt)[0]
     cache.close()

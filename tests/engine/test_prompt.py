@@ -43,7 +43,7 @@ QWEN = """
 
 {% else %}<think>
 {% endif %}{% endif %}"""
-"""Thoughts before the last user message are left out, as Qwen's templates do."""
+"""Leaves out the thinking before the last user message, as Qwen's templates do."""
 
 GEMMA = """{{ bos_token }}{% if messages[0].role == 'system' %}{% set first = messages[0].content + '\n\n' %}
 {%- set rest = messages[1:] %}{% else %}{% set first = '' %}{% set rest = messages %}{% endif %}
@@ -81,7 +81,7 @@ def tokenizer(loaded: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def at_marks(tokenizer: Any, rendered: Any) -> list[str]:
-    """The end of what stands before each mark, and of the whole."""
+    """Return the last characters before each boundary, and of the whole prompt."""
     cuts = [0, *rendered.boundaries, len(rendered.tokens)]
     pieces = [tokenizer.decode(rendered.tokens[a:b]) for a, b in pairwise(cuts)]
     return [piece[-60:] for piece in pieces]
@@ -231,4 +231,4 @@ def test_a_conversation_with_the_demo() -> None:
     assert ask(edited)[1] < 40
     assert ask([*messages, {"role": "assistant", "content": second}, first])[1] < 60
     assert ask([system, {"role": "user", "content": "Something else"}])[1] < 20 < total // 5
-    assert prefixes.figures.hits == 5
+    assert prefixes.stats.hits == 5

@@ -1,4 +1,4 @@
-"""Turns that go back to a point of an earlier one say what they would say had everything been read anew."""
+"""Turns that go back to a snapshot of an earlier turn give the tokens of turns that read the whole prompt."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -36,7 +36,7 @@ def test_the_same_prompt_again(engine: Engine) -> None:
         for _ in range(2):
             assert talk.says(prompt, 30, 66) == one
             assert talk.reused == talk.back_to(66, len(prompt) - 1)
-        assert talk.prefixes.figures.conversations == 1, "the answer that was thrown away is not kept"
+        assert talk.prefixes.stats.sequences == 1, "the answer that was thrown away is not kept"
 
 
 def test_thinking_that_is_stripped_from_history(engine: Engine) -> None:
@@ -50,7 +50,7 @@ def test_thinking_that_is_stripped_from_history(engine: Engine) -> None:
                 assert talk.reused == talk.back_to(before, before)
             before = mark
             prompt = [*prompt[:mark], prompt[mark] ^ 1, *answer[6:], *talk.words(9, number)]
-        assert talk.prefixes.figures.conversations == 1
+        assert talk.prefixes.stats.sequences == 1
 
 
 def test_an_earlier_message_is_edited(engine: Engine) -> None:
@@ -64,7 +64,7 @@ def test_an_earlier_message_is_edited(engine: Engine) -> None:
         edited = [*prompt[:common], prompt[common] ^ 1, *talk.words(20, 7)]
         talk.says(edited, len(edited) - 3)
         assert talk.reused == talk.back_to(boundaries[1], common)
-        assert talk.prefixes.figures.conversations == 2
+        assert talk.prefixes.stats.sequences == 2
         held = len(prompt) - 20
         talk.says(prompt, len(prompt) - 3)
         assert (talk.reused, talk.read) == (held, 20), "the other branch has lost nothing"
@@ -74,7 +74,7 @@ def test_an_earlier_message_is_edited(engine: Engine) -> None:
 
 
 def test_a_point_of_a_text_that_was_changed_is_gone(engine: Engine) -> None:
-    """A point behind the change stands in another text: a later prompt, which shares the new one, does not use it."""
+    """A snapshot after the change belongs to the old text: a later prompt that shares the new text does not use it."""
     for talk in talks(engine):
         first = talk.words(60, 1)
         talk.says(first, 20, 50)
@@ -113,7 +113,7 @@ def test_another_conversation_under_the_same_head(engine: Engine) -> None:
 
 
 def test_with_the_head_and_without_by_turns(engine: Engine) -> None:
-    """A plain turn leaves the head behind: a turn with it goes back to where it has read."""
+    """A plain turn does not extend the head's cache: a turn with drafts goes back to where the head has read."""
     talk = Talk(engine)
     prompt, told = talk.words(60, 1), []
     for number, depth in enumerate([3, 0, 3, 0, 0, 3, 1, 0, 3]):
@@ -162,7 +162,7 @@ def test_caches_gone_back_are_those_of_a_fresh_read(engine: Engine) -> None:
 
 
 def test_branches_go_their_own_ways(engine: Engine) -> None:
-    """By turns, both writing: neither sees the other's rows, nor does a point change with what came after it."""
+    """Both write in turns: neither sees the other's tokens, and later tokens change no snapshot."""
     talk = Talk(engine)
     prompt = talk.words(70, 1)
     one = Tokens(engine.target, engine.mtp)
@@ -235,4 +235,4 @@ def test_twelve_turns_of_an_agent_with_twelve_thousand_tokens(raw_checkpoint: Ca
         held = mark if back else len(past)
         prompt = [*past, *talk.words(996, number)]
     assert len(prompt) > 12_000
-    assert talk.prefixes.figures.conversations == 1
+    assert talk.prefixes.stats.sequences == 1

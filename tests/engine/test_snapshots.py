@@ -1,4 +1,4 @@
-"""The points to go back to that there is room for."""
+"""How many snapshots are kept within a bound of bytes."""
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -33,7 +33,7 @@ def test_a_title_request_does_not_evict_the_conversation(kind: str, raw_checkpoi
         assert talk.prefixes.nbytes <= most
     talk.says(main, count=4)
     assert talk.read == 12
-    assert talk.prefixes.figures.evictions > 0, "titles of long ago"
+    assert talk.prefixes.stats.evictions > 0, "titles of long ago"
 
 
 @pytest.mark.parametrize("share", cases([0.0, 0.9, 1.3, 2.2], default=(0.9, 2.2)))
@@ -46,7 +46,7 @@ def test_the_bound_holds_whatever_is_asked(hybrid: Engine, share: float) -> None
     for step, number in enumerate((0, 0, 1, 0, 2, 3, 3, 1)):
         prompt = conversations[number]
         prompt += [*talk.says(prompt, 200, len(prompt) - 3, count=4), *talk.words(5, step)]
-        figures = talk.prefixes.figures
+        figures = talk.prefixes.stats
         assert figures.nbytes <= most
         assert figures.hits + figures.misses == step + 1
     assert bool(figures.hits) == (share > 0), "a short one at the least"
@@ -62,7 +62,7 @@ def test_a_copy_that_has_no_room_beside_its_source_takes_its_place(hybrid: Engin
     edited = [*prompt[:260], prompt[260] ^ 1, 3, 4]
     talk.says(edited)
     assert talk.reused == 250
-    assert talk.prefixes.figures.conversations == 1
+    assert talk.prefixes.stats.sequences == 1
 
 
 def test_points_in_the_middle_go_before_conversations(hybrid: Engine) -> None:
@@ -70,14 +70,14 @@ def test_points_in_the_middle_go_before_conversations(hybrid: Engine) -> None:
     prompts = [talk.words(80, number) for number in range(2)]
     for prompt in prompts:
         talk.says(prompt, *range(10, 80, 10))
-    figures = talk.prefixes.figures
-    assert (figures.points, figures.conversations) == (14, 2)
+    figures = talk.prefixes.stats
+    assert (figures.snapshots, figures.sequences) == (14, 2)
     tight = PrefixCache(figures.nbytes * 3 // 4)
     talk.prefixes = tight
     for prompt in prompts:
         talk.says(prompt, *range(10, 80, 10))
-    assert tight.figures.conversations == 2
-    assert tight.figures.points < 14
+    assert tight.stats.sequences == 2
+    assert tight.stats.snapshots < 14
     for prompt in prompts:
         talk.says([*prompt[:15], prompt[15] ^ 1, 3, 4])
         assert talk.reused == 10
@@ -88,7 +88,7 @@ def test_no_more_points_than_are_worth_it(hybrid: Engine) -> None:
     prompt = talk.words(40, 1)
     for step in range(MAX_SNAPSHOTS + 8):
         prompt = [*prompt, *talk.says(prompt, 20, len(prompt) - 2, count=2), *talk.words(3, step)]
-    assert talk.prefixes.figures.points == MAX_SNAPSHOTS
+    assert talk.prefixes.stats.snapshots == MAX_SNAPSHOTS
     talk.says([*prompt[:20], prompt[20] ^ 1, 3])
     assert talk.reused == 20
 
@@ -144,7 +144,7 @@ def test_a_turn_without_a_cache_keeps_no_points(hybrid: Engine) -> None:
 
 
 def prefix_info(trimmable: bool = False, head_offset: int | None = None, pending: int = 1) -> PrefixInfo:
-    """Of 20 tokens, 19 of them read, with points behind 5 and 12."""
+    """Return a sequence of 20 tokens, 19 of them read, with snapshots after 5 and 12."""
     positions = tuple(Position(rows, pending) for rows in (5, 12))
     return PrefixInfo(list(range(20)), Position(19, pending), positions, trimmable, head_offset)
 
