@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent.parent
-KNOWN: frozenset[str] = frozenset({"Acceptance", "Command"})
+KNOWN: frozenset[str] = frozenset({"Acceptance"})
 """Names that have several owners and are known to; no new one is accepted."""
 
 
