@@ -81,7 +81,8 @@ class Recursion:
 
     has_kv_cache = True
     convention = CONVENTIONS[0]
-    _restricted: DraftOutput | None = None
+    draft_output: DraftOutput | None = None
+    """The restricted output matrix, after `restrict_vocab`."""
 
     @property
     @abstractmethod
@@ -93,7 +94,8 @@ class Recursion:
         return self.convention.fed
 
     def restrict_vocab(self, tokens: Sequence[int]) -> None:
-        self._restricted = DraftOutput(self.output, tokens)
+        """Draft only these tokens from now on."""
+        self.draft_output = DraftOutput(self.output, tokens)
 
     def normed(self, states: mx.array, norm: Any, *, for_logits: bool) -> mx.array:
         """Apply the last norm where `convention` puts it: to returned states, or only to the logits' input."""

@@ -84,7 +84,7 @@ class NextNHead(Recursion, nn.Module):
 
     def logits(self, states: mx.array) -> mx.array:
         full = self.output if "lm_head" in self._own else self._target.project
-        project = self._restricted or full
+        project = self.draft_output or full
         logits: mx.array = project(self.normed(states, self.layers[0].norm, for_logits=True))
         return logits
 

@@ -58,7 +58,7 @@ class QwenHead(Recursion, nn.Module):
         return self.normed(self.layers[0](x, mask, cache[0]), self.norm, for_logits=False)
 
     def logits(self, states: mx.array) -> mx.array:
-        project = self._restricted or self._target.project
+        project = self.draft_output or self._target.project
         return project(self.normed(states, self.norm, for_logits=True))
 
     @property
