@@ -107,7 +107,7 @@ class Loaded(Event):
         seconds: time that loading took.
         folder: where the files of the model are.
         promise: what was shown of the text on this machine.
-        rows: tokens of the widest pass that `promise` holds for.
+        num_tokens: of the widest pass that `promise` holds for.
     """
 
     name: str
@@ -121,11 +121,11 @@ class Loaded(Event):
     seconds: float
     folder: str = ""
     promise: Promise = "distribution"
-    rows: int = MAX_DEPTH + 1
+    num_tokens: int = MAX_DEPTH + 1
 
     def promise_at(self, depth: int | None) -> Promise:
         """What holds at a depth."""
-        return promise_at(self.promise, self.rows, depth)
+        return promise_at(self.promise, self.num_tokens, depth)
 
 
 @dataclass(frozen=True)

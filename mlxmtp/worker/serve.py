@@ -148,7 +148,7 @@ class Worker:
                 seconds=time.perf_counter() - started,
                 folder=str(engine.path),
                 promise=guarantee.promise,
-                rows=guarantee.num_tokens,
+                num_tokens=guarantee.num_tokens,
             )
         )
 

@@ -2,7 +2,7 @@
 
 import pytest
 from mlxmtp_tui import commands
-from mlxmtp_tui.slash import CommandHandlers, code_blocks
+from mlxmtp_tui.slash import SlashCommandApp, code_blocks
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_a_command_is_a_slash_and_a_word(text: str, expected: tuple[str, str] | 
 def test_every_command_is_carried_out_by_a_method_and_every_alias_names_a_command() -> None:
     names = {command.name for command in commands.COMMANDS}
     assert len(names) == len(commands.COMMANDS)
-    assert {name.removeprefix("command_") for name in dir(CommandHandlers) if name.startswith("command_")} == names
+    assert {name.removeprefix("command_") for name in dir(SlashCommandApp) if name.startswith("command_")} == names
     assert set(commands.ALIASES.values()) <= names
     assert not set(commands.ALIASES) & names
 

@@ -61,7 +61,7 @@ def test_what_is_loaded(loaded: Loaded, engine: Engine) -> None:
     assert (loaded.name, loaded.head, loaded.plain_because) == ("demo", "qwen-mtp", None)
     assert (loaded.head_source, loaded.head_by_name) == (None, False)
     assert (loaded.context, loaded.has_thinking) == (4096, True)
-    assert (loaded.rows, loaded.promise) == (engine.guarantee.num_tokens, engine.guarantee.promise)
+    assert (loaded.num_tokens, loaded.promise) == (engine.guarantee.num_tokens, engine.guarantee.promise)
     assert loaded.promise == "identical", "on this backend"
     assert loaded.memory_limit == usable_memory() > 0
     assert loaded.seconds > 0

@@ -9,31 +9,27 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from textual import events, on
-from textual.app import App, ComposeResult, SystemCommand
+from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding
-from textual.reactive import var
 from textual.screen import Screen
 from textual.widgets import Static
 
 from mlxmtp.errors import MlxmtpError
 from mlxmtp.worker.process import StartTransport, WorkerProcess
-from mlxmtp_tui import clipboard, commands, history
+from mlxmtp_tui import commands, history
 from mlxmtp_tui.chat import Chat
 from mlxmtp_tui.conversation import Conversation
 from mlxmtp_tui.formatting import measurement
 from mlxmtp_tui.messages import Measured, Notice, StateChanged, TurnFinished, TurnGrew, TurnsReplaced, TurnStarted
 from mlxmtp_tui.options import ChatOptions
 from mlxmtp_tui.sessions import Session
-from mlxmtp_tui.slash import CommandHandlers
-from mlxmtp_tui.widgets.panel import Panel, StatsView
+from mlxmtp_tui.slash import SlashCommandApp
+from mlxmtp_tui.widgets.panel import Panel
 from mlxmtp_tui.widgets.prompt import Completions, PromptInput
 from mlxmtp_tui.widgets.status import StatusLine
-
-if TYPE_CHECKING:
-    from mlxmtp_tui.widgets.transcript import Transcript
 
 NARROW = 100
 """Columns of the terminal below which the panel is folded to a line."""
@@ -45,12 +41,9 @@ LEAVE_S = 2.0
 """Seconds within which a second ctrl+c leaves."""
 IDLE_S = 1.5
 """Seconds without a key or an event after which garbage is collected."""
-REPEAT_ERROR_S = 10.0
-"""Least seconds between two notifications of one error: a full disk is an error at every save."""
-STATS_VIEWS: tuple[StatsView, ...] = ("live", "turns", "line")
 
 
-class ChatApp(App[None]):
+class ChatApp(SlashCommandApp):
     """A chat with a local model.
 
     Args:
@@ -74,7 +67,6 @@ class ChatApp(App[None]):
         Binding("f1", "slash('help')", "help", priority=True),
         Binding("ctrl+z", "suspend_process", "suspend", priority=True, show=False),
     ]
-    stats_view: var[StatsView] = var("live", init=False)
 
     def __init__(
         self,
@@ -83,18 +75,13 @@ class ChatApp(App[None]):
         new_session: Callable[[str], Session] = Session.new,
         resumed: tuple[Session, Conversation] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(start)
         self.chat = Chat(self.post_message, start, options, new_session, resumed)
-        self.slash = CommandHandlers(self)
-        self.start_engine = start
-        self.choose_first = options.choose
-        self.transcript: Transcript | None = None
-        self.narrow = False
+        self._choose_first = options.choose
         self._interrupted_at = float("-inf")
         self._undrawn = True
         self._answer_updated_at = float("-inf")
         self._key_at = time.monotonic()
-        self._errors: dict[str, float] = {}
 
     def compose(self) -> ComposeResult:
         completions = Completions()
@@ -122,7 +109,7 @@ class ChatApp(App[None]):
         await place.remove()
         self.run_worker(self.chat.start())
         self.post_message(TurnsReplaced(list(self.chat.conversation.turns)))
-        if self.choose_first:
+        if self._choose_first:
             self.slash("model")
         gc.collect()
         gc.disable()  # a collection takes longer than a key may wait; `_tick` collects when the user is idle
@@ -165,14 +152,6 @@ class ChatApp(App[None]):
     @on(Notice)
     def notice(self, message: Notice) -> None:
         self.say(message.text, error=message.error)
-
-    def say(self, text: str, *, error: bool = False) -> None:
-        """Notify the user; of one error, not again within `REPEAT_ERROR_S`."""
-        now = time.monotonic()
-        if error and now - self._errors.get(text, float("-inf")) < REPEAT_ERROR_S:
-            return
-        self._errors[text] = now
-        self.notify(text, severity="error" if error else "information", timeout=12 if error else 4, markup=False)
 
     @on(PromptInput.Submitted)
     def submitted(self, event: PromptInput.Submitted) -> None:
@@ -252,12 +231,6 @@ class ChatApp(App[None]):
         yield from super().get_system_commands(screen)
         for command in commands.COMMANDS:
             yield SystemCommand(command.usage, command.help, partial(self.slash, command.name))
-
-    def copy(self, text: str) -> None:
-        """Copy to the clipboard by the platform's program, else by the terminal."""
-        if not clipboard.copy(text):
-            self.copy_to_clipboard(text)
-        self.say("copied")
 
     def _tick(self) -> None:
         state = self.chat.state

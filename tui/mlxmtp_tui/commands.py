@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SlashCommand:
-    """`/name arguments`, handled by the method `command_NAME` of `CommandHandlers`."""
+    """`/name arguments`, handled by the method `command_NAME` of `SlashCommandApp`."""
 
     name: str
     arguments: str
