@@ -85,14 +85,14 @@ async def test_it_stops_measures_dies_and_goes_on():
         await until(lambda: "by mlx-lm" in str([w.render() for w in app.query(".note")]), "what was measured")
 
         chat.change_settings(max_tokens=40)
-        os.kill(chat._link._engine.pid, signal.SIGKILL)
+        os.kill(chat._client._process.pid, signal.SIGKILL)
         await until(lambda: chat.state.status == "gone", "the end of the engine")
         assert chat.conversation.turns[0].answer == stopped
         await pilot.press("ctrl+r")
         await until(lambda: chat.state.status == "ready", "another engine")
         await ask(app, pilot, "And now?")
         assert chat.conversation.turns[1].answer.reason in ("stop", "length")
-        engine = chat._link._engine.pid
+        engine = chat._client._process.pid
     await until(lambda: not alive(engine), "nobody left")
 
 
