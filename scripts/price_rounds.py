@@ -24,8 +24,7 @@ from statistics import fmean, median, stdev
 from mlxmtp import Engine, GenerationOptions, load
 from mlxmtp.bench.workloads import WorkloadPrompt, load_prompts, select
 from mlxmtp.cli import Parser, guarded, options
-from mlxmtp.decoding.auto import AutoDepth
-from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
+from mlxmtp.decoding.depth import AutoDepth, DepthPolicy, FixedDepth
 from mlxmtp.decoding.draft import MTPChain
 from mlxmtp.decoding.loop import generate, never_stop
 from mlxmtp.decoding.sampler import Sampler
@@ -72,7 +71,7 @@ def priced(args: argparse.Namespace) -> int:
         raise HeadError(f"there is no head to draft with: {engine.plain_because}")
     arms: dict[str, DepthPolicy] = {PLAIN: FixedDepth(0)}
     arms |= {f"depth {depth}": FixedDepth(depth) for depth in args.depths}
-    arms |= {AUTO: auto, NO_LOOKUP: AutoDepth(auto.most)}
+    arms |= {AUTO: auto, NO_LOOKUP: AutoDepth(auto.max_depth)}
     lessons, prompts = select(load_prompts(None), (), 1), select(load_prompts(args.prompts), (), args.limit)
     runs: list[Run] = []
     for number, prompt in enumerate([*lessons, *prompts]):

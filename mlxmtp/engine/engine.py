@@ -9,8 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlxmtp.decoding.auto import AutoDepth
-from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
+from mlxmtp.decoding.depth import AutoDepth, DepthPolicy, FixedDepth
 from mlxmtp.decoding.logits_processors import LogitsProcessor
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import PREFILL_TOKENS

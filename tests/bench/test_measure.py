@@ -241,19 +241,19 @@ def test_what_auto_learns_stays_in_the_benchmark(
     taught = load(engine.path)
     taught.generate(list(range(20)), GenerationOptions(max_tokens=60))
     (file,) = tmp_path.rglob("depth/*")
-    assert taught.policy(None).costs.ratios()  # type: ignore[union-attr]
+    assert taught.policy(None).state()  # type: ignore[union-attr]
     written = file.read_bytes()
     measured = TokenDecoder(taught, acceptance)
-    assert measured.policy(None).costs.ratios() == {}  # type: ignore[union-attr]
+    assert measured.policy(None).state() == {}  # type: ignore[union-attr]
     PrefilledPrompt(measured, range(20), ours_first=True).run_ours(None, 60, GenerationOptions())
-    assert measured.policy(None).costs.ratios()  # type: ignore[union-attr]
+    assert measured.policy(None).state()  # type: ignore[union-attr]
     assert file.read_bytes() == written
 
 
 def test_with_a_synthetic_acceptance_nothing_is_looked_up(engine: Engine):
     """The synthetic acceptance is that of the head's drafts. Drafts of prompt lookup would cost nothing."""
     policies = [TokenDecoder(engine, acceptance).policy(None) for acceptance in (None, 0.9)]
-    assert [policy.most_repeated > 0 for policy in policies] == [True, False]  # type: ignore[union-attr]
+    assert [policy.max_lookup > 0 for policy in policies] == [True, False]  # type: ignore[union-attr]
     prompt = PrefilledPrompt(TokenDecoder(engine, 0.9), PROMPTS[0].tokens(engine.tokenizer) * 6, ours_first=True)
     assert prompt.run_ours(None, 200, GenerationOptions()).looked_up == 0
 

@@ -12,11 +12,9 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp import load
-from mlxmtp.decoding.acceptance import Acceptance
-from mlxmtp.decoding.auto import AutoDepth
-from mlxmtp.decoding.costs import Costs
-from mlxmtp.decoding.depth import PLAIN, DepthPolicy, FixedDepth, Plan
+from mlxmtp.decoding.depth import PLAIN, AutoDepth, DepthPolicy, FixedDepth, Plan
 from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.estimates import AcceptanceRate, RoundCosts
 from mlxmtp.decoding.loop import generate, never_stop
 from mlxmtp.decoding.sampler import Draft, Sampler, VerifyMode
 from mlxmtp.decoding.sampling import Sampling
@@ -169,7 +167,7 @@ def test_a_draft_without_a_distribution_was_certain(mode: VerifyMode) -> None:
 class Untimed(AutoDepth):
     """Rounds cost what is known of them, whatever the clock says."""
 
-    def _time(self, one: Round) -> None:
+    def _time(self, round: Round) -> None:
         pass
 
 
@@ -185,7 +183,7 @@ def test_decoding_plainly_one_draft_is_tried_now_and_then(raw_checkpoint: Callab
     engine = load(raw_checkpoint("qwen3_5"))
     sequence = Sequence(engine.target, None)
     sequence.prefill(WORDS)
-    policy = Untimed(4, 0, Costs({0: 1.0, 1: 1.5, 2: 2.0}), Acceptance([0.05]))
+    policy = Untimed(4, 0, RoundCosts({1: 1.5, 2: 2.0}), AcceptanceRate([0.05]))
     run = list(generate(engine.target, Wrong(), sequence, Sampler(LAWS["greedy"]), policy, never_stop, 200))
     plain = "".join("d" if one.drafted else "p" for one in run).split("d")
     assert {one.drafted for one in run} == {0, 1}
@@ -197,7 +195,7 @@ def test_repeats_that_do_not_go_on_alike_are_no_longer_looked_up(raw_checkpoint:
     engine = load(raw_checkpoint("qwen3_5"))
     sequence = Sequence(engine.target, engine.mtp)
     sequence.prefill([5, 6, 7] * 8)
-    policy = Untimed(4, 8, Costs({0: 1.0, 1: 2.0, 2: 3.0}, {1: 2.0, 2: 3.0, 8: 9.0}), Acceptance([0.05]))
+    policy = Untimed(4, 8, RoundCosts({1: 2.0, 2: 3.0}, {1: 2.0, 2: 3.0, 8: 9.0}), AcceptanceRate([0.05]))
     few = ((5, 100.0), (6, 100.0), (7, 100.0))
     sampler, matches = Sampler(Sampling(5.0, seed=1, logit_bias=few)), []
     observe = policy.observe

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 
 from mlxmtp import GenerationOptions, load
-from mlxmtp.decoding.acceptance import Acceptance
-from mlxmtp.decoding.auto import AutoDepth
-from mlxmtp.decoding.costs import Costs
-from mlxmtp.decoding.repeats import Repeats
+from mlxmtp.decoding.depth import AutoDepth, Plan
+from mlxmtp.decoding.estimates import AcceptanceRate, LookupAcceptance, RoundCosts
 from mlxmtp.engine import depth_store
 
-COSTS = {0: 1.0, 1: 1.4, 3: 2.1}
-KNOWN = AutoDepth(6, 9, Costs(COSTS, {8: 2.5}), Acceptance([0.8, 0.7]), Repeats([[0.2], [0.5, 0.6], [], [0.9, 0.95]]))
+COSTS = {1: 1.4, 3: 2.1}
+LOOKUPS = LookupAcceptance([[0.2], [0.5, 0.6], [], [0.9, 0.95]])
+KNOWN = AutoDepth(6, 9, RoundCosts(COSTS, {8: 2.5}), AcceptanceRate([0.8, 0.7]), LOOKUPS)
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +27,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_kept_is_recalled(tmp_path: Path) -> None:
     depth_store.save(tmp_path / "x" / "known.json", KNOWN)
     found = depth_store.load(tmp_path / "x" / "known.json", 6, 9)
-    assert (found.most, found.most_repeated) == (6, 9)
-    assert found.costs.ratios() == pytest.approx(COSTS)
-    assert found.costs.ratios(looked_up=True) == pytest.approx({8: 2.5})
-    assert found.acceptance.usual == pytest.approx([0.8, 0.7])
-    assert found.repeats.usual[3] == pytest.approx([0.9, 0.95])
-    assert [found.plan().depth for _ in range(4)] == [found.plan().depth] * 4, "nothing is left to be tried out first"
+    assert (found.max_depth, found.max_lookup) == (6, 9)
+    assert found.costs.sure("head") == pytest.approx(COSTS)
+    assert found.costs.sure("lookup") == pytest.approx({8: 2.5})
+    assert found.acceptance.shares == pytest.approx([0.8, 0.7])
+    assert found.lookup.shares[3] == pytest.approx([0.9, 0.95])
+    assert found.plan() == Plan(2), "nothing is left to be tried out first"
 
 
 def test_nothing_is_kept_of_a_policy_that_knows_no_plain_step(tmp_path: Path) -> None:
@@ -65,9 +64,9 @@ DAMAGED = {
 def test_a_damaged_file_is_as_none(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "known.json"
     file.write_bytes(content)
-    assert depth_store.load(file, 6, 9).costs.ratios() == {}
+    assert not depth_store.load(file, 6, 9).costs.known
     depth_store.save(file, KNOWN)
-    assert depth_store.load(file, 6, 9).costs.ratios()
+    assert depth_store.load(file, 6, 9).costs.known
 
 
 def test_an_engine_keeps_what_its_turns_taught_it(raw_checkpoint: Callable[..., Path], folder: Path) -> None:
@@ -80,7 +79,7 @@ def test_an_engine_keeps_what_its_turns_taught_it(raw_checkpoint: Callable[..., 
     (file,) = folder.rglob("depth/*.json")
     shares = json.loads(file.read_text())["acceptance"]
     assert shares
-    assert load(model).policy(None).acceptance.usual == pytest.approx(shares)  # type: ignore[union-attr]
+    assert load(model).policy(None).acceptance.shares == pytest.approx(shares)  # type: ignore[union-attr]
 
     again = load(model)
     chunks = again.stream(prompt, GenerationOptions(max_tokens=40))
@@ -96,4 +95,4 @@ def test_a_first_short_turn_with_a_good_head_teaches_the_next_run(folder: Path) 
     """Where drafts pay, plain steps are few; and without them nothing is known of what a round costs."""
     load().generate("Write a story about a cat.", GenerationOptions(max_tokens=64))
     assert list(folder.rglob("depth/*.json"))
-    assert load().policy(None).costs.ratios()[0] == 1.0  # type: ignore[union-attr]
+    assert load().policy(None).costs.known  # type: ignore[union-attr]

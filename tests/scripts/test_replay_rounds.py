@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlxmtp import GenerationOptions, load
-from mlxmtp.decoding.auto import AutoDepth
+from mlxmtp.decoding.depth import AutoDepth
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "replay_rounds.py"))
 Clock, Notes, chosen, fixed = (SCRIPT[name] for name in ("Clock", "Notes", "chosen", "fixed"))

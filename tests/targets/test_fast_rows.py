@@ -33,7 +33,7 @@ def test_auto_keeps_within_them(raw_checkpoint: Callable[..., Path], monkeypatch
     """Looked-up drafts too; on a CPU, where there is no such bound, they may be 16."""
     model = raw_checkpoint("qwen3_5")
     on_cpu = load(model).policy(None)
-    assert (on_cpu.most, on_cpu.most_repeated) == (8, 16)  # type: ignore[attr-defined]
+    assert (on_cpu.max_depth, on_cpu.max_lookup) == (8, 16)  # type: ignore[attr-defined]
     monkeypatch.setattr(Target, "max_fast_tokens", 5)
     bounded = load(model).policy(None)
-    assert (bounded.most, bounded.most_repeated) == (4, 4)  # type: ignore[attr-defined]
+    assert (bounded.max_depth, bounded.max_lookup) == (4, 4)  # type: ignore[attr-defined]

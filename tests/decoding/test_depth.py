@@ -14,9 +14,8 @@ from itertools import takewhile
 
 import pytest
 
-from mlxmtp.decoding.acceptance import Acceptance
-from mlxmtp.decoding.auto import AutoDepth
-from mlxmtp.decoding.costs import Costs
+from mlxmtp.decoding.depth import AutoDepth, Plan
+from mlxmtp.decoding.estimates import AcceptanceRate
 from mlxmtp.decoding.stats import Round
 
 MOST = 7
@@ -131,7 +130,7 @@ def test_what_is_known_of_a_machine_saves_the_start(curve: str) -> None:
     for seed in range(6):
         rng, first = random.Random(seed), AutoDepth(MOST)
         list(world.run(first, shares, 1000, rng))
-        later = AutoDepth(MOST, 0, Costs(first.costs.known()), Acceptance(first.acceptance.usual))
+        later = AutoDepth.from_state(first.state(), MOST)
         rates.append(world.rate(world.run(later, shares, 200, rng)))
     assert statistics.mean(rates) >= 0.97
 
@@ -150,7 +149,7 @@ def test_another_text_is_noticed_within_64_tokens(before: str, after: str) -> No
 
 
 def test_expected_tokens_of_shares_that_are_known_well() -> None:
-    acceptance = Acceptance()
+    acceptance = AcceptanceRate()
     for _ in range(500):
         acceptance.observe(2, 2)
         acceptance.observe(2, 0)
@@ -166,7 +165,7 @@ def test_the_choice_is_told_with_its_figures() -> None:
     list(world.run(policy, TEXTS["calls"], 500, random.Random(1)))
     depth = int(policy.why.split()[1].rstrip(","))
     tokens = policy.acceptance.tokens(depth)[depth]
-    steps = policy.costs.table(depth)[depth]
+    steps = policy.costs.table("head", depth)[depth]
     expected = f"{tokens:.1f} tokens a round expected, for the time of {steps:.1f} plain ones"
     assert policy.why == f"depth {depth}, auto: {expected}"
     list(world.run(policy, TEXTS["wrong"], 500, random.Random(1)))
@@ -219,3 +218,34 @@ def test_matches_that_do_not_go_on_alike_cost_nothing(curve: str) -> None:
     ]
     with_lookup, without = map(statistics.mean, pairs)
     assert with_lookup >= 0.99 * without
+
+
+def test_asking_for_a_plan_changes_nothing() -> None:
+    """Rounds go the same way however often the policy is asked, with a match and without."""
+    world, runs = World(CURVES["two cores"]), []
+    for asked in (0, 3):
+        policy, depths = AutoDepth(MOST, 16), []
+        for one in world.run(policy, TEXTS["chat"], 1500, random.Random(1)):
+            depths.append(one.drafted)
+            for match in range(asked):
+                policy.plan(20 * match)
+        runs.append(depths)
+    assert runs[0] == runs[1]
+
+
+def test_every_other_depth_is_tried_again() -> None:
+    """However good the choice, what is known of the others must not grow old; the nearest the most often."""
+    policy, counts = AutoDepth(3), [0] * 4
+    world = World(CURVES["M5 Max, 27B"])
+    for one in world.run(policy, TEXTS["code"], 20_000, random.Random(1)):
+        counts[one.drafted] += 1
+    assert all(count > 3 for count in counts)
+    assert counts[3] > counts[2] > counts[1]
+
+
+def test_a_probe_is_not_lost_to_the_plain_round_queued_before_it() -> None:
+    """The first run drafts as often as a cost needs to be saved."""
+    policy, world = AutoDepth(MOST), World(CURVES["M1"])
+    list(world.run(policy, TEXTS["wrong"], 20, random.Random(1)))
+    assert set(policy.state()["steps"]) == {3}
+    assert policy.plan() == Plan(0)
