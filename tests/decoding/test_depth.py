@@ -17,6 +17,7 @@ import pytest
 from mlxmtp.decoding.depth import AutoDepth, Plan
 from mlxmtp.decoding.estimates import AcceptanceRate
 from mlxmtp.decoding.stats import Round
+from tests.grids import cases, grid
 
 MOST = 7
 CURVES = {
@@ -36,6 +37,12 @@ TEXTS = {
     "wrong": (0.0,),
     "always": (1.0,),
 }
+CORNERS = grid(
+    CURVES,
+    TEXTS,
+    default=lambda curve, text: curve in ("M5 Max, 27B", "M1") and text in ("code", "wrong", "always"),
+)
+"""Drafts that are cheap and dear; that are mostly, never and always accepted."""
 NOISE, BUSY, BUSY_FACTOR = 0.05, 0.02, 1.5
 """A round's time strays by so much; so often it takes so much longer."""
 
@@ -91,8 +98,7 @@ class World:
         return sum(len(one.tokens) for one in rounds) / sum(self.steps(one.drafted) for one in rounds)
 
 
-@pytest.mark.parametrize("curve", CURVES)
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize(("curve", "text"), CORNERS)
 def test_nearly_the_best_fixed_depth_of_each_machine_and_text(curve: str, text: str) -> None:
     """Within 3 % over 4000 tokens from nothing known, the mean of 16 runs; its standard error is below 0.3 %."""
     world, shares = World(CURVES[curve]), TEXTS[text]
@@ -111,8 +117,7 @@ class Shared(World):
         return 0.029 if self.busy else 0.02
 
 
-@pytest.mark.parametrize("curve", CURVES)
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize(("curve", "text"), CORNERS)
 def test_other_work_on_the_machine_is_not_taken_for_a_depths_own_time(curve: str, text: str) -> None:
     """Within 5 % of the best, the mean of 6 runs of 4000 tokens from nothing known; its standard error is 0.7 %."""
     shares, rates = TEXTS[text], []
@@ -209,7 +214,7 @@ def test_a_text_that_repeats_itself_is_looked_up(curve: str) -> None:
         assert rate > 1.12 * world.best(TEXTS["chat"])
 
 
-@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("curve", cases(CURVES, default=("M5 Max, 27B", "M1")))
 def test_matches_that_do_not_go_on_alike_cost_nothing(curve: str) -> None:
     """At most 1 % of what the same policy reaches without looking anything up, the mean of 12 runs (error 0.4 %)."""
     world = World(CURVES[curve])

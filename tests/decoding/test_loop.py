@@ -167,15 +167,15 @@ MORE = [88, 12, 200]
 STOPS = [(right, kept) for right in range(5) for kept in range(1, right + 2)]
 
 
-@pytest.mark.parametrize(("right", "kept"), STOPS)
-def test_a_stop_inside_a_round_leaves_the_caches_at_the_last_kept_token(plain: Plain, right: int, kept: int) -> None:
-    sequence = plain.start()
-    rounds = plain.scripted(sequence, [(4, 2), (4, right)], KeepUntil(3 + kept))
-    last = list(rounds)[-1]
-    assert (last.finish, last.accepted, len(last.tokens)) == ("stop", right, kept)
-    count = len(PROMPT) + 3 + kept
-    assert sequence.tokens == plain.tokens[:count]
-    assert_same_state(snapshot(sequence.cache), plain.state(count))
+def test_a_stop_inside_a_round_leaves_the_caches_at_the_last_kept_token(plain: Plain) -> None:
+    for right, kept in STOPS:
+        sequence = plain.start()
+        rounds = plain.scripted(sequence, [(4, 2), (4, right)], KeepUntil(3 + kept))
+        last = list(rounds)[-1]
+        assert (last.finish, last.accepted, len(last.tokens)) == ("stop", right, kept)
+        count = len(PROMPT) + 3 + kept
+        assert sequence.tokens == plain.tokens[:count], (right, kept)
+        assert_same_state(snapshot(sequence.cache), plain.state(count), (right, kept))
 
 
 @pytest.mark.parametrize(("right", "kept"), [(0, 1), (4, 1), (4, 3), (4, 5)])
@@ -209,16 +209,16 @@ def test_a_reader_may_leave_after_any_round(plain: Plain, after: int) -> None:
     assert_same_state(snapshot(sequence.cache), plain.state(count))
 
 
-@pytest.mark.parametrize("max_tokens", [1, 2, 3, 5, 6, 7])
 @pytest.mark.parametrize("depth", [0, 1, 4])
-def test_the_budget_is_exact(plain: Plain, depth: int, max_tokens: int) -> None:
-    sequence = plain.start()
-    found = list(plain.scripted(sequence, [(depth, 9)] * 9, max_tokens=max_tokens))
-    tokens = tokens_of(iter(found))
-    assert tokens == plain.tokens[len(PROMPT) : len(PROMPT) + max_tokens]
-    assert [one.finish for one in found] == [None] * (len(found) - 1) + ["length"]
-    assert all(one.drafted < max_tokens for one in found), "a draft that the budget has no room for"
-    assert_same_state(snapshot(sequence.cache), plain.state(len(sequence.tokens)))
+def test_the_budget_is_exact(plain: Plain, depth: int) -> None:
+    for max_tokens in (1, 2, 3, 5, 6, 7):
+        sequence = plain.start()
+        found = list(plain.scripted(sequence, [(depth, 9)] * 9, max_tokens=max_tokens))
+        tokens = tokens_of(iter(found))
+        assert tokens == plain.tokens[len(PROMPT) : len(PROMPT) + max_tokens], max_tokens
+        assert [one.finish for one in found] == [None] * (len(found) - 1) + ["length"], max_tokens
+        assert all(one.drafted < max_tokens for one in found), "a draft that the budget has no room for"
+        assert_same_state(snapshot(sequence.cache), plain.state(len(sequence.tokens)), max_tokens)
 
 
 def test_a_stop_with_the_budgets_last_token_is_a_stop(plain: Plain) -> None:

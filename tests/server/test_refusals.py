@@ -97,13 +97,25 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "more", "name"), WRONG)
-def test_an_unsupported_field_is_named(path: str, more: dict[str, Any], name: str) -> None:
-    with pytest.raises(ApiError) as refusal:
+@pytest.mark.parametrize("path", ALL)
+def test_an_unsupported_field_is_named(path: str) -> None:
+    wrong = [(more, name) for where, more, name in WRONG if where == path]
+    assert len(wrong) > 20
+    for more, name in wrong:
+        refusal = refused(path, more)
+        assert refusal, f"accepted: {more}"
+        assert (refusal.status, refusal.param) == (400, name), more
+        assert name.split("[")[0].split(".")[0] in str(refusal), more
+        assert len(str(refusal)) < 400, more
+
+
+def refused(path: str, more: dict[str, Any]) -> ApiError | None:
+    """The error of a body with these fields."""
+    try:
         parse(path, **more)
-    assert (refusal.value.status, refusal.value.param) == (400, name)
-    assert name.split("[")[0].split(".")[0] in str(refusal.value)
-    assert len(str(refusal.value)) < 400
+    except ApiError as error:
+        return error
+    return None
 
 
 @pytest.mark.parametrize(
