@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 
 from mlxmtp.decoding.estimates import AcceptanceRate, LookupAcceptance, RoundCosts, Source
 from mlxmtp.decoding.stats import Round
+from mlxmtp.limits import MAX_DEPTH
 
 HYSTERESIS = 1.01
 """Ratio of speed-ups by which another depth has to be better before the policy changes to it."""
@@ -144,16 +145,17 @@ class AutoDepth:
             by_length = [[_within(0, 1, share) for share in row] for row in state["repeats"]]
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"the state of the depth policy is damaged: {error!r}") from error
+        if any(not 0 <= depth <= MAX_DEPTH for depth in (*head, *lookup)):
+            raise ValueError(f"the state of the depth policy has costs of depths out of 0 to {MAX_DEPTH}")
         return cls(max_depth, max_lookup, RoundCosts(head, lookup), AcceptanceRate(shares), LookupAcceptance(by_length))
 
     def state(self) -> dict[str, Any]:
         """What a later run can start from, for JSON; {} before any draft was verified."""
         if not self.acceptance.shares:
             return {}
-        known = self.costs.known
         return {
-            "steps": self.costs.sure("head") if known else {},
-            "looked_up_steps": self.costs.sure("lookup") if known else {},
+            "steps": self.costs.sure("head"),
+            "looked_up_steps": self.costs.sure("lookup"),
             "acceptance": self.acceptance.shares,
             "repeats": self.lookup.shares,
         }
@@ -211,7 +213,7 @@ class AutoDepth:
             self.costs.observe("lookup" if round.from_lookup else "head", round.drafted, round.seconds)
 
     def _choose(self) -> None:
-        """The depth of the greatest speed-up, and whether drafts would pay if all of them were accepted."""
+        """Change to the depth of the greatest speed-up, if it is better by enough."""
         tokens, costs = self.acceptance.tokens(self.max_depth), self.costs.table("head", self.max_depth)
         self._speedups = [n / cost for n, cost in zip(tokens, costs, strict=False)]
         best = self._speedups.index(max(self._speedups))
@@ -253,6 +255,7 @@ class AutoDepth:
 
     @property
     def _could_pay(self) -> bool:
+        """Whether any depth would beat plain decoding if all of its drafts were accepted."""
         costs = self.costs.table("head", self.max_depth)
         return any(depth + 1 > HYSTERESIS * costs[depth] for depth in range(1, self.max_depth + 1))
 

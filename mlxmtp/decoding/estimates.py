@@ -18,14 +18,14 @@ PRIOR_DRAFTS = 5
 MAX_DRAFTS = 50
 """Drafts after which the newest one keeps its weight, 1/50: a position goes on following its model and user."""
 TEXT_WEIGHT = 0.028
-"""Weight of the newest draft in the term of the text: a switch of the text is followed within about 30 drafts."""
+"""Weight of the newest draft in the factor of the text: a switch of the text is followed within about 30 drafts."""
 MATCH_LENGTHS = (8, 16, 32)
 """Tokens: matches between two of these lengths share their estimates."""
 
 PACE_WEIGHT = 0.3
 """Weight of the newest round in the machine's pace: noise of 5 % a round becomes about 2 %."""
 PACE_JUMP = 0.3
-"""Relative error of a round's time above which the pace is taken to have changed: it then follows at once."""
+"""Error of the logarithm of a round's time above which the pace is taken to have changed: it then follows at once."""
 PRIOR_ROUNDS = 2
 """Rounds that the interpolated cost of a depth weighs as much as: one slow round cannot rule a new depth out."""
 SAVED_ROUNDS = 10

@@ -52,6 +52,7 @@ DAMAGED = {
     "a list": b"[]",
     "no steps": json.dumps(good() | {"steps": None}).encode(),
     "a depth that is none": json.dumps(good() | {"steps": {"zero": 1}}).encode(),
+    "a depth out of range": json.dumps(good() | {"looked_up_steps": {"1000000000": 1}}).encode(),
     "no time at all": json.dumps(good() | {"steps": {"0": 0}}).encode(),
     "not a number": json.dumps(good() | {"steps": {"0": float("nan")}}).encode(),
     "a text for a number": json.dumps(good() | {"acceptance": ["0.5"]}).encode(),
