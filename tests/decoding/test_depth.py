@@ -1,6 +1,7 @@
 """The depth policy on simulated machines and texts: published cost curves, acceptance by position, noisy clocks.
 
-Curves C(1..8) and acceptances are those of ../shared/decoding.md, section 2, and some that are harder.
+Curves C(1..8) are those of docs/depth.md, "Published cost curves", and some that are harder; acceptances by workload
+are those that public threads report.
 """
 
 from __future__ import annotations

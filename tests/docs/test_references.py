@@ -17,8 +17,6 @@ ROOTS = (".", "mlxmtp", "tui", "tui/mlxmtp_tui", "tests", "scripts")
 """Folders that a cited file may be relative to, beside the folder of the file that cites it."""
 OUTSIDE = {"README_WEIGHTS.md", "qwen3_5_mtp.py", "configuration.py"}
 """Files of other projects, cited by the name that they have there."""
-KNOWN: frozenset[str] = frozenset({"../shared/decoding.md"})
-"""Citations that are wrong and known to be; no new one is accepted."""
 
 _DOCUMENT = re.compile(r"(?<![\w/.-])([\w./-]*\w\.md)(#[\w-]+)?(?:, (?:\"([^\"]+)\"|([A-Z][\w ,'-]*)))?")
 _MODULE = re.compile(r"(?<![\w/.-])((?:[\w-]+/)*\w+\.(?:py|metal|yml|toml))\b")
@@ -75,7 +73,7 @@ def test_documents_and_sections_that_code_cites_exist(prose: list[tuple[Path, st
     for file, text in prose:
         for document, anchor, quoted, named in _DOCUMENT.findall(text):
             fault = fault_of(document, anchor, quoted or named, file)
-            if fault and document not in KNOWN:
+            if fault:
                 wrong.append(f"{file.relative_to(REPO)}: {document}{anchor} {fault}")
     assert not wrong, "\n".join(wrong)
 
