@@ -52,8 +52,8 @@ class HeadFiles:
 
     @property
     def layers(self) -> int:
-        """The number of the head's decoder layers."""
-        return len({match[1] for name in self.names.values() if (match := _NUMBER.match(name))})
+        """The number of the head's decoder layers; a head whose layer has no number has one."""
+        return len({match[1] for name in self.names.values() if (match := _NUMBER.match(name))}) or 1
 
     @property
     def norms(self) -> Norms | None:

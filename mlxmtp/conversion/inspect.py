@@ -15,6 +15,7 @@ from mlxmtp.conversion.weights import Weights, weights_of
 from mlxmtp.errors import CheckpointError, HeadError
 from mlxmtp.heads import NoHeadError, norms_of, resolve_head, trunk_is_raw
 from mlxmtp.heads.families import family_of
+from mlxmtp.heads.family import Family
 from mlxmtp.targets import check_architecture
 
 Location = Literal["folder", "cache", "hub"]
@@ -168,7 +169,7 @@ def _report_repo(remote: RemoteRepo) -> CheckpointReport:
 def _report(name: str, where: Location, checkpoint: Checkpoint, files: Iterable[str]) -> CheckpointReport:
     text, tensors = checkpoint.text_config, checkpoint.tensors
     support, because = _support(checkpoint, files)
-    head = _visible_head(checkpoint)
+    head, family = _visible_head(checkpoint)
     own = set(head.names) if head else set()
     trunk = {key: info for key, info in tensors.items() if key not in own}
     return CheckpointReport(
@@ -183,7 +184,7 @@ def _report(name: str, where: Location, checkpoint: Checkpoint, files: Iterable[
         context=text.get("max_position_embeddings"),
         experts=next((text[key] for key in _EXPERTS if text.get(key)), None),
         trunk=weights_of(trunk, _quantization(checkpoint), checkpoint.folder),
-        head=_head_report(head, checkpoint, local=where != "hub") if head else None,
+        head=_head_report(head, family, checkpoint, local=where != "hub") if head else None,
         support=support,
         because=because,
     )
@@ -205,13 +206,14 @@ def _support(checkpoint: Checkpoint, files: Iterable[str]) -> tuple[Support, str
     return "speculates", f"its head is in {'the shards' if source.files.place == 'shards' else 'a side-car'}"
 
 
-def _visible_head(checkpoint: Checkpoint) -> HeadFiles | None:
-    """Return the head, even if it cannot be used."""
+def _visible_head(checkpoint: Checkpoint) -> tuple[HeadFiles | None, Family | None]:
+    """Return the head, even if it cannot be used, and its family; None for the family of a head that is not read."""
     try:
-        return find_head(checkpoint.config, checkpoint.tensors)
+        head = find_head(checkpoint.config, checkpoint.tensors)
     except HeadError:
         names = {name: name for name in checkpoint.tensors if is_head_name(name, checkpoint.config)}
-        return HeadFiles({name: checkpoint.tensors[name] for name in names}, names, "shards", {})
+        return HeadFiles({name: checkpoint.tensors[name] for name in names}, names, "shards", {}), None
+    return head, family_of(trunk_type(checkpoint.model_type) or checkpoint.model_type)
 
 
 def _format(checkpoint: Checkpoint) -> str | None:
@@ -230,8 +232,7 @@ def _quantization(checkpoint: Checkpoint) -> Any:
     return config.get("quantization") or config.get(key) or checkpoint.text_config.get(key)
 
 
-def _head_report(head: HeadFiles, checkpoint: Checkpoint, *, local: bool) -> HeadReport:
-    family = family_of(trunk_type(checkpoint.model_type) or checkpoint.model_type) if head.layers else None
+def _head_report(head: HeadFiles, family: Family | None, checkpoint: Checkpoint, *, local: bool) -> HeadReport:
     norms: str | None = head.norms or ("raw" if trunk_is_raw(checkpoint.tensors) and head.place == "shards" else None)
     if family and family.norms_are_raw is None:
         norms = "plain"

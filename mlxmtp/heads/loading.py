@@ -160,6 +160,7 @@ def build_head(files: HeadFiles, target: Target, *, trunk_is_raw: bool | None, l
         weights = dequantise_fp8(_read(files))
         facts = {"stated": files.norms, "config": files.facts.get("config")}
         head, weights = family.build(weights, target, trunk_is_raw=trunk_is_raw, **facts)
+        head.convention = family.conventions[0]
         _load(head, weights, target, files)
     except (ValueError, KeyError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:
         if is_out_of_memory(error):

@@ -2,16 +2,20 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
-from mlxmtp.checkpoints import open_checkpoint
+from mlxmtp import load
+from mlxmtp.checkpoints import find_head, open_checkpoint
+from mlxmtp.conversion.inspect import inspect
 from mlxmtp.errors import HeadError
-from mlxmtp.heads import load_head
-from mlxmtp.heads.qwen import norms_are_raw
+from mlxmtp.heads import load_head, loading
+from mlxmtp.heads.head import CONVENTIONS, Convention
+from mlxmtp.heads.qwen import QWEN, QwenHead, norms_are_raw
 from mlxmtp.targets import load_target
 from tests import tiny
 from tests.comparing import assert_equal, head_of
@@ -132,3 +136,30 @@ def test_the_norms_format_is_read_from_the_blocks_norms(means: tuple[float, ...]
     mx.random.seed(0)
     weights = {n: mean + offset + 0.2 * mx.random.normal((256,)) for n, mean in zip(names, means, strict=True)}
     assert norms_are_raw(weights, trunk_is_raw=None) is (offset == 0)
+
+
+def test_the_first_convention_of_a_family_is_in_use(
+    raw_checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = replace(QWEN, conventions=CONVENTIONS[::-1])
+    monkeypatch.setattr(loading, "family_of", lambda _: family)
+    engine = load(raw_checkpoint("qwen3_5"))
+    assert engine.mtp is not None
+    assert engine.mtp.convention == Convention(fed="pre", recycled="pre") != QwenHead.convention
+    assert engine.target.hidden_at == "pre"
+
+
+def test_a_layer_without_a_number_is_one_layer(tmp_path: Path) -> None:
+    """`inspect` names the family of such a head, and the limit on layers holds."""
+    folder = tiny.raw_checkpoint(tmp_path / "model", "qwen3_5")
+    weights = tiny.load_weights(folder)
+    tiny.save_weights(
+        folder, {name.replace("mtp.layers.0.", "mtp.block."): w for name, w in weights.items()}, made_by="pt"
+    )
+    checkpoint = open_checkpoint(folder)
+    files = find_head(checkpoint.config, checkpoint.tensors)
+    assert files is not None
+    assert files.layers == 1
+    report = inspect(str(folder)).head
+    assert report is not None
+    assert report.family == "qwen-mtp"
