@@ -13,7 +13,7 @@ def rounds() -> list[tuple[float, Round]]:
     """A prompt of 10 tokens, 4 of them in the caches, read by 2.0; then five rounds, the last cut by a stop."""
     return [
         (3.0, Round((1, 2, 3), drafted=3, accepted=2, evaluations=1)),
-        (4.0, Round((4,), drafted=3, accepted=0, evaluations=3, parts=TIMED)),
+        (4.0, Round((4,), drafted=3, accepted=0, evaluations=3, phases=TIMED)),
         (5.0, Round((5,), drafted=0, accepted=0, evaluations=1)),
         (6.0, Round((6, 7, 8, 9), drafted=5, accepted=3, evaluations=1, from_lookup=True)),
         (8.0, Round((10,), drafted=4, accepted=4, evaluations=1, finish="stop")),

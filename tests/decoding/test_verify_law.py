@@ -88,7 +88,7 @@ def test_sampled_tokens_follow_the_targets_law(verify: VerifyMode, kind: DraftKi
 
 def draft_key(key: mx.array) -> mx.array:
     """The key that a round's first draft was drawn with, from its verdict's."""
-    return key + mx.array([0, sampler_module._DRAFTS - sampler_module._VERDICT], mx.uint32)
+    return key + mx.array([0, sampler_module._DRAFT_KEY - sampler_module._ACCEPTANCE_KEY], mx.uint32)
 
 
 def residual_from_p(patch: Patch) -> None:
