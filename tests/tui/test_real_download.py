@@ -39,8 +39,8 @@ async def test_a_model_is_downloaded_loaded_and_asked(offered: Hub, tmp_path: Pa
     app = ChatApp(WorkerProcess.start, ChatOptions(choose=True, settings=GenerationOptions(max_tokens=16)))
     async with app.run_test(size=(130, 40)) as pilot:
         await until(lambda: isinstance(app.screen, picker.ModelPicker), "the picker")
-        models = app.screen.query_one(OptionList)
         await until(lambda: app.screen._models, "the list")
+        models = app.screen.query_one(OptionList)
         models.highlighted = models.get_option_index(f"get {MODEL}")
         await pilot.press("enter")
         await until(lambda: app.chat.state.status == "ready", "the model")

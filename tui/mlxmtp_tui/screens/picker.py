@@ -56,20 +56,25 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         self._client = EngineClient(start, self._on_event)
         self._downloading: str | None = None
         self._models: Models | None = None
+        # Held here: the engine may report while the screen is put up or taken down, when a query finds nothing.
+        self._options = OptionList(id="models")
+        self._text = Static("", id="download-text", markup=False)
+        self._bar = ProgressBar(id="download-bar")
+        self._hint = Static("enter chooses · esc goes back", classes="hint", id="picker-hint")
 
     def compose(self) -> ComposeResult:
         with Vertical(id="picker"):
             yield Static("Choose a model", classes="heading")
-            yield OptionList(id="models")
+            yield self._options
             yield Input(placeholder="or type a folder's path or a Hub repo (owner/name)", id="path", compact=True)
-            yield Static("", id="download-text", markup=False)
-            yield ProgressBar(id="download-bar")
-            yield Static("enter chooses · esc goes back", classes="hint", id="picker-hint")
+            yield self._text
+            yield self._bar
+            yield self._hint
 
     async def on_mount(self) -> None:
-        self.query_one(ProgressBar).display = self.query_one("#download-text").display = False
+        self._bar.display = self._text.display = False
         self._list(None)
-        self.query_one(OptionList).focus()
+        self._options.focus()
         await self._send(ListModels)
 
     async def on_unmount(self) -> None:
@@ -99,10 +104,10 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         if self._downloading:
             return
         self._downloading = repo
-        self.query_one(ProgressBar).display = True
-        self.query_one(ProgressBar).update(total=None, progress=0)
+        self._bar.display = True
+        self._bar.update(total=None, progress=0)
         self._say(f"{repo}: asking the Hub …")
-        self.query_one("#picker-hint", Static).update("esc cancels; what has come is kept for the next try")
+        self._hint.update("esc cancels; what has come is kept for the next try")
         await self._send(lambda id: Download(id, repo, head))
 
     async def _cancel_download(self) -> None:
@@ -123,7 +128,7 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
             case Models():
                 self._list(event)
             case Downloading():
-                self.query_one(ProgressBar).update(total=max(event.total, 1), progress=event.done)
+                self._bar.update(total=max(event.total, 1), progress=event.done)
                 self._say(f"{event.repo}: {size(event.done)} of {size(event.total)}")
             case Downloaded():
                 if event.warning:
@@ -146,20 +151,20 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
         self._downloading = None
         if not self.is_running:
             return
-        self.query_one(ProgressBar).display = False
-        self.query_one("#picker-hint", Static).update("enter chooses · esc goes back")
+        self._bar.display = False
+        self._hint.update("enter chooses · esc goes back")
         self._say(text)
 
     def _say(self, text: str) -> None:
         if self.is_running:
-            self.query_one("#download-text", Static).update(text)
-            self.query_one("#download-text").display = bool(text)
+            self._text.update(text)
+            self._text.display = bool(text)
 
     def _list(self, models: Models | None, *, searching: bool = True) -> None:
         if not self.is_running:
             return
         self._models = models
-        options = self.query_one(OptionList)
+        options = self._options
         highlighted = options.highlighted
         options.clear_options()
         options.add_option(_heading("Here"))
