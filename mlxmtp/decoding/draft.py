@@ -76,9 +76,6 @@ class PromptLookup:
         self._previous: list[int] = []
         self.extend(list(tokens))
 
-    def __len__(self) -> int:
-        return len(self._tokens)
-
     def propose(self, sequence: Sequence, depth: int, sampler: Sampler) -> Draft:  # noqa: ARG002
         if not self.match:
             return NO_DRAFT

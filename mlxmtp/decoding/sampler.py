@@ -97,9 +97,9 @@ class Sampler:
             The tokens [B] and, where verification needs them, the log-probabilities [B, V] that they were drawn from.
         """
         step = len(drafts)
-        for processor in self._processors:
-            if step == 0 or not processor.reads_tokens:
-                before = mx.concatenate([NO_DRAFT.tokens, *drafts], axis=1)
+        if processors := [each for each in self._processors if step == 0 or not each.reads_tokens]:
+            before = mx.concatenate([NO_DRAFT.tokens, *drafts], axis=1)
+            for processor in processors:
                 logits = processor.process(logits[:, None], before)[:, 0]
         if self.sampling.greedy:
             return mx.argmax(logits, axis=-1), None

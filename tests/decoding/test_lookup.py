@@ -43,7 +43,6 @@ def test_the_longest_match_after_every_piece(alphabet: int) -> None:
             assert lookup.match == longest
             if longest:
                 assert lookup.after(12) in [followed(text, place, 12) for place in found]
-        assert len(lookup) == len(text)
 
 
 def test_of_places_that_are_alike_the_latest() -> None:
