@@ -16,7 +16,7 @@ from mlxmtp.decoding.sequence import PREFILL_TOKENS
 from mlxmtp.decoding.stats import Stats
 from mlxmtp.engine import depth_store
 from mlxmtp.engine.generate import Chunk, TurnGenerator
-from mlxmtp.engine.grammar import json_grammar, token_trie
+from mlxmtp.engine.grammar import grammar_of, token_trie
 from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer, assistant_message
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.engine.prompt import Prompt, encode, render_prompt
@@ -167,11 +167,12 @@ class Engine:
         before_policy = time.perf_counter()
         policy = self.policy(options.depth)  # the first call may measure the guarantee, which is not this turn's time
         started += time.perf_counter() - before_policy
+        parser = OutputParser(self.tokenizer, tokens, opening)
         turn = TurnGenerator(
             target=self.target,
             head=None if options.depth == 0 else self.mtp,
-            detokenizer=StreamingDetokenizer(self.tokenizer, options.stop),
-            parser=OutputParser(self.tokenizer, tokens, opening),
+            detokenizer=StreamingDetokenizer(self.tokenizer, options.stop, thinking=parser.thinking),
+            parser=parser,
             sampler=sampler,
             policy=policy,
             prefix_cache=prefix_cache or PrefixCache(0),
@@ -273,8 +274,8 @@ class Engine:
         if bad := [token for token in dict(sampling.logit_bias) if token >= vocab_size]:
             raise OptionError(f"logit_bias names token {bad[0]}; expected tokens from 0 to {vocab_size - 1}")
         processors: list[LogitsProcessor] = []
-        if options.json_schema is not None:
-            processors.append(json_grammar(options.json_schema, self._token_trie, self.tokenizer, prompt))
+        if options.json_schema is not None or options.call_grammar is not None:
+            processors.append(grammar_of(options, self._token_trie, self.tokenizer, prompt))
         return Sampler(sampling, options.verify, processors)
 
     @cached_property

@@ -25,21 +25,25 @@ class StreamingDetokenizer:
     """Turns the tokens of a turn into text, and finds where the turn ends.
 
     Text that may be the start of a stop string is held back until the next tokens decide. The stop string and the text
-    after it are not part of the turn. An end token counts as a token of the turn and has no text.
+    after it are not part of the turn. Stop strings are not looked for in the thinking. An end token counts as a token
+    of the turn and has no text.
 
     Args:
         tokenizer: mlx-lm's `TokenizerWrapper`.
         stop: stop strings; they may straddle tokens and rounds.
+        thinking: the prompt has opened the thinking.
 
     Attributes:
         stopped_by: the stop string that ended the turn, or None.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str], *, thinking: bool = False) -> None:
         self._detokenizer = tokenizer.detokenizer
         self._detokenizer.reset()
         self._end_tokens = tokenizer.eos_token_ids
         self._stop = tuple(stop)
+        self._think_start, self._think_end = tokenizer.think_start, tokenizer.think_end
+        self._thinking = thinking
         self._held = ""
         self._ready = ""
         self.stopped_by: str | None = None
@@ -69,15 +73,33 @@ class StreamingDetokenizer:
     def _read(self) -> bool:
         """Take the detokenizer's new text; return whether it completes a stop string."""
         self._held += self._detokenizer.last_segment
-        matches = [(start, stop) for stop in self._stop if (start := self._held.find(stop)) >= 0]
-        if matches:
-            start, self.stopped_by = min(matches)
+        while found := self._first_mark():
+            start, mark = found
+            if self._thinking or mark not in self._stop:
+                self._release(start + len(mark))
+                self._thinking = not self._thinking
+                continue
+            self.stopped_by = mark
             self._ready, self._held = self._ready + self._held[:start], ""
             return True
-        keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
-        cut = len(self._held) - keep
-        self._ready, self._held = self._ready + self._held[:cut], self._held[cut:]
+        self._release(len(self._held) - max((_overlap(self._held, mark) for mark in self._marks()), default=0))
         return False
+
+    def _marks(self) -> tuple[str, ...]:
+        """What the next text is searched for: stop strings outside the thinking, and the markers of the thinking."""
+        if not self._stop:
+            return ()
+        marks = (self._think_end,) if self._thinking else (*self._stop, self._think_start)
+        return tuple(mark for mark in marks if mark)
+
+    def _first_mark(self) -> tuple[int, str] | None:
+        """The first mark in the held text, and where it begins; None: there is none."""
+        places = [(start, mark) for mark in self._marks() if (start := self._held.find(mark)) >= 0]
+        return min(places, default=None)
+
+    def _release(self, count: int) -> None:
+        """Move characters from the held text to the ready one."""
+        self._ready, self._held = self._ready + self._held[:count], self._held[count:]
 
 
 def _overlap(text: str, stop: str) -> int:
@@ -105,11 +127,15 @@ class OutputParser:
         tokenizer: mlx-lm's `TokenizerWrapper`.
         prompt: token ids of the prompt; some templates open the thinking at its end.
         opening: text at the end of the prompt that is the beginning of the answer.
+
+    Attributes:
+        thinking: the turn begins in the thinking.
     """
 
     def __init__(self, tokenizer: Any, prompt: list[int], opening: str = "") -> None:
         thinks = not opening and opens_thinking(tokenizer, prompt)
         initial = "reasoning" if thinks else tokenizer.response_initial_state or "normal"
+        self.thinking = initial == "reasoning"
         self._state = make_text_state_machine(tokenizer).make_state(initial)
         self._opening = opening
 

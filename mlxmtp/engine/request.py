@@ -47,6 +47,9 @@ class GenerationOptions:
         stop: strings that end the turn; they are not part of the text. A single string counts as one.
         json_schema: the answer is JSON of this schema, unless `max_tokens` ends it; {"type": "object"} for any object.
             Where the prompt opens the thinking, the schema applies after the end of the thinking.
+        tool_calls: with `json_schema`, tool calls may come instead of the JSON.
+        call_grammar: the rest of the tool call that the prompt has begun, up to the marker that ends it, as a grammar
+            in llguidance's dialect of Lark. The turn ends after the call.
         logprobs: 0 to `MAX_LOGPROBS`; returns the log-probability of each token, and of this many of the most likely
             tokens, both before bias, penalties, grammar and temperature. None: no log-probabilities.
 
@@ -69,6 +72,8 @@ class GenerationOptions:
     thinking: bool | None = None
     stop: str | Sequence[str] = ()
     json_schema: Mapping[str, Any] | None = None
+    tool_calls: bool = False
+    call_grammar: str | None = None
     logprobs: int | None = None
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ class Letters:
     """A tokenizer of one character a token, with mlx-lm's streaming interface."""
 
     eos_token_ids = frozenset({END})
+    think_start, think_end = "<think>", "</think>"
 
     def __init__(self) -> None:
         self.detokenizer = self
@@ -33,9 +34,11 @@ class Letters:
         return new
 
 
-def run(text: str, stop: list[str], sizes: list[int]) -> tuple[str, int, str | None, list[str]]:
+def run(
+    text: str, stop: list[str], sizes: list[int], *, thinking: bool = False
+) -> tuple[str, int, str | None, list[str]]:
     """Feed `text` in rounds of the given sizes; return the text, the tokens of the turn, the reason and the pieces."""
-    stream = StreamingDetokenizer(Letters(), stop)
+    stream = StreamingDetokenizer(Letters(), stop, thinking=thinking)
     tokens, kept, pieces, finish = [ord(c) if c != "$" else END for c in text], 0, [], None
     for size in itertools.cycle(sizes):
         group, tokens = tokens[:size], tokens[size:]
@@ -67,6 +70,21 @@ def run(text: str, stop: list[str], sizes: list[int]) -> tuple[str, int, str | N
 def test_where_a_turn_ends(text: str, stop: list[str], shown: str, kept: int, size: int) -> None:
     given, count, finish, _ = run(text, stop, [size])
     assert (given, count, finish) == (shown, kept, "stop")
+
+
+def test_stop_strings_are_not_looked_for_in_the_thinking() -> None:
+    for text, thinking, shown, finish in [
+        ("a stop</think>b stop", True, "a stop</think>b ", "stop"),
+        ("a stop</thin stop", True, "a stop</thin stop", None),
+        ("<think>a stop</think>b stop", False, "<think>a stop</think>b ", "stop"),
+        ("x <think>stop</think><think>stop</think>stop!", False, "x <think>stop</think><think>stop</think>", "stop"),
+        ("x stop <think>", False, "x ", "stop"),
+        ("a</think>b</think> stop", True, "a</think>b</think> ", "stop"),
+    ]:
+        for size in (1, 2, 3, 50):
+            given, _, reason, _ = run(text, ["stop"], [size], thinking=thinking)
+            assert (given, reason) == (shown, finish), f"{text} in pieces of {size}"
+    assert run("a <think> b", ["<think>"], [2])[:1] == ("a ",), "a marker may be a stop string"
 
 
 @pytest.mark.parametrize("size", [1, 3])

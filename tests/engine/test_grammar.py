@@ -16,7 +16,7 @@ from mlxmtp import Engine, GenerationOptions, OptionError, Result, load
 from mlxmtp.decoding.draft import MTPChain
 from mlxmtp.decoding.sampler import Draft, Sampler
 from mlxmtp.decoding.sequence import Sequence
-from mlxmtp.engine.grammar import Grammar, json_grammar, token_trie
+from mlxmtp.engine.grammar import Grammar, Markers, grammar_of, token_trie
 from tests.grids import cases
 from tests.scripted import one_hot
 
@@ -173,7 +173,7 @@ def bits(row: mx.array) -> list[int]:
 
 def grammar(demo: Engine, schema: dict[str, Any], prompt: str = "hello") -> Grammar:
     ids = demo.tokenizer.encode(prompt)
-    return json_grammar(schema, token_trie(demo.tokenizer), demo.tokenizer, ids)
+    return grammar_of(GenerationOptions(json_schema=schema), token_trie(demo.tokenizer), demo.tokenizer, ids)
 
 
 def test_rows_behind_the_mark_of_one_draft_are_masked(demo: Engine) -> None:
@@ -181,8 +181,10 @@ def test_rows_behind_the_mark_of_one_draft_are_masked(demo: Engine) -> None:
     digits, ends = demo.tokenizer.encode("0123456789"), sorted(demo.tokenizer.eos_token_ids)
     word = demo.tokenizer.encode("latte")[0]
     rows = one.masks([word, THINK_END, digits[1], digits[2]])
-    anything = sorted(set(range(rows.shape[1])) - set(ends))
-    assert bits(rows[0]) == bits(rows[1]) == anything, "thinking is free, but for its end"
+    markers = {*demo.tokenizer.think_start_tokens, *demo.tokenizer.tool_call_start_tokens}
+    markers |= {*demo.tokenizer.tool_call_end_tokens}
+    anything = sorted(set(range(rows.shape[1])) - {*ends, *markers})
+    assert bits(rows[0]) == bits(rows[1]) == anything, "thinking is free, but for the end of the turn and tool calls"
     minus = demo.tokenizer.encode("-")[0]
     assert bits(rows[2]) == sorted([*digits, minus])
     assert bits(rows[3]) == bits(rows[4]) == sorted([*digits, *ends]), "it may go on or end"
@@ -195,7 +197,7 @@ def test_a_mark_of_several_tokens(demo: Engine) -> None:
     trie, ends = token_trie(demo.tokenizer), demo.tokenizer.eos_token_ids
     schema = LLMatcher.grammar_from_json_schema({"enum": [7]})
     (seven,) = demo.tokenizer.encode("7")
-    one = Grammar(LLMatcher(trie, schema), ends, think_end=(50, 60, 50))
+    one = Grammar(LLMatcher(trie, schema), Markers(ends, think_end=(50, 60, 50)))
     rows = one.masks([50, 60, 60, 50, 60, 50, seven])
     assert [bits(row) == [seven] for row in rows[:7]] == [False] * 6 + [True]
     assert bits(rows[7]) == sorted(ends)
