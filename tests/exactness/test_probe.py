@@ -8,16 +8,18 @@ import pytest
 
 from mlxmtp import Engine, load
 from mlxmtp.exactness.guarantee import IDENTITIES, Identity
-from mlxmtp.exactness.probe import GPU_TOKENS, MEMORY_FRACTION, PREFIX_TOKENS, QUICK, Finding, Strategy, probe
+from mlxmtp.exactness.probe import EVERY, GPU_TOKENS, MEMORY_FRACTION, PREFIX_TOKENS, QUICK, Finding, Strategy, probe
 from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.targets import Target, is_trimmable, leaf_caches, snapshot
 from tests.exactness.conftest import KINDS, text
 from tests.exactness.stand_in import backend, narrow, only
+from tests.grids import cases
 
 Engines = Callable[[str], Engine]
+SHORT = ((PREFIX_TOKENS, EVERY),)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", cases(KINDS, ("next", "sparse", "window")))
 def test_every_model_is_identical_as_it_is_on_this_backend(engine: Engines, kind: str) -> None:
     model = engine(kind)
     told: list[tuple[Strategy, Finding]] = []
@@ -32,13 +34,14 @@ def test_every_model_is_identical_as_it_is_on_this_backend(engine: Engines, kind
     assert all(finding.equal and not finding.difference for _, finding in told)
 
 
+@pytest.mark.exhaustive
 def test_the_demo() -> None:
     model = load()
     assert model.guarantee.promise == "identical"
     assert model.token_identical
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", cases(KINDS, ("half", "4-bit", "experts", "latent", "window")))
 def test_rows_that_are_added_up_in_another_order_are_found(engine: Engines, kind: str) -> None:
     model = engine(kind)
     with backend():
@@ -48,36 +51,36 @@ def test_rows_that_are_added_up_in_another_order_are_found(engine: Engines, kind
     assert guarantee.complete
 
 
-@pytest.mark.parametrize("row", range(4))
-def test_a_single_row_is_found(engine: Engines, row: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One logit of one row of passes over three rows; row 3 is the one behind such a pass."""
+def test_a_single_row_is_found(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One logit of one row of passes over three rows; row 3 is the one after such a pass."""
     model = engine("dense")
     opened, before = model.target.open, [0]
+    assert probe(model.target, text(model), plan=SHORT).promise == "identical"
+    for row in range(4):
 
-    def spoilt(tokens: mx.array, cache: Any) -> Any:
-        found, rows = opened(tokens, cache), tokens.shape[1]
-        at = row if rows == 3 else 0 if row == 3 and before[0] == 3 else rows
-        found.logits = mx.where((mx.arange(rows) == at)[None, :, None], found.logits + 2**-10, found.logits)
-        before[0] = rows
-        return found
+        def spoilt(tokens: mx.array, cache: Any, row: int = row) -> Any:
+            found, rows = opened(tokens, cache), tokens.shape[1]
+            at = row if rows == 3 else 0 if row == 3 and before[0] == 3 else rows
+            found.logits = mx.where((mx.arange(rows) == at)[None, :, None], found.logits + 2**-10, found.logits)
+            before[0] = rows
+            return found
 
-    assert probe(model.target, text(model)).promise == "identical"
-    monkeypatch.setattr(model.target, "open", spoilt)
-    assert probe(model.target, text(model)).promise == "distribution"
+        monkeypatch.setattr(model.target, "open", spoilt)
+        assert probe(model.target, text(model)).promise == "distribution", row
 
 
-@pytest.mark.parametrize("width", range(2, GPU_TOKENS + 1))
-def test_a_single_width_is_found(engine: Engines, width: int) -> None:
+def test_a_single_width_is_found(engine: Engines) -> None:
     model = engine("dense")
-    with backend(only(width)):
-        assert probe(model.target, text(model)).promise == "distribution"
+    for width in range(2, GPU_TOKENS + 1):
+        with backend(only(width)):
+            assert probe(model.target, text(model)).promise == "distribution", width
 
 
-@pytest.mark.parametrize("width", range(GPU_TOKENS + 1, MAX_DEPTH + 2))
+@pytest.mark.parametrize("width", cases(range(GPU_TOKENS + 1, MAX_DEPTH + 2), (GPU_TOKENS + 1, 13, MAX_DEPTH + 1)))
 def test_a_single_wider_one_is_found_too(engine: Engines, width: int) -> None:
     model = engine("dense")
     with backend(only(width)):
-        assert probe(model.target, text(model)).num_tokens == GPU_TOKENS
+        assert probe(model.target, text(model), plan=SHORT).num_tokens == GPU_TOKENS
 
 
 def test_a_context_that_memory_has_no_room_for_is_not_promised(
@@ -103,14 +106,14 @@ def test_a_context_that_memory_has_no_room_for_is_not_promised(
     assert (guarantee.promise, guarantee.context) == ("identical", 16_800)
 
 
-@pytest.mark.parametrize("identity", IDENTITIES)
+@pytest.mark.parametrize("identity", cases(IDENTITIES, ("fast",)))
 def test_what_holds_for_few_rows_is_not_promised_for_more(
     engine: Engines, identity: Identity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor does the engine's own choice go beyond; a GPU, which takes other kernels there, is not even asked."""
     model = engine("dense")
     with backend(lambda rows: 3 if rows > GPU_TOKENS else 1):
-        guarantee = probe(model.target, text(model), identity)
+        guarantee = probe(model.target, text(model), identity, SHORT)
     assert (guarantee.promise, guarantee.num_tokens) == ("identical", GPU_TOKENS)
     assert [guarantee.at(depth) for depth in (None, GPU_TOKENS - 1, GPU_TOKENS)] == [
         "identical",
@@ -118,7 +121,7 @@ def test_what_holds_for_few_rows_is_not_promised_for_more(
         "distribution",
     ]
     monkeypatch.setattr(Target, "max_fast_tokens", GPU_TOKENS)
-    assert probe(model.target, text(model), identity).num_tokens == GPU_TOKENS
+    assert probe(model.target, text(model), identity, SHORT).num_tokens == GPU_TOKENS
 
 
 @pytest.mark.parametrize("threshold", [1024, 4096])
@@ -142,22 +145,23 @@ def test_logits_that_are_not_finite_show_nothing(engine: Engines) -> None:
     assert "not finite" in guarantee.because
 
 
-@pytest.mark.parametrize("error", [RuntimeError("[malloc] Unable to allocate"), MemoryError(), KeyError("x")], ids=repr)
-@pytest.mark.parametrize("identity", ["fast", "strict", "canonical"])
-def test_what_breaks_shows_nothing(engine: Engines, identity: Any, error: Exception) -> None:
+def test_what_breaks_shows_nothing(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     model = engine("dense")
     opened = model.target.open
+    for error in (RuntimeError("[malloc] Unable to allocate"), MemoryError(), KeyError("x")):
 
-    def breaks(tokens: mx.array, cache: Any) -> Any:
-        if tokens.shape[1] > 2:
-            raise error
-        return opened(tokens, cache)
+        def breaks(tokens: mx.array, cache: Any, error: Exception = error) -> Any:
+            if tokens.shape[1] > 2:
+                raise error
+            return opened(tokens, cache)
 
-    model.target.open = breaks
-    guarantee = probe(model.target, text(model), identity)
-    assert (guarantee.promise, guarantee.complete, guarantee.min_tokens) == ("distribution", False, 1)
-    assert type(error).__name__ in guarantee.because
-    assert model.target.min_tokens == 1, "it is left as it was"
+        monkeypatch.setattr(model.target, "open", breaks)
+        for identity in IDENTITIES:
+            guarantee = probe(model.target, text(model), identity)
+            found = guarantee.promise, guarantee.complete, guarantee.min_tokens
+            assert found == ("distribution", False, 1), (error, identity)
+            assert type(error).__name__ in guarantee.because, (error, identity)
+            assert model.target.min_tokens == 1, "it is left as it was"
 
 
 def test_a_single_token_is_text_enough(engine: Engines) -> None:

@@ -13,7 +13,9 @@ from mlxmtp import Engine, GenerationOptions, load
 from mlxmtp.engine import store as engine_store
 from mlxmtp.exactness import store as room
 from mlxmtp.exactness.guarantee import Guarantee
+from mlxmtp.exactness.probe import GPU_TOKENS
 from mlxmtp.exactness.store import cache_file, load_guarantee, save_guarantee
+from mlxmtp.targets import Target
 from tests.exactness.stand_in import backend
 
 GUARANTEE = Guarantee("identical-canonical", 8, 1100, 2)
@@ -38,6 +40,19 @@ def probes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return told
 
 
+@pytest.fixture
+def invented(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """As `probes`, but nothing is run: every identity is "identical"."""
+    told: list[str] = []
+
+    def counted(target: object, tokens: object, identity: str, *rest: object, **options: object) -> Guarantee:
+        told.append(identity)
+        return Guarantee("identical", 17, 1100)
+
+    monkeypatch.setattr(engine_store, "probe", counted)
+    return told
+
+
 def guarantee(engine: Engine) -> Guarantee:
     return engine.guarantee
 
@@ -51,7 +66,8 @@ def test_a_model_is_probed_once_for_each_identity(model: Path, probes: list[str]
     assert not list(data.rglob("*.partial"))
 
 
-def test_a_kept_verdict_brings_its_arithmetic(model: Path, probes: list[str]) -> None:
+def test_a_kept_verdict_brings_its_arithmetic(model: Path, probes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Target, "max_fast_tokens", GPU_TOKENS)  # no longer passes are probed
     with backend():
         for identity, width in (("strict", 1), ("canonical", 2)):
             first, again = load(model, identity=identity), load(model, identity=identity)
@@ -59,36 +75,36 @@ def test_a_kept_verdict_brings_its_arithmetic(model: Path, probes: list[str]) ->
             assert (first.target.min_tokens, again.target.min_tokens) == (width, width)
             prompt = list(range(5, 30))
             assert (
-                again.generate(prompt, GenerationOptions(max_tokens=20)).tokens
-                == first.generate(prompt, GenerationOptions(max_tokens=20)).tokens
+                again.generate(prompt, GenerationOptions(max_tokens=10)).tokens
+                == first.generate(prompt, GenerationOptions(max_tokens=10)).tokens
             )
-        plain = load(model, mtp=False).generate(prompt, GenerationOptions(max_tokens=20)).tokens
-        assert load(model, identity="strict").generate(prompt, GenerationOptions(max_tokens=20)).tokens == plain
+        plain = load(model, mtp=False).generate(prompt, GenerationOptions(max_tokens=10)).tokens
+        assert load(model, identity="strict").generate(prompt, GenerationOptions(max_tokens=10)).tokens == plain
     assert probes == ["strict", "canonical"]
 
 
-def test_a_verdict_holds_with_the_head_and_without(model: Path, probes: list[str]) -> None:
+def test_a_verdict_holds_with_the_head_and_without(model: Path, invented: list[str]) -> None:
     """Else `--no-mtp` could be given another width than canonical identity has with drafts."""
     found = guarantee(load(model, identity="canonical"))
     assert guarantee(load(model, identity="canonical", mtp=False)) == found
-    assert probes == ["canonical"]
+    assert invented == ["canonical"]
 
 
 def test_another_machine_model_or_version_is_probed_again(
-    model: Path, raw_checkpoint: Callable[..., Path], probes: list[str], monkeypatch: pytest.MonkeyPatch
+    model: Path, raw_checkpoint: Callable[..., Path], invented: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guarantee(load(model))
     guarantee(load(raw_checkpoint("qwen3_5", seed=1)))
-    assert len(probes) == 2
+    assert len(invented) == 2
     monkeypatch.setenv("MLX_SOME_SWITCH", "1")
     guarantee(load(model))
-    assert len(probes) == 3
+    assert len(invented) == 3
     monkeypatch.setattr(room, "kernel_facts", lambda: {"device": "another"})
     guarantee(load(model))
-    assert len(probes) == 4
+    assert len(invented) == 4
     monkeypatch.setattr("mlxmtp.machine.version", lambda name: "0.0")
     guarantee(load(model))
-    assert len(probes) == 5
+    assert len(invented) == 5
 
 
 def test_facts_make_the_name_and_nothing_that_changes_by_itself() -> None:
@@ -154,7 +170,7 @@ def test_a_folder_in_its_place_is_no_verdict(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", ["mkdir", "write_text", "replace"])
 def test_a_disk_that_takes_nothing_ends_nothing(
-    model: Path, probes: list[str], data: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    model: Path, invented: list[str], data: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -163,5 +179,5 @@ def test_a_disk_that_takes_nothing_ends_nothing(
     monkeypatch.setattr(owner, step, full)
     for _ in range(2):
         assert guarantee(load(model)).promise == "identical"
-    assert probes == ["fast", "fast"]
+    assert invented == ["fast", "fast"]
     assert not [path for path in data.rglob("*") if path.is_file()]
