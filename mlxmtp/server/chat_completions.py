@@ -34,7 +34,7 @@ from mlxmtp.server.request import (
     tool_message,
     unread_fields,
 )
-from mlxmtp.server.tools import ToolSet, parse_openai_tool, parse_openai_tool_choice, reject_schema_with_tools
+from mlxmtp.server.tools import ToolSet, parse_openai_tool, parse_openai_tool_choice
 from mlxmtp.server.turn import (
     LogprobsDelta,
     ReasoningDelta,
@@ -60,7 +60,6 @@ class ChatCompletionsAdapter(ApiAdapter):
         tool_set = ToolSet.parse(body.objects("tools"), parse_openai_tool)
         callable_tools, tool_choice = parse_openai_tool_choice(body, tool_set.tools)
         schema = response_schema(body.object("response_format"))
-        reject_schema_with_tools(schema, callable_tools, "response_format")
         return Request(
             messages=messages,
             options=generation_options(

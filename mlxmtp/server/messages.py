@@ -23,7 +23,7 @@ from mlxmtp.server.request import (
     tool_message,
     unread_fields,
 )
-from mlxmtp.server.tools import Tool, ToolSet, function_tool, reject_schema_with_tools, resolve_tool_choice
+from mlxmtp.server.tools import Tool, ToolSet, function_tool, resolve_tool_choice
 from mlxmtp.server.turn import (
     LogprobsDelta,
     ReasoningDelta,
@@ -65,7 +65,6 @@ class MessagesAdapter(ApiAdapter):
         tool_set = ToolSet.parse(body.objects("tools"), _tool)
         callable_tools, tool_choice = _tool_choice(body, tool_set.tools)
         schema = _json_schema(body)
-        reject_schema_with_tools(schema, callable_tools, "output_config")
         return Request(
             messages=merge_system_messages([*_system(body), *_messages(body)]),
             options=generation_options(body, defaults, thinking=_thinking(body), json_schema=schema),

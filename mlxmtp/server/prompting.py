@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,11 +13,10 @@ from mlxmtp.engine.prompt import Rendered, apply_template, count_tokens, encode,
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import PromptError
 from mlxmtp.server.errors import ApiError, context_length_exceeded
-from mlxmtp.server.request import Message, Request
+from mlxmtp.server.forced_call import ForcedCall, forced_call
+from mlxmtp.server.request import Request
 from mlxmtp.worker.messages import Generate
 
-PROBE = "mlxmtp_probe"
-"""An argument name that no tool has. It shows how the chat template writes a call."""
 CHUNK_CHARACTERS = 50_000
 """Characters of a long prompt that are tokenized at a time. Other requests are tokenized between the chunks."""
 LONG_CHARACTERS = 10 * CHUNK_CHARACTERS
@@ -113,7 +111,7 @@ class PromptBuilder:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     def _prepare(self, request: Request) -> PreparedPrompt:
-        rendered, opening = self._render(request)
+        rendered, forced = self._render(request)
         room = self.context - len(rendered.tokens)
         if room < 1:
             raise context_length_exceeded(len(rendered.tokens), self.context)
@@ -121,7 +119,13 @@ class PromptBuilder:
             message = f"token id {invalid[0]} is outside the vocabulary; expected 0 to {len(self.tokenizer) - 1}"
             raise ApiError(f"logit_bias: {message}", code="invalid_value", param="logit_bias")
         limit = request.options.max_tokens
-        options = replace(request.options, max_tokens=room if limit is None else min(limit, room))
+        options = replace(
+            request.options,
+            max_tokens=room if limit is None else min(limit, room),
+            tool_calls=bool(request.callable_tools),
+            call_grammar=forced.grammar if forced else None,
+        )
+        opening = forced.opening if forced else ""
         return PreparedPrompt(rendered.tokens, list(rendered.boundaries), opening, options, request.raw)
 
     def _text(self, request: Request) -> str:
@@ -133,49 +137,20 @@ class PromptBuilder:
         with _prompt_errors(request):
             return count_tokens(self.tokenizer, text)
 
-    def _render(self, request: Request) -> tuple[Rendered, str]:
-        """The prompt, and the opening that is its end."""
+    def _render(self, request: Request) -> tuple[Rendered, ForcedCall | None]:
+        """The prompt, and the call that it begins."""
         with _prompt_errors(request):
             if request.raw:
-                return Rendered(encode(self.tokenizer, request.messages, raw=True), ()), ""
+                return Rendered(encode(self.tokenizer, request.messages, raw=True), ()), None
             forced = request.tool_choice != "auto"
             thinking = False if forced else request.options.thinking  # a forced call comes before any thinking
             messages: Any = request.messages
             rendered = render(self.tokenizer, messages, tools=request.tools or None, thinking=thinking)
             if not forced:
-                return rendered, ""
-            opening = self._call_opening(request)
-            tokens = self.tokenizer.encode(opening, add_special_tokens=False)
-            return Rendered([*rendered.tokens, *tokens], rendered.boundaries), opening
-
-    def _call_opening(self, request: Request) -> str:
-        """The text that a forced call begins with, up to its first argument; without a named tool, up to the name.
-
-        The chat template renders a call with an unmistakable argument, and the text before it is taken.
-        """
-        start = self.tokenizer.tool_call_start
-        named = None if request.tool_choice == "required" else request.tool_choice
-        name = named or request.tools[0]["function"]["name"]
-        call = {"type": "function", "id": "1", "function": {"name": name, "arguments": {PROBE: PROBE}}}
-        answer: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
-        try:
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": "?"}, answer], tools=request.tools, tokenize=False
-            )
-            rendered = text[text.index(start, text.rindex("?")) : text.index(PROBE)]
-            name_start = rendered.index(name, len(start))
-        except Exception as error:  # a template may raise anything; ValueError: it writes calls in another way
-            message = "this model's chat template does not say how a call begins; use auto"
-            raise ApiError(
-                f"tool_choice {json.dumps(request.tool_choice)}: {message}",
-                code="unsupported_parameter",
-                param="tool_choice",
-            ) from error
-        if named:
-            after_name = rendered[name_start + len(name) :]
-            return str(rendered[: name_start + len(name)] + after_name[: _last_space(after_name)].rstrip())
-        before_name = rendered[len(start) : name_start]
-        return str(start + before_name[: len(before_name) - len(before_name.lstrip())])
+                return rendered, None
+            call = forced_call(self.tokenizer, request.tools, request.tool_choice)
+            tokens = self.tokenizer.encode(call.opening, add_special_tokens=False)
+            return Rendered([*rendered.tokens, *tokens], rendered.boundaries), call
 
 
 @contextmanager
@@ -199,7 +174,3 @@ def _count_characters(value: Any, enough: int) -> int:
         if count >= enough:
             break
     return count
-
-
-def _last_space(text: str) -> int:
-    return max(text.rfind(" "), text.rfind("\n"), 0)

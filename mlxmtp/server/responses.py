@@ -31,7 +31,7 @@ from mlxmtp.server.responses_output import (
     reasoning_item,
     response_object,
 )
-from mlxmtp.server.tools import ToolSet, parse_openai_tool, parse_openai_tool_choice, reject_schema_with_tools
+from mlxmtp.server.tools import ToolSet, parse_openai_tool, parse_openai_tool_choice
 from mlxmtp.server.turn import TurnResult, new_id
 
 NEUTRAL: NeutralValues = {
@@ -59,7 +59,6 @@ class ResponsesAdapter(ApiAdapter):
         callable_tools, tool_choice = parse_openai_tool_choice(body, tool_set.tools)
         text, reasoning = body.object("text"), body.object("reasoning")
         schema = response_schema(text.object("format") if text else None)
-        reject_schema_with_tools(schema, callable_tools, "text.format")
         return Request(
             messages=merge_system_messages(messages, "input"),
             options=generation_options(

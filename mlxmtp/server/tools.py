@@ -136,16 +136,6 @@ def resolve_tool_choice(
     return (name,), name
 
 
-def reject_schema_with_tools(schema: Any, callable_tools: tuple[str, ...], param: str) -> None:
-    """Reject a JSON schema for the answer while tools may be called: one grammar cannot cover both."""
-    if schema and callable_tools:
-        raise ApiError(
-            f"{param} asks for JSON while tools may be called; give it without tools, or with tool_choice none",
-            code="unsupported_parameter",
-            param=param,
-        )
-
-
 def matches_schema(value: Any, schema: Any) -> bool:
     """Whether a JSON value has the types of a JSON schema. The rest of the schema is not checked.
 

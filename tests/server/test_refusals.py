@@ -54,7 +54,6 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"chat_template_kwargs": {"custom": 1}}, "chat_template_kwargs.custom"),
     (CHAT, {"response_format": {"type": "xml"}}, "response_format.type"),
     (CHAT, {"response_format": {"type": "json_schema"}}, "response_format.schema"),
-    (CHAT, {"response_format": {"type": "json_object"}, "tools": [TOOL]}, "response_format"),
     (CHAT, {"tools": [TOOL], "tool_choice": "maybe"}, "tool_choice"),
     (CHAT, {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
     (CHAT, {"tool_choice": "required"}, "tool_choice"),
