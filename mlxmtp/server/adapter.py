@@ -14,6 +14,7 @@ from mlxmtp.server.errors import ApiError
 from mlxmtp.server.prompting import PreparedPrompt
 from mlxmtp.server.request import Request
 from mlxmtp.server.turn import TurnEvent, TurnResult
+from mlxmtp.server.vocabulary import Vocabulary
 
 MIN_LOGPROB = -9999.0
 """OpenAI's logprob of an impossible token; JSON has no infinity."""
@@ -26,20 +27,18 @@ class ResponseContext:
         request: the request that is answered.
         prompt: its tokens.
         model: name of the model.
-        tokenizer: mlx-lm's `TokenizerWrapper`.
+        vocabulary: the texts and bytes of its tokens.
         created: time of the request, in seconds since 1970.
     """
 
-    def __init__(self, request: Request, prompt: PreparedPrompt, model: str, tokenizer: Any, created: int) -> None:
+    def __init__(
+        self, request: Request, prompt: PreparedPrompt, model: str, vocabulary: Vocabulary, created: int
+    ) -> None:
         self.request = request
         self.prompt_tokens = len(prompt.tokens)
         self.model = model
         self.created = created
-        self._tokenizer = tokenizer
-
-    def token_text(self, token: int) -> str:
-        """The text of a token id."""
-        return str(self._tokenizer.decode([token]))
+        self.vocabulary = vocabulary
 
 
 class StreamWriter(ABC):

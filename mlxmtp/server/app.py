@@ -148,7 +148,7 @@ class _TurnEndpoint(_Endpoint):
         record.dropped = turn.dropped
         service.host.queue.check()  # a full queue refuses before the work of tokenizing
         prompt = await cancel_on_disconnect(service.prompts.prepare(turn), request.receive)
-        context = ResponseContext(turn, prompt, service.name, tokenizer, int(time.time()))
+        context = ResponseContext(turn, prompt, service.name, service.prompts.vocabulary, int(time.time()))
         events = _recorded(generate_turn(service.host, tokenizer, turn, prompt), record)
         if turn.stream:
             prefetched = Prefetched(events)

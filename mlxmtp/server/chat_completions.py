@@ -180,8 +180,9 @@ def _logprobs_content(context: ResponseContext, tokens: list[Any]) -> list[dict[
     """Logprobs of tokens, with their texts and bytes."""
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
-        text = context.token_text(token)
-        return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": list(text.encode(errors="replace"))}
+        vocabulary = context.vocabulary
+        text, own = vocabulary.text(token), list(vocabulary.bytes(token))
+        return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": own}
 
     return [entry(token, logprob) | {"top_logprobs": [entry(*pair) for pair in top]} for token, logprob, top in tokens]
 

@@ -87,8 +87,9 @@ class CompletionStreamWriter(ChunkWriter):
 
     def _new_logprobs(self) -> dict[str, Any] | None:
         """The logprobs of the tokens since the last chunk."""
-        logprobs, self._tokens = _logprobs(self._context, self._tokens, self._text_offset), []
-        self._text_offset += sum(map(len, logprobs["tokens"])) if logprobs else 0
+        tokens, self._tokens = self._tokens, []
+        logprobs = _logprobs(self._context, tokens, self._text_offset)
+        self._text_offset += sum(self._context.vocabulary.characters(token) for token, _, _ in tokens)
         return logprobs
 
 
@@ -114,11 +115,14 @@ def _logprobs(context: ResponseContext, tokens: list[Any], text_offset: int = 0)
     """The logprobs of tokens whose first one is at `text_offset` characters; None: not asked for."""
     if context.request.options.logprobs is None:
         return None
-    texts = [context.token_text(token) for token, _, _ in tokens]
-    tops = [{context.token_text(token): max(logprob, MIN_LOGPROB) for token, logprob in top} for _, _, top in tokens]
+    vocabulary = context.vocabulary
+    lengths = [vocabulary.characters(token) for token, _, _ in tokens]
+    tops = [
+        {vocabulary.unique_text(token): max(logprob, MIN_LOGPROB) for token, logprob in top} for _, _, top in tokens
+    ]
     return {
-        "tokens": texts,
+        "tokens": [vocabulary.unique_text(token) for token, _, _ in tokens],
         "token_logprobs": [max(logprob, MIN_LOGPROB) for _, logprob, _ in tokens],
         "top_logprobs": tops,
-        "text_offset": list(accumulate(map(len, texts[:-1]), initial=text_offset)) if texts else [],
+        "text_offset": list(accumulate(lengths[:-1], initial=text_offset)) if lengths else [],
     }

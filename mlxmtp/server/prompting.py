@@ -15,6 +15,7 @@ from mlxmtp.errors import PromptError
 from mlxmtp.server.errors import ApiError, context_length_exceeded
 from mlxmtp.server.forced_call import ForcedCall, forced_call
 from mlxmtp.server.request import Request
+from mlxmtp.server.vocabulary import Vocabulary
 from mlxmtp.worker.messages import Generate
 
 CHUNK_CHARACTERS = 50_000
@@ -60,6 +61,7 @@ class PromptBuilder:
 
     def __init__(self, tokenizer: Any, context: int) -> None:
         self.tokenizer = tokenizer
+        self.vocabulary = Vocabulary(tokenizer)
         self.context = context
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
@@ -118,6 +120,8 @@ class PromptBuilder:
         if invalid := [token for token in dict(request.options.logit_bias) if token >= len(self.tokenizer)]:
             message = f"token id {invalid[0]} is outside the vocabulary; expected 0 to {len(self.tokenizer) - 1}"
             raise ApiError(f"logit_bias: {message}", code="invalid_value", param="logit_bias")
+        if request.options.logprobs is not None:
+            self.vocabulary.prepare()
         limit = request.options.max_tokens
         options = replace(
             request.options,
