@@ -96,11 +96,15 @@ def overhead(arguments: argparse.Namespace) -> None:
 
 def measure(model: str | None, tokens: int, rounds: list[dict[str, Rate]]) -> float:
     """Run some turns of each arm with fresh processes. Returns the server's processor seconds for each token."""
-    from tests.server.serving import ServerProcess
+    from tests.server.process import ServerProcess
 
     options = ["--model", model] if model else []
-    arguments = [__file__, "serve", *options]
-    with tempfile.TemporaryDirectory() as home, ServerProcess(Path(home), arguments) as server, Bare(model) as engine:
+    command = (__file__, "serve")
+    with (
+        tempfile.TemporaryDirectory() as home,
+        ServerProcess(Path(home), *options, program=command) as server,
+        Bare(model) as engine,
+    ):
         arms = {
             "bare": lambda: engine.turn(tokens),
             "streamed": lambda: ask(server.url, tokens, stream=True),
@@ -219,13 +223,14 @@ def serve(arguments: argparse.Namespace) -> None:
 def soak(arguments: argparse.Namespace) -> int:
     import mlxmtp
     from tests.server.load.load import idle_failures, requests, run_load
-    from tests.server.serving import DEMO, ServerProcess
+    from tests.server.process import ServerProcess
 
     asked, engine = requests(), mlxmtp.load()
     answers = [one.of_engine(engine) for one in asked]
     del engine
-    serve = (*DEMO, "--queue", str(QUEUE), "--cache-bytes", CACHE)
-    with tempfile.TemporaryDirectory() as home, ServerProcess(Path(home), serve) as server:
+    serve = ("--queue", str(QUEUE), "--cache-bytes", CACHE)
+    with tempfile.TemporaryDirectory() as home, ServerProcess(Path(home), *serve) as server:
+        server.wait_for_line(" at http://")
         memory = Memory(server.pid)
         load = {"clients": arguments.clients, "seed": arguments.seed, "seconds": 60 * arguments.minutes}
         report = run_load(server, asked, answers, **load, meanwhile=memory.sample)

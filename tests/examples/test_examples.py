@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.markdown import code_blocks
-from tests.server.process import ServeProcess
+from tests.server.process import ServerProcess
 
 pytestmark = pytest.mark.process
 
@@ -33,8 +33,8 @@ def test_stream() -> None:
 
 
 def test_tools_by_the_openai_client(tmp_path: Path) -> None:
-    with ServeProcess(tmp_path) as server:
-        text = run("tools_openai.py", server.address)
+    with ServerProcess(tmp_path) as server:
+        text = run("tools_openai.py", server.url)
     assert 'get_menu_items({"query": "latte"}) -> [{"id": "menu_7", "name": "latte"}]' in text
     assert re.search(r"^order    1 x ", text, re.MULTILINE)
     cached = [int(count) for count in re.findall(r"(\d+) tokens from the cache", text)]

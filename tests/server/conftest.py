@@ -1,11 +1,12 @@
-"""No test may leave a traceback on standard error. Fixtures: one server process with the demo model, and its engine."""
+"""No test may leave a traceback on standard error. Fixtures: one server process with a small model, and its engine."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from mlxmtp import Engine, load
-from tests.server.process import ServeProcess
+from tests.server.process import ServerProcess
+from tests.worker.driving import SMALL_MODEL
 
 
 @pytest.fixture(autouse=True)
@@ -15,19 +16,20 @@ def no_traceback(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
-    """`mlxmtp serve` with the demo model, for all tests of the session."""
-    with ServeProcess(tmp_path_factory.mktemp("home")) as process:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """`mlxmtp serve`, greedy, for all tests of the session."""
+    options = ("--model", str(SMALL_MODEL), "--temp", "0")
+    with ServerProcess(tmp_path_factory.mktemp("home"), *options) as process:
         yield process
-        assert "Traceback" not in process.stderr
+        assert "Traceback" not in process.log
 
 
 @pytest.fixture(scope="session")
-def address(server: ServeProcess) -> str:
-    return server.address
+def address(server: ServerProcess) -> str:
+    return server.url
 
 
 @pytest.fixture(scope="session")
 def engine() -> Engine:
-    """The demo model in this process. The server must give the same answers."""
-    return load()
+    """The model of `server` in this process. The server must give the same answers."""
+    return load(SMALL_MODEL)

@@ -1,4 +1,4 @@
-"""`mlxmtp serve` as a process of its own, with the demo model."""
+"""A server in a process of its own, as people start it."""
 
 from __future__ import annotations
 
@@ -7,34 +7,43 @@ import re
 import signal
 import subprocess
 import sys
-import threading
+import tempfile
+import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from tests.conftest import REPO
 from tests.worker.driving import is_gone, wait_until
 
-PATIENCE_S = 60
-"""Longer than anything here takes on a machine that is busy with other things."""
+PATIENCE_S = 90
+"""Seconds; longer than anything here takes on a busy machine."""
+SERVE = ("-m", "mlxmtp", "serve", "--port", "0")
+"""Arguments of Python: `mlxmtp serve` on a free port. A later `--port` overrides this one."""
 
 
-class ServeProcess:
-    """A server that runs, or is about to.
+class ServerProcess:
+    """A server on loopback; use it in a `with`, which ends it.
 
     Args:
-        folder: its home. arguments: of `mlxmtp serve`, behind the port.
+        home: where it keeps its files; measurements are kept in XDG_DATA_HOME where that is set.
+        arguments: of the program; without `--model` it serves the demo model.
+        program: arguments of Python.
     """
 
-    def __init__(self, folder: Path, *arguments: str, port: int = 0) -> None:
-        homes = dict.fromkeys(("HOME", "HF_HOME"), str(folder))
+    def __init__(self, home: Path, *arguments: str, program: Sequence[str] = SERVE) -> None:
         others = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-        path = os.pathsep.join([str(REPO), *map(os.path.abspath, others)])
-        command = [sys.executable, "-m", "mlxmtp", "serve", "--port", str(port), *arguments]
-        surroundings = os.environ | homes | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-        self.process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=surroundings)
-        self.lines: list[str] = []
-        self._reading = threading.Thread(target=self._read, daemon=True)
-        self._reading.start()
+        code = os.pathsep.join([str(REPO), *map(os.path.abspath, others)])
+        homes = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "HF_HOME"), str(home))
+        homes["XDG_DATA_HOME"] = os.environ.get("XDG_DATA_HOME", str(home))
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
+        self.process = subprocess.Popen(
+            [sys.executable, *program, *arguments],
+            cwd=home,
+            env=os.environ | homes | {"PYTHONPATH": code, "HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.DEVNULL,
+            stderr=self._stderr,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -42,37 +51,30 @@ class ServeProcess:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
-        self._reading.join()
-
-    def _read(self) -> None:
-        assert self.process.stderr
-        for line in self.process.stderr:
-            self.lines.append(line.rstrip("\n"))
 
     @property
-    def stderr(self) -> str:
-        """All that it wrote on standard error."""
-        return "\n".join(self.lines)
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        """What it has written to standard error so far."""
+        return os.pread(self._stderr.fileno(), 1 << 24, 0).decode(errors="replace")
 
     def wait_for_line(self, pattern: str) -> re.Match[str]:
-        """Wait for a line."""
+        """Wait for a line of the log."""
 
-        def found() -> Any:
-            return re.search(pattern, self.stderr)
+        def found() -> re.Match[str] | None:
+            return re.search(pattern, self.log)
 
-        assert wait_until(lambda: found() or self.process.poll() is not None, PATIENCE_S), self.stderr
-        self._wait_for_last_words()
+        assert wait_until(lambda: found() or self.process.poll() is not None, PATIENCE_S), self.log
         match = found()
-        assert match, self.stderr
-        return match  # type: ignore[no-any-return]
-
-    def _wait_for_last_words(self) -> None:
-        if self.process.poll() is not None:
-            self._reading.join()
+        assert match, self.log
+        return match
 
     @property
-    def address(self) -> str:
-        """Where it serves, once it does."""
+    def url(self) -> str:
+        """Where it serves; waits until the model is loaded."""
         return self.wait_for_line(r" at (http://\S+)/v1 ")[1]
 
     @property
@@ -80,14 +82,23 @@ class ServeProcess:
         """The engine's process."""
         listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
         pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
-        [pid] = [pid for pid, parent in pairs if parent == self.process.pid]
+        [pid] = [pid for pid, parent in pairs if parent == self.pid]
         return pid
 
     def end_with(self, number: signal.Signals) -> int:
-        """Its exit code after a signal; the engine's process is gone too then."""
+        """Its exit code after a signal; the engine's process has ended too."""
         worker = self.worker
         self.process.send_signal(number)
         code = self.process.wait(PATIENCE_S)
-        self._reading.join()
         assert wait_until(lambda: is_gone(worker), PATIENCE_S)
         return code
+
+    def metrics(self) -> dict[str, float]:
+        """The figures of /metrics, by name and labels."""
+        lines = self.get("/metrics").splitlines()
+        pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {name.removeprefix("mlxmtp_"): float(value) for name, value in pairs}
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return str(answer.read().decode())

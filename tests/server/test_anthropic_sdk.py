@@ -1,9 +1,8 @@
-"""Anthropic's SDK with a real server; its answers must be those of the engine in this process."""
+"""Anthropic's SDK with a real server, whose answers must be those of the engine in this process; scripted calls."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 import anthropic
@@ -14,7 +13,8 @@ from mlxmtp import Engine, GenerationOptions
 from mlxmtp.engine.prompt import render
 from mlxmtp.worker.messages import Failed, Generate
 from tests.scripted_engine import asynchronous, said, until
-from tests.server.scripted import serving, turn
+from tests.server.scripted import serving, tokenizer, turn
+from tests.worker.driving import SMALL_MODEL
 
 LATTE: list[Any] = [{"role": "user", "content": "Hi, I would like a large latte"}]
 PARAMETERS = {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]}
@@ -35,13 +35,6 @@ def expected(engine: Engine) -> str:
     return engine.generate(STORY, GenerationOptions(max_tokens=24)).text
 
 
-@pytest.fixture(scope="module")
-def tool_tokens(engine: Engine) -> list[int]:
-    """The prompt tokens of `LATTE` with `TOOLS`."""
-    about = {"name": "get_menu_items", "description": "Search the menu", "parameters": PARAMETERS}
-    return render(engine.tokenizer, LATTE, tools=[{"type": "function", "function": about}]).tokens
-
-
 def texts(message: Any) -> str:
     return "".join(block.text for block in message.content if block.type == "text")
 
@@ -54,37 +47,44 @@ def test_messages(client: Anthropic, expected: str) -> None:
         final = stream.get_final_message()
     assert texts(whole) == streamed == texts(final) == expected
     assert whole.stop_reason == final.stop_reason
-    assert (whole.usage.output_tokens, whole.model) == (final.usage.output_tokens, "demo")
+    assert (whole.usage.output_tokens, whole.model) == (final.usage.output_tokens, SMALL_MODEL.name)
 
 
-def test_tools(client: Anthropic, engine: Engine, tool_tokens: list[int]) -> None:
-    text = engine.generate(tool_tokens, GenerationOptions(max_tokens=200)).text
-    called = json.loads(text.removeprefix("<tool_call>").removesuffix("</tool_call>"))
+@asynchronous
+async def test_tools() -> None:
     options: Any = {"model": "any", "messages": LATTE, "tools": TOOLS, "max_tokens": 200}
-    with client.messages.stream(**options) as stream:
-        kinds = [event.type for event in stream]
-        streamed = stream.get_final_message()
-    assert "input_json" in kinds
-    for message in (client.messages.create(**options), streamed):
-        [block] = message.content
-        assert block.type == "tool_use"
-        assert (message.stop_reason, block.name, block.input) == ("tool_use", called["name"], called["arguments"])
-        result = {"type": "tool_result", "tool_use_id": block.id, "content": "[]"}
-        echoed: Any = [*LATTE, {"role": "assistant", "content": message.content}, {"role": "user", "content": [result]}]
-        assert client.messages.create(model="any", messages=echoed, tools=TOOLS, max_tokens=8).content
+    async with serving(turn(CALL)) as served, served.over_socket() as online:
+        client = AsyncAnthropic(base_url=str(online.http.base_url), api_key="none", max_retries=0)
+        async with client:
+            async with client.messages.stream(**options) as stream:
+                kinds = [event.type async for event in stream]
+                streamed = await stream.get_final_message()
+            assert "input_json" in kinds
+            for message in (await client.messages.create(**options), streamed):
+                [block] = message.content
+                assert block.type == "tool_use"
+                assert (message.stop_reason, block.name, block.input) == ("tool_use", "get_menu_items", {"query": "a"})
+                result = {"type": "tool_result", "tool_use_id": block.id, "content": "[]"}
+                answer = {"role": "assistant", "content": message.content}
+                echoed: Any = [*LATTE, answer, {"role": "user", "content": [result]}]
+                assert (await client.messages.create(**options | {"messages": echoed})).content
+            counted = await client.messages.count_tokens(model="any", messages=LATTE, tools=TOOLS)
+    about = {"name": "get_menu_items", "description": "Search the menu", "parameters": PARAMETERS}
+    rendered = render(tokenizer(), LATTE, tools=[{"type": "function", "function": about}])
+    assert counted.input_tokens == len(rendered.tokens)
 
 
-def test_tokens_are_counted(client: Anthropic, tool_tokens: list[int]) -> None:
-    counted = client.messages.count_tokens(model="any", messages=LATTE, tools=TOOLS)
-    assert counted.input_tokens == len(tool_tokens)
-    message = client.messages.create(model="any", messages=LATTE, tools=TOOLS, max_tokens=1)
-    assert message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0) == len(tool_tokens)
+def test_tokens_are_counted(client: Anthropic, engine: Engine) -> None:
+    tokens = len(render(engine.tokenizer, STORY).tokens)
+    assert client.messages.count_tokens(model="any", messages=STORY).input_tokens == tokens
+    message = client.messages.create(model="any", messages=STORY, max_tokens=1)
+    assert message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0) == tokens
     assert message.stop_reason == "max_tokens"
 
 
 def test_models(client: Anthropic) -> None:
-    assert [model.id for model in client.models.list()] == ["demo"]
-    assert client.models.retrieve("claude").id == "demo"
+    assert [model.id for model in client.models.list()] == [SMALL_MODEL.name]
+    assert client.models.retrieve("claude").id == SMALL_MODEL.name
 
 
 def test_bad_requests_are_of_their_class(client: Anthropic) -> None:

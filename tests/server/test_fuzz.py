@@ -239,9 +239,17 @@ def test_the_full_bodies_are_valid(running: FuzzServer, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-@ordinary(150)
+@ordinary(40)
 @given(data=st.data())
 def test_mutated_bodies(running: FuzzServer, path: str, data: st.DataObject) -> None:
+    running.ask(path, json.dumps(data.draw(bodies(path))).encode())
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("path", PATHS)
+@ordinary(500)
+@given(data=st.data())
+def test_more_mutated_bodies(running: FuzzServer, path: str, data: st.DataObject) -> None:
     running.ask(path, json.dumps(data.draw(bodies(path))).encode())
 
 

@@ -5,20 +5,25 @@ from pathlib import Path
 import pytest
 
 import mlxmtp
+from tests.grids import cases
 from tests.server.load.load import idle_failures, requests, run_load
-from tests.server.serving import DEMO, ServerProcess
+from tests.server.process import ServerProcess
+from tests.worker.driving import SMALL_MODEL
 
 pytestmark = pytest.mark.process
 
 CLIENTS, VISITS, SECONDS = 4, 6, 60.0
 
 
-@pytest.mark.parametrize("seed", [1])
-def test_answers_under_load_are_the_engines_own(seed: int, tmp_path: Path) -> None:
-    asked, engine = requests(), mlxmtp.load()
+@pytest.mark.parametrize("model", cases(["small", "demo"], default=["small"]))
+def test_answers_under_load_are_the_engines_own(model: str, tmp_path: Path) -> None:
+    name = str(SMALL_MODEL) if model == "small" else "demo"
+    asked, engine = requests(divisor=2 if model == "small" else 1), mlxmtp.load(name)
     answers = [one.of_engine(engine) for one in asked]
-    with ServerProcess(tmp_path, (*DEMO, "--queue", "2", "--cache-bytes", "20M")) as server:
-        report = run_load(server, asked, answers, clients=CLIENTS, seed=seed, visits=VISITS, seconds=SECONDS)
+    # the small model recommends no temperature, and the defaults of the APIs sample
+    options = ("--model", name, "--temp", "0", "--queue", "2", "--cache-bytes", "20M")
+    with ServerProcess(tmp_path, *options) as server:
+        report = run_load(server, asked, answers, clients=CLIENTS, seed=1, visits=VISITS, seconds=SECONDS)
         assert report.failures == [], server.log
         assert report.compared > CLIENTS
         assert report.left > CLIENTS

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mlxmtp.server import prompting
 from mlxmtp.server.prompting import CHUNK_CHARACTERS, LONG_CHARACTERS
 from tests.scripted_engine import asynchronous, until
 from tests.server.scripted import (
@@ -23,6 +24,9 @@ from tests.server.scripted import (
     tokenizer,
     turn,
 )
+
+SHORTER = 10
+"""A test with whole prompts takes texts and chunks that are shorter by this factor."""
 
 
 class RecordingTokenizer:
@@ -74,9 +78,12 @@ async def test_a_prompt_that_cannot_fit_is_not_tokenized_as_a_whole(path: str) -
 
 @pytest.mark.parametrize("text", ["tell me more ", "\u00e9\u0301 \U0001f388", "a"])
 @asynchronous
-async def test_a_long_prompt_that_just_fits_is_answered(text: str) -> None:
+async def test_a_long_prompt_that_just_fits_is_answered(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The count by chunks never exceeds the tokens of the prompt."""
-    body = body_with(CHAT, text * (LONG_CHARACTERS // len(text) + 1))
+    long = LONG_CHARACTERS // SHORTER
+    monkeypatch.setattr(prompting, "LONG_CHARACTERS", long)
+    monkeypatch.setattr(prompting, "CHUNK_CHARACTERS", CHUNK_CHARACTERS // SHORTER)
+    body = body_with(CHAT, text * (long // len(text) + 1))
     tokens = len(tokenizer().apply_chat_template(body["messages"], add_generation_prompt=True))
     for context, status in ((tokens, 400), (tokens + 1, 200)):
         async with serving(turn("fine"), max_body=10**7, context=context) as served:

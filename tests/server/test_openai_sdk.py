@@ -1,9 +1,11 @@
-"""OpenAI's SDK with a real server; its answers must be those of the engine in this process."""
+"""OpenAI's SDK with a real server, whose answers must be those of the engine in this process; and scripted calls."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import openai
@@ -12,15 +14,19 @@ from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 
 from mlxmtp import Engine, GenerationOptions
-from mlxmtp.engine.prompt import render
+from mlxmtp.worker.messages import Event, Generate
 from tests.scripted_engine import asynchronous
 from tests.server.scripted import serving, turn
+from tests.worker.driving import SMALL_MODEL
 
 LATTE: list[Any] = [{"role": "user", "content": "Hi, I would like a large latte"}]
 PARAMETERS = {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]}
 ABOUT = {"name": "get_menu_items", "description": "Search the menu", "parameters": PARAMETERS}
 TOOLS: list[Any] = [{"type": "function", "function": ABOUT}]
 FLAT: list[Any] = [{"type": "function", **ABOUT}]
+CALLED = {"query": "latte"}
+CALL = f'<tool_call>\n{{"name": "get_menu_items", "arguments": {json.dumps(CALLED)}}}\n</tool_call>'
+STOP = ("total",)
 STORY: list[Any] = [{"role": "user", "content": "Tell me about the sea"}]
 
 
@@ -32,66 +38,79 @@ def client(address: str) -> OpenAI:
 @pytest.fixture(scope="module")
 def expected(engine: Engine) -> str:
     """The engine's own answer, greedy."""
-    return engine.generate(STORY, GenerationOptions(max_tokens=64)).text
+    return engine.generate(STORY, GenerationOptions(max_tokens=24)).text
 
 
 @pytest.fixture(scope="module")
-def called(engine: Engine) -> dict[str, Any]:
-    """The arguments of the engine's own tool call."""
-    tokens = render(engine.tokenizer, LATTE, tools=TOOLS).tokens
-    text = engine.generate(tokens, GenerationOptions(max_tokens=200)).text
-    content = json.loads(text.removeprefix("<tool_call>").removesuffix("</tool_call>"))
-    assert content["name"] == "get_menu_items"
-    arguments: dict[str, Any] = content["arguments"]
-    return arguments
+def stopped(engine: Engine) -> str:
+    """The engine's own answer up to `STOP`; the helpers of the SDK refuse answers that a limit ends."""
+    answer = engine.generate(STORY, GenerationOptions(max_tokens=64, stop=STOP))
+    assert answer.finish_reason == "stop"
+    return answer.text
 
 
 def test_chat(client: OpenAI, expected: str) -> None:
-    answer = client.chat.completions.create(model="any", messages=STORY, max_tokens=64)
+    answer = client.chat.completions.create(model="any", messages=STORY, max_tokens=24)
     assert answer.choices[0].message.content == expected
     assert answer.usage
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
-    assert answer.model == "demo"
+    assert answer.model == SMALL_MODEL.name
 
 
-def test_chat_streamed(client: OpenAI, expected: str) -> None:
-    options: Any = {"model": "any", "messages": STORY, "max_tokens": 64, "stream_options": {"include_usage": True}}
+def test_chat_streamed(client: OpenAI, stopped: str) -> None:
+    options: Any = {
+        "model": "any",
+        "messages": STORY,
+        "max_tokens": 64,
+        "stop": STOP,
+        "stream_options": {"include_usage": True},
+    }
     chunks = list(client.chat.completions.create(stream=True, **options))
-    assert "".join(one.choices[0].delta.content or "" for one in chunks if one.choices) == expected
+    assert "".join(one.choices[0].delta.content or "" for one in chunks if one.choices) == stopped
     assert chunks[-1].usage
     with client.chat.completions.stream(**options) as stream:
         kinds = [event.type for event in stream]
         final = stream.get_final_completion()
-    assert final.choices[0].message.content == expected
+    assert final.choices[0].message.content == stopped
     assert {"chunk", "content.delta", "content.done"} <= set(kinds)
     assert final.usage == chunks[-1].usage
 
 
-def test_chat_with_tools(client: OpenAI, called: dict[str, Any]) -> None:
-    options: Any = {"model": "any", "messages": LATTE, "tools": TOOLS}
-    whole = client.chat.completions.create(**options).choices[0]
-    with client.chat.completions.stream(**options) as stream:
-        kinds = [event.type for event in stream]
-        streamed = stream.get_final_completion().choices[0]
-    assert "tool_calls.function.arguments.done" in kinds
-    for choice in (whole, streamed):
-        assert choice.finish_reason == "tool_calls"
-        assert choice.message.tool_calls
-        [call] = choice.message.tool_calls
-        assert call.type == "function"
-        assert (call.function.name, json.loads(call.function.arguments)) == ("get_menu_items", called)
-        result = {"role": "tool", "tool_call_id": call.id, "content": '[{"name": "Latte", "price": 4.5}]'}
-        messages: Any = [*LATTE, choice.message.model_dump(exclude_none=True), result]
-        after = client.chat.completions.create(model="any", messages=messages, tools=TOOLS, max_tokens=8)
-        assert after.choices[0].message.content or after.choices[0].message.tool_calls
+@asynccontextmanager
+async def calling() -> AsyncIterator[AsyncOpenAI]:
+    """A client of a server whose model calls a tool."""
+
+    def answers(command: Generate) -> list[Event]:
+        return turn(CALL.removeprefix(command.opening))(command)
+
+    async with serving(answers) as served, served.over_socket() as online:
+        base = f"{online.http.base_url}/v1"
+        async with AsyncOpenAI(base_url=base, api_key="none", max_retries=0) as client:
+            yield client
 
 
-def test_a_forced_call(client: OpenAI) -> None:
-    for choice in ("required", {"type": "function", "function": {"name": "get_menu_items"}}):
-        options: Any = {"model": "any", "messages": STORY, "tools": TOOLS, "tool_choice": choice, "max_tokens": 60}
-        message = client.chat.completions.create(**options).choices[0].message
-        assert message.tool_calls
-        assert [call.function.name for call in message.tool_calls if call.type == "function"] == ["get_menu_items"]
+@asynchronous
+async def test_chat_with_tools() -> None:
+    """A call is taken whole and streamed, of its own accord and forced, and its result is sent back."""
+    forced = {"type": "function", "function": {"name": "get_menu_items"}}
+    async with calling() as client:
+        for choice in ("auto", "required", forced):
+            options: Any = {"model": "any", "messages": LATTE, "tools": TOOLS, "tool_choice": choice}
+            whole = (await client.chat.completions.create(**options)).choices[0]
+            async with client.chat.completions.stream(**options) as stream:
+                kinds = [event.type async for event in stream]
+                streamed = (await stream.get_final_completion()).choices[0]
+            assert "tool_calls.function.arguments.done" in kinds
+            for one in (whole, streamed):
+                assert one.finish_reason == "tool_calls"
+                assert one.message.tool_calls
+                [call] = one.message.tool_calls
+                assert call.type == "function"
+                assert (call.function.name, json.loads(call.function.arguments)) == ("get_menu_items", CALLED)
+                result = {"role": "tool", "tool_call_id": call.id, "content": '[{"name": "Latte", "price": 4.5}]'}
+                messages: Any = [*LATTE, one.message.model_dump(exclude_none=True), result]
+                after = await client.chat.completions.create(model="any", messages=messages, tools=TOOLS)
+                assert after.choices[0].message.tool_calls
 
 
 def test_completions(client: OpenAI, engine: Engine) -> None:
@@ -103,63 +122,58 @@ def test_completions(client: OpenAI, engine: Engine) -> None:
 
 
 def test_responses(client: OpenAI, expected: str) -> None:
-    options: Any = {"model": "any", "input": STORY, "max_output_tokens": 64}
+    options: Any = {"model": "any", "input": STORY, "max_output_tokens": 24}
     whole = client.responses.create(**options)
-    with client.responses.stream(**options) as stream:
-        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
-        final = stream.get_final_response()
-    assert whole.output_text == text == final.output_text == expected
-    assert final.usage
+    *events, last = client.responses.create(stream=True, **options)
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert last.type == "response.incomplete"
+    assert whole.output_text == text == last.response.output_text == expected
+    assert last.response.usage
     assert whole.usage
-    assert final.usage.output_tokens == whole.usage.output_tokens
+    assert last.response.usage.output_tokens == whole.usage.output_tokens
 
 
-def test_responses_with_tools(client: OpenAI, called: dict[str, Any]) -> None:
+@asynchronous
+async def test_responses_with_tools() -> None:
     options: Any = {"model": "any", "input": LATTE, "tools": FLAT, "store": False}
-    whole = client.responses.create(**options)
-    with client.responses.stream(**options) as stream:
-        kinds = [event.type for event in stream]
-        final = stream.get_final_response()
-    assert "response.function_call_arguments.done" in kinds
-    for answer in (whole, final):
-        [call] = answer.output
-        assert call.type == "function_call"
-        assert (call.name, json.loads(call.arguments)) == ("get_menu_items", called)
-        result = {"type": "function_call_output", "call_id": call.call_id, "output": "[]"}
-        echoed = [*LATTE, *(item.model_dump(exclude_none=True) for item in answer.output), result]
-        after = client.responses.create(model="any", input=echoed, tools=FLAT, max_output_tokens=8)
-        assert after.output
+    async with calling() as client:
+        whole = await client.responses.create(**options)
+        async with client.responses.stream(**options) as stream:
+            kinds = [event.type async for event in stream]
+            final = await stream.get_final_response()
+        assert "response.function_call_arguments.done" in kinds
+        for answer in (whole, final):
+            [call] = answer.output
+            assert call.type == "function_call"
+            assert (call.name, json.loads(call.arguments)) == ("get_menu_items", CALLED)
+            result = {"type": "function_call_output", "call_id": call.call_id, "output": "[]"}
+            echoed = [*LATTE, *(item.model_dump(exclude_none=True) for item in answer.output), result]
+            after = await client.responses.create(model="any", input=echoed, tools=FLAT)
+            assert after.output
 
 
-def test_concurrent_requests(address: str, expected: str, called: dict[str, Any]) -> None:
+def test_concurrent_requests(address: str, expected: str, stopped: str) -> None:
     """Concurrent requests are answered as single ones are."""
 
-    async def ask() -> list[Any]:
+    async def ask() -> list[str]:
         async with AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60) as client:
 
             async def streamed() -> str:
-                options: Any = {"model": "any", "messages": STORY, "max_tokens": 64}
+                options: Any = {"model": "any", "messages": STORY, "max_tokens": 64, "stop": STOP}
                 async with client.chat.completions.stream(**options) as stream:
                     return (await stream.get_final_completion()).choices[0].message.content or ""
 
             async def responded() -> str:
-                async with client.responses.stream(model="any", input=STORY, max_output_tokens=64) as stream:
-                    return (await stream.get_final_response()).output_text
+                return (await client.responses.create(model="any", input=STORY, max_output_tokens=24)).output_text
 
-            async def tooled() -> Any:
-                answer = await client.chat.completions.create(model="any", messages=LATTE, tools=TOOLS)
-                [call] = answer.choices[0].message.tool_calls or []
-                assert call.type == "function"
-                return json.loads(call.function.arguments)
+            return await asyncio.gather(streamed(), responded(), streamed())
 
-            return await asyncio.gather(streamed(), responded(), tooled())
-
-    assert asyncio.run(ask()) == [expected, expected, called]
+    assert asyncio.run(ask()) == [stopped, expected, stopped]
 
 
 def test_models(client: OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["demo"]
-    assert client.models.retrieve("anything").id == "demo"
+    assert [model.id for model in client.models.list()] == [SMALL_MODEL.name]
+    assert client.models.retrieve("anything").id == SMALL_MODEL.name
 
 
 def test_errors_are_of_their_classes(client: OpenAI) -> None:

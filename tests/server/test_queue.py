@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import product
 from typing import Any
 
 import pytest
@@ -119,19 +120,19 @@ async def test_requests_of_several_clients_take_turns() -> None:
         assert {response.status_code for response in await asyncio.gather(*tasks)} == {200}
 
 
-@each
-@both
 @asynchronous
-async def test_a_full_queue_has_a_retry_after_header(path: str, stream: bool) -> None:
+async def test_a_full_queue_has_a_retry_after_header() -> None:
     async with serving(queue=1) as served, served.over_socket() as online:
         async with request_in_progress(online, True), request_in_progress(online, False):
             await until(lambda: served.host.queue.waiting == 1, "a full queue")
-            response = await online.post(path, MINIMAL[path] | {"stream": stream})
-            assert response.status_code == 503
-            assert int(response.headers["retry-after"]) > 0
-            assert "1 requests wait" in parse_error(path, response.json())["message"]
-            if path == MESSAGES:
-                assert parse_error(path, response.json())["type"] == "overloaded_error"
+            for path, stream in product(ALL, (False, True)):
+                response = await online.post(path, MINIMAL[path] | {"stream": stream})
+                assert response.status_code == 503, (path, stream)
+                assert int(response.headers["retry-after"]) > 0, (path, stream)
+                error = parse_error(path, response.json())
+                assert "1 requests wait" in error["message"], (path, stream)
+                if path == MESSAGES:
+                    assert error["type"] == "overloaded_error", stream
         await online.assert_works()
 
 
@@ -151,21 +152,24 @@ async def test_a_client_that_disconnects_while_waiting_leaves_the_queue(stream: 
         await online.assert_works()
 
 
-@each
-@both
 @asynchronous
-async def test_a_client_that_disconnects_stops_its_turn(path: str, stream: bool) -> None:
+async def test_a_client_that_disconnects_stops_its_turn() -> None:
     """The engine is stopped at its next round."""
     async with serving() as served, served.over_socket() as online:
-        async with request_in_progress(online, stream, path), request_in_progress(online, False) as second:
-            await until(lambda: turns(served) == 1, "the first turn")
-            served.engine.say(said("one "), said("two "))
-            await until(lambda: served.host.queue.waiting == 1, "the second")
-            await served.engine.heard()
-            assert not served.engine.stops
-        second.cancel()
-        await until(lambda: served.engine.stops == [2], "the stop")
-        await online.assert_works()
+        for path, stream in product(ALL, (False, True)):
+            what = f"{path}, {stream=}"
+            served.engine.on(Generate, ())
+            asked, stops = turns(served), len(served.engine.stops)
+            async with request_in_progress(online, stream, path), request_in_progress(online, False) as second:
+                await until(lambda asked=asked: turns(served) == asked + 1, f"the first turn, {what}")
+                first = served.command.id
+                served.engine.say(said("one "), said("two "))
+                await until(lambda: served.host.queue.waiting == 1, f"the second, {what}")
+                await served.engine.heard()
+                assert len(served.engine.stops) == stops, what
+            second.cancel()
+            await until(lambda first=first, n=stops: served.engine.stops[n:] == [first], f"the stop, {what}")
+            await online.assert_works()
 
 
 @asynchronous

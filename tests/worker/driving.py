@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from mlxmtp.engine.output import Segment, join_segments
 from mlxmtp.engine.prefix_cache import PrefixCache
+from mlxmtp.files import data_folder
 from mlxmtp.worker.lines import ProtocolError, decode
 from mlxmtp.worker.messages import (
     Command,
@@ -25,8 +26,19 @@ from mlxmtp.worker.messages import (
 )
 from mlxmtp.worker.process import GRACE_S, PROGRAM, WorkerProcess
 from mlxmtp.worker.serve import Worker
+from tests.conftest import REPO
 
 PATIENCE_S = 60
+SMALL_MODEL = REPO / "tests" / "trained" / "glm4_moe"
+"""A trained model with a head; it is loaded and measured ten times as fast as the demo model."""
+
+
+def share_measurements(data: Path) -> None:
+    """Let a data folder of a test keep what is measured of exactness where the session keeps it."""
+    kept = data_folder() / "identity"
+    kept.mkdir(parents=True, exist_ok=True)
+    (data / "mlxmtp").mkdir(parents=True, exist_ok=True)
+    (data / "mlxmtp" / "identity").symlink_to(kept)
 
 
 class Driven:

@@ -17,7 +17,7 @@ from subprocess import CompletedProcess
 
 from tests.conftest import REPO
 from tests.server.clients.scripted import END, Answer, Scripted
-from tests.server.serving import ServerProcess
+from tests.server.process import ServerProcess
 
 PATIENCE_S = 60
 Ask = Callable[[], CompletedProcess[str]]

@@ -3,18 +3,18 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import platformdirs
 import pytest
 
 from tests.server.clients import scripted as script
 from tests.server.clients.scripted import Scripted
-from tests.server.serving import ServerProcess
+from tests.server.process import ServerProcess
 
 
 @pytest.fixture(scope="module")
-def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where programs are installed; kept for later sessions."""
-    cache = request.config.cache
-    return Path(cache.mkdir("clients")) if cache else tmp_path_factory.getbasetemp()
+def installed() -> Path:
+    """Where programs are installed, once a machine: hundreds of MB, the version in the folder's name."""
+    return platformdirs.user_cache_path("mlxmtp-tests") / "clients"
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Scripted:
 @pytest.fixture(scope="module")
 def server(program: str, model: Scripted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """The server for a module's `program`, which may be missing. Its queue has no room."""
-    arguments = [script.__file__, "serve", str(model.folder)]
-    with ServerProcess(tmp_path_factory.mktemp("server"), arguments) as started:
+    program = (script.__file__, "serve", str(model.folder))
+    with ServerProcess(tmp_path_factory.mktemp("server"), program=program) as started:
         yield started
 
 

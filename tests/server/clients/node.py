@@ -20,7 +20,7 @@ NODE = (20, 6)
 NOWHERE = "http://127.0.0.1:9"
 """A proxy that does not exist, for every address but loopback."""
 QUIET = ("--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error")
-ONCE = ("--fetch-retries=0", "--fetch-timeout=10000")
+ONCE = ("--fetch-retries=0", "--fetch-timeout=10000", "--prefer-offline")
 
 
 @cache

@@ -15,7 +15,7 @@ from tests.server.clients.checks import (
     connect,
 )
 from tests.server.clients.scripted import Answer, Scripted
-from tests.server.serving import ServerProcess
+from tests.server.process import ServerProcess
 
 pytestmark = pytest.mark.process
 
@@ -75,6 +75,7 @@ def test_it_writes_a_file_shows_it_and_ends(
     assert "1 hello.txt" in counted
 
 
+@pytest.mark.exhaustive
 def test_calls_of_tools_in_a_namespace(codex: Codex, scripted: Scripted) -> None:
     scripted.write(
         Answer("", "I end it.", [("close_agent", {"target": NOBODY}), shell("echo ended")]),
@@ -88,5 +89,6 @@ def test_calls_of_tools_in_a_namespace(codex: Codex, scripted: Scripted) -> None
     assert_each_prompt_extends_the_last(scripted)
 
 
+@pytest.mark.exhaustive
 def test_it_tries_again_when_the_queue_is_full(codex: Codex, server: ServerProcess, scripted: Scripted) -> None:
     assert_tries_again_when_the_queue_is_full(codex, server, scripted, PATH)

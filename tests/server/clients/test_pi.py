@@ -7,6 +7,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from tests.grids import cases
 from tests.server.clients import node
 from tests.server.clients.checks import (
     answered,
@@ -16,7 +17,7 @@ from tests.server.clients.checks import (
     connect,
 )
 from tests.server.clients.scripted import Answer, Scripted
-from tests.server.serving import ServerProcess
+from tests.server.process import ServerProcess
 
 pytestmark = pytest.mark.process
 
@@ -26,7 +27,7 @@ APIS = {
     "openai-responses": "/v1/responses",
     "anthropic-messages": "/v1/messages",
 }
-every_api = pytest.mark.parametrize("api", APIS)
+every_api = pytest.mark.parametrize("api", cases(APIS, default=["openai-completions"]))
 Pi = Callable[[str], CompletedProcess[str]]
 
 FILES = {"hello.py": 'print("déjà vu\\t<&>")\n', "empty.txt": ""}
@@ -82,6 +83,7 @@ def test_it_writes_files_runs_them_and_ends(
         assert (asked.settings["max_tokens"], asked.settings["thinking"]) == (8192, True)
 
 
-@every_api
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("api", APIS)
 def test_it_tries_again_when_the_queue_is_full(api: str, pi: Pi, server: ServerProcess, scripted: Scripted) -> None:
     assert_tries_again_when_the_queue_is_full(lambda: pi(api), server, scripted, APIS[api])

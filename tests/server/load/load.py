@@ -9,17 +9,17 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from mlxmtp import Engine, GenerationOptions
 from tests.server.load import client
 from tests.server.load.client import Order, Visit
+from tests.server.process import ServerProcess
 from tests.server.protocols import PROTOCOLS, Protocol
 from tests.server.scripted import CHAT, MESSAGES, RESPONSES
-from tests.server.serving import ServerProcess
 
 IDLE_S = 30.0
 """Seconds that the server has to become idle after the last client has left."""
@@ -82,8 +82,12 @@ class LoadRequest:
         return [{"role": role, "content": text} for role, text in self.messages]
 
 
-def requests() -> list[LoadRequest]:
-    """Prompts of several lengths, conversations, sampling options; in all protocols, streamed and whole."""
+def requests(divisor: int = 1) -> list[LoadRequest]:
+    """Prompts of several lengths, conversations, sampling options; in all protocols, streamed and whole.
+
+    Args:
+        divisor: of the numbers of tokens.
+    """
     chat, messages, responses = (next(one for one in PROTOCOLS if one.path == p) for p in (CHAT, MESSAGES, RESPONSES))
     hello = (("user", "Hello!"),)
     order = (*hello, ("assistant", "Hello! What can I get for you today?"), ("user", "Two cups of coffee, please."))
@@ -91,7 +95,7 @@ def requests() -> list[LoadRequest]:
     maths = (("user", "Tom has 3 boxes of 12 apples, and gives 7 away. How many are left?"),)
     long = (("user", "Which of these words is not like the others?\n" + "one two three four five six\n" * 15),)
     endless = (("user", "Count from 1 to 500."),)
-    return [
+    every = [
         LoadRequest(chat, hello, 40, True),
         LoadRequest(messages, hello, 40, False),
         LoadRequest(responses, order, 60, True),
@@ -108,6 +112,7 @@ def requests() -> list[LoadRequest]:
         LoadRequest(responses, endless, 64, False),
         LoadRequest(chat, endless, 64, True, {"temperature": 1.0, "min_p": 0.05, "seed": 5}),
     ]
+    return [replace(one, max_tokens=one.max_tokens // divisor) for one in every]
 
 
 @dataclass
@@ -165,9 +170,11 @@ def run_load(
             process.stdin.write(json.dumps(asdict(order)))
             process.stdin.close()
             processes.append(process)
-        while any(process.poll() is None for process in processes):
-            meanwhile()
-            time.sleep(1.0)
+        for process in processes:
+            while process.poll() is None:
+                meanwhile()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(1.0)
         for process, output in zip(processes, outputs, strict=True):
             if process.returncode:
                 report.failures.append(f"a client ended with {process.returncode}")
