@@ -29,7 +29,7 @@ class Talk:
     def words(self, count: int, seed: int) -> list[int]:
         return words(self.engine, count, seed)
 
-    def says(self, prompt: list[int], *boundaries: int, count: int = 12, depth: int | None = None) -> list[int]:
+    def says(self, prompt: list[int], *boundaries: int, count: int = 8, depth: int | None = None) -> list[int]:
         """Return the tokens of the answer, at most `count`."""
         depth = self.depth if depth is None else depth
         options = replace(self.sampling, max_tokens=count, depth=depth)

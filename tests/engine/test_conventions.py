@@ -11,7 +11,7 @@ import pytest
 from mlxmtp import load
 from mlxmtp.cli import main
 from mlxmtp.engine import conventions
-from mlxmtp.engine.conventions import TOKENS, try_conventions
+from mlxmtp.engine.conventions import try_conventions
 from mlxmtp.errors import HeadError, PromptError
 from mlxmtp.heads.head import CONVENTIONS
 from mlxmtp.targets import matrix_rows
@@ -23,13 +23,14 @@ TEXT = "Natalia sold clips to 48 of her friends in April, and then she sold half
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a random head every token takes a round, so few starts are enough."""
+    """With a random head every token takes a round, so few starts and tokens are enough."""
     monkeypatch.setattr(conventions, "STARTS", 2)
+    monkeypatch.setattr(conventions, "TOKENS", 4)
 
 
 def test_every_convention_is_tried_and_the_default_comes_first(raw_checkpoint: Callable[..., Path]) -> None:
     engine = load(raw_checkpoint("qwen3_5", dtype="float32", vocab=16))
-    before = generated(engine, [5, 6, 7], 40, depth=3)
+    before = generated(engine, [5, 6, 7], 12, depth=3)
     found = list(try_conventions(engine, [3 + i % 13 for i in range(40)]))
     assert [one.convention for one in found] == [vars(convention) for convention in CONVENTIONS]
     assert [one.default for one in found] == [True, False, False, False]
@@ -38,7 +39,7 @@ def test_every_convention_is_tried_and_the_default_comes_first(raw_checkpoint: C
         assert list(one.acceptance) == sorted(one.acceptance, reverse=True)
     assert engine.mtp.convention == CONVENTIONS[0]
     assert engine.target.hidden_at == "post"
-    assert generated(engine, [5, 6, 7], 40, depth=3) == before
+    assert generated(engine, [5, 6, 7], 12, depth=3) == before
 
 
 def test_conventions_differ_in_hidden_states(raw_checkpoint: Callable[..., Path]) -> None:
@@ -55,18 +56,19 @@ def test_conventions_differ_in_hidden_states(raw_checkpoint: Callable[..., Path]
     assert float(mx.abs(logits[post] - logits[pre_fed]).max()) > 0.01
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS, ids=str)
-def test_every_convention_is_exact(raw_checkpoint: Callable[..., Path], convention) -> None:
+def test_every_convention_is_exact(raw_checkpoint: Callable[..., Path]) -> None:
     """A convention changes the drafts, never the tokens."""
     engine = load(raw_checkpoint("qwen3_5", dtype="float32", vocab=16))
-    expected = generated(engine, [5, 6, 7], 60, depth=0)
-    engine.mtp.convention, engine.target.hidden_at = convention, convention.fed
-    assert generated(engine, [5, 6, 7], 60, depth=3) == expected
+    expected = generated(engine, [5, 6, 7], 30, depth=0)
+    for convention in CONVENTIONS:
+        engine.mtp.convention, engine.target.hidden_at = convention, convention.fed
+        assert generated(engine, [5, 6, 7], 30, depth=3) == expected, convention
 
 
 def test_the_convention_of_training_wins_clearly(monkeypatch: pytest.MonkeyPatch) -> None:
     """A head that was trained on states after the norm, whose weights are moved far from 1: all else takes it back."""
     monkeypatch.setattr(conventions, "STARTS", 4)
+    monkeypatch.setattr(conventions, "TOKENS", 20)
     engine = load(Path(__file__).parent.parent / "trained" / "glm4_moe")
     trunk, layer = engine.target.text_model, engine.mtp.layers[0]
     scale = mx.where(mx.arange(trunk.model.norm.weight.size) % 2 == 0, 4.0, 1 / 4)
@@ -88,7 +90,7 @@ def test_the_beginning_of_a_long_text_is_used(
     monkeypatch.setattr(conventions, "MAX_TEXT_TOKENS", 40)
     engine = load(raw_checkpoint("qwen3_5", dtype="float32", vocab=16, positions=64))
     text = [3 + i % 13 for i in range(200)]
-    room = engine.context - TOKENS
+    room = engine.context - conventions.TOKENS
     assert list(try_conventions(engine, text)) == list(try_conventions(engine, text[:room]))
 
 
@@ -96,8 +98,8 @@ def test_too_short_a_text_and_no_head_are_refused(raw_checkpoint: Callable[..., 
     engine = load(raw_checkpoint("qwen3_5", vocab=16))
     with pytest.raises(PromptError, match="1 tokens of the text can be used; expected 2 or more"):
         list(try_conventions(engine, [5]))
-    small = load(raw_checkpoint("qwen3_5", vocab=16, positions=20))
-    with pytest.raises(PromptError, match=r"0 tokens of the text can be used; .* in the model's context of 20"):
+    small = load(raw_checkpoint("qwen3_5", vocab=16, positions=4))
+    with pytest.raises(PromptError, match=r"0 tokens of the text can be used; .* in the model's context of 4"):
         list(try_conventions(small, [5] * 40))
     plain = load(raw_checkpoint("qwen3_5", vocab=16), mtp=False)
     with pytest.raises(HeadError, match="MTP was switched off"):

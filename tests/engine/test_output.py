@@ -15,6 +15,7 @@ from mlxmtp import GenerationOptions, load
 from mlxmtp.engine.loading import DEMO
 from mlxmtp.engine.output import OutputParser, Segment, assistant_message, join_segments
 from mlxmtp.engine.prompt import encode
+from tests.engine.kinds import TRAINED
 
 CALL = '\n{"name": "get_menu_items", "arguments": {"query": "Latte"}}\n'
 FUNCTION = {"name": "get_menu_items", "arguments": {"query": "Latte"}}
@@ -73,30 +74,30 @@ def test_a_turn_may_be_cut_anywhere(tokenizer: Any) -> None:
         assert fed(tokenizer, [TURN[:cut], TURN[cut:]]) == PARTS, TURN[:cut]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 13])
-def test_a_turn_may_come_in_small_pieces(tokenizer: Any, size: int) -> None:
-    assert fed(tokenizer, (TURN[at : at + size] for at in range(0, len(TURN), size))) == PARTS
+def test_a_turn_may_come_in_small_pieces(tokenizer: Any) -> None:
+    for size in (1, 2, 3, 5, 8, 13):
+        assert fed(tokenizer, (TURN[at : at + size] for at in range(0, len(TURN), size))) == PARTS, size
 
 
 TWO_CALLS = "<tool_call>a</tool_call><tool_call>b</tool_call>"
 
 
-@pytest.mark.parametrize("cut", range(len(TWO_CALLS) + 1))
-def test_two_calls_in_a_row_stay_two(tokenizer: Any, cut: int) -> None:
-    parts = fed(tokenizer, [TWO_CALLS[:cut], TWO_CALLS[cut:]])
-    assert parts == [Segment("tool", "a"), Segment("text", ""), Segment("tool", "b")]
+def test_two_calls_in_a_row_stay_two(tokenizer: Any) -> None:
+    for cut in range(len(TWO_CALLS) + 1):
+        parts = fed(tokenizer, [TWO_CALLS[:cut], TWO_CALLS[cut:]])
+        assert parts == [Segment("tool", "a"), Segment("text", ""), Segment("tool", "b")], TWO_CALLS[:cut]
 
 
 UNFINISHED = ["<", "<th", "<think", "<tool", "<tool_call", "a <tool_cal"]
 
 
-@pytest.mark.parametrize("text", UNFINISHED)
-def test_what_may_become_a_mark_is_held_back_until_the_end(tokenizer: Any, text: str) -> None:
-    splitter = OutputParser(tokenizer, [])
-    given = join_segments(splitter.feed(f"Hi {text}"))
-    assert given == [Segment("text", "Hi " + text[: text.index("<")])]
-    assert splitter.finish() == (Segment("text", text[text.index("<") :]),)
-    assert splitter.finish() == ()
+def test_what_may_become_a_mark_is_held_back_until_the_end(tokenizer: Any) -> None:
+    for text in UNFINISHED:
+        parser = OutputParser(tokenizer, [])
+        given = join_segments(parser.feed(f"Hi {text}"))
+        assert given == [Segment("text", "Hi " + text[: text.index("<")])], text
+        assert parser.finish() == (Segment("text", text[text.index("<") :]),), text
+        assert parser.finish() == ()
 
 
 @pytest.mark.parametrize(
@@ -148,11 +149,11 @@ def test_templates_may_open_the_thinking(tokenizer: Any, opening: str, expected:
     assert fed(tokenizer, ["so</th", "ink>Hi"], prompt) == expected
 
 
-@pytest.mark.parametrize("role", ["user", "system", "tool"])
-def test_a_mark_that_others_write_opens_no_thinking(tokenizer: Any, role: str) -> None:
+def test_a_mark_that_others_write_opens_no_thinking(tokenizer: Any) -> None:
     """Or the whole answer would be a thought, and the next prompt would be without it."""
-    prompt = encode(tokenizer, [{"role": role, "content": "What does <think> mean?"}], raw=False)
-    assert fed(tokenizer, ["It opens a thought."], prompt) == [Segment("text", "It opens a thought.")]
+    for role in ("user", "system", "tool"):
+        prompt = encode(tokenizer, [{"role": role, "content": "What does <think> mean?"}], raw=False)
+        assert fed(tokenizer, ["It opens a thought."], prompt) == [Segment("text", "It opens a thought.")], role
 
 
 def test_formats_of_their_own() -> None:
@@ -176,16 +177,18 @@ def test_a_model_without_marks_says_text() -> None:
 
 def test_a_turn_that_ends_in_half_a_mark_is_given_out_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever it is cut, by its length or by a stop string: here the model's text is the beginning of a marker."""
-    engine = load()
-    monkeypatch.setattr(engine.tokenizer, "_think_start", "What can I get for you yesterday")
-    said = []
-    cuts = [GenerationOptions(max_tokens=count) for count in range(4, 12)]
-    for options in (*cuts, GenerationOptions(stop=["today"])):
+    engine = load(TRAINED / "glm4_moe")
+    text = engine.generate("Hello!", GenerationOptions(max_tokens=16)).text
+    monkeypatch.setattr(engine.tokenizer, "_think_start", f"{text[4:10]}?")
+    monkeypatch.setattr(engine.tokenizer, "_think_start_tokens", tuple(engine.tokenizer.encode(f"{text[4:10]}?")))
+    monkeypatch.setattr(engine.tokenizer, "_think_end", "</think>")
+    assert OutputParser(engine.tokenizer, []).feed(text[:8]) == (Segment("text", text[:4]),), "half a mark"
+    cuts = [GenerationOptions(max_tokens=count) for count in range(3, 13)]
+    for options in (*cuts, GenerationOptions(max_tokens=16, stop=[text[9:15]])):
         chunks = list(engine.stream("Hello!", options))
-        said.append("".join(chunk.text for chunk in chunks))
         parts = [part for chunk in chunks for part in chunk.segments]
-        assert join_segments(parts) == [Segment("text", said[-1])]
-    assert "Hello! What can I get for you " in said, "half a mark"
+        expected = text[: options.max_tokens] if not options.stop else text[: text.find(text[9:15])]
+        assert join_segments(parts) == [Segment("text", expected)], options
 
 
 # -- messages -------------------------------------------------------------------------------------------------
@@ -240,12 +243,12 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize("call", MALFORMED.values(), ids=MALFORMED)
-def test_calls_that_make_no_sense_stay_text(tokenizer: Any, call: str) -> None:
+def test_calls_that_make_no_sense_stay_text(tokenizer: Any) -> None:
     """With their markers, as generated; valid calls beside them are still calls."""
-    said = f"<tool_call>{call}</tool_call>"
-    assert made(tokenizer, said) == assistant(said)
-    assert made(tokenizer, f"{said}<tool_call>{CALL}</tool_call>") == assistant(said, FUNCTION)
+    for name, call in MALFORMED.items():
+        said = f"<tool_call>{call}</tool_call>"
+        assert made(tokenizer, said) == assistant(said), name
+        assert made(tokenizer, f"{said}<tool_call>{CALL}</tool_call>") == assistant(said, FUNCTION), name
 
 
 STRANGE = {
@@ -257,11 +260,11 @@ STRANGE = {
 }
 
 
-@pytest.mark.parametrize("call", STRANGE.values(), ids=STRANGE)
-def test_calls_that_are_no_json_stay_text(call: dict[str, Any]) -> None:
+def test_calls_that_are_no_json_stay_text() -> None:
     """Some parsers read Python's literals."""
-    marks = Marks(call=("<call>", "</call>"), parser=lambda text, tools: call)
-    assert made(marks, "<call>f</call>") == assistant("<call>f</call>")
+    for name, call in STRANGE.items():
+        marks = Marks(call=("<call>", "</call>"), parser=lambda text, tools, call=call: call)
+        assert made(marks, "<call>f</call>") == assistant("<call>f</call>"), name
 
 
 def parser_of(name: str) -> Callable[[str, Any], Any]:
@@ -316,9 +319,12 @@ def test_any_text_is_taken_apart_and_goes_into_the_history(tokenizer: Any) -> No
     assert kinds == {"text", "thinking", "tool"}, "the dice have thrown all there is"
 
 
-@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(tool_parsers.__path__)])
-def test_no_parser_makes_a_message_fail(name: str) -> None:
-    marks = Marks(call=("<tool_call>", "</tool_call>"), parser=parser_of(name))
-    for seed in SEEDS:
-        text, _ = invented(seed)
-        json.dumps(assistant_message(marks, [Segment("text", "a"), Segment("tool", text)]))
+def test_no_parser_makes_a_message_fail() -> None:
+    for name in (module.name for module in pkgutil.iter_modules(tool_parsers.__path__)):
+        marks = Marks(call=("<tool_call>", "</tool_call>"), parser=parser_of(name))
+        for seed in SEEDS:
+            text, _ = invented(seed)
+            try:
+                json.dumps(assistant_message(marks, [Segment("text", "a"), Segment("tool", text)]))
+            except Exception as error:
+                pytest.fail(f"{name}, {text!r}: {error}")

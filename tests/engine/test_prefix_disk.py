@@ -15,11 +15,12 @@ from mlxmtp.engine.prefix_disk import MAX_FILE_SNAPSHOTS, MIN_TOKENS, PrefixStor
 from mlxmtp.files import unfinished_file
 from tests.engine.disk import Disk, answer, flip
 from tests.engine.kinds import KINDS, PLENTY, TRAINED, find, words
+from tests.grids import cases
 from tests.running import prefilled, rounds
 from tests.scripted import assert_same_state, snapshot
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=cases(KINDS, default=("qwen3_5", "gemma4")))
 def engine(request: pytest.FixtureRequest, raw_checkpoint: Callable[..., Path]) -> Engine:
     return find(request.param, raw_checkpoint)
 
@@ -27,7 +28,10 @@ def engine(request: pytest.FixtureRequest, raw_checkpoint: Callable[..., Path]) 
 # -- restarts -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}, {"depth": 0}], ids=str)
+RESTARTS: list[dict[str, Any]] = [{"depth": 3}, {"temperature": 1.0, "seed": 3}, {"depth": 0}]
+
+
+@pytest.mark.parametrize("options", cases(RESTARTS, default=RESTARTS[:1]), ids=str)
 def test_a_conversation_goes_on_after_a_restart(engine: Engine, tmp_path: Path, options: dict[str, Any]) -> None:
     """From its end, and from each of its snapshots."""
     disk = Disk(tmp_path / "new" / "folder", engine)

@@ -32,17 +32,21 @@ DAMAGES: dict[str, Callable[[bytearray], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_files_are_removed_and_told_once(hybrid: Engine, tmp_path: Path, damage: str) -> None:
-    disk, prompt = Disk(tmp_path, hybrid), words(hybrid, 70)
-    disk.written(prompt)
-    disk.files[0].write_bytes(DAMAGES[damage](bytearray(disk.files[0].read_bytes())))
-    cache, longer = disk.cache(), [*prompt, *answer(hybrid, prompt)[0], 5, 6]
-    for _ in range(2):
-        assert answer(hybrid, longer, cache)[0] == answer(hybrid, longer)[0]
-    assert disk.files == []
-    assert len(disk.warnings) == 1
-    assert "damaged" in disk.warnings[0]
+def test_damaged_files_are_removed_and_told_once(hybrid: Engine, tmp_path: Path) -> None:
+    written, prompt = Disk(tmp_path / "written", hybrid), words(hybrid, 50)
+    written.written(prompt)
+    (file,) = written.files
+    longer = [*prompt, *answer(hybrid, prompt)[0], 5, 6]
+    expected = answer(hybrid, longer)[0]
+    for number, (name, damage) in enumerate(DAMAGES.items()):
+        disk = Disk(tmp_path / str(number), hybrid)
+        cache = disk.cache()
+        (disk.folder / file.name).write_bytes(damage(bytearray(file.read_bytes())))
+        for _ in range(2):
+            assert answer(hybrid, longer, cache)[0] == expected, name
+        assert disk.files == [], name
+        assert len(disk.warnings) == 1, name
+        assert "damaged" in disk.warnings[0]
 
 
 def test_a_damaged_file_does_not_hide_another(hybrid: Engine, tmp_path: Path) -> None:
@@ -93,12 +97,12 @@ def test_a_disk_that_seems_full(hybrid: Engine, tmp_path: Path) -> None:
     assert len(disk.files) == 1, "with room again"
 
 
-@pytest.mark.parametrize("nbytes", [100, 100_000])
-def test_a_write_that_the_kernel_refuses(hybrid: Engine, tmp_path: Path, nbytes: int) -> None:
-    disk = Disk(tmp_path, hybrid)
-    with small_files(nbytes):
-        assert_goes_on(disk, disk.cache(), *(words(hybrid, 40, seed) for seed in range(2)))
-    assert disk.files == []
+def test_a_write_that_the_kernel_refuses(hybrid: Engine, tmp_path: Path) -> None:
+    for nbytes in (100, 100_000):
+        disk = Disk(tmp_path / str(nbytes), hybrid)
+        with small_files(nbytes):
+            assert_goes_on(disk, disk.cache(), *(words(hybrid, 40, seed) for seed in range(2)))
+        assert disk.files == [], nbytes
 
 
 def test_a_disk_that_is_full_at_any_change(hybrid: Engine, tmp_path: Path) -> None:

@@ -11,14 +11,21 @@ import pytest
 from mlxmtp import Engine, GenerationOptions, load
 from mlxmtp.decoding.sequence import Sequence as Tokens
 from mlxmtp.targets import is_trimmable, leaf_caches
-from tests.engine.kinds import KINDS, find
+from tests.engine.kinds import FEW, KINDS, find
 from tests.engine.talk import SEEDED, Talk
+from tests.grids import cases
 from tests.running import prefilled, rounds
 from tests.scripted import assert_same_state, snapshot
 
 
 @pytest.fixture(scope="module", params=KINDS)
+def any_engine(request: pytest.FixtureRequest, raw_checkpoint: Callable[..., Path]) -> Engine:
+    return find(request.param, raw_checkpoint)
+
+
+@pytest.fixture(scope="module", params=cases(KINDS, default=FEW))
 def engine(request: pytest.FixtureRequest, raw_checkpoint: Callable[..., Path]) -> Engine:
+    """For conversations, whose outcome depends on whether the caches can be cut anywhere."""
     return find(request.param, raw_checkpoint)
 
 
@@ -73,7 +80,7 @@ def test_an_earlier_message_is_edited(engine: Engine) -> None:
         assert talk.read == 2
 
 
-def test_a_point_of_a_text_that_was_changed_is_gone(engine: Engine) -> None:
+def test_a_snapshot_of_a_text_that_was_changed_is_gone(engine: Engine) -> None:
     """A snapshot after the change belongs to the old text: a later prompt that shares the new text does not use it."""
     for talk in talks(engine):
         first = talk.words(60, 1)
@@ -135,14 +142,15 @@ def test_a_plain_conversation_is_of_no_use_to_the_head(hybrid: Engine) -> None:
     assert talk.reused == 0
 
 
-def test_caches_gone_back_are_those_of_a_fresh_read(engine: Engine) -> None:
+def test_caches_gone_back_are_those_of_a_fresh_read(any_engine: Engine) -> None:
     """To the last bit, and so are the logits that follow."""
+    engine = any_engine
     talk, random = Talk(engine), np.random.default_rng(2)
-    for number in range(6):
+    for number in range(4):
         prompt, mark = talk.words(80, number), int(random.integers(20, 75))
         one = Tokens(engine.target, engine.mtp)
         one.prefill(prompt, 16, boundaries=[mark])
-        list(rounds(engine, one, int(random.integers(1, 30)), 3))
+        list(rounds(engine, one, int(random.integers(1, 12)), 3))
         changed = [*prompt[:mark], prompt[mark] ^ 1, *talk.words(int(random.integers(2, 60)), number)]
         position = one.prefix_info.longest_reusable_prefix(changed, drafting=True)
         assert position
@@ -161,8 +169,9 @@ def test_caches_gone_back_are_those_of_a_fresh_read(engine: Engine) -> None:
         assert mx.array_equal(*logits)
 
 
-def test_branches_go_their_own_ways(engine: Engine) -> None:
+def test_branches_go_their_own_ways(any_engine: Engine) -> None:
     """Both write in turns: neither sees the other's tokens, and later tokens change no snapshot."""
+    engine = any_engine
     talk = Talk(engine)
     prompt = talk.words(70, 1)
     one = Tokens(engine.target, engine.mtp)
@@ -174,16 +183,16 @@ def test_branches_go_their_own_ways(engine: Engine) -> None:
     other = one.fork_at(changed, position, drafting=True)
     other.prefill(changed[len(other.tokens) :])
     ends = [list(one.tokens), changed]
-    turns = [rounds(engine, sequence, 40, 3) for sequence in (one, other)]
+    turns = [rounds(engine, sequence, 20, 3) for sequence in (one, other)]
     found: list[list[int]] = [[], []]
     for pair in zip(*turns, strict=False):
         for tokens, step in zip(found, pair, strict=True):
             tokens += step.tokens
     for tokens, end in zip(found, ends, strict=True):
         alone = prefilled(engine, end, 3)
-        expected = [token for step in rounds(engine, alone, 40, 3) for token in step.tokens]
+        expected = [token for step in rounds(engine, alone, 20, 3) for token in step.tokens]
         assert tokens == expected[: len(tokens)]
-        assert len(tokens) > 15
+        assert len(tokens) > 8
     again = one.fork_at(changed, position, drafting=True)
     again.prefill(changed[len(again.tokens) :])
     fresh = prefilled(engine, changed, 3)
@@ -217,22 +226,23 @@ def test_a_turn_that_is_closed_can_be_gone_back_from(hybrid: Engine) -> None:
     assert talk.reused == 55
 
 
-def test_twelve_turns_of_an_agent_with_twelve_thousand_tokens(raw_checkpoint: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(("turns", "new"), cases([(5, 96), (12, 996)], default=[(5, 96)]))
+def test_turns_of_an_agent(raw_checkpoint: Callable[..., Path], turns: int, new: int) -> None:
     """Each reads its new tokens only, whether the answer before came back as it was or not."""
     engine = load(raw_checkpoint("qwen3_5", dtype="float32", vocab=8, positions=32768))
     talk, told = Talk(engine), [(0, 0)]
-    prompt: list[int] = talk.words(996, 0)
+    prompt: list[int] = talk.words(new, 0)
     held = back = 0
-    for number in range(12):
+    for number in range(turns):
         mark = len(prompt)
         prompt = [*prompt, 3, 4, 5, 6]
-        options = {"boundaries": [400, mark], "on_prefill": lambda *now: told.append(now)}
+        options = {"boundaries": [new // 2, mark], "on_prefill": lambda *now: told.append(now)}
         found = engine.generate(prompt, GenerationOptions(max_tokens=6), prefix_cache=talk.prefixes, **options)  # type: ignore[arg-type]
         if number:
             assert (found.stats.reused_tokens, told[-1][1]) == (held, len(prompt) - held - back)
         back = number % 2
         past = [*prompt[:mark], 7, 7] if back else [*prompt, *found.tokens]
         held = mark if back else len(past)
-        prompt = [*past, *talk.words(996, number)]
-    assert len(prompt) > 12_000
+        prompt = [*past, *talk.words(new, number)]
+    assert len(prompt) > turns * (new + 2)
     assert talk.prefixes.stats.sequences == 1
