@@ -113,7 +113,7 @@ def test_looked_up_drafts_stand_where_they_are_allowed(depth: int) -> None:
     found = turn(Sampling(), depth, 60, drafter=LookedUpDrafter())
     assert tokens_of(found) == greedy_by_hand(60)
     assert 0 < sum(one.accepted for one in found) < sum(one.drafted for one in found)
-    for seed in range(5):
+    for seed in range(2):
         sampling = Sampling(TEMPERATURE, top_p=0.9, seed=seed, frequency_penalty=0.3)
         drafted = turn(sampling, depth, 40, drafter=LookedUpDrafter())
         assert tokens_of(drafted) == tokens_of(turn(sampling, None, 40))
@@ -127,11 +127,12 @@ def test_the_constraint_changes_the_tokens() -> None:
     assert tokens_of(free) != greedy_by_hand(40)
 
 
-@pytest.mark.parametrize("depth", range(6))
-def test_a_seed_gives_the_same_tokens_at_any_depth(depth: int) -> None:
-    for seed in range(5):
+def test_a_seed_gives_the_same_tokens_at_any_depth() -> None:
+    for seed in range(3):
         sampling = Sampling(TEMPERATURE, top_p=0.9, seed=seed, frequency_penalty=0.3)
-        assert tokens_of(turn(sampling, depth, 40)) == tokens_of(turn(sampling, None, 40))
+        plain = tokens_of(turn(sampling, None, 40))
+        for depth in (0, 1, 2, 5):
+            assert tokens_of(turn(sampling, depth, 40)) == plain, (seed, depth)
 
 
 @pytest.mark.parametrize("verify", ["token", "block", "seeded"])
@@ -148,7 +149,7 @@ def test_forbidden_drafts_never_stand(verify: VerifyMode, temperature: float) ->
 
 # -- the law of sampled tokens --------------------------------------------------------------------------------
 
-FIRST, TURNS = 3, 1000
+FIRST, TURNS = 3, 500  # a residual drawn from p has a p-value of 1e-14 then
 
 
 def enumerated_law() -> np.ndarray:
@@ -170,7 +171,7 @@ LAWS = [("token", None), ("token", 2), ("block", 2), ("block", 3)]
 
 @pytest.mark.parametrize(
     ("name", "law"),
-    grid(DRAFTERS, LAWS, default=lambda *case: case in (("head", ("token", 2)), ("text", ("block", 3)))),
+    grid(DRAFTERS, LAWS, default=lambda *case: case == ("text", ("block", 3))),
     ids=str,
 )
 def test_sampled_tokens_follow_the_constrained_law(name: str, law: tuple[VerifyMode, int | None]) -> None:

@@ -32,7 +32,7 @@ LAWS = {
     "penalised": Sampling(1.0, seed=5, logit_bias=FEW, frequency_penalty=0.01, presence_penalty=0.5),
 }
 WORDS = [40, 7, 99, 12, 150, 3]
-COUNT = 60
+COUNT = 48
 
 
 class Forced(Depths):
@@ -54,7 +54,11 @@ def drafted(target: Target, sequence: Sequence, policy: DepthPolicy, law: Sample
 
 @pytest.mark.parametrize(
     ("kind", "law"),
-    grid(["qwen3_5", "qwen3_next"], LAWS, default=lambda kind, law: kind == "qwen3_5" or law == "seeded"),
+    grid(
+        ["qwen3_5", "qwen3_next"],
+        LAWS,
+        default=lambda kind, law: (kind, law) in (("qwen3_5", "penalised"), ("qwen3_next", "seeded")),
+    ),
 )
 def test_tokens_and_caches_are_plain_decodings(raw_checkpoint: Callable[..., Path], kind: str, law: str) -> None:
     engine = load(raw_checkpoint(kind, dtype="float32"))
@@ -63,7 +67,7 @@ def test_tokens_and_caches_are_plain_decodings(raw_checkpoint: Callable[..., Pat
     plain.prefill(prompt)
     list(generate(engine.target, None, plain, Sampler(LAWS[law]), FixedDepth(0), never_stop, COUNT))
     seen = set()
-    for repeated, depths in ((1, (2,)), (3, (0,)), (5, (0, 0, 0, 1)), (16, (3, 0))):
+    for repeated, depths in ((1, (2,)), (5, (0, 0, 0, 1)), (16, (3, 0))):
         sequence = Sequence(engine.target, engine.mtp)
         sequence.prefill(prompt)
         run = drafted(engine.target, sequence, Forced(repeated, *depths), Sampler(LAWS[law]))
@@ -85,7 +89,7 @@ def test_whoever_leaves_behind_any_round_has_the_caches_of_its_tokens(
     """Also between drafts from the text and plain rounds, of which one is under way."""
     engine = load(raw_checkpoint("qwen3_5", dtype="float32"))
     kinds = set()
-    for count in range(1, 12):
+    for count in (1, 2, 3, 5, 8):
         sequence = Sequence(engine.target, engine.mtp)
         sequence.prefill(WORDS * 4)
         law, policy = Sampler(LAWS["seeded"]), Forced(3, depth)

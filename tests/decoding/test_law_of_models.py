@@ -57,11 +57,11 @@ VERIFIED: list[tuple[str, VerifyMode]] = [
     ("gemma4", "token"),
     ("gemma4", "block"),
 ]
-DEFAULT = [("glm4_moe", "block"), ("deepseek_v32", "token"), ("gemma4", "block")]
-"""Rows, latents that are chosen, windows."""
+DEFAULT = [("glm4_moe", "block")]
+"""The cheapest of them. Seeded tokens, below, show the caches of the other families by default."""
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=cases(MODELS, ("glm4_moe", "deepseek_v32", "glm_moe_dsa", "gemma4")))
 def engine(request: pytest.FixtureRequest) -> Engine:
     return MODELS[request.param](request.getfixturevalue)
 
@@ -136,7 +136,7 @@ def test_gross_errors_are_rejected(
 
 def test_a_seed_gives_the_tokens_of_plain_decoding(engine: Engine) -> None:
     plain, *found = (
-        [t for one in rounds(engine, prefilled(engine, PROMPT, d), 30, d, Sampling(1.0, seed=0)) for t in one.tokens]
+        [t for one in rounds(engine, prefilled(engine, PROMPT, d), 16, d, Sampling(1.0, seed=0)) for t in one.tokens]
         for d in (0, 1, 4)
     )
     assert found == [plain] * 2

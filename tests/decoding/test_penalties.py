@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -23,32 +24,33 @@ from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from tests.decoding.law_tables import FALSE_ALARM, chance_of_worse
-from tests.grids import cases
 from tests.running import prefilled, rounds
 from tests.scripted import Depths, TableDrafter, TableTarget, counted_evaluations, random_table
 
 # -- greedy tokens are mlx-lm's -------------------------------------------------------------------------------
 
-TEXT = "def add(a, b):\n"  # whose plain answer falls into a loop, so that each penalty changes it
-COUNT = 40
+TRAINED = Path(__file__).parent.parent / "trained" / "glm4_moe"
+TEXT = "Tom has 3 apples and buys 5 more. How many apples does he have?\n"
+"""Its plain answer falls into a loop, so that each penalty changes it."""
+COUNT = 32
 CASES: dict[str, dict[str, Any]] = {
     "frequency": {"frequency_penalty": 0.6},
     "presence": {"presence_penalty": 1.9},
     "negative": {"frequency_penalty": -0.7, "presence_penalty": -1.5},
     "repetition": {"repetition_penalty": 1.2},
-    "bias": {"logit_bias": {25: 3.5, 396: -100.0, 4: 0.25, 314: 6.0}},
-    "all": {"frequency_penalty": 0.3, "presence_penalty": 0.5, "repetition_penalty": 1.1, "logit_bias": {314: 4.0}},
+    "bias": {"logit_bias": {73: -100.0, 69: 3.5, 30: 0.25, 80: 6.0}},
+    "all": {"frequency_penalty": 0.3, "presence_penalty": 0.5, "repetition_penalty": 1.1, "logit_bias": {80: 4.0}},
 }
 
 
 @pytest.fixture(scope="module")
-def demo() -> Engine:
-    return load()
+def trained() -> Engine:
+    return load(TRAINED)
 
 
 @pytest.fixture(scope="module")
-def unpenalised(demo: Engine) -> list[int]:
-    return mlx_lms(demo, demo.tokenizer.encode(TEXT), {})
+def unpenalised(trained: Engine) -> list[int]:
+    return mlx_lms(trained, trained.tokenizer.encode(TEXT), {})
 
 
 def mlx_lms(engine: Engine, prompt: list[int], case: dict[str, Any]) -> list[int]:
@@ -72,29 +74,29 @@ def tokens_of(found: list[Round]) -> list[int]:
     return [token for one in found for token in one.tokens]
 
 
-@pytest.mark.parametrize("name", cases(CASES, default=("frequency", "repetition", "bias", "all")))
-def test_greedy_tokens_are_mlx_lms_at_any_depth(demo: Engine, unpenalised: list[int], name: str) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_greedy_tokens_are_mlx_lms_at_any_depth(trained: Engine, unpenalised: list[int], name: str) -> None:
     case = CASES[name]
-    prompt = demo.tokenizer.encode(TEXT)
-    theirs = mlx_lms(demo, prompt, case)
+    prompt = trained.tokenizer.encode(TEXT)
+    theirs = mlx_lms(trained, prompt, case)
     assert theirs != unpenalised, "the case changes nothing: the test shows nothing"
     for depth in (0, 3):
-        found = greedy(demo, prompt, depth, case)
+        found = greedy(trained, prompt, depth, case)
         assert tokens_of(found) == theirs, f"depth {depth}"
         assert not depth or sum(one.accepted for one in found) > COUNT / 6
 
 
-def test_counts_start_anew_with_every_turn(demo: Engine) -> None:
+def test_counts_start_anew_with_every_turn(trained: Engine) -> None:
     """Generated before, in the prompt now: frequency does not see it, repetition does."""
-    prompt = demo.tokenizer.encode(TEXT)
-    longer = prompt + tokens_of(greedy(demo, prompt, 3, {}))
+    prompt = trained.tokenizer.encode(TEXT)
+    longer = prompt + tokens_of(greedy(trained, prompt, 3, {}))
     for case in (CASES["frequency"], CASES["repetition"]):
-        assert tokens_of(greedy(demo, longer, 3, case)) == mlx_lms(demo, longer, case)
+        assert tokens_of(greedy(trained, longer, 3, case)) == mlx_lms(trained, longer, case)
 
 
-def test_a_bias_outside_the_vocabulary_is_refused_at_once(demo: Engine) -> None:
-    with pytest.raises(OptionError, match="logit_bias names token 4096; expected tokens from 0 to 4095"):
-        demo.stream(TEXT, GenerationOptions(logit_bias={5: 1.0, 4096: 1.0}))
+def test_a_bias_outside_the_vocabulary_is_refused_at_once(trained: Engine) -> None:
+    with pytest.raises(OptionError, match="logit_bias names token 288; expected tokens from 0 to 287"):
+        trained.stream(TEXT, GenerationOptions(logit_bias={5: 1.0, 288: 1.0}))
 
 
 # -- rows, by hand --------------------------------------------------------------------------------------------
@@ -188,10 +190,8 @@ def chance(verify: VerifyMode, depth: int | None) -> float:
     return chance_of_worse(counts.reshape(-1), enumerated_law().reshape(-1))
 
 
-@pytest.mark.parametrize(
-    ("verify", "depth"),
-    cases([("token", None), ("token", 2), ("block", 2), ("seeded", 2)], default=[("block", 2)]),
-)
+@pytest.mark.exhaustive  # by default: seeded tokens at any depth, below, and the law of test_verify_law.py
+@pytest.mark.parametrize(("verify", "depth"), [("token", None), ("token", 2), ("block", 2), ("seeded", 2)])
 def test_sampled_tokens_follow_the_penalised_law(verify: VerifyMode, depth: int | None) -> None:
     assert chance(verify, depth) > FALSE_ALARM
 
@@ -219,12 +219,12 @@ def test_rows_with_another_prefix_are_rejected(
 
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.8}, {"top_k": 3, "min_p": 0.1}], ids=str)
 def test_a_seed_gives_the_same_tokens_at_any_depth(filters: dict[str, Any]) -> None:
-    for seed in range(5):
+    for seed in range(2):
         law = Sampler(Sampling(TEMPERATURE, seed=seed, **PENALISED, **filters))
-        plain = tokens_of(turn(law, None, 40))
-        assert plain != tokens_of(turn(Sampler(Sampling(TEMPERATURE, seed=seed, **filters)), None, 40))
-        for depth in range(6):
-            assert tokens_of(turn(law, depth, 40)) == plain
+        plain = tokens_of(turn(law, None, 30))
+        assert plain != tokens_of(turn(Sampler(Sampling(TEMPERATURE, seed=seed, **filters)), None, 30))
+        for depth in (0, 1, 2, 5):
+            assert tokens_of(turn(law, depth, 30)) == plain, (seed, depth)
 
 
 @pytest.mark.parametrize("verify", ["token", "block", "seeded"])
@@ -242,8 +242,8 @@ def test_drafts_are_penalised_as_the_target_is(verify: VerifyMode, temperature: 
     "sampling", [Sampling(**PENALISED), Sampling(1.0, seed=1, **PENALISED)], ids=["greedy", "seed"]
 )
 @pytest.mark.parametrize("depth", [0, 3])
-def test_a_round_still_waits_for_the_device_once(demo: Engine, sampling: Sampling, depth: int) -> None:
-    found = rounds(demo, prefilled(demo, PROMPT, depth), 1000, depth, sampling)
+def test_a_round_still_waits_for_the_device_once(trained: Engine, sampling: Sampling, depth: int) -> None:
+    found = rounds(trained, prefilled(trained, PROMPT, depth), 1000, depth, sampling)
     for number in range(TIMED_FIRST + 2):
         with counted_evaluations() as calls:
             one = next(found)

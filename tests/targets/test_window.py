@@ -16,7 +16,7 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.targets import Target, load_target
 from mlxmtp.targets.patches.window import WindowCache
-from tests.grids import grid
+from tests.grids import cases, grid
 from tests.scripted import assert_same_state, snapshot
 
 WINDOW = 8
@@ -56,8 +56,9 @@ class Models:
         return self.target.forward(mx.array([tokens]), cache)[0]
 
 
-WHOLE = grid(MODELS, STARTS, default=lambda model, start: model == MODELS[0] or start in (STARTS[0], STARTS[-1]))
-"""The grid of one model by default, of the others its first and last start."""
+CORNERS = ((0, 0), (WINDOW - 1, 0), (0, WINDOW + 3), (20, 3))
+WHOLE = grid(MODELS, STARTS, default=lambda model, start: start in (CORNERS if model == MODELS[0] else CORNERS[-1:]))
+"""By default: of one model, windows that are empty, filled by the pass, and filled before; of the other, the last."""
 
 
 @pytest.fixture(scope="module", params=MODELS, ids="-".join)
@@ -91,7 +92,7 @@ def test_a_pass_is_taken_back_to_any_row(models: Models, start: tuple[int, int])
             assert_same_state(snapshot(cache), states[kept], (rows, kept))
 
 
-@pytest.mark.parametrize("kept", [0, 1, 3, 5])
+@pytest.mark.parametrize("kept", cases([0, 1, 3, 5], (0, 3)))
 @pytest.mark.parametrize(("models", "start"), WHOLE, indirect=["models"], ids=str)
 def test_decoding_goes_on_from_a_commit(models: Models, start: tuple[int, int], kept: int) -> None:
     """The rows are not only equal but used: by a second pass, a single row, and a prompt that is no transaction."""
@@ -160,9 +161,16 @@ def values(rows: int, *, heads: int = 2, width: int = 4, seed: int = 0) -> tuple
     return both[0], both[1]
 
 
-@pytest.mark.parametrize("rows", [2, 5, WINDOW + 3])
-@pytest.mark.parametrize("start", STARTS, ids=str)
-@pytest.mark.parametrize("keep", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("keep", "start", "rows"),
+    grid(
+        [0, 1, 3],
+        STARTS,
+        [2, 5, WINDOW + 3],
+        default=lambda keep, start, rows: keep == 3 and rows != 5 and start in CORNERS,
+    ),
+    ids=str,
+)
 def test_a_cache_that_keeps_its_first_rows(keep: int, start: tuple[int, int], rows: int) -> None:
     """No model that has an assistant does so; mlx-lm's cache can. Each row's ring is what it would find alone."""
 
