@@ -14,11 +14,16 @@ from mlxmtp.exactness import probe
 from mlxmtp.exactness.greedy import GreedyRun
 from tests.exactness.stand_in import backend, narrow, own
 
+TOKENS = 12
+"""Tokens of the greedy run here."""
+
 
 @pytest.fixture(autouse=True)
 def short(data, monkeypatch):
-    """Short contexts, and no guarantees saved by other tests."""
-    monkeypatch.setattr(probe, "FULL", ((32, probe.EVERY),))
+    """A short context, a few lengths of passes, a short greedy run, and no guarantees saved by other tests."""
+    monkeypatch.setattr(probe, "FULL", ((32, (2, 8)),))
+    monkeypatch.setattr(probe, "LONG_PASSES", ((32, (9, probe.MAX_TOKENS)),))
+    monkeypatch.setattr("mlxmtp.engine.examine.TOKENS", TOKENS)
 
 
 def rows(ran):
@@ -34,7 +39,7 @@ def test_the_demo_on_this_backend(main_):
     assert found["MLX"].startswith("cpu ")
     assert f"mlxmtp {mlxmtp.__version__}" in found["with"]
     assert "the same bits in passes of up to 8 rows" in found["fast"]
-    assert found["fast"].endswith("128 greedy tokens are the same with and without MTP")
+    assert found["fast"].endswith(f"{TOKENS} greedy tokens are the same with and without MTP")
     assert found["promise"] == "token-identical to plain decoding"
 
 
@@ -66,23 +71,19 @@ def test_json(main_, raw):
     assert set(report["float16_times"]) == {"1", "256"}
     assert report["promise"] == report["identities"]["fast"]["verdict"]["promise"] == "identical"
     assert report["best"] == {"identity": "fast", "promise": "identical"}
-    assert report["identities"]["fast"]["greedy_run"] == {"tokens": 128, "gap": None}
+    assert report["identities"]["fast"]["greedy_run"] == {"tokens": TOKENS, "gap": None}
     assert report["machine"]["memory_bytes"] > 0
 
 
-@pytest.mark.parametrize(
-    ("times", "told"),
-    [
-        ((1.0, 0.4), "faster here, if the model's values fit: mlxmtp convert {} OUT --dtype float16"),
-        ((0.95, 0.95), "bfloat16 is right here"),
-        ((1.2, 0.4), "bfloat16 is right here"),
-    ],
-)
-def test_float16_is_advised_where_it_is_faster(main_, raw, monkeypatch, times, told):
-    monkeypatch.setattr(precision, "float16_times", lambda *_: dict(zip((1, 256), times, strict=True)))
+def test_float16_is_advised_where_it_is_faster(main_, raw, monkeypatch):
+    monkeypatch.setattr(precision, "float16_times", lambda *_: {1: 1.0, 256: 0.4})
     found = rows(main_("doctor", "--model", str(raw)))
-    shares = f"takes {times[0]:.2f} (of 1 row) and {times[1]:.2f} (of 256 rows) of what bfloat16 takes; "
-    assert found["float16"] == shares + told.format(raw)
+    assert found["float16"] == (
+        "takes 1.00 (of 1 row) and 0.40 (of 256 rows) of what bfloat16 takes; "
+        f"faster here, if the model's values fit: mlxmtp convert {raw} OUT --dtype float16"
+    )
+    for times in ({1: 0.95, 256: 0.95}, {1: 1.2, 256: 0.4}):
+        assert doctor.float16_finding(times, "name").endswith("; bfloat16 is right here"), times
 
 
 def test_a_model_in_float16_needs_no_advice(main_, raw, tmp_path):
@@ -90,16 +91,15 @@ def test_a_model_in_float16_needs_no_advice(main_, raw, tmp_path):
     assert "float16" not in rows(main_("doctor", "--model", str(tmp_path / "half")))
 
 
-@pytest.mark.parametrize("options", [(), ("--json",)])
-def test_texts_that_part_without_a_reason(main_, raw, monkeypatch, options):
+def test_texts_that_part_without_a_reason(main_, raw, monkeypatch):
     monkeypatch.setattr("mlxmtp.engine.examine.greedy_run", lambda *_: GreedyRun(3, gap=4.0))
-    ran = main_("doctor", "--model", str(raw), *options)
+    ran = main_("doctor", "--model", str(raw))
     assert ran.code == 1
-    if options:
-        assert "please report" in json.loads(ran.out)["error"]
-    else:
-        assert "greedy texts part after 3 tokens, at a gap of 4 nats: not explained by rounding" in rows(ran)["fast"]
-        assert "please report" in rows(ran)["broken"]
+    assert "greedy texts part after 3 tokens, at a gap of 4 nats: not explained by rounding" in rows(ran)["fast"]
+    assert "please report" in rows(ran)["broken"]
+    ran = main_("doctor", "--model", str(raw), "--json")
+    assert ran.code == 1
+    assert "please report" in json.loads(ran.out)["error"]
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
@@ -124,27 +124,31 @@ def test_no_such_model(main_):
     assert "machine" in ran.out, "what was found is said"
 
 
-@pytest.mark.parametrize(
-    "error",
-    [RuntimeError("the device is lost"), ValueError(), MemoryError("all gone"), NumericsError("not finite")],
-    ids=repr,
-)
 @pytest.mark.parametrize("place", ["machine_facts", "load", "examine"])
-def test_whatever_happens_is_told(main_, monkeypatch, place, error):
+def test_whatever_happens_is_told(main_, raw, monkeypatch, place):
     def fails(*_, **__):
         raise error
 
     owner = {"machine_facts": doctor, "load": mlxmtp, "examine": "mlxmtp.engine.examine.examine"}[place]
+    monkeypatch.setattr(precision, "float16_times", lambda *_: {1: 1.0, 256: 1.0})
+    engine = load(raw)
+    monkeypatch.setitem(vars(mlxmtp), "load", lambda *_, **__: engine)
     if isinstance(owner, str):
         monkeypatch.setattr(owner, fails)
     else:
         monkeypatch.setitem(vars(owner), place, fails)
-    ran = main_("doctor")
-    assert ran.code == 1
-    said = str(error) if isinstance(error, NumericsError) else f"{type(error).__name__}: {error}"
-    assert rows(ran)["broken"] == said
-    assert "Traceback" not in ran.out + ran.err
-    assert json.loads(main_("doctor", "--json").out)["error"] == said
+    for error in (
+        RuntimeError("the device is lost"),
+        ValueError(),
+        MemoryError("all gone"),
+        NumericsError("not finite"),
+    ):
+        ran = main_("doctor")
+        assert ran.code == 1, repr(error)
+        expected = str(error) if isinstance(error, NumericsError) else f"{type(error).__name__}: {error}"
+        assert rows(ran)["broken"] == expected
+        assert "Traceback" not in ran.out + ran.err
+        assert json.loads(main_("doctor", "--json").out)["error"] == expected
 
 
 def test_without_mlx(main_, monkeypatch):

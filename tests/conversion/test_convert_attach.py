@@ -18,12 +18,13 @@ from mlxmtp.errors import CheckpointError, HeadError
 from mlxmtp.targets import load_target
 from tests import tiny
 from tests.comparing import assert_equal, head_of
+from tests.grids import cases
 from tests.hub import Hub
 
 Checkpoints = Callable[..., Path]
 
 
-@pytest.mark.parametrize("kind", ["qwen3_5", "qwen3_5_text"])
+@pytest.mark.parametrize("kind", cases(["qwen3_5", "qwen3_5_text"], default=["qwen3_5"]))
 def test_a_converted_head_and_trunk_are_the_sources(raw_checkpoint: Checkpoints, tmp_path: Path, kind: str) -> None:
     raw = raw_checkpoint(kind)
     done = convert(raw, tmp_path / "mlx")
@@ -31,8 +32,8 @@ def test_a_converted_head_and_trunk_are_the_sources(raw_checkpoint: Checkpoints,
     stock, _ = mlx_lm.load(str(done.folder))
     ids = mx.array([[5, 9, 3]])
     assert mx.array_equal(stock(ids), load_target(open_checkpoint(raw)).model(ids))
-    tokens = load(raw).generate([5, 9, 3], GenerationOptions(max_tokens=40)).tokens
-    assert load(done.folder).generate([5, 9, 3], GenerationOptions(max_tokens=40)).tokens == tokens
+    tokens = load(raw).generate([5, 9, 3], GenerationOptions(max_tokens=16)).tokens
+    assert load(done.folder).generate([5, 9, 3], GenerationOptions(max_tokens=16)).tokens == tokens
 
 
 def test_attach_restores_what_convert_wrote(raw_checkpoint: Checkpoints, tmp_path: Path) -> None:

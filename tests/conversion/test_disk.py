@@ -26,6 +26,7 @@ from tests.conversion.faults import (
     small_disk,
     small_files,
 )
+from tests.grids import cases, grid
 from tests.hub import Hub
 
 PLACES = ("folder", "out", "cached", "convert")
@@ -117,7 +118,7 @@ def each_change(works: Callable[[str], Work], run: Run, place: str, how: type[Ba
         assert work.untouched == before
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", cases(PLACES, default=("folder", "convert")))
 def test_no_space_at_any_change(works: Callable[[str], Work], run: Run, place: str) -> None:
     for work in each_change(works, run, place, OSError):
         if work.ran[0] == 0:
@@ -128,7 +129,7 @@ def test_no_space_at_any_change(works: Callable[[str], Work], run: Run, place: s
         assert not work.left
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", cases(PLACES, default=("out",)))
 def test_an_interrupt_at_any_change(works: Callable[[str], Work], run: Run, place: str) -> None:
     for work in each_change(works, run, place, KeyboardInterrupt):
         assert work.ran[0] == 130
@@ -137,7 +138,7 @@ def test_an_interrupt_at_any_change(works: Callable[[str], Work], run: Run, plac
         assert not work.left
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", cases(PLACES, default=("folder", "convert")))
 def test_the_end_of_the_process_at_any_change(works: Callable[[str], Work], run: Run, place: str) -> None:
     for work in each_change(works, run, place, Killed):
         assert work.made in (None, work.expected)
@@ -160,8 +161,10 @@ def test_too_little_space_is_seen_before_anything_is_written(
     assert work.made == work.expected
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("nbytes", [100, 50_000])
+@pytest.mark.parametrize(
+    ("place", "nbytes"),
+    grid(PLACES, [100, 50_000], default=lambda place, nbytes: nbytes == 50_000 or place == "folder"),
+)
 def test_a_write_that_the_kernel_refuses(
     works: Callable[[str], Work], run: Run, place: str, nbytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

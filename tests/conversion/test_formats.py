@@ -14,7 +14,7 @@ from mlxmtp.conversion.attach import attach
 from mlxmtp.conversion.convert import Quantization, convert
 from tests import tiny
 from tests.comparing import Turn, assert_equal, assert_exact, head_of, trunk_of, turn, unpacked_head_of
-from tests.grids import grid
+from tests.grids import cases, grid
 
 Checkpoints = Callable[..., Path]
 VOCAB = 16  # few enough tokens that a random head is right now and then
@@ -88,9 +88,12 @@ FORMS: dict[str, Form] = {
 }
 
 
+CORNERS = {"qwen3_5_moe": "raw, an expert at a time", "qwen3_next": "MLX shards, raw norms"}
+
+
 @pytest.mark.parametrize(
     ("original", "form"),
-    grid(DTYPES, FORMS, default=lambda kind, form: kind == "qwen3_5_moe" or form in ("mtp.safetensors", "converted")),
+    grid(DTYPES, FORMS, default=lambda kind, form: kind == "qwen3_5" or form == CORNERS[kind]),
     indirect=["original"],
 )
 def test_every_format_is_the_same_model(original: Original, tmp_path: Path, form: str) -> None:
@@ -118,8 +121,10 @@ def test_drafts_stand_that_only_this_head_makes(raw_checkpoint: Checkpoints, tmp
 # -- drafters of mlx-vlm
 
 
-@pytest.mark.parametrize("text_config", [True, False])
-@pytest.mark.parametrize("kind", ["qwen3_5", "qwen3_5_moe", "qwen3_next"])
+@pytest.mark.parametrize(
+    ("kind", "text_config"),
+    grid(DTYPES, [True, False], default=lambda kind, text_config: text_config == (kind != "qwen3_5")),
+)
 def test_a_drafter_is_the_head_of_its_original(
     raw_checkpoint: Checkpoints, tmp_path: Path, kind: tiny.Kind, text_config: bool
 ) -> None:
@@ -130,8 +135,14 @@ def test_a_drafter_is_the_head_of_its_original(
     assert turn(trunk) == turn(folder)
 
 
-@pytest.mark.parametrize("mode", ["affine-4", "mxfp8"])  # of `--mtp --bits 4`, and of an FP8 original
-@pytest.mark.parametrize("kind", ["qwen3_5", "qwen3_5_moe", "qwen3_next"])
+@pytest.mark.parametrize(
+    ("kind", "mode"),  # of `--mtp --bits 4`, and of an FP8 original
+    grid(
+        DTYPES,
+        ["affine-4", "mxfp8"],
+        default=lambda kind, mode: (kind, mode) in (("qwen3_5", "affine-4"), ("qwen3_5_moe", "mxfp8")),
+    ),
+)
 def test_a_packed_drafter_stays_packed(
     raw_checkpoint: Checkpoints, mlx_conversion: Checkpoints, tmp_path: Path, kind: tiny.Kind, mode: str
 ) -> None:
@@ -162,8 +173,14 @@ def by_layer(packed: dict[str, mx.array], mode: str, prefix: str = "") -> dict[s
     return {prefix + path: tiny.MODES[mode] for path in paths}
 
 
-@pytest.mark.parametrize("mode", tiny.MODES)
-@pytest.mark.parametrize("kind", ["qwen3_5", "qwen3_5_moe"])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    grid(
+        ["qwen3_5", "qwen3_5_moe"],
+        tiny.MODES,
+        default=lambda kind, mode: mode == "mxfp8" if kind == "qwen3_5_moe" else mode in ("affine-3", "nvfp4"),
+    ),
+)
 def test_a_packed_side_car_is_its_dequantised_numbers(
     raw_checkpoint: Checkpoints, mlx_conversion: Checkpoints, tmp_path: Path, kind: tiny.Kind, mode: str
 ) -> None:
@@ -177,7 +194,7 @@ def test_a_packed_side_car_is_its_dequantised_numbers(
     assert_equal(unpacked_head_of(folder), expected)
 
 
-@pytest.mark.parametrize("mode", tiny.MODES)
+@pytest.mark.parametrize("mode", cases(tiny.MODES, default=["affine-8", "mxfp4"]))
 def test_a_packed_head_in_the_shards_of_a_packed_trunk(
     raw_checkpoint: Checkpoints, mlx_conversion: Checkpoints, tmp_path: Path, mode: str
 ) -> None:
@@ -211,7 +228,7 @@ def test_converting_keeps_or_undoes_a_heads_packing(
     assert open_checkpoint(undone).config["mtp_head"]["quantization"] is None
 
 
-@pytest.mark.parametrize("kind", ["qwen3_5", "qwen3_5_moe", "qwen3_next"])
+@pytest.mark.parametrize("kind", cases(DTYPES, default=["qwen3_5_moe"]))
 @pytest.mark.parametrize(("head_bits", "packed"), [(None, 8), (8, 8), (4, 4), (16, None)])
 def test_convert_packs_as_mlx_lm_does(
     raw_checkpoint: Checkpoints,
@@ -229,8 +246,16 @@ def test_convert_packs_as_mlx_lm_does(
     assert_equal(head_of(made), head_of(expected))
 
 
-@pytest.mark.parametrize("mode", ["mxfp4", "nvfp4", "mxfp8"])
-@pytest.mark.parametrize("kind", ["qwen3_5", "qwen3_5_moe", "qwen3_next"])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    grid(
+        DTYPES,
+        ["mxfp4", "nvfp4", "mxfp8"],
+        default=lambda kind, mode: (
+            (kind, mode) in (("qwen3_5", "mxfp4"), ("qwen3_5_moe", "nvfp4"), ("qwen3_next", "mxfp8"))
+        ),
+    ),
+)
 def test_a_trunk_packed_in_any_mode_takes_the_head(
     raw_checkpoint: Checkpoints, mlx_conversion: Checkpoints, tmp_path: Path, kind: tiny.Kind, mode: str
 ) -> None:

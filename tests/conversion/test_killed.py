@@ -25,6 +25,7 @@ from tests.conversion.faults import (
     kept,
     leftovers,
 )
+from tests.grids import cases
 from tests.hub import Fault, Hub
 
 pytestmark = pytest.mark.process
@@ -88,7 +89,7 @@ def held(hub: Hub, file: str, requests: int = 1) -> Callable[[], bool]:
     return check
 
 
-@pytest.mark.parametrize("phase", ["header", "head"])
+@pytest.mark.parametrize("phase", cases(["header", "head"], default=["head"]))
 def test_attach_is_killed_while_it_reads_from_the_hub(
     models: Hub, data: Path, run: Run, whole: Attached, tmp_path: Path, phase: str
 ) -> None:
@@ -106,7 +107,13 @@ def test_attach_is_killed_while_it_reads_from_the_hub(
     assert contents(tmp_path / "hf") == cache
 
 
-@pytest.mark.parametrize(("point", "name"), [("write", ""), ("rename", "config.json"), ("rename", "mtp.safetensors")])
+@pytest.mark.parametrize(
+    ("point", "name"),
+    cases(
+        [("write", ""), ("rename", "config.json"), ("rename", "mtp.safetensors")],
+        default=[("rename", "mtp.safetensors")],
+    ),
+)
 def test_attach_is_killed_while_it_writes_into_a_folder(
     models: Hub, data: Path, trunk: Path, run: Run, whole: Attached, point: str, name: str
 ) -> None:
@@ -125,6 +132,7 @@ def test_attach_is_killed_while_it_writes_into_a_folder(
     assert not list((data / "partial").iterdir())
 
 
+@pytest.mark.exhaustive  # by default, test_disk.py ends the process at each of its changes
 @pytest.mark.parametrize("point", ["write", "rename"])
 def test_attach_is_killed_while_it_writes_to_the_data_folder(
     models: Hub, data: Path, run: Run, whole: Attached, tmp_path: Path, point: str
@@ -140,7 +148,7 @@ def test_attach_is_killed_while_it_writes_to_the_data_folder(
     assert not leftovers(data)
 
 
-@pytest.mark.parametrize("point", ["write", "rename"])
+@pytest.mark.parametrize("point", cases(["write", "rename"], default=["write"]))
 def test_convert_is_killed_while_it_writes(
     original: Path, converted: dict[str, bytes], run: Run, tmp_path: Path, point: str
 ) -> None:
@@ -154,7 +162,7 @@ def test_convert_is_killed_while_it_writes(
     assert not leftovers(tmp_path)
 
 
-@pytest.mark.parametrize("command", ["pull", "convert"])
+@pytest.mark.parametrize("command", cases(["pull", "convert"], default=["convert"]))
 def test_a_download_is_killed_in_the_middle_of_a_file(
     models: Hub, original: Path, run: Run, tmp_path: Path, command: str
 ) -> None:
@@ -191,6 +199,7 @@ def test_attach_is_interrupted_while_it_fetches(
     assert not list((data / "partial").iterdir())
 
 
+@pytest.mark.exhaustive  # by default, tests/cli/test_pull.py interrupts a download
 def test_pull_is_interrupted_in_the_middle_of_a_file(models: Hub, original: Path, run: Run, tmp_path: Path) -> None:
     models.faults.append(Fault(HEAD, "slow", value=PATIENCE_S))
     with started("-m", "mlxmtp", "pull", ORIGINAL) as process:

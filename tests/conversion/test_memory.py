@@ -14,7 +14,7 @@ from tests import tiny
 from tests.tiny.models import Sizes, head_shapes, trunk_shapes
 from tests.tiny.raw import split_experts
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.exhaustive]
 
 ROOT = Path(__file__).parents[2]
 SIZES = Sizes(

@@ -32,6 +32,7 @@ def test_stream() -> None:
     assert text.index("I am doing well") < found.start()
 
 
+@pytest.mark.exhaustive  # tests/server has the OpenAI client's calls of tools by default
 def test_tools_by_the_openai_client(tmp_path: Path) -> None:
     with ServerProcess(tmp_path) as server:
         text = run("tools_openai.py", server.url)

@@ -58,31 +58,30 @@ def prompt_of(engine: Engine, length: int) -> list[int]:
 def test_greedy_tokens_are_those_of_mlx_lm(pair: Engines, style: tiny.Style) -> None:
     engine = pair(style, **FEW)
     prompt = prompt_of(engine, 12)
-    plain = plain_run(engine, prompt, 4 * WINDOW)
-    for depth in (0, 1, 2, 4):
+    plain = plain_run(engine, prompt, 2 * WINDOW)
+    for depth in (1, 4):
         run = assert_plain(engine, prompt, plain, depth)
-        assert not depth or any(one.accepted for one in run), "the head is not at work"
+        assert any(one.accepted for one in run), "the head is not at work"
 
 
-@pytest.mark.parametrize(("style", "kind"), cases(OTHERS, (OTHERS[0], OTHERS[-1])))
+@pytest.mark.parametrize(("style", "kind"), cases(OTHERS, (OTHERS[0],)))
 def test_a_model_is_the_same_under_every_type(pair: Engines, style: tiny.Style, kind: tiny.GemmaKind) -> None:
     engine, prompt = pair(style, kind), prompt_of(pair(style), 12)
-    expected = reference(engine, prompt, 30)
+    expected = reference(engine, prompt, 20)
     assert len(set(expected)) > 5, "a collapsed reference would prove little"
-    assert generated(engine, prompt, 30, 3) == expected == generated(pair(style), prompt, 30, 3)
+    assert generated(engine, prompt, 20, 3) == expected == generated(pair(style), prompt, 20, 3)
 
 
-@pytest.mark.parametrize("style", ["E2B", "31B"])
+@pytest.mark.parametrize("style", cases(["E2B", "31B"], default=["E2B"]))
 def test_greedy_tokens_in_bfloat16(pair: Engines, style: tiny.Style) -> None:
     engine = pair(style, dtype="bfloat16")
     prompt = prompt_of(engine, 12)
-    plain = plain_run(engine, prompt, 60)
+    plain = plain_run(engine, prompt, 2 * WINDOW)
     assert len(set(plain[0])) > 10
-    for depth in (1, 4):
-        assert_plain(engine, prompt, plain, depth)
+    assert_plain(engine, prompt, plain, 4)
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", cases(STYLES, default=["E2B"]))
 def test_greedy_tokens_of_a_packed_trunk(
     gemma_checkpoint: Checkpoints, assistant: Checkpoints, tmp_path: Path, style: tiny.Style
 ) -> None:
@@ -92,22 +91,21 @@ def test_greedy_tokens_of_a_packed_trunk(
     engine = load(packed, head=assistant(style=style))
     assert "scales" in engine.target.embedding
     prompt = prompt_of(engine, 12)
-    plain = plain_run(engine, prompt, 40)
+    plain = plain_run(engine, prompt, 24)
     assert len(set(plain[0])) > 10
-    for depth in (1, 3):
-        assert_plain(engine, prompt, plain, depth)
+    assert_plain(engine, prompt, plain, 3)
 
 
-@pytest.mark.parametrize("style", ["E2B", "31B"])
-def test_the_other_reading_changes_drafts_and_no_token(pair: Engines, style: tiny.Style) -> None:
+@pytest.mark.parametrize("style", cases(["E2B", "31B"], default=["E2B"]))
+def test_the_other_convention_changes_drafts_and_no_token(pair: Engines, style: tiny.Style) -> None:
     engine = pair(style)
     prompt = prompt_of(engine, 20)
-    expected, found = reference(engine, prompt, 40), []
+    expected, found = reference(engine, prompt, 16), []
     for position in ("next", "last"):
         assert engine.mtp
         engine.mtp.convention = DraftPosition(position)
         found.append(first_drafts(engine, prefilled(engine, prompt, 1)))
-        assert generated(engine, prompt, 40, 2) == expected
+        assert generated(engine, prompt, 16, 2) == expected
     here, there = (mx.where(mx.isfinite(logits), logits, 0) for logits in found)
     assert float(mx.abs(here - there).max()) > 0.1
 
@@ -118,9 +116,7 @@ def test_the_other_reading_changes_drafts_and_no_token(pair: Engines, style: tin
 LENGTHS = [*(("E2B", length) for length in (1, 2, 15, 16, 17, 18, 40, 250)), ("31B", 17), ("31B", 270)]
 
 
-@pytest.mark.parametrize(
-    ("style", "length"), cases(LENGTHS, [("E2B", 1), ("E2B", 16), ("E2B", 17), ("E2B", 250), ("31B", 17)])
-)
+@pytest.mark.parametrize(("style", "length"), cases(LENGTHS, [("E2B", 1), ("E2B", 17), ("E2B", 250)]))
 def test_prompts_around_the_window(pair: Engines, style: tiny.Style, length: int) -> None:
     """Read at once, and in chunks shorter and longer than the window; with 256 rows, the caches of full layers grow."""
     engine = pair(style, **FEW)
@@ -138,12 +134,12 @@ class Scripted(ScriptedDrafter):
         return super().propose(sequence, depth, law)
 
 
-@pytest.mark.parametrize("depth", [0, 1, 4])
+@pytest.mark.parametrize("depth", cases([0, 1, 4], default=[4]))
 def test_after_a_stop_and_a_continuation(pair: Engines, depth: int) -> None:
     """Stop at every place in a round, read a second prompt, go on: as if the whole had been read at once."""
     engine = pair("E2B", **FEW)
     prompt, inside = prompt_of(engine, 6), 0
-    truth = prompt + reference(engine, prompt, 40)
+    truth = prompt + reference(engine, prompt, 28)
     for last in range(15, 16 + depth):  # tokens of the first turn, where the window is full
         sequence = prefilled(engine, prompt, depth)
         if depth:
@@ -157,8 +153,8 @@ def test_after_a_stop_and_a_continuation(pair: Engines, depth: int) -> None:
         assert_same_state(snapshot(sequence.cache), snapshot(plain_run(engine, prompt, last - 1)[1]), last)
         sequence.prefill(prompt_of(engine, 8), 5)
         before = list(sequence.tokens)
-        second = [token for one in rounds(engine, sequence, WINDOW + 4, depth) for token in one.tokens]
-        assert second == reference(engine, before, WINDOW + 4), last
+        second = [token for one in rounds(engine, sequence, 8, depth) for token in one.tokens]
+        assert second == reference(engine, before, 8), last
     assert inside == depth
 
 
@@ -200,7 +196,7 @@ def seen(shared: SharedKVCache) -> tuple[mx.array, mx.array]:
 
 @pytest.mark.parametrize(
     ("style", "length"),
-    grid(["E2B", "31B"], STARTS, default=lambda style, length: length in ((1, 15, 16) if style == "E2B" else (16,))),
+    grid(["E2B", "31B"], STARTS, default=lambda style, length: length == (1 if style == "E2B" else 16)),
 )
 def test_an_assistant_sees_the_committed_rows_alone(pair: Engines, style: tiny.Style, length: int) -> None:
     """Compared with caches that keep every row: all of them in full layers, a window less the next row in sliding ones.
@@ -222,7 +218,7 @@ def test_an_assistant_sees_the_committed_rows_alone(pair: Engines, style: tiny.S
                 assert count < 2 or float(mx.abs(other[:, :, 1:] - other[:, :, :-1]).max(axis=(1, 3)).min()) > 0.1
 
 
-@pytest.mark.parametrize("length", cases(STARTS, (1, 15, 40)))
+@pytest.mark.parametrize("length", cases(STARTS, (15,)))
 def test_rows_after_rejections_are_those_of_plain_decoding(pair: Engines, length: int) -> None:
     """Bit for bit, where both began with the same prefill."""
     engine = pair("E2B")
@@ -239,7 +235,7 @@ def test_rows_after_rejections_are_those_of_plain_decoding(pair: Engines, length
 
 @pytest.mark.parametrize(
     ("style", "length"),
-    grid(["E2B", "31B"], STARTS, default=lambda style, length: length in ((1, 15, 16) if style == "E2B" else (16,))),
+    grid(["E2B", "31B"], STARTS, default=lambda style, length: length == (15 if style == "E2B" else 16)),
 )
 def test_the_next_draft_depends_on_the_tokens_alone(pair: Engines, style: tiny.Style, length: int) -> None:
     """After rounds of every length, as after a prefill of the same tokens."""

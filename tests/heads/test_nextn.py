@@ -27,11 +27,12 @@ PROMPT = [20, 16, 13, 8, 9, 3, 4, 3, 6, 20, 16, 22]  # none of the kinds soon sa
 @pytest.mark.parametrize("kind", tiny.NEXTN_KINDS)
 def test_greedy_tokens_are_those_of_mlx_lm(nextn_checkpoint: Checkpoints, kind: tiny.NextNKind) -> None:
     engine = load(nextn_checkpoint(kind, vocab=24))
-    plain = plain_run(engine, PROMPT, 64)
+    prompt = np.random.default_rng(3).integers(3, 24, 12).tolist()  # the random heads are right within a few tokens
+    plain = plain_run(engine, prompt, 24)
     assert len(set(plain[0])) > 5, "a collapsed reference would prove little"
-    for depth in (0, 1, 4):
-        run = assert_plain(engine, PROMPT, plain, depth)
-        assert not depth or any(one.accepted for one in run), "the head is not at work"
+    for depth in (1, 4):
+        run = assert_plain(engine, prompt, plain, depth)
+        assert any(one.accepted for one in run), "the head is not at work"
 
 
 @pytest.mark.parametrize(
@@ -48,20 +49,23 @@ def test_greedy_tokens_in_bfloat16_are_those_of_mlx_lm(
     engine = load(nextn_conversion(kind, bits=bits, vocab=24, dtype="bfloat16", index_heads=16))
     plain = plain_run(engine, PROMPT, 32)
     assert len(set(plain[0])) > 5, "a collapsed reference would prove little"
-    for depth in (1, 4):
-        assert_plain(engine, PROMPT, plain, depth)
+    assert_plain(engine, PROMPT, plain, 4)
 
 
 @pytest.mark.parametrize(
     ("kind", "length"),
-    grid(tiny.NEXTN_KINDS, [1, 2, 65, 66, 500], default=lambda kind, length: kind == "deepseek_v32" or length == 66),
+    grid(
+        tiny.NEXTN_KINDS,
+        [1, 2, 65, 66, 250],
+        default=lambda kind, length: length in {"deepseek_v32": (1, 66, 250), "glm4_moe": (65,)}.get(kind, ()),
+    ),
 )
 def test_prompts_across_chunk_borders(nextn_checkpoint: Checkpoints, kind: tiny.NextNKind, length: int) -> None:
     """The longest makes its caches grow, which have room for 256 rows more each time, and so do the passes after it."""
     engine = load(nextn_checkpoint(kind, vocab=24, index_heads=8))
     prompt = np.random.default_rng(length).integers(3, 24, length).tolist()
     expected, read = plain_run(engine, prompt, 16, PREFILL_ROWS)
-    if length == 500:
+    if length == 250:
         assert_plain(engine, prompt, (expected, read), 0, PREFILL_ROWS)
     chunked, whole = (prefilled(engine, prompt, 1, rows) for rows in (PREFILL_ROWS, 2048))
     assert_same_state(snapshot(chunked.head_cache), snapshot(whole.head_cache))
@@ -86,7 +90,7 @@ def test_copies_of_the_trunks_matrices_are_shared_and_others_kept(
     assert others.keys() - shared.keys() == {"layers.0.embed_tokens.weight", "layers.0.lm_head.weight"}
 
 
-@pytest.mark.parametrize("kind", cases(tiny.NEXTN_KINDS, default=("glm4_moe", "deepseek_v32")))
+@pytest.mark.parametrize("kind", cases(tiny.NEXTN_KINDS, default=("glm4_moe", "deepseek_v3")))
 def test_the_head_is_the_same_converted_attached_and_read_back(
     nextn_checkpoint: Checkpoints, tmp_path: Path, kind: tiny.NextNKind
 ) -> None:
@@ -100,11 +104,11 @@ def test_the_head_is_the_same_converted_attached_and_read_back(
     assert report.speculates
     assert report.head is not None
     assert (report.head.family, report.head.layers, report.head.norms) == ("nextn", 1, "plain")
-    tokens = load(raw).generate(PROMPT, GenerationOptions(max_tokens=20)).tokens
-    assert load(converted).generate(PROMPT, GenerationOptions(max_tokens=20)).tokens == tokens
+    tokens = load(raw).generate(PROMPT, GenerationOptions(max_tokens=8)).tokens
+    assert load(converted).generate(PROMPT, GenerationOptions(max_tokens=8)).tokens == tokens
 
 
-@pytest.mark.parametrize("kind", cases(tiny.NEXTN_KINDS, default=("glm4_moe", "deepseek_v3")))
+@pytest.mark.parametrize("kind", cases(tiny.NEXTN_KINDS, default=("deepseek_v3",)))
 def test_a_quantised_trunk_still_shares_its_matrices(
     nextn_checkpoint: Checkpoints, tmp_path: Path, kind: tiny.NextNKind
 ) -> None:
@@ -112,9 +116,7 @@ def test_a_quantised_trunk_still_shares_its_matrices(
     converted = convert(raw, tmp_path / "whole", quantization=Quantization(bits=4, group_size=32)).folder
     assert not any("lm_head" in name or "embed_tokens" in name for name in head_of(converted))
     engine = load(converted)
-    plain = plain_run(engine, PROMPT, 24)
-    for depth in (1, 3):
-        assert_plain(engine, PROMPT, plain, depth)
+    assert_plain(engine, PROMPT, plain_run(engine, PROMPT, 16), 3)
 
 
 @pytest.mark.parametrize("layers", [3, 5])

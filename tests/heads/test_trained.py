@@ -23,17 +23,17 @@ from tests.running import generated, prefilled, reference, rounds
 
 TRAINED = Path(__file__).parent.parent / "trained"
 KINDS = ("gemma4", "glm4_moe", "deepseek_v3", "deepseek_v32")
-DEPTH, TOKENS = 3, 100
+DEPTH, TOKENS = 3, 64
 
 
-@pytest.fixture(scope="module", params=cases(KINDS, default=("gemma4", "glm4_moe", "deepseek_v32")))
+@pytest.fixture(scope="module", params=cases(KINDS, default=("gemma4", "glm4_moe")))
 def engine(request: pytest.FixtureRequest) -> Engine:
     return load(TRAINED / request.param)
 
 
 def prompts(engine: Engine) -> list[list[int]]:
     """The first halves of examples."""
-    examples = (TRAINED / "held_out.txt").read_text().split("\n\n")[:5]
+    examples = (TRAINED / "held_out.txt").read_text().split("\n\n")[:4]
     return [engine.tokenizer.encode(text[: len(text) // 2]) for text in examples]
 
 
@@ -66,6 +66,7 @@ def test_drafts_beat_chance_at_every_depth(turns: list[list[Round]]) -> None:
         assert stood / tried > chance + 3 * math.sqrt(chance * (1 - chance) / tried), (depth, stood, tried, chance)
 
 
+@pytest.mark.exhaustive
 def test_an_untrained_head_does_not(engine: Engine) -> None:
     """The bar above is one that a head can fail: the same head with random matrices of the same size."""
     assert engine.mtp is not None
@@ -80,7 +81,7 @@ def test_an_untrained_head_does_not(engine: Engine) -> None:
         tried, stood = by_depth(whole(turn(engine, prompts(engine)[0], 1), 1))[0]
     finally:
         engine.mtp.update(trained)
-    assert tried >= 80
+    assert tried >= 50
     assert stood / tried < 0.25
 
 
@@ -88,10 +89,11 @@ def test_greedy_tokens_are_those_of_mlx_lm(engine: Engine, turns: list[list[Roun
     prompt = prompts(engine)[0]
     expected = reference(engine, prompt, TOKENS)
     assert [token for one in turns[0] for token in one.tokens] == expected
-    assert all(generated(engine, prompt, TOKENS, depth) == expected for depth in (0, 1))
+    assert generated(engine, prompt, TOKENS, 1) == expected
 
 
-def test_the_reading_of_training_is_not_beaten(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engine", cases(KINDS, default=("gemma4",)), indirect=True)
+def test_the_convention_of_training_is_not_beaten(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conventions, "STARTS", 4)
     default, *others = try_conventions(engine, prompts(engine)[0])
     assert default.default

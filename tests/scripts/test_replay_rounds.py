@@ -10,6 +10,7 @@ from mlxmtp import GenerationOptions, load
 from mlxmtp.decoding.depth import AutoDepth
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "replay_rounds.py"))
+TRAINED = Path(__file__).parents[1] / "trained" / "glm4_moe"
 Clock, Notes, chosen, fixed = (SCRIPT[name] for name in ("Clock", "Notes", "chosen", "fixed"))
 DRAFTED, DEEPEST, STEP = (SCRIPT[name] for name in ("DRAFTED", "DEEPEST", "STEP"))
 
@@ -49,18 +50,18 @@ def test_the_clock_strays_about_the_time_of_a_busy_machine() -> None:
 def test_what_is_noted_is_what_speculation_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The demo's text: rounds at depth 2 emit as many tokens as the notes say."""
+    """Rounds at depth 2 emit as many tokens as the notes say."""
     text = "Write a story about a cat."
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(json.dumps({"workload": "mine", "turns": [text]}) + "\n")
-    arguments = f"replay_rounds.py --prompts {prompts} --tokens 48 --runs 2"
+    arguments = f"replay_rounds.py --model {TRAINED} --prompts {prompts} --tokens 32 --runs 2"
     monkeypatch.setattr("sys.argv", arguments.split())
     found = []
     main = SCRIPT["main"]
     monkeypatch.setitem(main.__globals__, "report", lambda notes, runs: found.extend(notes))
     main()
-    reply = load().generate(text, GenerationOptions(max_tokens=48, depth=2))
-    assert found[0].tokens[:48] == list(reply.tokens)
+    reply = load(TRAINED).generate(text, GenerationOptions(max_tokens=32, depth=2))
+    assert found[0].tokens[:32] == list(reply.tokens)
     rounds = reply.stats.rounds
     assert fixed(found[0], 2) == pytest.approx(rounds * DRAFTED[2], abs=DRAFTED[2])
     SCRIPT["report"](found, 2)

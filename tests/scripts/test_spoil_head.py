@@ -30,8 +30,8 @@ def test_only_the_head_is_another(
     other = {name for name in sound if not mx.array_equal(sound[name], spoilt[name])}
     assert other
     assert all(name.startswith("mtp.") for name in other)
-    prompt = list(range(20))
-    assert (
-        load(out).generate(prompt, GenerationOptions(depth=2)).tokens
-        == load(model).generate(prompt, GenerationOptions(depth=0)).tokens
+    spoilt_tokens, plain = (
+        load(folder).generate(list(range(20)), GenerationOptions(depth=depth, max_tokens=16)).tokens
+        for folder, depth in ((out, 2), (model, 0))
     )
+    assert spoilt_tokens == plain
