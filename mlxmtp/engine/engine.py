@@ -19,7 +19,7 @@ from mlxmtp.engine.generate import Chunk, TurnGenerator
 from mlxmtp.engine.grammar import grammar_of, token_trie
 from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer, assistant_message
 from mlxmtp.engine.prefix_cache import PrefixCache
-from mlxmtp.engine.prompt import Prompt, encode, render_prompt
+from mlxmtp.engine.prompt import Prompt, check_ids, encode, render_prompt
 from mlxmtp.engine.request import GenerationOptions, check_count, check_depth
 from mlxmtp.engine.store import ModelFacts, establish_guarantee
 from mlxmtp.errors import OptionError, PromptError
@@ -157,6 +157,7 @@ class Engine:
         check_count("prefill_tokens", prefill_tokens)
         rendered = render_prompt(self.tokenizer, prompt, raw=raw, thinking=options.thinking)
         tokens = rendered.tokens
+        check_ids(tokens, self.target.vocab_size)
         room = self.context - len(tokens)
         if room < 1:
             raise PromptError(
@@ -269,7 +270,7 @@ class Engine:
             depth_store.save(self._depth_file, self._auto)
 
     def _sampler(self, options: GenerationOptions, prompt: list[int]) -> Sampler:
-        vocab_size = int(self.target.text_config.get("vocab_size") or len(self.tokenizer))
+        vocab_size = self.target.vocab_size
         sampling = options.sampling
         if bad := [token for token in dict(sampling.logit_bias) if token >= vocab_size]:
             raise OptionError(f"logit_bias names token {bad[0]}; expected tokens from 0 to {vocab_size - 1}")

@@ -8,6 +8,7 @@ from functools import partial
 from os.path import commonprefix
 from typing import Any, TypeVar
 
+from mlxmtp.engine.control_tokens import escape_for
 from mlxmtp.errors import PromptError
 
 T = TypeVar("T")
@@ -57,7 +58,7 @@ def render_prompt(tokenizer: Any, prompt: Prompt, *, raw: bool, thinking: bool |
             return Rendered(_not_empty(_tokenise(_ids, tokenizer, prompt, add_special_tokens=True)))
         return render(tokenizer, [{"role": "user", "content": prompt}], thinking=thinking)
     if all(isinstance(item, int) for item in prompt):
-        return Rendered(_in_vocabulary(prompt, len(tokenizer)))  # type: ignore[arg-type]
+        return Rendered(list(prompt))  # type: ignore[arg-type]
     if not all(isinstance(item, Mapping) for item in prompt):
         raise PromptError("the prompt mixes kinds; expected a text, a list of chat messages or a list of token ids")
     return render(tokenizer, prompt, thinking=thinking)  # type: ignore[arg-type]
@@ -83,9 +84,12 @@ def render(
         PromptError: the model has no chat template, or the template refuses these messages.
     """
     text_of = partial(apply_template, tokenizer, tools=tools, thinking=thinking, options=options)
-    text = text_of(messages)
-    others = [*_other_conversations(messages, has_tools=bool(tools)), *_earlier_ends(messages)]
-    return _with_boundaries(tokenizer, text, _shared_characters(text, others, text_of))
+    rendered = _render(tokenizer, messages, text_of, has_tools=bool(tools))
+    escape = escape_for(tokenizer, rendered.tokens, messages, tools)
+    if escape is None:
+        return rendered
+    text_of = partial(text_of, tools=escape.everywhere(tools))
+    return _render(tokenizer, escape.messages(messages), text_of, has_tools=bool(tools), mark=escape.mark)
 
 
 def apply_template(
@@ -105,13 +109,55 @@ def apply_template(
         variables["tools"] = list(tools)
     if thinking is not None:
         variables["enable_thinking"] = thinking
+    apply = partial(
+        tokenizer.apply_chat_template, add_generation_prompt=add_generation_prompt, tokenize=False, **variables
+    )
     try:
-        text = tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=add_generation_prompt, tokenize=False, **variables
-        )
+        return str(apply(list(messages)))
     except Exception as error:  # templates raise errors of their own, and trip over messages that they do not expect
+        alternating = alternate_roles(messages)
+        if alternating != list(messages):
+            with suppress(Exception):
+                return str(apply(alternating))
         raise PromptError(f"the model's chat template refuses these messages: {error}") from error
-    return str(text)
+
+
+def alternate_roles(messages: Sequence[Message]) -> list[Message]:
+    """Return messages for a strict template: no system message, and no two messages of a role in a row.
+
+    The text of a system message becomes the beginning of the next user message. Messages with tool calls, and results
+    of tools, stay as they are.
+    """
+    turned = [{**message, "role": "user"} if message.get("role") in SYSTEM_ROLES else message for message in messages]
+    joined: list[Message] = []
+    for message in turned:
+        before = joined[-1] if joined else {}
+        texts = before.get("content"), message.get("content")
+        if _is_plain(before) and _is_plain(message) and before["role"] == message["role"]:
+            joined[-1] = {**before, "content": "\n\n".join(filter(None, texts))}
+        else:
+            joined.append(message)
+    return joined
+
+
+def _is_plain(message: Message) -> bool:
+    """Whether a message is a text of the user or of the model."""
+    text = isinstance(message.get("content"), str)
+    return text and message.get("role") in ("user", "assistant") and not message.get("tool_calls")
+
+
+def check_ids(tokens: Sequence[int], vocab_size: int) -> None:
+    """Check that the model's embedding has a row for each token id: a lookup beyond it reads foreign memory.
+
+    Args:
+        vocab_size: rows of the embedding.
+
+    Raises:
+        PromptError: it has not.
+    """
+    bad = next((token for token in tokens if not 0 <= token < vocab_size), None)
+    if bad is not None:
+        raise PromptError(f"token id {bad} is outside the vocabulary; expected 0 to {vocab_size - 1}")
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:
@@ -150,22 +196,47 @@ def _common_length(sequences: list[Any]) -> int:
     return len(commonprefix(sequences))  # noqa: RUF071 - of characters or tokens; nothing here is a path
 
 
-def _with_boundaries(tokenizer: Any, text: str, ends: list[int]) -> Rendered:
+def _render(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    text_of: Callable[..., str],
+    *,
+    has_tools: bool,
+    mark: str | None = None,
+) -> Rendered:
+    """The tokens and boundaries of messages; the text is cut at each `mark`, which is no part of it."""
+    text = text_of(messages)
+    others = [*_other_conversations(messages, has_tools=has_tools), *_earlier_ends(messages)]
+    return _with_boundaries(tokenizer, text, _shared_characters(text, others, text_of), mark)
+
+
+def _with_boundaries(tokenizer: Any, text: str, ends: list[int], mark: str | None) -> Rendered:
     """The tokens of a rendered text, with a boundary after the tokens within its first `end` characters, for each."""
     if getattr(tokenizer, "is_fast", False):
-        tokens, token_ends = _tokenise(_ids_with_ends, tokenizer, text)
+        tokens, token_ends = _tokenise(_ids_with_ends, tokenizer, text, mark)
         counts = {bisect_right(token_ends, end) for end in ends}
     else:
-        tokens = _tokenise(_ids, tokenizer, text)
-        counts = {_common_length([tokens, _ids(tokenizer, text[:end])]) for end in ends}
+        tokens = _tokenise(_ids_of_pieces, tokenizer, text, mark)
+        counts = {_common_length([tokens, _ids_of_pieces(tokenizer, text[:end], mark)]) for end in ends}
     return Rendered(_not_empty(tokens), tuple(sorted(count for count in counts if 0 < count < len(tokens))))
 
 
-def _ids_with_ends(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
+def _ids_with_ends(tokenizer: Any, text: str, mark: str | None) -> tuple[list[int], list[int]]:
     """Token ids, and the character at which each token ends."""
     hugging_face = tokenizer._tokenizer  # the wrapper forwards attributes, not calls
-    encoding = hugging_face(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return list(encoding["input_ids"]), [end for _, end in encoding["offset_mapping"]]
+    ids: list[int] = []
+    ends: list[int] = []
+    start = 0
+    for piece in text.split(mark) if mark else [text]:
+        encoding = hugging_face(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids += encoding["input_ids"]
+        ends += [start + end for _, end in encoding["offset_mapping"]]
+        start += len(piece) + 1
+    return ids, ends
+
+
+def _ids_of_pieces(tokenizer: Any, text: str, mark: str | None) -> list[int]:
+    return [token for piece in (text.split(mark) if mark else [text]) for token in _ids(tokenizer, piece)]
 
 
 def _ids(tokenizer: Any, text: str, **options: Any) -> list[int]:
@@ -186,9 +257,3 @@ def _not_empty(tokens: list[int]) -> list[int]:
     if not tokens:
         raise PromptError("the prompt has no tokens; expected at least one")
     return tokens
-
-
-def _in_vocabulary(ids: Sequence[int], vocab_size: int) -> list[int]:
-    if bad := [i for i in ids if not 0 <= i < vocab_size]:
-        raise PromptError(f"token id {bad[0]} is outside the vocabulary; expected 0 to {vocab_size - 1}")
-    return list(ids)

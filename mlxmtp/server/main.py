@@ -199,7 +199,7 @@ async def _run(
     if options.depth and not loaded.head:
         raise OptionError(f"--depth {options.depth} needs a head: {loaded.plain_because}")
     folder = Path(loaded.folder)
-    prompts = PromptBuilder(load_tokenizer(folder), loaded.context)
+    prompts = PromptBuilder(load_tokenizer(folder), loaded.context, loaded.vocab_size)
     name = loaded.name.rstrip("/").rsplit("/", 1)[-1] if Path(loaded.name).exists() else loaded.name
     service = Service(host, prompts, name, default_options(folder, options), options.max_body)
     host.warn = lambda text: service.log.line(f"warning: {text}")

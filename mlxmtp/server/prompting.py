@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from mlxmtp.engine.prompt import Rendered, apply_template, count_tokens, encode, render
+from mlxmtp.engine.prompt import Rendered, apply_template, check_ids, count_tokens, encode, render
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import PromptError
 from mlxmtp.server.errors import ApiError, context_length_exceeded
@@ -57,12 +57,14 @@ class PromptBuilder:
     Args:
         tokenizer: mlx-lm's `TokenizerWrapper`.
         context: the most tokens of prompt and answer together.
+        vocab_size: token ids are below it.
     """
 
-    def __init__(self, tokenizer: Any, context: int) -> None:
+    def __init__(self, tokenizer: Any, context: int, vocab_size: int) -> None:
         self.tokenizer = tokenizer
         self.vocabulary = Vocabulary(tokenizer)
         self.context = context
+        self._vocab_size = vocab_size
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
     async def prepare(self, request: Request) -> PreparedPrompt:
@@ -114,12 +116,15 @@ class PromptBuilder:
 
     def _prepare(self, request: Request) -> PreparedPrompt:
         rendered, forced = self._render(request)
+        with _prompt_errors(request):
+            check_ids(rendered.tokens, self._vocab_size)
         room = self.context - len(rendered.tokens)
         if room < 1:
             raise context_length_exceeded(len(rendered.tokens), self.context)
-        if invalid := [token for token in dict(request.options.logit_bias) if token >= len(self.tokenizer)]:
-            message = f"token id {invalid[0]} is outside the vocabulary; expected 0 to {len(self.tokenizer) - 1}"
-            raise ApiError(f"logit_bias: {message}", code="invalid_value", param="logit_bias")
+        try:
+            check_ids([*dict(request.options.logit_bias)], self._vocab_size)
+        except PromptError as error:
+            raise ApiError(f"logit_bias: {error}", code="invalid_value", param="logit_bias") from error
         if request.options.logprobs is not None:
             self.vocabulary.prepare()
         limit = request.options.max_tokens

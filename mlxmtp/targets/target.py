@@ -85,6 +85,13 @@ class Target:
         return text_config(self.config)
 
     @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding; token ids are below it."""
+        if hasattr(self._trunk, "embed_tokens"):
+            return int(self.embedding.weight.shape[0])
+        return int(self.text_config["vocab_size"])
+
+    @property
     def max_fast_tokens(self) -> int:
         """The longest pass, in tokens, for which a GPU uses its kernels for few rows; unbounded on a CPU.
 

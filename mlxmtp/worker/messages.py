@@ -108,6 +108,7 @@ class Loaded(Event):
         folder: where the files of the model are.
         promise: what was shown of the text on this machine.
         num_tokens: of the widest pass that `promise` holds for.
+        vocab_size: token ids are below it.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Loaded(Event):
     folder: str = ""
     promise: Promise = "distribution"
     num_tokens: int = MAX_DEPTH + 1
+    vocab_size: int = 2**31 - 1
 
     def promise_at(self, depth: int | None) -> Promise:
         """What holds at a depth."""

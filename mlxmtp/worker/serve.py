@@ -149,6 +149,7 @@ class Worker:
                 folder=str(engine.path),
                 promise=guarantee.promise,
                 num_tokens=guarantee.num_tokens,
+                vocab_size=engine.target.vocab_size,
             )
         )
 

@@ -168,7 +168,7 @@ async def serving(
     engines = Engines({Generate: answers})
     host = Host(engines, Load, queue)
     await host.open()
-    prompts = PromptBuilder(tokens or tokenizer(), context)
+    prompts = PromptBuilder(tokens or tokenizer(), context, len(tokens or tokenizer()))
     service = Service(
         host, prompts, "demo", defaults or GenerationOptions(max_tokens=None), max_body, log=RecordedLog()
     )
