@@ -1,4 +1,4 @@
-"""The whole of it: keys in, the demo model's words and figures out, by way of the engine's real process."""
+"""The whole of it: keys in, a model's words and figures out, by way of the engine's real process."""
 
 import os
 import signal
@@ -14,6 +14,7 @@ import mlxmtp
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.worker.process import WorkerProcess
 from tests.tui.harness import asynchronous, until
+from tests.worker.driving import SMALL_MODEL
 
 pytestmark = pytest.mark.process
 
@@ -21,10 +22,16 @@ REPO = Path(__file__).parents[2]
 ASKED = ("Hi there!", "I'd like a large latte with oat milk, please.")
 
 
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
 @pytest.fixture(autouse=True)
-def this_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+def this_repository(measured: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's process looks for modules where it is told to, also where the package is not installed."""
     monkeypatch.setenv("PYTHONPATH", str(REPO))
+    monkeypatch.setenv("XDG_DATA_HOME", str(measured))  # exactness is measured once
 
 
 async def ask(app: ChatApp, pilot: Pilot[None], text: str) -> None:
@@ -36,7 +43,7 @@ async def ask(app: ChatApp, pilot: Pilot[None], text: str) -> None:
 
 @asynchronous
 async def test_two_turns_are_those_of_the_engine():
-    app = ChatApp(WorkerProcess.start, ChatOptions(settings=GenerationOptions(max_tokens=64)))
+    app = ChatApp(WorkerProcess.start, ChatOptions(str(SMALL_MODEL), settings=GenerationOptions(max_tokens=24)))
     async with app.run_test(size=(130, 40)) as pilot:
         await until(lambda: app.chat.state.status == "ready", "the model")
         for text in ASKED:
@@ -45,29 +52,19 @@ async def test_two_turns_are_those_of_the_engine():
         messages = app.chat.conversation.messages()
         seen = "\n".join(line.text for line in app.screen._compositor.render_strips())
 
-    engine = mlxmtp.load()
+    engine = mlxmtp.load(SMALL_MODEL)
     for number, turn in enumerate(turns):
-        plain = engine.generate(messages[: 2 * number + 1], GenerationOptions(max_tokens=64, depth=0))
-        assert plain.text.strip() in (turn.answer.text, as_called(turn.answer.calls))
-    assert turns[1].answer.calls[0]["name"] in seen
-    assert turns[0].answer.text in seen
+        plain = engine.generate(messages[: 2 * number + 1], GenerationOptions(max_tokens=24, depth=0))
+        assert plain.text.strip() == turn.answer.text.strip()
+        assert " ".join(turn.answer.text.split()[:4]) in seen
     assert turns[1].answer.stats.reused_tokens > 0
     assert turns[1].answer.stats.tokens_per_round > 1
-
-
-def as_called(calls: list[dict]) -> str:
-    """A call as the demo writes it."""
-    return "\n".join(
-        f'<tool_call>\n{{"name": "{call["name"]}", "arguments": {str(call["arguments"]).replace(chr(39), chr(34))}}}\n'
-        "</tool_call>"
-        for call in calls
-    )
 
 
 @asynchronous
 async def test_it_stops_measures_dies_and_goes_on():
     settings = GenerationOptions(temperature=1.0, seed=3, max_tokens=3000)
-    app = ChatApp(WorkerProcess.start, ChatOptions(settings=settings))
+    app = ChatApp(WorkerProcess.start, ChatOptions(str(SMALL_MODEL), settings=settings))
     async with app.run_test(size=(130, 40)) as pilot:
         chat = app.chat
         await until(lambda: chat.state.status == "ready", "the model")

@@ -11,6 +11,7 @@ from mlxmtp_tui.widgets.transcript import MOUNTED_TURNS, EarlierTurns
 from mlxmtp_tui.widgets.turns import StatsLine, ThinkingBlock, ToolCallBlock, UserMessage
 
 from mlxmtp.worker.messages import Downloading, Failed, Finished, Generate, Load, PromptProgress, TurnDelta
+from tests.grids import cases
 from tests.tui.harness import (
     MEMORY,
     Engines,
@@ -235,7 +236,10 @@ async def test_a_long_question_is_folded_until_it_is_clicked() -> None:
 # -- narrow and wide --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("columns", "folded"), [(40, True), (60, True), (99, True), (100, False), (150, False)])
+@pytest.mark.parametrize(
+    ("columns", "folded"),
+    cases([(40, True), (60, True), (99, True), (100, False), (150, False)], default=[(99, True), (100, False)]),
+)
 @asynchronous
 async def test_the_panel_folds_to_a_line_in_a_narrow_terminal(columns: int, folded: bool) -> None:
     async with running_app(size=(columns, 30)) as ui:

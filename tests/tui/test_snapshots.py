@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -113,11 +114,22 @@ async def help_(app: ChatApp, engine: ScriptedEngine) -> None:
 
 
 EVERYWHERE = [answered, answering, turns, picker]
+ELSEWHERE = [("narrow", "light"), ("wide", "dark")]
 
 
-@pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("steps", EVERYWHERE, ids=lambda steps: steps.__name__)
+def by_default(steps: Callable[..., Any], size: str, theme: str) -> bool:
+    """Every screen once; an answer at every size, and in both themes."""
+    return (size, theme) == ("usual", "dark") or (steps is answered and (size, theme) in ELSEWHERE)
+
+
+@pytest.mark.parametrize(
+    ("steps", "size", "theme"),
+    [
+        pytest.param(*case, id=f"{case[0].__name__}-{case[1]}-{case[2]}", marks=marks)
+        for case in product(EVERYWHERE, SIZES, THEMES)
+        for marks in [() if by_default(*case) else pytest.mark.exhaustive]
+    ],
+)
 def test_main_screens(snap_compare, steps, size, theme):
     app, before = show(Engines(), steps, theme)
     assert snap_compare(app, terminal_size=SIZES[size], run_before=before)

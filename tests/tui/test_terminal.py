@@ -1,4 +1,4 @@
-"""`mlxmtp chat` as a user runs it: in a real terminal, tmux's, with the demo model."""
+"""`mlxmtp chat` as a user runs it: in a real terminal, tmux's, with a small model."""
 
 import json
 import os
@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.worker.driving import SMALL_MODEL, share_measurements
+
 pytestmark = pytest.mark.process
 
 REPO = Path(__file__).parents[2]
+CHAT = ("chat", "--model", str(SMALL_MODEL), "--max-tokens")
 PATIENCE_S = 60.0
 
 
@@ -95,7 +98,10 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
     opened: list[Tmux] = []
 
     def open_one(*arguments: str, folder: Path | None = None) -> Tmux:
-        opened.append(Tmux(folder or tmp_path_factory.mktemp("home"), *arguments))
+        if folder is None:
+            folder = tmp_path_factory.mktemp("home")
+            share_measurements(folder)
+        opened.append(Tmux(folder, *arguments))
         return opened[-1]
 
     yield open_one
@@ -104,7 +110,7 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
 
 
 def test_a_chat_from_start_to_end(terminal):
-    chat = terminal("chat", "--model", "demo")
+    chat = terminal(*CHAT, "12")
     chat.sees("sk something", "depth auto")
     chat.type("Hi there!")
     chat.press("Enter")
@@ -129,7 +135,7 @@ def test_a_chat_from_start_to_end(terminal):
 
 
 def test_a_killed_chat_leaves_its_words_and_no_engine(terminal):
-    chat = terminal("chat", "--model", "demo", "--max-tokens", "2000", "--temp", "1", "--seed", "5")
+    chat = terminal(*CHAT, "3000", "--temp", "1", "--seed", "5")
     chat.sees("depth auto")
     chat.type("Write a Python class with many long methods.")
     chat.press("Enter")
@@ -140,7 +146,7 @@ def test_a_killed_chat_leaves_its_words_and_no_engine(terminal):
     part = json.loads(next(iter(chat.folder.rglob("[!.]*.partial"))).read_text())["content"]
     assert part
 
-    again = terminal("chat", "--model", "demo", "--continue", folder=chat.folder)
+    again = terminal(*CHAT, "12", "--continue", folder=chat.folder)
     again.sees("Write a Python class", "stopped")
     kept = [record["content"] for record in again.records() if record.get("role") == "assistant"]
     assert kept == [part]
@@ -152,7 +158,7 @@ def test_a_killed_chat_leaves_its_words_and_no_engine(terminal):
 
 
 def test_ctrl_c_twice_leaves_while_the_model_loads(terminal):
-    chat = terminal("chat", "--model", "demo")
+    chat = terminal(*CHAT, "12")
     chat.sees("sk something")
     chat.press("C-c")
     chat.sees("again leaves")

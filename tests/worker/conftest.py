@@ -10,13 +10,14 @@ from mlxmtp import Engine, load
 from mlxmtp.worker.messages import Load, Loaded
 from tests.checkpoints.conftest import hub
 from tests.conftest import REPO
-from tests.worker.driving import Driven
+from tests.worker.driving import SMALL_MODEL, Driven, share_measurements
 
 __all__ = ["hub"]
 
 
 def at_home(patch: pytest.MonkeyPatch, folder: Path) -> None:
     """For processes to come: a home in `folder`, no network, and this repository's code."""
+    share_measurements(folder / "data")
     homes = {"HOME": folder, "XDG_DATA_HOME": folder / "data", "HF_HOME": folder / "hf"}
     for name, value in homes.items():
         patch.setenv(name, str(value))
@@ -39,7 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def data(hub: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """mlxmtp's own data folder, beside a Hub."""
+    """mlxmtp's own data folder, next to the Hub's."""
     for name in ("HOME", "XDG_DATA_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "data"))
     code_of_this_repository(monkeypatch)
@@ -58,19 +59,19 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driven]:
 
 @pytest.fixture(scope="module")
 def loaded(started: Driven) -> Loaded:
-    """What the worker of the module says once the bundled model is loaded."""
-    event = started.answer(Load)[-1]
+    """What the worker of the module says once a small model is loaded."""
+    event = started.answer(Load, str(SMALL_MODEL))[-1]
     assert isinstance(event, Loaded), event
     return event
 
 
 @pytest.fixture
 def worker(started: Driven, loaded: Loaded) -> Driven:
-    """The worker of the module, with the bundled model."""
+    """The worker of the module, with a small model."""
     return started
 
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    """The bundled model in this process: what it says is what the worker has to say."""
-    return load()
+    """The same model in this process: what it says is what the worker has to say."""
+    return load(SMALL_MODEL)

@@ -196,28 +196,25 @@ def test_a_line_that_is_no_command_leaves_no_orphan(line: bytes) -> None:
 
 PARENT = """
 import asyncio, sys
-from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.worker.process import WorkerProcess
-from mlxmtp.worker.messages import Generate, Load, TurnDelta
+from mlxmtp.worker.messages import ListModels
 
 async def main():
-    idle, busy = await WorkerProcess.start(), await WorkerProcess.start()
-    busy.send(Load(1))
-    question = [{"role": "user", "content": "Write a class."}]
-    busy.send(Generate(2, question, GenerationOptions(max_tokens=3000)))
+    idle, busy = await WorkerProcess.start(), await WorkerProcess.start(sys.argv[1:])
+    busy.send(ListModels(1))
     async for event in busy.events():
-        if isinstance(event, TurnDelta):
-            print(idle.pid, busy.pid, flush=True)
-            await asyncio.sleep(60)
+        print(idle.pid, busy.pid, flush=True)
+        await asyncio.sleep(60)
 
 asyncio.run(main())
 """
-"""A program with an idle worker and one that generates; it says when."""
+"""A program with an idle worker and one that is at work; it says when. Its arguments are the command of the second."""
 
 
 def test_no_worker_outlives_its_parent() -> None:
     """Killed, the parent cannot say that it goes."""
-    with subprocess.Popen(python(PARENT), cwd=REPO, stdout=subprocess.PIPE, text=True) as parent:
+    busy = worker_that(ANSWERS, f"time.sleep({HELD_S})")
+    with subprocess.Popen((*python(PARENT), *busy), cwd=REPO, stdout=subprocess.PIPE, text=True) as parent:
         try:
             assert parent.stdout
             workers = [int(pid) for pid in parent.stdout.readline().split()]

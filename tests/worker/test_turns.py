@@ -1,6 +1,7 @@
-"""Turns of a real worker process with the bundled model: what it says is what the engine generates, token for token."""
+"""Turns of a real worker process with a small model: what it says is what the engine generates, token for token."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +15,13 @@ from mlxmtp.worker.messages import (
     Event,
     Finished,
     Generate,
+    Load,
     Loaded,
     PromptProgress,
     Stopped,
     TurnDelta,
 )
-from tests.worker.driving import Driven, said, text_of
+from tests.worker.driving import SMALL_MODEL, Driven, said, text_of
 
 pytestmark = pytest.mark.process
 
@@ -58,9 +60,9 @@ def assert_is_as_alone(
 
 
 def test_what_is_loaded(loaded: Loaded, engine: Engine) -> None:
-    assert (loaded.name, loaded.head, loaded.plain_because) == ("demo", "qwen-mtp", None)
+    assert (loaded.name, loaded.head, loaded.plain_because) == (str(SMALL_MODEL), engine.head, None)
     assert (loaded.head_source, loaded.head_by_name) == (None, False)
-    assert (loaded.context, loaded.has_thinking) == (4096, True)
+    assert (loaded.context, loaded.has_thinking) == (4096, False)
     assert (loaded.num_tokens, loaded.promise) == (engine.guarantee.num_tokens, engine.guarantee.promise)
     assert loaded.promise == "identical", "on this backend"
     assert loaded.memory_limit == usable_memory() > 0
@@ -70,9 +72,12 @@ def test_what_is_loaded(loaded: Loaded, engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("text", "settings"),
     [
-        ("Tell me a story", GenerationOptions(depth=3)),
-        ("Tell me a story", GenerationOptions(depth=0)),
-        ("How are you?", GenerationOptions(temperature=0.9, top_p=0.95, top_k=50, min_p=0.01, seed=7, depth=2)),
+        ("Tell me a story", GenerationOptions(depth=3, max_tokens=24)),
+        ("Tell me another story", GenerationOptions(depth=0, max_tokens=24)),
+        (
+            "How are you?",
+            GenerationOptions(temperature=0.9, top_p=0.95, top_k=50, min_p=0.01, seed=7, depth=2, max_tokens=24),
+        ),
         ("Do you have espresso?", GenerationOptions(depth=3, max_tokens=5)),
     ],
     ids=["greedy", "plain", "seeded", "cut"],
@@ -93,8 +98,8 @@ def test_a_turn_is_what_the_engine_generates(
 
 
 def test_its_text_is_the_result(worker: Driven, engine: Engine) -> None:
-    result = engine.generate("Hello!")
-    events = worker.answer(Generate, user("Hello!"), GenerationOptions(depth=3))
+    result = engine.generate("Hello!", GenerationOptions(max_tokens=24))
+    events = worker.answer(Generate, user("Hello!"), GenerationOptions(depth=3, max_tokens=24))
     assert text_of(events) == result.text == events[-1].message["content"]
     sampled = worker.answer(Generate, user("Hello!"), GenerationOptions(temperature=1.0, seed=1, depth=3, max_tokens=9))
     assert (
@@ -107,7 +112,7 @@ def test_its_text_is_the_result(worker: Driven, engine: Engine) -> None:
 def test_statistics_only_grow(worker: Driven) -> None:
     events = [
         event
-        for event in worker.answer(Generate, user(ORDER), GenerationOptions(depth=3))
+        for event in worker.answer(Generate, user(ORDER), GenerationOptions(depth=3, max_tokens=24))
         if isinstance(event, TurnDelta)
     ]
     tokens = [event.stats.tokens for event in events]
@@ -115,8 +120,12 @@ def test_statistics_only_grow(worker: Driven) -> None:
     assert tokens == sorted(set(tokens))
 
 
-def test_calls_are_parsed(worker: Driven) -> None:
-    events = worker.answer(Generate, user(ORDER), GenerationOptions(depth=3))
+@pytest.mark.exhaustive
+def test_calls_are_parsed(home: Path) -> None:
+    """The demo model calls a tool; the parts of an answer are shown by default in tests/engine and test_commands."""
+    with Driven() as worker:
+        worker.answer(Load)
+        events = worker.answer(Generate, user(ORDER), GenerationOptions(depth=3))
     assert [part.kind for part in said(events)] == ["text", "tool", "text"]
     assert "tool_call" not in text_of(events)
     call = {"type": "function", "function": {"name": "get_menu_items", "arguments": {"query": "Latte"}}}
@@ -127,8 +136,8 @@ def test_the_next_turns_go_on_from_the_caches(worker: Driven, engine: Engine) ->
     """What was read or said before is not read again: an answer, a call with its result."""
     messages, held = user("Hello, a question before the others."), None
     for following in (user(ORDER), [{"role": "tool", "content": "Latte"}], []):
-        events = worker.answer(Generate, messages, GenerationOptions(depth=3))
-        finished = assert_is_as_alone(events, engine, messages, GenerationOptions(depth=3))
+        events = worker.answer(Generate, messages, GenerationOptions(depth=3, max_tokens=24))
+        finished = assert_is_as_alone(events, engine, messages, GenerationOptions(depth=3, max_tokens=24))
         assert finished.stats
         if held:
             assert finished.stats.reused_tokens == held
@@ -154,24 +163,24 @@ def test_a_turn_can_be_stopped(worker: Driven, engine: Engine) -> None:
     assert came == engine.generate(LONG, GenerationOptions(max_tokens=finished.stats.tokens)).text
 
     messages = [*user(LONG), finished.message, *user("Tell me a story")]
-    events = worker.answer(Generate, messages, GenerationOptions(depth=3))
-    assert_is_as_alone(events, engine, messages, GenerationOptions(depth=3))
+    events = worker.answer(Generate, messages, GenerationOptions(depth=3, max_tokens=24))
+    assert_is_as_alone(events, engine, messages, GenerationOptions(depth=3, max_tokens=24))
 
 
-def test_a_stop_for_an_old_command_ends_no_newer_one(worker: Driven, engine: Engine) -> None:
+def test_a_stop_for_an_old_command_ends_no_newer_one(worker: Driven) -> None:
     old = worker.answer(Generate, user("Hello!"), GenerationOptions(depth=3, max_tokens=1))[-1].id
-    command = worker.send(Generate, user(ORDER), GenerationOptions(depth=3))
+    command = worker.send(Generate, user(ORDER), GenerationOptions(depth=3, max_tokens=24))
     worker.stop(old)
     worker.until(TurnDelta)
     worker.stop(old)
     finished = worker.rest(command)[-1]
-    assert (finished.reason, finished.stats.tokens) == ("stop", len(engine.generate(ORDER).tokens))
+    assert (finished.reason, finished.stats.tokens) == ("length", 24)
 
 
 def test_commands_that_wait_are_stopped_too(worker: Driven) -> None:
     first = worker.send(Generate, user(LONG), GenerationOptions(depth=3, max_tokens=3000))
     worker.until(TurnDelta)
-    second = worker.send(Compare, user(LONG), GenerationOptions(depth=3))
+    second = worker.send(Compare, user(LONG), GenerationOptions(depth=3, max_tokens=24))
     worker.stop(second, first)
     assert worker.rest(first)[-1].reason == "interrupted"
     assert worker.rest(second) == [Stopped(second)]
@@ -181,7 +190,7 @@ def test_a_turn_that_is_stopped_before_it_begins_is_finished_all_the_same(worker
     """`Stopped` is for the other commands: who waits for a turn waits for `Finished`."""
     first = worker.send(Generate, user(LONG), GenerationOptions(depth=3, max_tokens=3000))
     worker.until(TurnDelta)
-    second = worker.send(Generate, user(LONG), GenerationOptions(depth=3))
+    second = worker.send(Generate, user(LONG), GenerationOptions(depth=3, max_tokens=24))
     worker.stop(second, first)
     assert worker.rest(first)[-1].reason == "interrupted"
     assert worker.rest(second) == [Finished(second, "interrupted", {"role": "assistant", "content": ""})]
@@ -189,7 +198,7 @@ def test_a_turn_that_is_stopped_before_it_begins_is_finished_all_the_same(worker
 
 def test_a_comparison_can_be_stopped(worker: Driven) -> None:
     """It costs the conversation nothing."""
-    turn = worker.answer(Generate, user(ORDER), GenerationOptions(depth=3))[-1]
+    turn = worker.answer(Generate, user(ORDER), GenerationOptions(depth=3, max_tokens=24))[-1]
     command = worker.send(Compare, user(ORDER), GenerationOptions(depth=1))
     first = worker.until(Comparison)
     worker.stop(command)
