@@ -33,7 +33,8 @@ def bench(main_: Cli, model: str, tmp_path: Path) -> Cli:
     return lambda *options: main_("bench", "--model", model, "--out", out, *FEW, "--contexts", "64", *options)
 
 
-def test_table_json_and_page(bench: Cli, tmp_path: Path):
+@pytest.mark.usefixtures("impatient")
+def test_progress_table_json_and_page(bench: Cli, tmp_path: Path):
     ran = bench()
     assert ran.code == 0
     for words in (
@@ -45,16 +46,12 @@ def test_table_json_and_page(bench: Cli, tmp_path: Path):
         "identical",
     ):
         assert words in ran.out
-    assert str(tmp_path / "out" / "report.html") in ran.err
+    for words in ("Measuring: [", "of 2", "; math 0, depth 1", str(tmp_path / "out" / "report.html")):
+        assert words in ran.err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [row["arm"] for row in report["speed"]] == ["mlx-lm", "plain", "depth 1", "auto"]
     assert report["differences"] == []
     assert (tmp_path / "out" / "report.html").read_text().startswith("<!doctype html>")
-
-
-def test_json_is_the_report(bench: Cli, tmp_path: Path):
-    ran = bench("--json")
-    assert json.loads(ran.out) == json.loads((tmp_path / "out" / "report.json").read_text())
 
 
 def test_a_report_that_cannot_be_written_is_printed_still(bench: Cli, monkeypatch: pytest.MonkeyPatch):
@@ -68,12 +65,17 @@ def test_a_report_that_cannot_be_written_is_printed_still(bench: Cli, monkeypatc
     assert ran.err.endswith("No space left on device\n")
 
 
-def test_the_same_command_measures_nothing_again(bench: Cli, monkeypatch: pytest.MonkeyPatch):
+def test_the_same_command_measures_nothing_again(bench: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """And another one is refused in the same folder."""
     first = bench("--json")
+    assert json.loads(first.out) == json.loads((tmp_path / "out" / "report.json").read_text())
     monkeypatch.setattr(Measurement, "measure", lambda *_: pytest.fail("measured again"))
     again = bench("--json")
     assert again.code == 0
     assert json.loads(again.out) == json.loads(first.out)
+    other = bench("--tokens", "9")
+    assert (other.code, other.out) == (2, "")
+    assert "of another benchmark (settings tokens: 8 there, 9 now); give another --out" in other.err
 
 
 def test_control_c_keeps_what_was_measured_and_says_how_to_go_on(
@@ -172,13 +174,6 @@ def test_options_that_argparse_refuses(main_: Cli, options: tuple[str, ...], sai
     assert said in ran.err
 
 
-def test_another_benchmark_in_the_folder(bench: Cli):
-    assert bench().code == 0
-    ran = bench("--tokens", "9")
-    assert (ran.code, ran.out) == (2, "")
-    assert "of another benchmark (settings tokens: 8 there, 9 now); give another --out" in ran.err
-
-
 def test_two_reports(bench: Cli, main_: Cli, tmp_path: Path):
     assert bench().code == 0
     out, both = str(tmp_path / "out"), tmp_path / "both"
@@ -189,14 +184,6 @@ def test_two_reports(bench: Cli, main_: Cli, tmp_path: Path):
     assert json.loads((both / "compare.json").read_text())["conditions"] == {}
     assert "<svg" in (both / "compare.html").read_text()
     assert json.loads(main_("bench", "--compare", out, out, "--json").out)["arms"]
-
-
-@pytest.mark.usefixtures("impatient")
-def test_progress_says_what_is_measured(bench: Cli):
-    err = bench().err
-    assert "Measuring: [" in err
-    assert "of 2" in err
-    assert "; math 0, depth 1" in err
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(12.4, "12 s"), (89, "89 s"), (150, "2 min"), (7200, "2.0 h")])
