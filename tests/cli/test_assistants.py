@@ -11,6 +11,7 @@ import pytest
 from mlxmtp.heads.gemma import repo
 from tests import tiny
 from tests.cli.conftest import Ran, assert_refused
+from tests.grids import cases
 from tests.hub import Fault, Hub
 
 MODEL, ASSISTANT = "google/gemma-4-E2B-it", "google/gemma-4-E2B-it-assistant"
@@ -50,7 +51,7 @@ def test_names(name: str, found: str | None) -> None:
     assert repo([name]) == found
 
 
-@pytest.mark.parametrize("model", [MODEL, CONVERTED])
+@pytest.mark.parametrize("model", cases([MODEL, CONVERTED], default=[CONVERTED]))
 def test_a_known_models_head_is_found_and_named(published: Hub, answer: Callable[..., dict], main_, model: str) -> None:
     found = answer(model)
     assert (found["head"], found["head_source"]) == ("gemma4-assistant", ASSISTANT)

@@ -43,6 +43,7 @@ def test_tools_by_the_openai_client(tmp_path: Path) -> None:
     assert min(cached[1:]) > 200, "later turns read what is new"
 
 
+@pytest.mark.exhaustive  # four texts of the demo model
 def test_a_drafter_of_ones_own() -> None:
     text = run("own_drafter.py")  # it compares with plain decoding itself
     passes = [int(count) for count in re.findall(r"96 tokens in (\d+) passes", text)]
