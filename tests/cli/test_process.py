@@ -24,7 +24,7 @@ def endless() -> Iterator[subprocess.Popen[str]]:
 def test_control_c_stops_and_keeps_what_came(endless):
     assert endless.stdout.readline() == "word 0\n"
     endless.send_signal(signal.SIGINT)
-    _, err = endless.communicate(timeout=30)
+    _, err = endless.communicate(timeout=60)
     assert endless.returncode == 130
     assert "(interrupted)" in err
     assert "Traceback" not in err
@@ -34,4 +34,4 @@ def test_a_closed_pipe_ends_it_quietly(endless):
     assert endless.stdout.readline() == "word 0\n"
     endless.stdout.close()
     assert endless.stderr.read() == ""
-    assert endless.wait(timeout=30) == 141
+    assert endless.wait(timeout=60) == 141
