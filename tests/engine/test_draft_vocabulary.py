@@ -21,6 +21,7 @@ from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.engine.depth_store import file_for
 from mlxmtp.engine.loading import draft_tokens
 from mlxmtp.heads.draft_output import DraftOutput
+from tests.grids import cases
 
 FEW = [3, 40, 41, 97, 150]
 PROMPT = list(range(5, 40))
@@ -45,7 +46,10 @@ def test_the_rows_are_the_matrixs_own(kind: str | int) -> None:
     assert mx.all(found[..., others] == -mx.inf)
 
 
-@pytest.fixture(params=["qwen3_5", "glm4_moe_lite", "deepseek_v3"])
+MODELS = ("qwen3_5", "glm4_moe_lite", "deepseek_v3")
+
+
+@pytest.fixture(params=cases(MODELS, default=MODELS[:2]))
 def model(request: pytest.FixtureRequest, raw_checkpoint: Callable[..., Path], nextn_checkpoint: Any) -> Path:
     if request.param == "qwen3_5":
         return raw_checkpoint("qwen3_5", dtype="float32")
@@ -66,34 +70,31 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "sampling", [GenerationOptions(), GenerationOptions(temperature=0.9, seed=3)], ids=["greedy", "seeded"]
-)
-def test_the_text_is_as_without_and_the_drafts_are_of_the_vocabulary(
-    model: Path, file: Path, sampling: GenerationOptions
-) -> None:
+def test_the_text_is_as_without_and_the_drafts_are_of_the_vocabulary(model: Path, file: Path) -> None:
     engine, whole = load(model, draft_vocab=file), load(model)
     assert engine.draft_tokens
     assert set(FEW) <= set(engine.draft_tokens)
-    plain = whole.generate(PROMPT, replace(sampling, max_tokens=40, depth=0)).tokens
-    assert engine.generate(PROMPT, replace(sampling, max_tokens=40, depth=3)).tokens == plain
-    assert engine.generate(PROMPT, replace(sampling, max_tokens=40)).tokens == plain
-    sequence = Sequence(engine.target, engine.mtp)
-    sequence.prefill(PROMPT)
-    drafts = MTPChain(engine.mtp).propose(sequence, 6, Sampler(sampling.sampling)).tokens[0].tolist()  # type: ignore[arg-type]
-    assert set(drafts) <= set(engine.draft_tokens)
+    for sampling in (GenerationOptions(), GenerationOptions(temperature=0.9, seed=3)):
+        assert_narrow(engine, whole, sampling)
     files = [file_for(each.facts, each.identity) for each in (engine, whole)]
     assert files[0] != files[1], "what is learned of one is not of the other"
 
 
-@pytest.mark.parametrize("verify", ["token", "block"])
-def test_rejection_sampling_takes_drafts_of_a_part(model: Path, file: Path, verify: Any) -> None:
+def assert_narrow(engine: Engine, whole: Engine, sampling: GenerationOptions) -> None:
+    plain = whole.generate(PROMPT, replace(sampling, max_tokens=16, depth=0)).tokens
+    assert engine.generate(PROMPT, replace(sampling, max_tokens=16, depth=3)).tokens == plain
+    sequence = Sequence(engine.target, engine.mtp)
+    sequence.prefill(PROMPT)
+    drafts = MTPChain(engine.mtp).propose(sequence, 6, Sampler(sampling.sampling)).tokens[0].tolist()  # type: ignore[arg-type]
+    assert set(drafts) <= set(engine.draft_tokens or ())
+
+
+def test_rejection_sampling_takes_drafts_of_a_part(model: Path, file: Path) -> None:
     """Tokens outside the vocabulary come as corrections and bonus tokens."""
     engine = load(model, draft_vocab=file)
-    tokens = engine.generate(
-        PROMPT, GenerationOptions(temperature=1.0, seed=1, max_tokens=60, depth=2, verify=verify)
-    ).tokens
-    assert set(tokens) - set(engine.draft_tokens or ())
+    for verify in ("token", "block"):
+        options = GenerationOptions(temperature=1.0, seed=1, max_tokens=16, depth=2, verify=verify)  # type: ignore[arg-type]
+        assert set(engine.generate(PROMPT, options).tokens) - set(engine.draft_tokens or ()), verify
 
 
 def test_a_number_takes_the_most_frequent_and_the_special_ones(trained: Engine) -> None:
@@ -120,9 +121,8 @@ def test_files_of_ids(tmp_path: Path, trained: Engine, text: str) -> None:
     assert set(draft_tokens(tmp_path / "ids", trained.tokenizer, vocabulary)) == {3, 7} | special
 
 
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
+def test_a_file_that_will_not_do(tmp_path: Path, trained: Engine) -> None:
+    for content, told in (
         (b"", "there are none"),
         (b"[]", "there are none"),
         (b"[1, 2", "Expecting"),
@@ -131,12 +131,10 @@ def test_files_of_ids(tmp_path: Path, trained: Engine, text: str) -> None:
         (b"[1, -2]", "-2 is no token"),
         (b"[1, true]", "True is no token"),
         (b"\xff\xfe", "it is no text"),
-    ],
-)
-def test_a_file_that_will_not_do(tmp_path: Path, trained: Engine, content: bytes, told: str) -> None:
-    (tmp_path / "ids").write_bytes(content)
-    with pytest.raises(OptionError, match=told):
-        draft_tokens(tmp_path / "ids", trained.tokenizer, 1000)
+    ):
+        (tmp_path / "ids").write_bytes(content)
+        with pytest.raises(OptionError, match=told):
+            pytest.fail(f"{content!r} gives {draft_tokens(tmp_path / 'ids', trained.tokenizer, 1000)}")
 
 
 @pytest.mark.parametrize(("asked", "told"), [(0, "at least 1 token"), (-3, "at least 1 token"), ("no/file", "No such")])
