@@ -181,7 +181,8 @@ class Bare:
 
 def ask(url: str, tokens: int, *, stream: bool) -> Rate:
     body = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": tokens, "stream": stream}
-    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode())
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
     started, first, last = time.perf_counter(), 0.0, b""
     with urllib.request.urlopen(request, timeout=300) as answer:
         for line in answer:

@@ -19,7 +19,6 @@ from starlette.routing import Route
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.server.adapter import ApiAdapter, ResponseContext, StreamWriter
 from mlxmtp.server.asgi import (
-    ApiKeyCheck,
     ClientDisconnectError,
     EventStream,
     JsonResponse,
@@ -30,6 +29,7 @@ from mlxmtp.server.body import JsonObject, read_body
 from mlxmtp.server.chat_completions import ChatCompletionsAdapter
 from mlxmtp.server.completions import CompletionsAdapter
 from mlxmtp.server.errors import ApiError, internal_error
+from mlxmtp.server.guards import ApiKeyCheck, PageCheck
 from mlxmtp.server.host import Host
 from mlxmtp.server.messages import MessagesAdapter
 from mlxmtp.server.prompting import PromptBuilder
@@ -72,12 +72,17 @@ class Service:
     log: Log = field(default_factory=Log)
 
 
-def create_app(service: Service, api_key: str | None = None, origins: tuple[str, ...] = ()) -> Starlette:
+def create_app(
+    service: Service,
+    api_key: str | None = None,
+    origins: tuple[str, ...] = (),
+    hosts: tuple[str, ...] | None = None,
+) -> Starlette:
     """The application.
 
     Args:
         api_key: key that clients must send; None: none.
-        origins: origins of web pages that may call it; "*" for all.
+        origins, hosts: as in `PageCheck`.
     """
     counting = [adapter for adapter in ADAPTERS if adapter.count_path]
     counts = {str(adapter.count_path): _CountEndpoint(service, adapter) for adapter in counting}
@@ -94,10 +99,20 @@ def create_app(service: Service, api_key: str | None = None, origins: tuple[str,
     ]
     known_paths = (*counts, *turns, "/v1/models", "/api/hello", "/")
     middleware = [Middleware(RequestLog, log=service.log, metrics=service.metrics, known_paths=known_paths)]
+    middleware.append(Middleware(PageCheck, origins=origins, hosts=hosts, respond=error_response))
     if origins:
-        middleware.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=("*",), allow_headers=("*",)))
+        every = ("*",)
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=every,
+                allow_headers=every,
+                allow_private_network=True,  # browsers ask before a page of the web reaches into a private network
+            )
+        )
     if api_key:
-        middleware.append(Middleware(ApiKeyCheck, key=api_key, error_body=error_body))
+        middleware.append(Middleware(ApiKeyCheck, key=api_key, respond=error_response))
     return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _unrouted})
 
 

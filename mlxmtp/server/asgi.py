@@ -1,58 +1,26 @@
-"""The HTTP layer below the endpoints: API key, event streams with keep-alives, and clients that disconnect."""
+"""The HTTP layer below the endpoints: event streams with keep-alives, and clients that disconnect."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing, suppress
 from typing import Any, Generic, Self, TypeVar
 
-from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from mlxmtp.server.adapter import encode_json
-from mlxmtp.server.errors import ApiError
 
 KEEP_ALIVE_S = 5.0
 """Seconds without an event after which a stream sends a comment. Clients allow 10 or more."""
 KEEP_ALIVE = b": keep-alive\n\n"
 """A comment of server-sent events; every client ignores it."""
-OPEN_PATHS = ("/health",)
-"""Paths that need no API key."""
 T = TypeVar("T")
 
 
 class ClientDisconnectError(Exception):
     """The client has closed its connection."""
-
-
-class ApiKeyCheck:
-    """ASGI middleware that requires the key as `Authorization: Bearer KEY` or as `x-api-key: KEY`.
-
-    Args:
-        error_body: gives the body of an error on a path.
-    """
-
-    def __init__(self, app: ASGIApp, key: str, error_body: Callable[[str, ApiError], dict[str, Any]]) -> None:
-        self._app = app
-        self._key = key.encode()
-        self._error_body = error_body
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._has_key(Headers(scope=scope)):
-            await self._app(scope, receive, send)
-            return
-        message = "the API key is missing or wrong; the server was started with --api-key"
-        error = ApiError(message, status=401, code="invalid_api_key")
-        response = JSONResponse(self._error_body(scope["path"], error), 401, {"www-authenticate": "Bearer"})
-        await response(scope, receive, send)
-
-    def _has_key(self, headers: Headers) -> bool:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        keys = [headers.get("x-api-key", ""), token.strip() if scheme.lower() == "bearer" else ""]
-        return any([secrets.compare_digest(key.encode(), self._key) for key in keys])  # noqa: C419 - constant time
 
 
 class JsonResponse(JSONResponse):

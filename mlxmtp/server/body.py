@@ -130,6 +130,10 @@ async def read_body(request: Request, max_bytes: int) -> JsonObject:
     Raises:
         ApiError: it has more than `max_bytes` bytes, is compressed, or is not a JSON object.
     """
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != "application/json":  # a page may send text without asking
+        message = f"content-type is {short_repr(content_type)}; expected application/json"
+        raise ApiError(message, status=415, code="unsupported_media_type")
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         message = f"content-encoding is {encoding}, which this server does not decode; send the body as it is"

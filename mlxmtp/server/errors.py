@@ -33,7 +33,12 @@ class ApiError(MlxmtpError):
     @property
     def error_type(self) -> str:
         """The class of the error; OpenAI and Anthropic use the same names."""
-        types = {401: "authentication_error", 404: "not_found_error", 413: "request_too_large"}
+        types = {
+            401: "authentication_error",
+            403: "permission_error",
+            404: "not_found_error",
+            413: "request_too_large",
+        }
         return types.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
 
 

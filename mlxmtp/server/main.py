@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import re
 import signal
@@ -23,6 +22,7 @@ from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import OptionError
 from mlxmtp.exactness.guarantee import PROMISES, Identity
 from mlxmtp.server.app import Service, create_app
+from mlxmtp.server.guards import is_loopback
 from mlxmtp.server.host import Host
 from mlxmtp.server.prompting import PromptBuilder
 from mlxmtp.units import size
@@ -35,6 +35,8 @@ SHUTDOWN_S = 2
 """Seconds that open connections have to end after a signal."""
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+")
 """The form of an `Origin` header. A value of --cors in another form would never match."""
+HOST_NAME = re.compile(r"[^\s:/?#\[\]A-Z]+")
+"""The form of a host's name. A value of --allow-host in another form would never match."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class ServeOptions:
     Args:
         model, head, mtp, cache_bytes, cache_dir, identity, draft_vocab: as in `Load`.
         depth: drafts in a round; 0: plain decoding; None: chosen by the policy.
+        api_key: the key that clients must send; it may be left out on loopback only.
         origins: origins of web pages that may call the server.
+        hosts: names of this machine besides localhost, under which clients may call a server on loopback.
         queue: the most requests that wait.
         max_body: limit of a request's body, in bytes.
         sampling: fields of `GenerationOptions` for requests that leave them out. They come before the recommendations
@@ -59,6 +63,7 @@ class ServeOptions:
     port: int = 8080
     api_key: str | None = None
     origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
     queue: int = 32
     max_body: int = 32_000_000
     cache_bytes: int | None = None
@@ -77,11 +82,12 @@ def serve(options: ServeOptions, start: StartTransport = WorkerProcess.start) ->
     """Serve until a signal ends it.
 
     Raises:
-        OptionError: an option is wrong, the address or port is not available, or the model cannot draft as asked.
+        OptionError: an option is wrong, the address or port is not available or would be open to everyone, or the
+            model cannot draft as asked.
         LoadError: the model cannot be loaded.
     """
     check(options)
-    with listening(options.host, options.port) as listener:
+    with listening(options.host, options.port, needs_loopback=options.api_key is None) as listener:
         asyncio.run(_serve(options, start, listener))
 
 
@@ -104,17 +110,25 @@ def check(options: ServeOptions) -> None:
         if not ORIGIN.fullmatch(origin):
             expected = "SCHEME://HOST[:PORT] in lower case without a path, such as http://localhost:3000, or '*'"
             raise OptionError(f"--cors is {origin!r}; expected {expected}")
+    for name in options.hosts:
+        if not HOST_NAME.fullmatch(name):
+            raise OptionError(f"--allow-host is {name!r}; expected a name in lower case without a port")
 
 
 @contextmanager
-def listening(host: str, port: int) -> Iterator[socket.socket]:
+def listening(host: str, port: int, *, needs_loopback: bool = False) -> Iterator[socket.socket]:
     """A listening socket. Clients that connect before the model is loaded wait.
 
     Raises:
-        OptionError: there is no such address, or the port is taken.
+        OptionError: there is no such address, the port is taken, or the address is not of loopback though it must be.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if needs_loopback and not is_loopback(str(address[0])):
+            raise OptionError(
+                f"{host} can be reached from other machines, and there is no key; set --api-key-file FILE, or listen "
+                "on 127.0.0.1"
+            )
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
@@ -203,7 +217,8 @@ async def _run(
     name = loaded.name.rstrip("/").rsplit("/", 1)[-1] if Path(loaded.name).exists() else loaded.name
     service = Service(host, prompts, name, default_options(folder, options), options.max_body)
     host.warn = lambda text: service.log.line(f"warning: {text}")
-    server = http_server(create_app(service, options.api_key, options.origins))
+    hosts = options.hosts if is_loopback(listener.getsockname()[0]) else None
+    server = http_server(create_app(service, options.api_key, options.origins, hosts))
     _print_start(options, loaded, name, listener)
     serving = asyncio.create_task(server.serve([listener]))
     await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -222,8 +237,6 @@ def _print_start(options: ServeOptions, loaded: Loaded, name: str, listener: soc
     if drafts:
         _print(f"at temperature 0 or with a seed: {PROMISES[loaded.promise_at(options.depth)]}")
     _print("`mlxmtp connect` shows the settings of clients; ctrl+c ends the server")
-    if not ipaddress.ip_address(address.split("%")[0]).is_loopback and not options.api_key:
-        _print(f"warning: {shown} can be reached from other machines, and anyone may ask; set --api-key")
     if options.cache_bytes is not None:
         _print(f"prefix cache: up to {size(options.cache_bytes)}")
 

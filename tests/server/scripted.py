@@ -29,6 +29,7 @@ from tests.scripted_engine import Answers, Engines, ScriptedEngine, finished, sa
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 ALL = tuple(each.path for each in ADAPTERS)
+JSON = {"content-type": "application/json"}
 MINIMAL: dict[str, dict[str, Any]] = {
     CHAT: {"messages": [{"role": "user", "content": "hi"}]},
     COMPLETIONS: {"prompt": "hi"},
@@ -140,7 +141,7 @@ class LocalServer:
             await until(lambda: server.started, "the server")
             address = f"http://127.0.0.1:{door.getsockname()[1]}"
             try:
-                async with httpx2.AsyncClient(base_url=address, timeout=20) as http:
+                async with httpx2.AsyncClient(base_url=address, timeout=20, headers=JSON) as http:
                     yield LocalServer(self.engines, self.service, self.app, http)
             finally:
                 server.should_exit = True
@@ -174,7 +175,8 @@ async def serving(
     )
     app = create_app(service, **options)
     try:
-        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://server") as http:
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://server", headers=JSON) as http:
             yield LocalServer(engines, service, app, http)
     finally:
         await host.close()

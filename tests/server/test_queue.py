@@ -247,7 +247,10 @@ async def test_a_client_that_does_not_read_blocks_nobody() -> None:
         address = online.http.base_url
         reader, writer = await asyncio.open_connection(address.host, address.port, limit=1024)
         body = b'{"prompt": "hi", "stream": true}'
-        writer.write(b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        head = (
+            b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        )
+        writer.write(head % len(body) + body)
         await until(lambda: turns(served) == 1, "its turn")
         await online.assert_works()
         writer.write(b"GET /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")

@@ -46,7 +46,8 @@ def assert_tries_again_when_the_queue_is_full(ask: Ask, server: ServerProcess, s
     sent_away = f"POST {path} 503"
     before = server.log.count(sent_away)
     body = json.dumps({"messages": [{"role": "user", "content": "Somebody else's."}]}).encode()
-    request = urllib.request.Request(f"{server.url}/v1/chat/completions", body)
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(f"{server.url}/v1/chat/completions", body, headers)
     other = threading.Thread(target=lambda: urllib.request.urlopen(request, timeout=PATIENCE_S).read())
     with ThreadPoolExecutor(1) as pool:
         with scripted.held():
