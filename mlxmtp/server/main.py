@@ -124,14 +124,14 @@ def listening(host: str, port: int, *, needs_loopback: bool = False) -> Iterator
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
         if needs_loopback and not is_loopback(str(address[0])):
             raise OptionError(
                 f"{host} can be reached from other machines, and there is no key; set --api-key-file FILE, or listen "
                 "on 127.0.0.1"
             )
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
         listener.listen()
     except OSError as error:
         raise OptionError(
