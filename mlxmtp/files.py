@@ -1,14 +1,17 @@
-"""Files and folders that are written whole or not at all, and the locks that keep two processes apart."""
+"""Files that others wrote, read within bounds; files and folders that are written whole or not at all; locks."""
 
 import errno
 import fcntl
 import glob
+import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from platformdirs import user_data_path
 
@@ -19,11 +22,70 @@ PARTIAL = ".partial"
 """The last suffix of a file or folder that is being written; its name begins with a dot."""
 SPARE_BYTES = 64 << 20
 """Bytes; `check_space` refuses a write that would leave less than this free on the disk."""
+MAX_FILE_BYTES = 128 << 20
+"""Bytes of a file that is read whole. The largest tokenizers have 40 MB; in memory, JSON takes 20 times as much."""
+MAX_NESTING = 64
+"""Levels of objects and lists in a JSON text. Deeper ones exhaust the stack of whatever walks through them."""
 
 
 def data_folder() -> Path:
     """Return the folder where mlxmtp keeps what it makes, by the platform's convention."""
     return user_data_path("mlxmtp", appauthor=False)
+
+
+# -- reading --------------------------------------------------------------------------------------------------
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading. A FIFO would block until somebody writes, a device may never end.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+
+
+def read_regular(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        OSError: as `open_regular`, or it has more than `max_bytes`.
+    """
+    with open_regular(path) as stream:
+        content = stream.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {size(max_bytes)}", str(path))
+    return content
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, not UTF-8, or has more than `MAX_NESTING` levels.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_NESTING):
+        inner = (node.values() if isinstance(node, dict) else node for node in level)
+        level = [child for children in inner for child in children if isinstance(child, dict | list)]
+    if level:
+        raise ValueError(f"nested more than {MAX_NESTING} levels deep")
+    return value
+
+
+def read_json(path: Path, max_bytes: int = MAX_FILE_BYTES) -> Any:
+    """Return the value in a JSON file.
+
+    Raises:
+        OSError: as `read_regular`. ValueError: as `parse_json`.
+    """
+    return parse_json(read_regular(path, max_bytes))
 
 
 # -- files ----------------------------------------------------------------------------------------------------
@@ -77,7 +139,7 @@ def unfinished_file(folder: Path, name: str, mode: int = 0o666) -> Iterator[Path
 def remove_abandoned(folder: Path, pattern: str = f".*{PARTIAL}") -> None:
     """Remove the unfinished files of `folder` on which no process has a lock: their writers were killed."""
     for left in folder.glob(pattern):
-        with suppress(OSError), left.open("rb") as file:
+        with suppress(OSError), open_regular(left) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
 
@@ -141,7 +203,7 @@ def locked(path: Path, dest: Path) -> Iterator[None]:
     Raises:
         CheckpointError: another process holds the lock.
     """
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # never waits for a FIFO's writer
     try:
         # the earlier holder may have renamed or removed it
         if not try_lock(handle) or not is_same_file(path, handle):

@@ -37,9 +37,14 @@ def import_backend() -> None:
     try:
         import_module("mlx.core")
     except ImportError as error:
-        if error.name not in ("mlx", "mlx.core") and "libmlx" not in str(error):
-            raise
-        raise BackendError(f"MLX cannot be imported ({error}); {_HOW_TO_GET_MLX}") from error
+        raise missing_backend(error) from error
+
+
+def missing_backend(error: ImportError) -> ImportError:
+    """Return the `BackendError` that says what to install if MLX could not be imported; else the error as it is."""
+    if error.name not in ("mlx", "mlx.core") and "libmlx" not in str(error):
+        return error
+    return BackendError(f"MLX cannot be imported ({error}); {_HOW_TO_GET_MLX}")
 
 
 def memory_bytes() -> int:

@@ -1,22 +1,31 @@
 """Open a checkpoint: a folder or a Hub repo, with its configuration and its list of tensors."""
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxmtp.checkpoints import hub
 from mlxmtp.checkpoints.attached import attached_folder
-from mlxmtp.checkpoints.tensors import EXPECTED, SIDECAR, TensorInfo, contents, list_tensors, read_header
+from mlxmtp.checkpoints.tensors import EXPECTED, SIDECAR, TensorInfo, contents, list_tensors, read_header, readable
 from mlxmtp.errors import CheckpointError
+from mlxmtp.files import MAX_FILE_BYTES, open_regular, parse_json, read_regular
+from mlxmtp.units import size
 
 HEAD_FACTS = "mtp_head"
 """The key of config.json under which mlxmtp writes the description of a side-car."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
 """File names; a model without any of them has no tokenizer."""
+KEPT_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+              "*.tiktoken", "*.model", "generation_config.json")  # fmt: skip
+"""Patterns of the files beside the weights that a conversion keeps."""
+READ_FILES = (*KEPT_FILES, "hf_quant_config.json", "*processor_config.json", "additional_chat_templates/*.jinja")
+"""Patterns of the files beside config.json and the weights that mlx-lm and its tokenizers open."""
+MAX_CARD_BYTES = 1 << 16
+"""Bytes of a model card that are read; its YAML header is at the beginning."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,7 @@ def open_checkpoint(path_or_repo: str | Path) -> Checkpoint:
     if not folder.exists():
         folder = hub.download(str(path_or_repo))
     config, tensors = read_config(folder), list_tensors(folder)
+    visible_files(folder, READ_FILES)
     repo, revision = hub.origin(folder)
     if repo and revision and ((kept := attached_folder(repo, revision)) / SIDECAR).is_file():
         tensors |= read_header(kept / SIDECAR)
@@ -92,9 +102,27 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; expected the folder of a model, or a Hub repo (owner/name)")
-    if not file.is_file():
+    if not file.exists():
         raise CheckpointError(no_config(str(folder), os.listdir(folder)))
-    return parse_config(file.read_bytes(), str(file))
+    with readable(file):
+        return parse_config(read_regular(file), str(file))
+
+
+def visible_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """Return what a model's folder has of these patterns, without folders and hidden files (macOS leaves `._*`).
+
+    Raises:
+        CheckpointError: a file is a FIFO, a device or another special file, which would block whoever reads it, or has
+            more than `MAX_FILE_BYTES`.
+    """
+    found = {file for pattern in patterns for file in folder.glob(pattern) if not file.name.startswith(".")}
+    files = [file for file in sorted(found) if file.exists() and not file.is_dir()]
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{file}: not a regular file; remove it from the model's folder")
+        if (nbytes := file.stat().st_size) > MAX_FILE_BYTES:
+            raise CheckpointError(f"{file}: {size(nbytes)}, expected {size(MAX_FILE_BYTES)} at most")
+    return files
 
 
 def no_config(where: str, names: Iterable[str]) -> str:
@@ -119,7 +147,7 @@ def parse_config(content: bytes, name: str) -> dict[str, Any]:
         CheckpointError: it is not the configuration of a language model.
     """
     try:
-        config = json.loads(content)
+        config = parse_json(content)
     except ValueError as error:
         raise CheckpointError(f"{name}: not valid JSON ({error})") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
@@ -131,13 +159,12 @@ def parse_config(content: bytes, name: str) -> dict[str, Any]:
 
 def base_model(folder: Path) -> str | None:
     """Return the `base_model` of a folder's README.md, or None."""
-    readme = folder / "README.md"
-    if not readme.is_file():
-        return None
-    return card_base(readme.read_text(errors="replace"))
+    with suppress(OSError), open_regular(folder / "README.md") as stream:
+        return card_base(stream.read(MAX_CARD_BYTES).decode(errors="replace"))
+    return None
 
 
 def card_base(card: str) -> str | None:
     """Return the `base_model` in a model card's YAML header: a repo, or the first of a list; or None."""
-    found = re.search(r"\A---\n(?:.*\n)*?base_model:\s*(?:\n\s*-\s*)?[\"']?([\w.-]+/[\w.-]+)", card)
+    found = re.search(r"\A---\n(?:.*\n)*?base_model:[ \t]*(?:\n[ \t]*-[ \t]*)?[\"']?([\w.-]+/[\w.-]+)", card)
     return found[1] if found else None

@@ -20,7 +20,7 @@ MLX_VLM = "_mtp"
 DRAFTERS = (MLX_VLM, "_assistant")
 """The last parts of model types of heads in a folder of their own; "_assistant" is Gemma's."""
 _NAME = re.compile(r"((?:model\.|language_model\.)*mtp\.)(.+)")
-_LAYER = re.compile(r"((?:model\.|language_model\.)*)layers\.(\d+)\.(.+)")
+_LAYER = re.compile(r"((?:model\.|language_model\.)*)layers\.(\d{1,9})\.(.+)")
 _NUMBER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
 _DSPARK = ("main_proj", "main_norm", "markov_head", "confidence_head")
 
@@ -63,9 +63,9 @@ class HeadFiles:
 
     def quantization(self, path: str) -> dict[str, Any]:
         """Return the quantization that the files state for a linear layer of the head ("fc"), or {}."""
-        stated = self.facts.get("quantization") or {}
+        stated = self.facts.get("quantization")
         stored = next((name for name, short in self.names.items() if short == f"{path}.weight"), "")
-        how = stated.get(stored.removesuffix(".weight"))
+        how = stated.get(stored.removesuffix(".weight")) if isinstance(stated, dict) else None
         return dict(how) if isinstance(how, dict) else {}
 
 

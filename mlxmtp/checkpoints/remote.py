@@ -1,6 +1,5 @@
 """Read parts of a repo on the Hub by byte range, without a download."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,8 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from mlxmtp.checkpoints.hub import check_name, explained, reason, timeout_s
-from mlxmtp.checkpoints.tensors import TensorInfo, check_complete, header_length, parse_header, weight_files
+from mlxmtp.checkpoints.tensors import (
+    TensorInfo,
+    check_complete,
+    header_length,
+    index_files,
+    parse_header,
+    read_index,
+    weight_files,
+)
 from mlxmtp.errors import CheckpointError
+from mlxmtp.files import MAX_FILE_BYTES, parse_json
+from mlxmtp.units import size
 
 BLOCK = 16 << 20
 """Bytes of one request, held in memory; a killed process loses at most this much of a download."""
@@ -62,6 +71,8 @@ class RemoteRepo:
                     for chunk in self._chunks(file, start + len(content), stop):
                         content += chunk
                         failures = 0
+                        if len(content) > stop - start:
+                            break
                     if len(content) != stop - start:
                         found = f"{len(content)} bytes of {file} came, expected {stop - start}"
                         raise CheckpointError(f"{self.repo}: {found}; run the command again")
@@ -98,7 +109,7 @@ class RemoteRepo:
             CheckpointError: there is no such file, or it is not a JSON object.
         """
         try:
-            content = json.loads(self.small(file))
+            content = parse_json(self.small(file))
         except ValueError as error:
             raise CheckpointError(f"{self.repo}/{file}: not valid JSON ({error})") from error
         if not isinstance(content, dict):
@@ -109,17 +120,19 @@ class RemoteRepo:
         """Return the content of a small file.
 
         Raises:
-            CheckpointError: there is no such file.
+            CheckpointError: there is no such file, or it is too large.
         """
         if file not in self.sizes:
             raise CheckpointError(f"{self.repo}: no {file} in the repo")
+        if (found := self.sizes[file]) > MAX_FILE_BYTES:
+            raise CheckpointError(f"{self.repo}/{file}: {size(found)}, expected {size(MAX_FILE_BYTES)} at most")
         return self.read(file, 0, self.sizes[file])
 
     def header(self, file: str) -> dict[str, TensorInfo]:
         """Return the tensors of one safetensors file; check its header against the file's size."""
-        size = self.sizes[file]
-        length = header_length(self.read(file, 0, 8) if size > 8 else b"", size, f"{self.repo}/{file}")
-        return parse_header(self.read(file, 8, 8 + length), Path(file), size, f"{self.repo}/{file}")
+        nbytes = self.sizes[file]
+        length = header_length(self.read(file, 0, 8) if nbytes > 8 else b"", nbytes, f"{self.repo}/{file}")
+        return parse_header(self.read(file, 8, 8 + length), Path(file), nbytes, f"{self.repo}/{file}")
 
     def tensors(self, wanted: Callable[[str], bool] | None = None) -> dict[str, TensorInfo]:
         """Return the tensors of the repo's files.
@@ -127,11 +140,9 @@ class RemoteRepo:
         Args:
             wanted: skip the files that, by the index, hold no name for which it is true. None: read every header.
         """
-        indices = {n: self.small(n) for n in self.sizes if n.endswith(".safetensors.index.json") and "/" not in n}
-        files = weight_files(self.sizes)
-        check_complete(self.repo, files, indices, self.sizes)
-        indexed: dict[str, str] = {}
-        for content in indices.values():
-            indexed |= json.loads(content)["weight_map"]
+        indices = {name: read_index(self.small(name), f"{self.repo}/{name}") for name in index_files(self.sizes)}
+        check_complete(self.repo, self.sizes, indices)
+        indexed = {name: file for index in indices.values() for name, file in index.items()}
         skipped = set(indexed.values()) - {file for name, file in indexed.items() if not wanted or wanted(name)}
-        return {n: info for file in files if file not in skipped for n, info in self.header(file).items()}
+        files = (file for file in weight_files(self.sizes) if file not in skipped)
+        return {name: info for file in files for name, info in self.header(file).items()}

@@ -1,27 +1,37 @@
 """Names, shapes and dtypes of a checkpoint's tensors, read from the safetensors headers alone."""
 
-import json
 import math
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from mlxmtp.errors import CheckpointError
+from mlxmtp.files import open_regular, parse_json, read_regular
 
 SIDECAR = "mtp.safetensors"
 """The file of a head next to a model that was converted without it, as mlxmtp writes it."""
 SIDECARS = (SIDECAR, "mtp/weights.safetensors", "model-mtp.safetensors")
 """That name, and the names that other programs give it, relative to the folder; the first has priority."""
-EXPECTED = "expected a model in Hugging Face or MLX layout (config.json and .safetensors files)"
+WHOLE = "model.safetensors"
+"""The file of a model that is not in shards."""
+WEIGHTS = "model*.safetensors"
+"""The pattern of the files that mlx-lm reads; `adapters.safetensors` and `consolidated.safetensors` are others'."""
+INDEX = WEIGHTS + ".index.json"
+"""The pattern of the files that say which shard holds which tensor."""
+EXPECTED = "expected a model in Hugging Face or MLX layout (config.json and model*.safetensors files)"
 """The end of messages on a folder or repo that is not a model."""
 MAX_HEADER_BYTES = 100_000_000
 """The safetensors library's own limit; a longer header is refused."""
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 _BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1}
+_MAX_DIMENSIONS, _MAX_SIZE = 16, 1 << 63
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 
 
@@ -48,10 +58,31 @@ class TensorInfo:
         return self.stop - self.start
 
 
+@contextmanager
+def readable(name: str | Path, kind: str = "JSON") -> Iterator[None]:
+    """Raise the errors of reading a file as `CheckpointError`.
+
+    Args:
+        name: of the file, for messages.
+        kind: what the file should be, for messages.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{name}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{name}: not valid {kind} ({error})") from error
+
+
 def weight_files(names: Iterable[str]) -> list[str]:
     """Return the names that hold tensors, relative to the model's folder; side-cars last, mlxmtp's at the end."""
-    known = [name for name in names if name.endswith(".safetensors") and ("/" not in name or name in SIDECARS)]
+    known = [name for name in names if name in SIDECARS or ("/" not in name and fnmatchcase(name, WEIGHTS))]
     return sorted(known, key=lambda name: (-SIDECARS.index(name) if name in SIDECARS else -len(SIDECARS), name))
+
+
+def index_files(names: Iterable[str]) -> list[str]:
+    """Return the names of the indices of shards."""
+    return sorted(name for name in names if "/" not in name and fnmatchcase(name, INDEX))
 
 
 def list_tensors(folder: Path) -> dict[str, TensorInfo]:
@@ -60,17 +91,19 @@ def list_tensors(folder: Path) -> dict[str, TensorInfo]:
     Raises:
         CheckpointError: there are no such files, a shard is missing, or a file is shorter than its header says.
     """
-    here = {file.name for file in folder.glob("*.safetensors")}
-    files = weight_files(here.union(name for name in SIDECARS if (folder / name).is_file()))
-    indices = {index.name: index.read_bytes() for index in sorted(folder.glob("*.safetensors.index.json"))}
-    check_complete(str(folder), files, indices, os.listdir(folder))
-    return {name: info for file in files for name, info in read_header(folder / file).items()}
+    names = [*os.listdir(folder), *(name for name in SIDECARS if "/" in name and (folder / name).exists())]
+    indices = {}
+    for name in index_files(names):
+        with readable(folder / name):
+            indices[name] = read_index(read_regular(folder / name), f"{folder}/{name}")
+    check_complete(str(folder), names, indices)
+    return {name: info for file in weight_files(names) for name, info in read_header(folder / file).items()}
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """Return the tensors of one safetensors file; check its header against its size."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
+    with readable(file, "safetensors"), open_regular(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
         length = header_length(stream.read(8), size, str(file))
         return parse_header(stream.read(length), file, size, str(file))
 
@@ -95,11 +128,14 @@ def parse_header(header: bytes, file: Path, size: int, name: str) -> dict[str, T
     """
     data = 8 + len(header)
     try:
-        entries: dict[str, Any] = json.loads(header)
+        entries: dict[str, Any] = parse_json(header)
         entries.pop("__metadata__", None)
         tensors = {tensor: _info(entry, file, data) for tensor, entry in entries.items()}
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise CheckpointError(f"{name}: its safetensors header cannot be read; download it again") from error
+    spans = sorted((info.start, info.stop) for info in tensors.values() if info.nbytes)
+    if any(following < stop for (_, stop), (following, _) in pairwise(spans)):
+        raise CheckpointError(f"{name}: two tensors of its safetensors header share bytes; download it again")
     expected = max((info.stop for info in tensors.values()), default=data)
     if size < expected:
         raise CheckpointError(f"{name}: {size} bytes, expected {expected}: the file is cut short; download it again")
@@ -109,8 +145,12 @@ def parse_header(header: bytes, file: Path, size: int, name: str) -> dict[str, T
 def _info(entry: dict[str, Any], file: Path, data: int) -> TensorInfo:
     first, last = entry["data_offsets"]
     shape, dtype = tuple(entry["shape"]), entry["dtype"]
+    if not isinstance(dtype, str) or len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"{dtype} {shape}")
+    if any(type(number) is not int or not 0 <= number < _MAX_SIZE for number in (first, last, *shape)):
+        raise ValueError(f"{dtype} {shape} in bytes {first} to {last}")
     size = math.prod(shape) * _BYTES[dtype] if dtype in _BYTES else last - first
-    if not 0 <= first <= last or last - first != size:
+    if last - first != size:
         raise ValueError(f"{dtype} {shape} in bytes {first} to {last}")
     return TensorInfo(file, dtype, shape, data + first, data + last)
 
@@ -122,37 +162,56 @@ def contents(names: Iterable[str]) -> str:
     return f"it holds {', '.join(found[:3])}{more}" if found else "it is empty"
 
 
-def check_complete(where: str, present: Iterable[str], indices: dict[str, bytes], names: Iterable[str]) -> None:
+def read_index(content: bytes, name: str) -> dict[str, str]:
+    """Return the file of each tensor, as an index of shards called `name` says.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        files = dict(parse_json(content)["weight_map"].items())
+        if not all(isinstance(file, str) for file in files.values()):
+            raise TypeError("expected the name of a file for each tensor")
+        return files
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{name}: cannot be read as an index of shards ({error})") from error
+
+
+def check_complete(where: str, names: Iterable[str], indices: Mapping[str, Mapping[str, str]]) -> None:
     """Check that every weight file is present that an index or the numbering of the shards names.
+
+    mlx-lm reads no index. One that names none of the weight files that are present is of other weights.
 
     Args:
         where: the folder or repo, for messages.
-        present: the weight files.
-        indices: content of each index file, by name.
-        names: all files, for the message if there are no weights.
+        names: all of its files.
+        indices: each index, by its name.
 
     Raises:
-        CheckpointError: files are missing, or an index cannot be read.
+        CheckpointError: files are missing.
     """
-    present = set(present)
+    names = list(names)
+    present = set(weight_files(names))
     if not present:
-        raise CheckpointError(f"{where}: no .safetensors files; {contents(names)}; {EXPECTED}")
-    expected = set(present)
-    for name, content in indices.items():
-        try:
-            expected |= set(map(str, json.loads(content)["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{where}/{name}: cannot be read as an index of shards") from error
+        raise CheckpointError(f"{where}: no model*.safetensors files; {contents(names)}; {EXPECTED}")
+    others = present == present.intersection(SIDECARS)  # the model's own weights are not here
+    listed = (set(index.values()) for index in indices.values())
+    missing = {name for files in listed if others or files & present for name in files - present}
+    if WHOLE not in present:
+        missing |= set(_missing_shards(present))
+    if missing:
+        more = " and more" if len(missing) > 3 else ""
+        raise CheckpointError(f"{where}: missing {', '.join(sorted(missing)[:3])}{more}; download the model again")
+
+
+def _missing_shards(present: Iterable[str]) -> Iterator[str]:
+    """Yield up to four names that are missing from each set of numbered shards; the sets can be huge."""
+    sets: dict[tuple[str, str, int], set[int]] = {}
     for name in present:
-        expected |= set(_numbered(name))
-    if missing := sorted(expected - present):
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise CheckpointError(f"{where}: missing {', '.join(missing[:3])}{more}; download the model again")
-
-
-def _numbered(name: str) -> Iterator[str]:
-    """Yield the names of all shards of the set to which a shard belongs."""
-    if match := _SHARD.search(name):
-        stem, width = name[: match.start()], len(match[1])
-        for i in range(1, int(match[2]) + 1):
-            yield f"{stem}-{i:0{width}}-of-{match[2]}.safetensors"
+        if match := _SHARD.search(name):
+            key = name[: match.start()], match[2], len(match[1])
+            sets.setdefault(key, set()).add(int(match[1]))
+    for (stem, total, width), numbers in sets.items():
+        missing = (number for number in range(1, int(total) + 1) if number not in numbers)
+        for number in islice(missing, 4):
+            yield f"{stem}-{number:0{width}}-of-{total}.safetensors"

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from mlxmtp.cli import attach, bench, chat, connect, convert, doctor, generate, inspect, pull, serve
 from mlxmtp.errors import MlxmtpError, is_device_failure, is_out_of_memory
+from mlxmtp.machine import missing_backend
 from mlxmtp.version import __version__
 
 FAILED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
@@ -68,7 +69,10 @@ def run(argv: Sequence[str] | None) -> int:
     if arguments.command is None:
         top.print_help(sys.stderr)
         return BAD_INPUT
-    code: int = arguments.run(arguments)
+    try:
+        code: int = arguments.run(arguments)
+    except ImportError as error:  # MLX is imported by the modules that a command needs, after --help was answered
+        raise missing_backend(error) from error
     return code
 
 

@@ -14,6 +14,7 @@ from mlxmtp.checkpoints.attached import attached_folder
 from mlxmtp.checkpoints.head_files import trunk_type
 from mlxmtp.checkpoints.writer import silent, write_safetensors
 from mlxmtp.conversion.convert import DEFAULT_HEAD_BITS
+from mlxmtp.conversion.copies import check_own
 from mlxmtp.conversion.sidecar import Sidecar, make_sidecar
 from mlxmtp.conversion.sources import SAMPLE, OnBytes, Source, load_tensor, open_source
 from mlxmtp.errors import CheckpointError, HeadError
@@ -156,11 +157,11 @@ def _is_quantised(files: Any) -> bool:
 def _store(checkpoint: Checkpoint, sidecar: Sidecar, out: Path | None) -> Path:
     """Write the side-car and its description to the right folder; return the side-car's file."""
     if out is not None:
+        own = check_own(checkpoint, (file for file in checkpoint.folder.rglob("*") if file.is_file()))
         check_space(out, sidecar.nbytes)
         with staged_folder(out) as stage:
-            for file in checkpoint.folder.rglob("*"):
-                if file.is_file():
-                    _link(file, stage / file.relative_to(checkpoint.folder))
+            for file in own:
+                _link(file, stage / file.relative_to(checkpoint.folder))
             _write(stage, checkpoint.config, sidecar)
         return out / SIDECAR
     if checkpoint.repo and checkpoint.revision:

@@ -13,7 +13,9 @@ from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 from mlx_lm.utils import quantize_model, save_config
 
 from mlxmtp.checkpoints import HEAD_FACTS, SIDECAR, Checkpoint, open_checkpoint
+from mlxmtp.checkpoints.checkpoint import KEPT_FILES, visible_files
 from mlxmtp.checkpoints.writer import silent, write_model, write_safetensors
+from mlxmtp.conversion.copies import check_own
 from mlxmtp.conversion.sidecar import Sidecar, make_sidecar
 from mlxmtp.conversion.sources import OnBytes
 from mlxmtp.errors import OptionError
@@ -30,9 +32,6 @@ AFFINE_GROUPS = (32, 64, 128)
 """Weights per scale that mode affine allows."""
 DEFAULT_HEAD_BITS = 8
 """Bits of the head of a quantised trunk; fewer lower its acceptance."""
-COPIED = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-          "*.tiktoken", "*.model", "generation_config.json")  # fmt: skip
-"""Patterns of the files that are copied unchanged."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +95,15 @@ def convert(
         on_bytes: called with (bytes written, bytes in total).
 
     Raises:
-        CheckpointError: the source cannot be loaded, `dest` exists, or the disk is full.
+        CheckpointError: the source cannot be loaded, or has a link to a file elsewhere; `dest` exists; or the disk is
+            full.
         HeadError: the source has a head that cannot be run.
         OptionError: the trunk is quantised already.
     """
     check_absent(dest)
     checkpoint = open_checkpoint(source)
     check_outside(dest, checkpoint.folder)
+    kept = check_own(checkpoint, visible_files(checkpoint.folder, KEPT_FILES))
     target = load_target(checkpoint, lazy=True)
     if quantization and "quantization" in target.config:
         raise OptionError(f"{source} is quantised already; convert from its original, or leave out --quantize")
@@ -111,7 +112,7 @@ def convert(
     config = _quantised(target, quantization)
     weights: dict[str, mx.array] = dict(tree_flatten(target.model.parameters()))
     trunk_bytes, head_bytes = sum(w.nbytes for w in weights.values()), sidecar.nbytes if sidecar else 0
-    check_space(dest, trunk_bytes + head_bytes)
+    check_space(dest, trunk_bytes + head_bytes + sum(file.stat().st_size for file in kept))
     # or the module would hold all weights until the end
     target.model.update(tree_map(lambda _: mx.array([]), target.model.parameters()))
     done = 0
@@ -124,6 +125,8 @@ def convert(
     with staged_folder(dest) as stage:
         write_model(stage, weights, count)
         _write_rest(stage, checkpoint, config, sidecar)
+        for file in kept:
+            shutil.copyfile(file, stage / file.name)
         if sidecar:
             write_safetensors(stage / SIDECAR, sidecar.weights, count)
     return Converted(dest, trunk_bytes, head_bytes, reason)
@@ -183,9 +186,6 @@ def _write_rest(stage: Path, checkpoint: Checkpoint, config: dict[str, Any], sid
     if sidecar:
         config[HEAD_FACTS] = sidecar.facts
     save_config(config, stage / "config.json")
-    for pattern in COPIED:
-        for file in checkpoint.folder.glob(pattern):
-            shutil.copyfile(file, stage / file.name)
     (stage / "README.md").write_text(_card(checkpoint, config, sidecar))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlxmtp.checkpoints import Checkpoint, HeadFiles, check_tokenizer, find_head, open_checkpoint
-from mlxmtp.checkpoints.checkpoint import card_base, no_config, parse_config
+from mlxmtp.checkpoints.checkpoint import MAX_CARD_BYTES, card_base, no_config, parse_config
 from mlxmtp.checkpoints.head_files import MLX_VLM, is_head_name, trunk_type
 from mlxmtp.checkpoints.hub import cached, wanted_files
 from mlxmtp.checkpoints.remote import RemoteRepo
@@ -161,7 +161,8 @@ def _report_repo(remote: RemoteRepo) -> CheckpointReport:
     config = parse_config(remote.small("config.json"), f"{remote.repo}/config.json")
     tensors = remote.tensors()
     card = "README.md" in remote.sizes and not any(is_head_name(name, config) for name in tensors)
-    base = card_base(remote.small("README.md").decode(errors="replace")) if card else None
+    start = remote.read("README.md", 0, min(remote.sizes["README.md"], MAX_CARD_BYTES)) if card else b""
+    base = card_base(start.decode(errors="replace"))
     checkpoint = Checkpoint(Path(remote.repo), config, tensors, remote.repo, remote.commit, base)
     return _report(remote.repo, "hub", checkpoint, remote.sizes)
 

@@ -49,7 +49,8 @@ def _quantization(tensors: Mapping[str, TensorInfo], settings: Mapping[str, Any]
         return "FP8, blocks of 128 x 128"
     paths = [name.removesuffix(_SCALES) for name in tensors if name.endswith(_SCALES)]
     if not paths:
-        return settings.get("quant_method") if tensors else None
+        method = settings.get("quant_method")
+        return method if tensors and isinstance(method, str) else None
     formats = Counter(_format(path, tensors, settings) for path in paths).most_common()
     others = (f"; {count} of {len(paths)} matrices {name}" for name, count in formats[1:])
     return formats[0][0] + "".join(others)
@@ -61,7 +62,8 @@ def _format(path: str, tensors: Mapping[str, TensorInfo], settings: Mapping[str,
     how = own if isinstance(own, dict) else settings
     group = how.get("group_size")
     weight, scales = tensors.get(f"{path}.weight"), tensors[path + _SCALES]
-    if not isinstance(group, int) or weight is None:
+    columns = scales.shape[-1] * group if scales.shape and isinstance(group, int) else 0
+    if not columns or weight is None or not weight.shape:
         return "quantised"
-    bits = 32 * weight.shape[-1] // (scales.shape[-1] * group)
+    bits = 32 * weight.shape[-1] // columns
     return f"{bits}-bit {how.get('mode', 'affine')}, groups of {group}"

@@ -5,7 +5,7 @@ Imports no MLX: the processes of the server and of the chat build these options 
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
@@ -118,7 +118,7 @@ class GenerationOptions:
 
     def _check_sampling(self) -> None:
         t, p, k, m, seed = self.temperature, self.top_p, self.top_k, self.min_p, self.seed
-        _require("temperature", t, _is_number(t) and (t == 0 or 1e-6 <= t < math.inf), "0 (greedy) or at least 1e-6")
+        _require("temperature", t, _is_finite(t) and (t == 0 or t >= 1e-6), "0 (greedy) or at least 1e-6")
         _require("top_p", p, _is_number(p) and 0 < p <= 1, "a number in (0, 1]; 1 switches it off")
         _require("top_k", k, isinstance(k, int) and k >= 0, "a whole number >= 0; 0 switches it off")
         _require("min_p", m, _is_number(m) and 0 <= m <= 1, "a number in [0, 1]; 0 switches it off")
@@ -156,7 +156,7 @@ def _is_number(value: object) -> bool:
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # a whole number can be larger
 
 
 def _bias_pairs(bias: LogitBias) -> tuple[tuple[int, float], ...] | None:

@@ -23,6 +23,7 @@ from mlxmtp.targets import Target, materialise
 
 DECLARED = ("mtp_num_hidden_layers", "num_nextn_predict_layers", "num_mtp_modules")
 """Keys by which configs declare a head."""
+_MISFITS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 
 
 class NoHeadError(HeadError):
@@ -162,7 +163,7 @@ def build_head(files: HeadFiles, target: Target, *, trunk_is_raw: bool | None, l
         head, weights = family.build(weights, target, trunk_is_raw=trunk_is_raw, **facts)
         head.convention = family.conventions[0]
         _load(head, weights, target, files)
-    except (ValueError, KeyError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:
+    except _MISFITS as error:
         if is_out_of_memory(error):
             raise
         raise HeadError(f"the head's tensors do not fit this model ({error})") from error
@@ -176,7 +177,10 @@ def norms_of(files: HeadFiles, checkpoint: Checkpoint) -> Norms | None:
     family = family_of(checkpoint.model_type)
     if family is None or family.norms_are_raw is None:
         return None
-    raw = family.norms_are_raw(_read(files), trunk_is_raw=trunk_is_raw(checkpoint.tensors), stated=files.norms)
+    try:
+        raw = family.norms_are_raw(_read(files), trunk_is_raw=trunk_is_raw(checkpoint.tensors), stated=files.norms)
+    except _MISFITS as error:
+        raise HeadError(f"the head's norms cannot be read ({error})") from error
     return "raw" if raw else "shifted"
 
 
@@ -224,7 +228,8 @@ def _read(files: HeadFiles) -> dict[str, mx.array]:
 
 def trunk_is_raw(tensors: Mapping[str, TensorInfo]) -> bool | None:
     """Return whether a trunk is in Hugging Face's layout, by its convolutions, as mlx-lm does; None: it has none."""
-    widths = {info.shape[-1] for name, info in tensors.items() if name.endswith("conv1d.weight")}
+    convolutions = (info.shape for name, info in tensors.items() if name.endswith("conv1d.weight"))
+    widths = {shape[-1] for shape in convolutions if shape}
     return any(width != 1 for width in widths) if widths else None
 
 

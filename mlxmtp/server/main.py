@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import signal
 import socket
@@ -18,6 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from mlxmtp.engine.loading import load_tokenizer
+from mlxmtp.engine.recommended import recommended_sampling
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import OptionError
 from mlxmtp.exactness.guarantee import PROMISES, Identity
@@ -29,8 +29,6 @@ from mlxmtp.units import size
 from mlxmtp.worker.messages import Load, Loaded
 from mlxmtp.worker.process import StartTransport, WorkerProcess
 
-RECOMMENDED_FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-"""Fields of generation_config.json that are used."""
 SHUTDOWN_S = 2
 """Seconds that open connections have to end after a signal."""
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+")
@@ -170,23 +168,9 @@ def default_options(folder: Path, options: ServeOptions) -> GenerationOptions:
     Args:
         folder: of the model.
     """
-    try:
-        recommended = json.loads((folder / "generation_config.json").read_text())
-    except (OSError, ValueError):
-        recommended = {}
-    fields = {name: recommended[name] for name in RECOMMENDED_FIELDS if _is_valid(name, recommended.get(name))}
-    greedy = recommended.get("do_sample") is False
-    fields = {"temperature": 0.0 if greedy else 1.0} | fields | dict(options.sampling)
+    recommended = recommended_sampling(folder, lambda text: _print(f"warning: {text}"))
+    fields = {"temperature": 1.0} | recommended | dict(options.sampling)
     return GenerationOptions(depth=options.depth, max_tokens=None, **fields)
-
-
-def _is_valid(name: str, value: Any) -> bool:
-    """Whether a recommended value is in range. The user did not write the model's files, so others are skipped."""
-    try:
-        GenerationOptions(**{name: value})
-    except OptionError:
-        return False
-    return True
 
 
 async def _serve(options: ServeOptions, start: StartTransport, listener: socket.socket) -> None:

@@ -1,5 +1,6 @@
 """Load a target through mlx-lm, and convert the layouts that mlx-lm does not read."""
 
+import re
 from functools import partial
 from shlex import quote
 from typing import Any
@@ -11,11 +12,17 @@ from mlx_lm.utils import _get_classes, load_model
 
 from mlxmtp.checkpoints import SIDECARS, Checkpoint, dequantise_fp8
 from mlxmtp.checkpoints.head_files import is_head_name, trunk_type
-from mlxmtp.errors import CheckpointError, is_out_of_memory
+from mlxmtp.errors import CheckpointError, is_device_failure, is_out_of_memory
 from mlxmtp.targets.target import Target
 
 TEXT_ONLY = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
 """Model types of text-only checkpoints, and the vision-language types whose modules in mlx-lm load them."""
+_SIZES = ("hidden_size", "vocab_size", "num_hidden_layers")
+_LAYER_COUNT = re.compile(r"(?:\w+_)?(?:num|n)_(?:\w+_)?layers?")
+_READABLE = {"F32", "F16", "BF16", "C64", "BOOL", "F8_E4M3", "F8_E8M0"}
+_READABLE |= {f"{sign}{bits}" for sign in "IU" for bits in (8, 16, 32, 64)}
+_MAX_SIZE = 1 << 31
+"""MLX counts the rows of an array in 32 bits."""
 
 
 def load_target(checkpoint: Checkpoint, *, lazy: bool = False) -> Target:
@@ -30,30 +37,62 @@ def load_target(checkpoint: Checkpoint, *, lazy: bool = False) -> Target:
     check_architecture(checkpoint)
     try:
         classes = partial(_model_classes, in_sidecar=_sidecar_names(checkpoint))
-        model, config = load_model(checkpoint.folder, lazy=True, get_model_classes=classes)
+        model, config = load_model(
+            checkpoint.folder, lazy=True, model_config=_tied(checkpoint), get_model_classes=classes
+        )
         if not lazy:
             materialise(model)
         return Target(model, config)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, FileNotFoundError) as error:
-        if is_out_of_memory(error):
+    except Exception as error:  # mlx-lm's models raise whatever they please on a config that they do not expect
+        if isinstance(error, MemoryError) or is_out_of_memory(error) or is_device_failure(error):
             raise
         raise CheckpointError(f"{checkpoint.folder}: {_reason(error)}") from error
 
 
 def check_architecture(checkpoint: Checkpoint) -> None:
-    """Check that mlx-lm supports the model type.
+    """Check that mlx-lm supports the model type, that the config's sizes are possible, and that MLX reads the tensors.
 
     Raises:
-        CheckpointError: it does not, or the checkpoint is a head without a trunk.
+        CheckpointError: one of these does not hold, or the checkpoint is a head without a trunk.
     """
     name, kind = checkpoint.name, checkpoint.model_type
     if trunk_type(kind):
         fetch = f"mlxmtp attach MODEL --from {quote(name)}"
         raise CheckpointError(f"{name}: a head without its model; `{fetch}` gives it to one, --head lends it")
     try:
+        if not re.fullmatch(r"[\w-]+", kind):  # no path to another module
+            raise ValueError(kind)
         _model_classes(checkpoint.config, frozenset())
-    except ValueError as error:
+    except (ValueError, AttributeError, TypeError) as error:  # some of mlx-lm's modules are no models
         raise CheckpointError(f"{name}: mlx-lm has no model type {kind!r}; another version of it may") from error
+    _check_sizes(checkpoint)
+    unknown = ((tensor, info.dtype) for tensor, info in checkpoint.tensors.items() if info.dtype not in _READABLE)
+    for tensor, dtype in unknown:
+        raise CheckpointError(f"{name}: {tensor} is {dtype}, which MLX does not read; expected another conversion")
+
+
+def _check_sizes(checkpoint: Checkpoint) -> None:
+    """Check the sizes by which mlx-lm builds the model, before it spends time and memory on impossible ones."""
+    text, most = checkpoint.text_config, len(checkpoint.tensors)
+    for key in _SIZES:
+        if (size := text.get(key)) is not None and (type(size) is not int or not 0 < size < _MAX_SIZE):
+            raise CheckpointError(f"{checkpoint.name}: its config has {key} {size!r}; expected 1 to {_MAX_SIZE - 1}")
+    for key, size in text.items():
+        if _LAYER_COUNT.fullmatch(key) and isinstance(size, int | float) and size > most:
+            found = f"{key} {size}, and the files hold {most} tensors"
+            raise CheckpointError(f"{checkpoint.name}: its config has {found}; expected at least one for each layer")
+
+
+def _tied(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what to change in the config: `tie_word_embeddings`, stated beside `text_config`, holds of the text model.
+
+    The files have the last word: mlx-lm's default stays if they contradict the statement.
+    """
+    text, key = checkpoint.config.get("text_config"), "tie_word_embeddings"
+    tied = not any(name.endswith("lm_head.weight") for name in checkpoint.tensors)
+    if text is None or key in text or checkpoint.config.get(key) is not tied:
+        return {}
+    return {"text_config": {**text, key: tied}}
 
 
 def materialise(module: nn.Module) -> None:
@@ -109,5 +148,7 @@ def stack_experts(weights: dict[str, mx.array]) -> dict[str, mx.array]:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines()[:3]]
-    return " ".join(lines) or type(error).__name__
+    text = " ".join(line.strip() for line in str(error).strip().splitlines()[:3])
+    if isinstance(error, ValueError | RuntimeError | OSError) and text:
+        return text
+    return f"mlx-lm cannot build the model that its config.json describes ({type(error).__name__}: {text})"

@@ -194,7 +194,7 @@ def a_file(folder: Path) -> Path:
     [
         (nothing_in_it, "no config.json; it is empty; expected a model in Hugging Face or MLX layout"),
         (gguf, "no config.json; it holds model-q4.gguf; expected a model in Hugging Face or MLX layout"),
-        (torch_weights, "no .safetensors files; it holds pytorch_model.bin, config.json; expected a model"),
+        (torch_weights, "no model*.safetensors files; it holds pytorch_model.bin, config.json; expected a model"),
         (a_file, "config.json is a file; expected the folder of a model, or a Hub repo (owner/name)"),
     ],
 )

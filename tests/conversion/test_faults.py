@@ -136,7 +136,7 @@ REPO: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / HEAD_SHARD).write_bytes(b""),
         f"/{HEAD_SHARD}: not a complete safetensors",
     ),
-    "index-of-numbers": (index_of('{"weight_map": {"a": 1}}'), f"{ORIGINAL}: missing 1; "),
+    "index-of-numbers": (index_of('{"weight_map": {"a": 1}}'), f"{ORIGINAL}/.*index.json: cannot be read as an index"),
     "broken-index": (index_of("["), f"{ORIGINAL}/.*index.json: cannot be read as an index"),
     "broken-config": (config_of("{"), f"{ORIGINAL}/config.json: not valid JSON"),
     "empty-config": (config_of(""), f"{ORIGINAL}/config.json: not valid JSON"),
