@@ -8,8 +8,9 @@ read directly ("bare"), through the server by a client that streams, and by one 
 fresh processes every few turns. Two models: the demo with MTP, and a model of one layer, decoded plainly. Rates are the
 engine's own, and those of the reader's clock from the first token to the end. The processor time of the server is an
 upper bound of what it can take from the engine; on a machine with other load it says more than the ratios.
-`soak` is the load of tests/server/load for longer: client processes, many of which disconnect early, and every finished
-answer is compared with the engine's own. At the end the queue must be empty, and neither process may have grown.
+`soak` is the load of tests/server/load for longer: client processes, many of which disconnect early. Every finished
+answer is compared with the engine's own; of strange requests, which are among them, the status is. At the end the queue
+must be empty, and neither process may have grown.
 Exit code 1: something failed.
 """
 
@@ -224,23 +225,25 @@ def serve(arguments: argparse.Namespace) -> None:
 def soak(arguments: argparse.Namespace) -> int:
     import mlxmtp
     from tests.server.load.load import idle_failures, requests, run_load
+    from tests.server.load.strange import strange_requests
     from tests.server.process import ServerProcess
 
-    asked, engine = requests(), mlxmtp.load()
-    answers = [one.of_engine(engine) for one in asked]
+    real, engine, strange = requests(), mlxmtp.load(), strange_requests(max_tokens=16)
+    answers = [*(one.of_engine(engine) for one in real), *[None] * len(strange)]
     del engine
     serve = ("--queue", str(QUEUE), "--cache-bytes", CACHE)
     with tempfile.TemporaryDirectory() as home, ServerProcess(Path(home), *serve) as server:
         server.wait_for_line(" at http://")
         memory = Memory(server.pid)
         load = {"clients": arguments.clients, "seed": arguments.seed, "seconds": 60 * arguments.minutes}
-        report = run_load(server, asked, answers, **load, meanwhile=memory.sample)
+        report = run_load(server, [*real, *strange], answers, **load, meanwhile=memory.sample)
         failures = [*report.failures, *idle_failures(server), *memory.growth()]
         figures = server.metrics()
     plans = ", ".join(f"{plan} {n}" for plan, n in report.plans.most_common())
     sent_away = sum(int(n) for name, n in figures.items() if name.startswith("requests_total") and '"503"' in name)
     print(f"{sum(report.plans.values())} requests of {arguments.clients} clients in {arguments.minutes:g} min: {plans}")
     print(f"{report.left} left early, {sent_away} times the queue was full, {report.compared} answers compared")
+    print(f"{report.strange} strange requests answered as expected or listed below")
     print(memory)
     print("\n".join(failures) or "every answer was the engine's own; nothing waits or runs, nothing has grown")
     return 1 if failures else 0

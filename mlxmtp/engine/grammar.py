@@ -194,7 +194,7 @@ def grammar_of(options: GenerationOptions, trie: LLTokenizer, tokenizer: Any, pr
         matcher = _matcher(trie, LLMatcher.grammar_from_lark(options.call_grammar), "call_grammar")
         return Grammar(matcher, Markers(ends, inner, closing=call_end_token(tokenizer)))
     think_end = tokenizer.think_end_tokens if opens_thinking(tokenizer, prompt) else ()
-    call = _call_markers(tokenizer) if options.tool_calls else None
+    call = _call_markers(tokenizer) if options.tool_calls and tokenizer.has_tool_calling else None
     line_breaks = [ids[0] for ids in (_ids(tokenizer, "\n"), _ids(tokenizer, "\n\n")) if len(ids) == 1]
     matcher = _matcher(trie, _json_grammar(options.json_schema), "json_schema")
     return Grammar(matcher, Markers(ends, inner, tuple(think_end), call, line_breaks=line_breaks))
@@ -224,8 +224,7 @@ def _matcher(trie: LLTokenizer, grammar: str, option: str) -> LLMatcher:
 
 
 def _call_markers(tokenizer: Any) -> tuple[int, int]:
-    start = tokenizer.tool_call_start_tokens if tokenizer.has_tool_calling else None
-    end = call_end_token(tokenizer)
+    start, end = tokenizer.tool_call_start_tokens, call_end_token(tokenizer)
     if not start or len(start) != 1 or end is None:
         raise OptionError(
             "json_schema beside tool calls: this model's calls do not begin and end with tokens of their own; "

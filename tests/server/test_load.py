@@ -7,6 +7,7 @@ import pytest
 import mlxmtp
 from tests.grids import cases
 from tests.server.load.load import idle_failures, requests, run_load
+from tests.server.load.strange import strange_requests
 from tests.server.process import ServerProcess
 from tests.worker.driving import SMALL_MODEL
 
@@ -18,8 +19,9 @@ CLIENTS, VISITS, SECONDS = 4, 6, 60.0
 @pytest.mark.parametrize("model", cases(["small", "demo"], default=["small"]))
 def test_answers_under_load_are_the_engines_own(model: str, tmp_path: Path) -> None:
     name = str(SMALL_MODEL) if model == "small" else "demo"
-    asked, engine = requests(divisor=2 if model == "small" else 1), mlxmtp.load(name)
-    answers = [one.of_engine(engine) for one in asked]
+    real, engine = requests(divisor=2 if model == "small" else 1), mlxmtp.load(name)
+    asked = [*real, *strange_requests(max_tokens=4)]
+    answers = [*(one.of_engine(engine) for one in real), *[None] * (len(asked) - len(real))]
     # the small model recommends no temperature, and the defaults of the APIs sample
     options = ("--model", name, "--temp", "0", "--queue", "2", "--cache-bytes", "20M")
     with ServerProcess(tmp_path, *options) as server:
@@ -27,4 +29,5 @@ def test_answers_under_load_are_the_engines_own(model: str, tmp_path: Path) -> N
         assert report.failures == [], server.log
         assert report.compared > CLIENTS
         assert report.left > CLIENTS
+        assert report.strange > CLIENTS
         assert idle_failures(server) == []

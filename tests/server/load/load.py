@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from mlxmtp import Engine, GenerationOptions
 from tests.server.load import client
 from tests.server.load.client import Order, Visit
+from tests.server.load.strange import StrangeRequest
 from tests.server.process import ServerProcess
 from tests.server.protocols import PROTOCOLS, Protocol
 from tests.server.scripted import CHAT, MESSAGES, RESPONSES
@@ -117,19 +118,24 @@ def requests(divisor: int = 1) -> list[LoadRequest]:
 
 @dataclass
 class Report:
-    """The result of a load: visits by plan, compared answers, failures."""
+    """The result of a load: visits by plan, compared answers, answered strange requests, failures."""
 
     plans: Counter[str] = field(default_factory=Counter)
     left: int = 0
     compared: int = 0
+    strange: int = 0
     failures: list[str] = field(default_factory=list)
 
-    def add(self, visit: Visit, asked: LoadRequest, answer: Answer) -> None:
+    def add(self, visit: Visit, asked: LoadRequest | StrangeRequest, answer: Answer | None) -> None:
         self.plans[visit.plan] += 1
         if visit.failure:
             self._fail(visit, asked, visit.failure)
         elif visit.status == LEFT:
             self.left += 1
+        elif isinstance(asked, StrangeRequest):
+            self.strange += 1
+            if visit.status != asked.status:
+                self._fail(visit, asked, f"status {visit.status} in place of {asked.status}: {visit.body}")
         elif visit.status != 200:
             self._fail(visit, asked, f"status {visit.status}: {visit.body}")
         else:
@@ -141,14 +147,14 @@ class Report:
             except (AssertionError, LookupError, TypeError, ValueError) as error:
                 self._fail(visit, asked, f"not understood, {error!r}: {visit.body}")
 
-    def _fail(self, visit: Visit, asked: LoadRequest, what: str) -> None:
-        self.failures.append(f"{visit.plan}, request {visit.request}, {asked.protocol.path}: {what}")
+    def _fail(self, visit: Visit, asked: LoadRequest | StrangeRequest, what: str) -> None:
+        self.failures.append(f"{visit.plan}, request {visit.request}, {asked.request[0]}: {what}")
 
 
 def run_load(
     server: ServerProcess,
-    asked: Sequence[LoadRequest],
-    answers: Sequence[Answer],
+    asked: Sequence[LoadRequest | StrangeRequest],
+    answers: Sequence[Answer | None],
     *,
     clients: int,
     seed: int,
@@ -156,7 +162,11 @@ def run_load(
     seconds: float,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Report:
-    """Run client processes at once; `meanwhile` is called about once a second."""
+    """Run client processes at once; `meanwhile` is called about once a second.
+
+    Args:
+        answers: the engine's own; None for a `StrangeRequest`.
+    """
     report, port = Report(), urlsplit(server.url).port or 0
     with ExitStack() as stack:
         outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(clients)]
