@@ -124,8 +124,7 @@ def error_body(path: str, error: ApiError) -> dict[str, Any]:
 
 def error_response(path: str, error: ApiError) -> JsonResponse:
     """The answer to a request that failed before its stream began."""
-    headers = {"retry-after": str(error.retry_after)} if error.retry_after else None
-    return JsonResponse(error_body(path, error), error.status, headers)
+    return JsonResponse(error_body(path, error), error.status, error.headers)
 
 
 class _Endpoint:

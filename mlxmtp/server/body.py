@@ -41,8 +41,9 @@ class JsonObject:
         return self.get(name) is not None
 
     @property
-    def names(self) -> list[str]:
-        return [str(name) for name in self._content]
+    def content(self) -> Mapping[str, Any]:
+        """The object as it is."""
+        return self._content
 
     def get(self, name: str) -> Any:
         """The value as it is; None: absent."""
@@ -153,7 +154,8 @@ async def read_body(request: Request, max_bytes: int) -> JsonObject:
     except ValueError as error:
         message = f"the body is no JSON ({error})" if body else "the body is empty; expected a JSON object"
         raise ApiError(message, code="invalid_json") from error
-    _check_nesting(content)
+    if is_nested_too_deeply(content):
+        raise _too_deep()
     return JsonObject(content)
 
 
@@ -163,14 +165,15 @@ def short_repr(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _check_nesting(content: Any) -> None:
+def is_nested_too_deeply(content: Any) -> bool:
+    """Whether a JSON value has more than `MAX_NESTING` levels."""
     level = [content]
     for _ in range(MAX_NESTING):
         containers = [item for item in level if isinstance(item, dict | list)]
         level = [inner for item in containers for inner in (item.values() if isinstance(item, dict) else item)]
         if not level:
-            return
-    raise _too_deep()
+            return False
+    return True
 
 
 def _finite_float(text: str) -> float:

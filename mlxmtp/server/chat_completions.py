@@ -19,22 +19,32 @@ from mlxmtp.server.adapter import (
 )
 from mlxmtp.server.body import JsonObject
 from mlxmtp.server.errors import ApiError
-from mlxmtp.server.request import (
+from mlxmtp.server.history import (
     Message,
-    NeutralValues,
-    Request,
     assistant_message,
-    generation_options,
+    foreign_text,
     history_tool_call,
-    merge_system_messages,
-    reasoning_effort,
-    reject_unsupported,
-    response_schema,
+    merge_leading_system,
+    newest_user_message,
     text_content,
     tool_message,
+)
+from mlxmtp.server.request import (
+    NeutralValues,
+    Request,
+    answer_schema,
+    generation_options,
+    reject_unsupported,
     unread_fields,
 )
-from mlxmtp.server.tools import ToolSet, parse_openai_tool, parse_openai_tool_choice
+from mlxmtp.server.thinking import parse_thinking
+from mlxmtp.server.tools import (
+    ToolSet,
+    freeform_arguments,
+    freeform_input,
+    parse_openai_tool,
+    parse_openai_tool_choice,
+)
 from mlxmtp.server.turn import (
     LogprobsDelta,
     ReasoningDelta,
@@ -47,6 +57,8 @@ from mlxmtp.server.turn import (
 )
 
 NEUTRAL: NeutralValues = {"functions": (), "function_call": (), "audio": (), "modalities": (["text"],)}
+ROLES = {"developer": "system", "function": "tool"}
+"""Names of roles -> the names in chat templates."""
 
 
 class ChatCompletionsAdapter(ApiAdapter):
@@ -56,16 +68,17 @@ class ChatCompletionsAdapter(ApiAdapter):
 
     def parse(self, body: JsonObject, defaults: GenerationOptions) -> Request:
         reject_unsupported(body, NEUTRAL)
-        messages = merge_system_messages([_message(item) for item in body.objects("messages")])
         tool_set = ToolSet.parse(body.objects("tools"), parse_openai_tool)
-        callable_tools, tool_choice = parse_openai_tool_choice(body, tool_set.tools)
-        schema = response_schema(body.object("response_format"))
+        messages = merge_leading_system(_messages(body, tool_set))
+        callable_tools, tool_choice = parse_openai_tool_choice(body, tool_set.callable)
+        thinking, schema = parse_thinking(body), answer_schema(body)
         return Request(
             messages=messages,
             options=generation_options(
-                body, defaults, thinking=_thinking(body), json_schema=schema, logprobs=_logprobs(body)
+                body, defaults, thinking=thinking.enabled, json_schema=schema, logprobs=_logprobs(body)
             ),
-            tools=tool_set.tools,
+            thinking=thinking,
+            tool_set=tool_set,
             callable_tools=callable_tools,
             tool_choice=tool_choice,
             parallel_tool_calls=body.boolean("parallel_tool_calls") is not False,
@@ -79,7 +92,7 @@ class ChatCompletionsAdapter(ApiAdapter):
         if result.reasoning:
             message["reasoning_content"] = result.reasoning
         if result.tool_calls:
-            message["tool_calls"] = [_tool_call(call) for call in result.tool_calls]
+            message["tool_calls"] = [_tool_call(context, call) for call in result.tool_calls]
         choice = _choice("message", message, result.end.reason)
         if context.request.options.logprobs is not None:
             choice["logprobs"] = {"content": _logprobs_content(context, result.logprobs)}
@@ -139,7 +152,7 @@ class ChatStreamWriter(ChunkWriter):
             case TextDelta():
                 yield self._delta({"content": event.text})
             case ToolCall():
-                yield self._delta({"tool_calls": [{"index": self._tool_calls, **_tool_call(event)}]})
+                yield self._delta({"tool_calls": [{"index": self._tool_calls, **_tool_call(self._context, event)}]})
                 self._tool_calls += 1
             case LogprobsDelta():
                 self._logprobs += event.tokens
@@ -172,7 +185,10 @@ def _choice(field: str, content: dict[str, Any], finish_reason: str | None) -> d
     return {"index": 0, field: content, "finish_reason": finish_reason, "logprobs": None}
 
 
-def _tool_call(call: ToolCall) -> dict[str, Any]:
+def _tool_call(context: ResponseContext, call: ToolCall) -> dict[str, Any]:
+    if call.name in context.request.tool_set.freeform:
+        custom = {"name": call.name, "input": freeform_input(call.arguments)}
+        return {"id": call.id, "type": "custom", "custom": custom}
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
@@ -187,38 +203,37 @@ def _logprobs_content(context: ResponseContext, tokens: list[Any]) -> list[dict[
     return [entry(token, logprob) | {"top_logprobs": [entry(*pair) for pair in top]} for token, logprob, top in tokens]
 
 
-def _message(item: JsonObject) -> Message:
-    role = item.string("role")
-    if role in ("system", "developer"):
-        return {"role": "system", "content": text_content(item)}
-    if role == "user":
-        return {"role": "user", "content": text_content(item)}
-    if role in ("tool", "function"):
-        return tool_message(text_content(item), item.get("tool_call_id"))
-    if role != "assistant":
+def _messages(body: JsonObject, tools: ToolSet) -> list[Message]:
+    items = body.objects("messages")
+    newest = newest_user_message([ROLES.get(item.string("role") or "", item.string("role") or "") for item in items])
+    return [_message(item, tools, newest=i == newest) for i, item in enumerate(items)]
+
+
+def _message(item: JsonObject, tools: ToolSet, *, newest: bool) -> Message:
+    name = item.string("role") or ""
+    role = ROLES.get(name, name)
+    if role not in ("system", "user", "assistant", "tool"):
         item.reject("role", "system, developer, user, assistant or tool")
-    reasoning = text_content(item, "reasoning_content") or text_content(item, "reasoning")
-    tool_calls = [_history_call(call) for call in item.objects("tool_calls")]
-    return assistant_message(text_content(item), reasoning, tool_calls)
+    text = text_content(item, tools, newest=newest)
+    if role == "tool":
+        return tool_message(text, item.get("tool_call_id"))
+    if role != "assistant":
+        return {"role": role, "content": text}
+    reasoning = text_content(item, tools, "reasoning_content") or text_content(item, tools, "reasoning")
+    calls = item.objects("tool_calls")
+    if "function_call" in item:  # before there were tools
+        calls.append(JsonObject({"function": item.get("function_call")}, item.path_of("function_call")))
+    known = [call for call in calls if "function" in call or "custom" in call]
+    lines = [text, *(foreign_text(call) for call in calls if call not in known)]
+    return assistant_message("\n".join(filter(None, lines)), reasoning, map(_history_call, known))
 
 
 def _history_call(item: JsonObject) -> dict[str, Any]:
+    if custom := item.object("custom"):
+        return history_tool_call(custom.get("name"), freeform_arguments(custom.get("input")), item.get("id"))
     function = item.object("function")
-    if function is None or not function.string("name"):
-        item.reject("function", "an object with the name of the function")
+    assert function
     return history_tool_call(function.get("name"), function.get("arguments"), item.get("id"))
-
-
-def _thinking(body: JsonObject) -> bool | None:
-    """Whether to think, as fields of vLLM, Qwen or OpenAI ask for it."""
-    thinking = body.boolean("enable_thinking")
-    if template := body.object("chat_template_kwargs"):
-        for name in template.names:
-            if name not in ("enable_thinking", "thinking"):
-                template.reject_unless(name)
-        name = "enable_thinking" if "enable_thinking" in template else "thinking"
-        thinking = template.boolean(name)
-    return reasoning_effort(body.string("reasoning_effort")) if thinking is None else thinking
 
 
 def _logprobs(body: JsonObject) -> int | None:

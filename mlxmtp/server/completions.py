@@ -21,9 +21,9 @@ from mlxmtp.server.chat_completions import ChunkWriter, include_usage
 from mlxmtp.server.request import (
     NeutralValues,
     Request,
+    answer_schema,
     generation_options,
     reject_unsupported,
-    response_schema,
     unread_fields,
 )
 from mlxmtp.server.turn import LogprobsDelta, ToolCall, TurnEnd, TurnEvent, TurnResult, new_id
@@ -46,7 +46,7 @@ class CompletionsAdapter(ApiAdapter):
                 body,
                 defaults,
                 max_tokens=DEFAULT_MAX_TOKENS,
-                json_schema=response_schema(body.object("response_format")),
+                json_schema=answer_schema(body),
                 logprobs=body.integer("logprobs", 0, MAX_LOGPROBS),
             ),
             stream=bool(body.boolean("stream")),

@@ -31,6 +31,13 @@ class ApiError(MlxmtpError):
         self.retry_after = retry_after
 
     @property
+    def headers(self) -> dict[str, str]:
+        """The headers of its response. They tell SDKs whether to send the same request again."""
+        if self.retry_after:
+            return {"retry-after": str(self.retry_after)}
+        return {"x-should-retry": "false"} if self.status < 500 else {}
+
+    @property
     def error_type(self) -> str:
         """The class of the error; OpenAI and Anthropic use the same names."""
         types = {

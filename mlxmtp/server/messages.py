@@ -10,19 +10,25 @@ from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.server.adapter import ApiAdapter, ResponseContext, StreamWriter, server_sent_event, timings
 from mlxmtp.server.body import JsonObject
 from mlxmtp.server.errors import ApiError
-from mlxmtp.server.request import (
+from mlxmtp.server.history import (
     Message,
-    NeutralValues,
-    Request,
     assistant_message,
-    generation_options,
     history_tool_call,
-    merge_system_messages,
-    reject_unsupported,
+    merge_leading_system,
+    newest_user_message,
+    parts_text,
     text_content,
     tool_message,
+)
+from mlxmtp.server.request import (
+    NeutralValues,
+    Request,
+    answer_schema,
+    generation_options,
+    reject_unsupported,
     unread_fields,
 )
+from mlxmtp.server.thinking import parse_thinking
 from mlxmtp.server.tools import Tool, ToolSet, function_tool, resolve_tool_choice
 from mlxmtp.server.turn import (
     LogprobsDelta,
@@ -38,18 +44,17 @@ from mlxmtp.server.turn import (
 BILLING_PREFIX = "x-anthropic-billing-header:"
 """Begins Claude Code's first system block. The block changes with every session, so it would defeat the prefix cache
 of everything after it, and is left out of the prompt."""
-THINKING = {"enabled": True, "disabled": False, "adaptive": None}
-"""`thinking.type` -> whether to think; None: the chat template's default."""
 TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": "named"}
 """`tool_choice.type` -> the choice of `resolve_tool_choice`."""
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 NEUTRAL: NeutralValues = {
-    "response_format": ({"type": "text"},),
     "logprobs": (False,),
     "top_logprobs": (0,),
     "mcp_servers": ([],),
     "container": (),
 }
+MARKS = ("redacted_thinking", "fallback")
+"""Types of the blocks of an answer that its model does not read either."""
 SIGNATURE = "mlxmtp"
 """Signature of thinking blocks. Clients send it back; this server does not check it."""
 
@@ -63,12 +68,15 @@ class MessagesAdapter(ApiAdapter):
     def parse(self, body: JsonObject, defaults: GenerationOptions) -> Request:
         reject_unsupported(body, NEUTRAL)
         tool_set = ToolSet.parse(body.objects("tools"), _tool)
-        callable_tools, tool_choice = _tool_choice(body, tool_set.tools)
-        schema = _json_schema(body)
+        messages = merge_leading_system([*_system(body), *_messages(body, tool_set)])
+        callable_tools, tool_choice = _tool_choice(body, tool_set.callable)
+        config, thinking = body.object("output_config"), parse_thinking(body)
+        schema = answer_schema(body, (config.object("format") if config else None) or body.object("output_format"))
         return Request(
-            messages=merge_system_messages([*_system(body), *_messages(body)]),
-            options=generation_options(body, defaults, thinking=_thinking(body), json_schema=schema),
-            tools=tool_set.tools,
+            messages=messages,
+            options=generation_options(body, defaults, thinking=thinking.enabled, json_schema=schema),
+            thinking=thinking,
+            tool_set=tool_set,
             callable_tools=callable_tools,
             tool_choice=tool_choice,
             parallel_tool_calls=_parallel_tool_calls(body),
@@ -170,51 +178,50 @@ def _continuation(body: JsonObject) -> list[str]:
     return ["continuation of the last message"] if messages and messages[-1].get("role") == "assistant" else []
 
 
-def _messages(body: JsonObject) -> Iterator[Message]:
-    for item in body.objects("messages"):
+def _messages(body: JsonObject, tools: ToolSet) -> Iterator[Message]:
+    items = body.objects("messages")
+    newest = newest_user_message(["tool" if _results(item) else item.string("role") or "" for item in items])
+    for i, item in enumerate(items):
         role = item.string("role")
         if role not in ("user", "assistant", "system"):
             item.reject("role", "user, assistant or system")
-        if isinstance(item.get("content"), str):
-            yield {"role": role, "content": item.get("content")}
+        if isinstance(item.get("content"), str) or role == "system":
+            yield {"role": role, "content": text_content(item, tools)}
         elif role == "assistant":
-            yield _assistant_message(item.objects("content"))
-        elif role == "user":
-            yield from _user_messages(item)
+            yield _assistant_message(item.objects("content"), tools)
         else:
-            yield {"role": "system", "content": text_content(item)}
+            yield from _user_messages(item, tools, newest=i == newest)
 
 
-def _assistant_message(blocks: list[JsonObject]) -> Message:
-    text, reasoning, calls = "", "", []
+def _results(item: JsonObject) -> list[JsonObject]:
+    """The tool results of a message."""
+    content = item.get("content")
+    blocks = [] if content is None or isinstance(content, str) else item.objects("content")
+    return [block for block in blocks if block.get("type") == "tool_result"]
+
+
+def _assistant_message(blocks: list[JsonObject], tools: ToolSet) -> Message:
+    reasoning, calls, others = "", [], []
     for block in blocks:
         kind = block.string("type")
-        if kind == "text":
-            text += block.string("text") or ""
-        elif kind == "thinking":
+        if kind == "thinking":
             reasoning += block.string("thinking") or ""
         elif kind == "tool_use":
             calls.append(history_tool_call(block.get("name"), block.get("input"), block.get("id")))
-        elif kind != "redacted_thinking":
-            block.reject("type", "text, thinking or tool_use")
-    return assistant_message(text, reasoning, calls)
+        elif kind not in MARKS:
+            others.append(block)
+    return assistant_message(parts_text(others, tools), reasoning, calls)
 
 
-def _user_messages(item: JsonObject) -> Iterator[Message]:
+def _user_messages(item: JsonObject, tools: ToolSet, *, newest: bool) -> Iterator[Message]:
     """The messages of a user message: first tool results, which templates want right after the calls, then the text."""
-    texts = []
-    for block in item.objects("content"):
-        kind = block.string("type")
-        if kind == "tool_result":
-            result = text_content(block)
-            prefix = "Error: " if block.boolean("is_error") and not result.lower().startswith("error") else ""
-            yield tool_message(prefix + result, block.get("tool_use_id"))
-        elif kind == "text":
-            texts.append(block.string("text") or "")
-        else:
-            block.reject("type", "text or tool_result: this server reads text only")
-    if texts:
-        yield {"role": "user", "content": "\n\n".join(texts)}
+    for block in _results(item):
+        result = text_content(block, tools)
+        prefix = "Error: " if block.boolean("is_error") and not result.lower().startswith("error") else ""
+        yield tool_message(prefix + result, block.get("tool_use_id"))
+    others = [block for block in item.objects("content") if block.get("type") != "tool_result"]
+    if others:
+        yield {"role": "user", "content": parts_text(others, tools, newest=newest, separator="\n\n")}
 
 
 def _tool(item: JsonObject) -> Tool | None:
@@ -239,27 +246,6 @@ def _tool_choice(body: JsonObject, tools: list[Tool]) -> tuple[tuple[str, ...], 
 def _parallel_tool_calls(body: JsonObject) -> bool:
     choice = body.object("tool_choice")
     return not (choice and choice.boolean("disable_parallel_tool_use"))
-
-
-def _thinking(body: JsonObject) -> bool | None:
-    thinking = body.object("thinking")
-    if not thinking:
-        return None
-    kind = thinking.string("type") or ""
-    if kind not in THINKING:
-        thinking.reject("type", ", ".join(THINKING))
-    return THINKING[kind]
-
-
-def _json_schema(body: JsonObject) -> dict[str, Any] | None:
-    config = body.object("output_config")
-    wanted = (config.object("format") if config else None) or body.object("output_format")
-    if wanted is None:
-        return None
-    if wanted.string("type") != "json_schema":
-        wanted.reject("type", "json_schema")
-    schema = wanted.object("schema")
-    return None if schema is None else dict(wanted.get("schema"))
 
 
 def _message(context: ResponseContext) -> dict[str, Any]:

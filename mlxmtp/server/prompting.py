@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from mlxmtp.engine.prompt import Rendered, apply_template, check_ids, count_tokens, encode, render
+from mlxmtp.engine.prompt import Rendered, check_ids, count_tokens, encode
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import PromptError
+from mlxmtp.server.chat_template import ChatTemplate
 from mlxmtp.server.errors import ApiError, context_length_exceeded
 from mlxmtp.server.forced_call import ForcedCall, forced_call
 from mlxmtp.server.request import Request
@@ -65,6 +66,7 @@ class PromptBuilder:
         self.vocabulary = Vocabulary(tokenizer)
         self.context = context
         self._vocab_size = vocab_size
+        self._template = ChatTemplate(tokenizer)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
 
     async def prepare(self, request: Request) -> PreparedPrompt:
@@ -138,9 +140,8 @@ class PromptBuilder:
         return PreparedPrompt(rendered.tokens, list(rendered.boundaries), opening, options, request.raw)
 
     def _text(self, request: Request) -> str:
-        messages: Any = request.messages
         with _prompt_errors(request):
-            return apply_template(self.tokenizer, messages, tools=request.tools or None)
+            return self._template.text(request)
 
     def _count(self, request: Request, text: str) -> int:
         with _prompt_errors(request):
@@ -153,11 +154,10 @@ class PromptBuilder:
                 return Rendered(encode(self.tokenizer, request.messages, raw=True), ()), None
             forced = request.tool_choice != "auto"
             thinking = False if forced else request.options.thinking  # a forced call comes before any thinking
-            messages: Any = request.messages
-            rendered = render(self.tokenizer, messages, tools=request.tools or None, thinking=thinking)
+            rendered = self._template.render(request, thinking)
             if not forced:
                 return rendered, None
-            call = forced_call(self.tokenizer, request.tools, request.tool_choice)
+            call = forced_call(self.tokenizer, request.callable_functions, request.tool_choice)
             tokens = self.tokenizer.encode(call.opening, add_special_tokens=False)
             return Rendered([*rendered.tokens, *tokens], rendered.boundaries), call
 

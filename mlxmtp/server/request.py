@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.server.body import JsonObject
-from mlxmtp.server.errors import ApiError
+from mlxmtp.server.history import Message
+from mlxmtp.server.thinking import Thinking
+from mlxmtp.server.tools import Tool, ToolSet
 
-Message = dict[str, Any]
-"""A chat message, as chat templates take it."""
 NeutralValues = Mapping[str, tuple[Any, ...]]
 """Unsupported parameters, each with the values that ask for nothing."""
 
@@ -41,8 +40,8 @@ MIN_TEMPERATURE = 1e-6
 """A lower temperature is 0: greedy."""
 GREEDY_TOP_P = 1e-9
 """Stands for a top_p of 0, which clients send to get the most likely token."""
-TEXT_PARTS = ("text", "input_text", "output_text", "refusal", "reasoning_text", "summary_text")
-"""Types of content parts that are text."""
+ANY_OBJECT = {"type": "object"}
+"""The schema of an answer that is any JSON object."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,10 @@ class Request:
     """One turn that a client asks for.
 
     Args:
-        messages: chat messages with at most one system message, which is the first; or a text, or token ids.
+        messages: chat messages, of which the first ones are not more than one system message; or a text, or token ids.
         options: how the turn is generated.
-        tools: all function tools of the request, as chat templates take them. Tools that must not be called stay in the
-            prompt, so that it matches the prefix cache.
+        tool_set: the tools of the request. Tools that must not be called stay in the prompt, so that it matches the
+            prefix cache.
         callable_tools: names of the tools that may be called.
         tool_choice: "auto"; "required" for at least one call; else the name of the tool to call.
         parallel_tool_calls: whether the turn may have several calls.
@@ -62,12 +61,12 @@ class Request:
         client: identifies the client in the queue.
         dropped: what the server ignores of the body, for the log.
         echo: fields that the response repeats, in the protocol's shape.
-        namespaces: for tools that came in a namespace: name here -> (namespace, name there).
+        thinking: what the request says about thinking.
     """
 
     messages: list[Message] | str | list[int]
     options: GenerationOptions
-    tools: list[dict[str, Any]] = field(default_factory=list)
+    tool_set: ToolSet = field(default_factory=ToolSet)
     callable_tools: tuple[str, ...] = ()
     tool_choice: str = "auto"
     parallel_tool_calls: bool = True
@@ -76,7 +75,17 @@ class Request:
     client: str = ""
     dropped: tuple[str, ...] = ()
     echo: Mapping[str, Any] = field(default_factory=dict)
-    namespaces: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    thinking: Thinking = field(default_factory=Thinking)
+
+    @property
+    def tools(self) -> list[Tool]:
+        """The tools of the prompt."""
+        return self.tool_set.tools
+
+    @property
+    def callable_functions(self) -> list[Tool]:
+        """The tools that may be called, whether the prompt has them or not."""
+        return [tool for tool in self.tool_set.callable if tool["function"]["name"] in self.callable_tools]
 
     @property
     def raw(self) -> bool:
@@ -150,91 +159,64 @@ def max_tokens_limit(body: JsonObject, default: int | None = None) -> int | None
     return min((limit for limit in limits if limit), default=None) if names else default
 
 
-def response_schema(response_format: JsonObject | None) -> dict[str, Any] | None:
-    """The JSON schema of a `response_format` of Chat Completions or Responses; None: text."""
-    kind = response_format.string("type") if response_format else "text"
-    if not response_format or kind in ("text", None):
+def answer_schema(body: JsonObject, own: JsonObject | None = None) -> dict[str, Any] | None:
+    """The JSON schema that the answer must have; None: text.
+
+    Fields of other servers are read in every protocol: OpenAI's `response_format`, with or without Together's `schema`,
+    llama.cpp's `json_schema` and Ollama's `format`.
+
+    Args:
+        own: the format of the protocol's own field.
+
+    Raises:
+        ApiError: a format is unknown, or two fields ask for different schemas.
+    """
+    wanted: dict[str, dict[str, Any] | None] = {
+        "": _format_schema(own),
+        "response_format": _format_schema(body.object("response_format")),
+        "json_schema": _schema(body.object("json_schema")),
+        "format": _ollama_schema(body),
+    }
+    schemas = {name: schema for name, schema in wanted.items() if schema is not None}
+    exact = {name: schema for name, schema in schemas.items() if schema != ANY_OBJECT}
+    for name, schema in exact.items():
+        if schema != next(iter(exact.values())):
+            body.reject(name, "the same schema as the other fields")
+    return next(iter((exact or schemas).values()), None)
+
+
+def _format_schema(wanted: JsonObject | None) -> dict[str, Any] | None:
+    """The schema of a `response_format`; None: text."""
+    kind = wanted.string("type") if wanted else None
+    if not wanted or kind in ("text", None):
         return None
-    if kind == "json_object":
-        return {"type": "object"}
-    if kind != "json_schema":
-        response_format.reject("type", "text, json_object or json_schema")
-    holder = response_format.object("json_schema") or response_format
+    if kind not in ("json_object", "json_schema"):
+        wanted.reject("type", "text, json_object or json_schema")
+    holder = wanted.object("json_schema") or wanted
+    if "schema" not in holder:
+        return ANY_OBJECT if kind == "json_object" else holder.reject("schema", "a JSON schema")
+    return _schema(holder)
+
+
+def _schema(holder: JsonObject | None) -> dict[str, Any] | None:
+    """The schema in the field `schema` of an object, or the object itself where it has no such field."""
+    if holder is None or "schema" not in holder:
+        return None if holder is None else dict(holder.content)
     schema = holder.get("schema")
     if not isinstance(schema, Mapping):
         holder.reject("schema", "a JSON schema")
     return dict(schema)
 
 
-def reasoning_effort(effort: str | None) -> bool | None:
-    """Whether an effort asks for thinking; chat templates know only on and off. None: the template's default."""
-    return None if effort is None else effort not in ("none", "minimal")
-
-
-def merge_system_messages(messages: Iterable[Message], field_name: str = "messages") -> list[Message]:
-    """The messages with all system messages merged into the first: many chat templates take only one, in front.
-
-    Args:
-        field_name: the field of the body that they came in.
-
-    Raises:
-        ApiError: there is no message to answer.
-    """
-    messages = list(messages)
-    system = [message["content"] for message in messages if message["role"] == "system" and message["content"]]
-    others = [message for message in messages if message["role"] != "system"]
-    if not others:
-        found = "only system messages" if messages else "none"
-        raise ApiError(f"{field_name}: there are {found}; expected at least one of the user", param=field_name)
-    return [{"role": "system", "content": "\n\n".join(system)}, *others] if system else others
-
-
-def text_content(item: JsonObject, name: str = "content") -> str:
-    """The text of a content field: a string, or a list of text parts."""
-    content = item.get(name)
-    if content is None or isinstance(content, str):
-        return content or ""
-    if not isinstance(content, list):
-        item.reject(name, "a string or a list of parts")
-    return "".join(_part_text(part, f"{item.path_of(name)}[{i}]") for i, part in enumerate(content))
-
-
-def assistant_message(text: str, reasoning: str = "", tool_calls: Iterable[dict[str, Any]] = ()) -> Message:
-    """An earlier answer of the conversation."""
-    message: Message = {"role": "assistant", "content": text}
-    if reasoning:
-        message["reasoning_content"] = reasoning
-    if tool_calls := list(tool_calls):
-        message["tool_calls"] = tool_calls
-    return message
-
-
-def history_tool_call(name: Any, arguments: Any, call_id: Any) -> dict[str, Any]:
-    """An earlier tool call of the conversation. Chat templates want its arguments as an object."""
-    if isinstance(arguments, str):
-        try:
-            parsed = json.loads(arguments or "{}")
-        except ValueError:
-            parsed = None
-        arguments = parsed if isinstance(parsed, dict) else arguments
-    function = {"name": str(name), "arguments": arguments or {}}
-    return {"type": "function", "id": str(call_id or ""), "function": function}
-
-
-def tool_message(content: str, call_id: Any) -> Message:
-    """The result of an earlier tool call."""
-    return {"role": "tool", "content": content, "tool_call_id": str(call_id or "")}
-
-
-def _part_text(part: Any, path: str) -> str:
-    if isinstance(part, str):
-        return part
-    fields = JsonObject(part, path)
-    kind = fields.string("type")
-    if kind not in TEXT_PARTS:
-        message = f"{path} is of type {kind}; this server reads text only"
-        raise ApiError(message, code="unsupported_content", param=path)
-    return fields.string("refusal" if kind == "refusal" else "text") or ""
+def _ollama_schema(body: JsonObject) -> dict[str, Any] | None:
+    wanted = body.get("format")
+    if wanted in (None, ""):
+        return None
+    if wanted == "json":
+        return ANY_OBJECT
+    if not isinstance(wanted, Mapping):
+        body.reject("format", "json or a JSON schema")
+    return dict(wanted)
 
 
 def _temperature(body: JsonObject) -> float | None:
@@ -248,10 +230,11 @@ def _top_p(body: JsonObject) -> float | None:
 
 
 def _seed(body: JsonObject) -> int | None:
+    """The seed; None: none, which clients of llama.cpp and Ollama write as -1."""
     value = body.get("seed")
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         body.reject("seed", "a whole number")
-    return None if value is None else int(value) % 2**64
+    return None if value in (None, -1) else int(value) % 2**64
 
 
 def _repetition_penalty(body: JsonObject) -> float | None:

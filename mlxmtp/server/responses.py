@@ -7,20 +7,24 @@ from typing import Any
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.server.adapter import ApiAdapter, ResponseContext, StreamWriter
 from mlxmtp.server.body import JsonObject
-from mlxmtp.server.request import (
+from mlxmtp.server.history import (
     Message,
-    NeutralValues,
-    Request,
     assistant_message,
-    generation_options,
+    foreign_text,
     history_tool_call,
-    max_tokens_limit,
-    merge_system_messages,
-    reasoning_effort,
-    reject_unsupported,
-    response_schema,
+    merge_leading_system,
+    newest_user_message,
+    readable,
     text_content,
     tool_message,
+)
+from mlxmtp.server.request import (
+    NeutralValues,
+    Request,
+    answer_schema,
+    generation_options,
+    max_tokens_limit,
+    reject_unsupported,
     unread_fields,
 )
 from mlxmtp.server.responses_output import (
@@ -31,15 +35,17 @@ from mlxmtp.server.responses_output import (
     reasoning_item,
     response_object,
 )
-from mlxmtp.server.tools import ToolSet, parse_openai_tool, parse_openai_tool_choice
+from mlxmtp.server.thinking import parse_thinking
+from mlxmtp.server.tools import ToolSet, freeform_arguments, parse_openai_tool, parse_openai_tool_choice
 from mlxmtp.server.turn import TurnResult, new_id
 
 NEUTRAL: NeutralValues = {
     **dict.fromkeys(("previous_response_id", "conversation", "prompt", "max_tool_calls"), ()),
     **dict.fromkeys(("background", "logprobs"), (False,)),
     "top_logprobs": (0,),
-    "response_format": ({"type": "text"},),
 }
+ADDED_TOOLS = ("tool_search_output", "additional_tools")
+"""Types of the items that add tools to the conversation."""
 UNSUPPORTED_INCLUDE = "message.output_text.logprobs"
 """The value of `include` that is rejected. The others ask for hosted tools, or for what is always in the answer."""
 
@@ -55,24 +61,19 @@ class ResponsesAdapter(ApiAdapter):
             body.reject("include", f"a list without {UNSUPPORTED_INCLUDE}, which this server does not give here")
         truncation = ["truncation auto"] if body.get("truncation") == "auto" else []
         tool_set = ToolSet.parse(body.objects("tools"), parse_openai_tool)
-        messages = _messages(body, tool_set)
-        callable_tools, tool_choice = parse_openai_tool_choice(body, tool_set.tools)
-        text, reasoning = body.object("text"), body.object("reasoning")
-        schema = response_schema(text.object("format") if text else None)
+        messages = merge_leading_system(_messages(body, tool_set), "input")
+        callable_tools, tool_choice = parse_openai_tool_choice(body, tool_set.callable)
+        text, thinking = body.object("text"), parse_thinking(body)
+        schema = answer_schema(body, text.object("format") if text else None)
         return Request(
-            messages=merge_system_messages(messages, "input"),
-            options=generation_options(
-                body,
-                defaults,
-                thinking=reasoning_effort(reasoning.string("effort") if reasoning else None),
-                json_schema=schema,
-            ),
-            tools=tool_set.tools,
+            messages=messages,
+            options=generation_options(body, defaults, thinking=thinking.enabled, json_schema=schema),
+            thinking=thinking,
+            tool_set=tool_set,
             callable_tools=callable_tools,
             tool_choice=tool_choice,
             parallel_tool_calls=body.boolean("parallel_tool_calls") is not False,
             stream=bool(body.boolean("stream")),
-            namespaces=tool_set.namespaces,
             echo=_echo(body),
             dropped=(*tool_set.dropped, *truncation, *unread_fields(body)),
         )
@@ -113,35 +114,83 @@ def _messages(body: JsonObject, tool_set: ToolSet) -> list[Message]:
     return messages + _input_messages(body.objects("input"), tool_set)
 
 
-def _input_messages(items: list[JsonObject], tool_set: ToolSet) -> list[Message]:
+def _input_messages(items: list[JsonObject], tools: ToolSet) -> list[Message]:
     """The chat messages of input items. Reasoning, text and calls of one answer become one message."""
-    names = {origin: name for name, origin in tool_set.namespaces.items()}
+    newest = newest_user_message([_role(item) for item in items])
     messages: list[Message] = []
-    for item in items:
+    for i, item in enumerate(items):
         kind = item.string("type") or "message"
         if kind == "reasoning":
-            reasoning = _reasoning(item)
+            reasoning = _reasoning(item, tools)
             if _has_only_reasoning(messages):
                 messages[-1]["reasoning_content"] += reasoning
             elif reasoning:
                 messages.append(assistant_message("", reasoning))
-        elif kind == "function_call":
-            if not messages or messages[-1]["role"] != "assistant":
-                messages.append(assistant_message(""))
-            origin = item.string("namespace") or "", item.string("name") or ""
-            call = history_tool_call(names.get(origin, item.get("name")), item.get("arguments"), item.get("call_id"))
-            messages[-1].setdefault("tool_calls", []).append(call)
-        elif kind == "function_call_output":
-            messages.append(tool_message(text_content(item, "output"), item.get("call_id")))
+        elif kind == "item_reference":
+            item.reject("type", "the item itself: this server stores none")
         elif kind == "message":
-            message = _message(item)
+            message = _message(item, tools, newest=i == newest)
             if message["role"] == "assistant" and _has_only_reasoning(messages):
                 messages[-1]["content"] = message["content"]
             else:
                 messages.append(message)
+        elif kind in ADDED_TOOLS:
+            messages.append(_definitions(item, tools))
+        elif kind.endswith("_output"):
+            messages.append(tool_message(_output(item, tools), item.get("call_id") or item.get("id")))
+        elif "call_id" in item:
+            _answer(messages).setdefault("tool_calls", []).append(_call(item, kind, tools))
         else:
-            item.reject("type", "message, reasoning, function_call or function_call_output")
+            answer = _answer(messages)
+            answer["content"] = "\n".join(filter(None, (answer["content"], foreign_text(item))))
     return messages
+
+
+def _role(item: JsonObject) -> str:
+    """The role of an item, as `newest_user_message` wants it."""
+    kind = item.string("type") or "message"
+    role = item.string("role") or ""
+    if kind == "message":
+        return "system" if role == "developer" else role
+    return "tool" if kind.endswith("_output") else "assistant"
+
+
+def _answer(messages: list[Message]) -> Message:
+    """The answer that the last message is, or a new one."""
+    if not messages or messages[-1]["role"] != "assistant":
+        messages.append(assistant_message(""))
+    return messages[-1]
+
+
+def _call(item: JsonObject, kind: str, tools: ToolSet) -> dict[str, Any]:
+    """The call of a function, of a freeform tool, or of a tool of another server's that the client has run."""
+    if kind == "function_call":
+        arguments = item.get("arguments")
+    elif kind == "custom_tool_call":
+        arguments = freeform_arguments(item.get("input"))
+    else:
+        arguments = readable(item.content)
+    names = {origin: name for name, origin in tools.namespaces.items()}
+    name = item.string("name") or kind.removesuffix("_call")
+    return history_tool_call(names.get((item.string("namespace") or "", name), name), arguments, item.get("call_id"))
+
+
+def _output(item: JsonObject, tools: ToolSet) -> str:
+    """The text of a call's output: a string, a list of content parts, or what can be read of another one."""
+    output = item.get("output")
+    if isinstance(output, list) and all(
+        isinstance(part, str) or (isinstance(part, dict) and "type" in part) for part in output
+    ):
+        return text_content(item, tools, "output")
+    return output if isinstance(output, str) else foreign_text(item)
+
+
+def _definitions(item: JsonObject, tools: ToolSet) -> Message:
+    """The message of an item that adds tools: their definitions."""
+    text = tools.define(item.objects("tools"))
+    if "call_id" in item:
+        return tool_message(text, item.get("call_id"))
+    return {"role": "system", "content": text}
 
 
 def _has_only_reasoning(messages: list[Message]) -> bool:
@@ -153,16 +202,17 @@ def _has_only_reasoning(messages: list[Message]) -> bool:
     )
 
 
-def _message(item: JsonObject) -> Message:
+def _message(item: JsonObject, tools: ToolSet, *, newest: bool) -> Message:
     role = item.string("role")
     if role not in ("system", "developer", "user", "assistant"):
         item.reject("role", "system, developer, user or assistant")
-    text = text_content(item)
+    text = text_content(item, tools, newest=newest)
     if role == "assistant":
         return assistant_message(text)
     return {"role": "user" if role == "user" else "system", "content": text}
 
 
-def _reasoning(item: JsonObject) -> str:
+def _reasoning(item: JsonObject, tools: ToolSet) -> str:
     """The reasoning of an item: what this server encoded, else the item's own text."""
-    return decode_reasoning(item.string("encrypted_content")) or text_content(item) or text_content(item, "summary")
+    encoded = decode_reasoning(item.string("encrypted_content"))
+    return encoded or text_content(item, tools) or text_content(item, tools, "summary")

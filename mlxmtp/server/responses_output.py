@@ -8,6 +8,7 @@ from typing import Any
 
 from mlxmtp.server.adapter import ResponseContext, StreamWriter, server_sent_event, timings
 from mlxmtp.server.errors import ApiError
+from mlxmtp.server.tools import freeform_input
 from mlxmtp.server.turn import (
     LogprobsDelta,
     ReasoningDelta,
@@ -44,7 +45,7 @@ def response_object(context: ResponseContext, response_id: str, items: list[Item
         "store": False,
         "temperature": options.temperature,
         "top_p": options.top_p,
-        "tools": [{"type": "function", "strict": False, **tool["function"]} for tool in context.request.tools],
+        "tools": [_tool(context, tool["function"]) for tool in context.request.tool_set.callable],
         "usage": None,
         **context.request.echo,
     }
@@ -85,13 +86,16 @@ def decode_reasoning(encrypted_content: str | None) -> str:
         return ""
 
 
-def call_item(context: ResponseContext, item_id: str, call: ToolCall, status: str = "completed") -> Item:
+def call_item(context: ResponseContext, item_id: str, call: ToolCall, *, done: bool = True) -> Item:
     """A tool call item. Codex wants the name and the namespace of the tool in separate fields."""
-    arguments = call.arguments if status == "completed" else ""
-    fields = {"call_id": call.id, "name": call.name, "arguments": arguments}
-    if call.name in context.request.namespaces:
-        fields["namespace"], fields["name"] = context.request.namespaces[call.name]
-    return {"id": item_id, "type": "function_call", "status": status, **fields}
+    status = "completed" if done else "in_progress"
+    tools = context.request.tool_set
+    item: Item = {"id": item_id, "type": "function_call", "status": status, "call_id": call.id, "name": call.name}
+    if call.name in tools.namespaces:
+        item["namespace"], item["name"] = tools.namespaces[call.name]
+    if call.name in tools.freeform:
+        return item | {"type": "custom_tool_call", "input": freeform_input(call.arguments) if done else ""}
+    return item | {"arguments": call.arguments if done else ""}
 
 
 class ResponsesStreamWriter(StreamWriter):
@@ -161,12 +165,15 @@ class ResponsesStreamWriter(StreamWriter):
 
     def _call(self, call: ToolCall) -> Iterator[bytes]:
         item_id, index = new_id("fc"), len(self._items)
-        item = call_item(self._context, item_id, call, "in_progress")
-        yield self._event("response.output_item.added", output_index=index, item=item)
+        item = call_item(self._context, item_id, call)
+        begun = call_item(self._context, item_id, call, done=False)
+        yield self._event("response.output_item.added", output_index=index, item=begun)
         place = {"item_id": item_id, "output_index": index}
-        yield self._event("response.function_call_arguments.delta", **place, delta=call.arguments)
-        yield self._event("response.function_call_arguments.done", **place, arguments=call.arguments)
-        yield self._item_done(call_item(self._context, item_id, call))
+        is_freeform = item["type"] == "custom_tool_call"
+        field, kind = ("input", "custom_tool_call_input") if is_freeform else ("arguments", "function_call_arguments")
+        yield self._event(f"response.{kind}.delta", **place, delta=item[field])
+        yield self._event(f"response.{kind}.done", **place, **{field: item[field]})
+        yield self._item_done(item)
 
     def _end(self, end: TurnEnd) -> Iterator[bytes]:
         if not self._items:
@@ -191,6 +198,13 @@ class ResponsesStreamWriter(StreamWriter):
     def _event(self, kind: str, **content: Any) -> bytes:
         self._sequence_number += 1
         return server_sent_event({"type": kind, "sequence_number": self._sequence_number, **content}, kind)
+
+
+def _tool(context: ResponseContext, function: Item) -> Item:
+    """A tool, as the response object repeats it."""
+    if function["name"] in context.request.tool_set.freeform:
+        return {"type": "custom", "name": function["name"], "description": function["description"]}
+    return {"type": "function", "strict": False, **function}
 
 
 def _text_part(text: str) -> Item:

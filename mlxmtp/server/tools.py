@@ -1,7 +1,8 @@
-"""The tools of a request: parsed, chosen from, and checked against the arguments of a call."""
+"""The tools of a request: parsed, found by reference, and chosen from."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,57 +15,91 @@ Tool = dict[str, Any]
 ParseTool = Callable[[JsonObject], Tool | None]
 """Parses one tool of a protocol; None: a hosted tool, which this server does not have."""
 
-HAS_TYPE: dict[str, Callable[[Any], bool]] = {
-    "string": lambda value: isinstance(value, str),
-    "boolean": lambda value: isinstance(value, bool),
-    "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
-    "integer": lambda value: HAS_TYPE["number"](value) and value == int(value),
-    "object": lambda value: isinstance(value, dict),
-    "array": lambda value: isinstance(value, list),
-    "null": lambda value: value is None,
-}
-"""The types of JSON Schema (json-schema.org, draft 2020-12, validation, 6.1.1): 3.0 is an integer."""
+FREEFORM: Mapping[str, Any] = {"type": "object", "properties": {"input": {"type": "string"}}, "required": ["input"]}
+"""The parameters of a freeform tool: its text as one string."""
+HOSTED_SEARCH = "tool_search"
+"""Begins the types of the hosted tools that find deferred tools."""
 
 
-@dataclass(frozen=True)
+def _no_tool(_: JsonObject) -> Tool | None:
+    return None
+
+
+@dataclass
 class ToolSet:
     """The tools of a request.
 
     Args:
-        tools: the function tools; those of namespaces are among them.
+        parse_tool: parses a tool of the protocol.
+        tools: the function tools of the prompt; those of namespaces are among them.
+        deferred: tools that may be called and are not in the prompt: the conversation shows their definitions.
+        freeform: names of the tools whose calls are texts.
         dropped: tools and settings that this server ignores, for the log.
-        namespaces: name in `tools` -> (namespace, name there).
+        namespaces: name of a tool here -> (namespace, name there).
     """
 
+    parse_tool: ParseTool = field(default=_no_tool, compare=False)
     tools: list[Tool] = field(default_factory=list)
+    deferred: list[Tool] = field(default_factory=list)
+    freeform: set[str] = field(default_factory=set)
     dropped: list[str] = field(default_factory=list)
     namespaces: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, items: list[JsonObject], parse_tool: ParseTool) -> ToolSet:
-        """Parse a list of tools and of namespaces with tools."""
-        tool_set = cls()
+        """Parse a list of tools and of namespaces with tools.
+
+        Tools are deferred where their `defer_loading` says so. A hosted search is not here to find them: with one, all
+        tools are in the prompt.
+        """
+        tool_set = cls(parse_tool)
+        searched = any(str(item.get("type")).startswith(HOSTED_SEARCH) for item in items)
         for item in items:
-            if item.get("type") != "namespace":
-                tool_set._add(item, parse_tool)
-                continue
-            for inner in item.objects("tools"):
-                tool_set._add(inner, parse_tool, item.string("name"))
+            tool_set._add(item, may_defer=not searched)
         return tool_set
 
-    def _add(self, item: JsonObject, parse_tool: ParseTool, namespace: str | None = None) -> None:
-        tool = parse_tool(item)
+    @property
+    def callable(self) -> list[Tool]:
+        """All tools that may be called."""
+        return [*self.tools, *self.deferred]
+
+    def define(self, items: Iterable[JsonObject]) -> str:
+        """Add tools that the conversation defines, and return their definitions as text."""
+        found = [tool for item in items for tool in self._add(item, deferred=True)]
+        return "\n".join(map(_definition, found))
+
+    def reference_text(self, reference: JsonObject) -> str:
+        """The definition of the tool that a `tool_reference` or a `tool_definition` of Messages is about."""
+        if definition := reference.object("definition"):
+            return self.define([definition])
+        name = reference.string("tool_name") or reference.string("name")
+        found = next((tool for tool in self.callable if tool["function"]["name"] == name), None)
+        return _definition(found) if found else f"[{name}: a tool that is not here]"
+
+    def _add(
+        self, item: JsonObject, namespace: str | None = None, *, may_defer: bool = True, deferred: bool = False
+    ) -> list[Tool]:
+        """Add a tool, or those of a namespace; return them."""
+        if item.get("type") == "namespace":
+            inner, name = item.objects("tools"), item.string("name")
+            return [tool for one in inner for tool in self._add(one, name, may_defer=may_defer, deferred=deferred)]
+        tool = self.parse_tool(item)
         if tool is None:
             self.dropped.append(f"tool {item.get('name') or item.get('type')}")
-            return
-        name = tool["function"]["name"]
+            return []
+        function = tool["function"]
+        name = function["name"]
         if (item.object("function") or item).get("strict") is True:  # arguments are checked, not forced; SDKs send it
             self.dropped.append(f"strict of tool {name}")
         if namespace:
-            taken = {other["function"]["name"] for other in self.tools}
-            tool["function"]["name"] = f"{namespace}__{name}" if name in taken else name
-            self.namespaces[tool["function"]["name"]] = namespace, name
-        self.tools.append(tool)
+            taken = {other["function"]["name"] for other in self.callable}
+            function["name"] = f"{namespace}__{name}" if name in taken else name
+            self.namespaces[function["name"]] = namespace, name
+        if function["parameters"] is FREEFORM:
+            self.freeform.add(function["name"])
+        is_deferred = deferred or (may_defer and item.boolean("defer_loading") is True)
+        (self.deferred if is_deferred else self.tools).append(tool)
+        return [tool]
 
 
 def function_tool(name: str, description: Any, parameters: Any) -> Tool:
@@ -74,15 +109,43 @@ def function_tool(name: str, description: Any, parameters: Any) -> Tool:
 
 
 def parse_openai_tool(item: JsonObject) -> Tool | None:
-    """A tool of Chat Completions or Responses; None: not a function."""
-    if item.get("type") not in ("function", None):
+    """A tool of Chat Completions or Responses; None: a hosted one."""
+    kind = item.get("type")
+    if kind not in ("function", "custom", None):
         return None
-    function = item.object("function") or item
+    function = item.object(kind or "function") or item
     name = function.string("name")
     if not name:
         function.reject("name", "the name of the function")
+    description = function.string("description") or ""
+    if kind == "custom":
+        return function_tool(name, f"{description}\n\n{_input_format(function)}".strip(), FREEFORM)
     parameters = function.object("parameters")
-    return function_tool(name, function.string("description"), parameters and function.get("parameters"))
+    return function_tool(name, description, parameters and function.get("parameters"))
+
+
+def freeform_arguments(text: Any) -> dict[str, Any]:
+    """The arguments that stand for the text of a freeform call."""
+    return {"input": text or ""}
+
+
+def freeform_input(arguments: str) -> str:
+    """The text of a freeform call; other arguments than one text are the text."""
+    text = json.loads(arguments).get("input")
+    return text if isinstance(text, str) else arguments
+
+
+def _input_format(tool: JsonObject) -> str:
+    """What the input of a freeform tool is, for its description."""
+    wanted = tool.object("format")
+    grammar = (wanted.object("grammar") or wanted) if wanted and wanted.string("type") == "grammar" else None
+    if not grammar:
+        return "The input is free text."
+    return f"The input is text of this {grammar.string('syntax')} grammar:\n{grammar.string('definition')}"
+
+
+def _definition(tool: Tool) -> str:
+    return json.dumps(tool["function"], ensure_ascii=False)
 
 
 def parse_openai_tool_choice(body: JsonObject, tools: list[Tool]) -> tuple[tuple[str, ...], str]:
@@ -94,12 +157,13 @@ def parse_openai_tool_choice(body: JsonObject, tools: list[Tool]) -> tuple[tuple
         return resolve_tool_choice(tools, choice or "auto")
     fields = JsonObject(choice, "tool_choice")
     kind = fields.string("type")
-    if kind == "function":
-        return resolve_tool_choice(tools, "named", (fields.object("function") or fields).string("name") or "")
+    if kind in ("function", "custom"):
+        return resolve_tool_choice(tools, "named", (fields.object(kind) or fields).string("name") or "")
     if kind != "allowed_tools":
-        fields.reject("type", "function or allowed_tools")
+        fields.reject("type", "function, custom or allowed_tools")
     holder = fields.object("allowed_tools") or fields
-    allowed = [str((tool.object("function") or tool).get("name")) for tool in holder.objects("tools")]
+    named = [tool.object("function") or tool.object("custom") or tool for tool in holder.objects("tools")]
+    allowed = [str(tool.get("name")) for tool in named]
     mode = holder.string("mode") or "auto"
     if mode not in ("auto", "required"):
         holder.reject("mode", "auto or required")
@@ -134,35 +198,3 @@ def resolve_tool_choice(
     if name not in names:
         raise ApiError(f"tool_choice names {name!r}, which is not among the tools", param="tool_choice")
     return (name,), name
-
-
-def matches_schema(value: Any, schema: Any) -> bool:
-    """Whether a JSON value has the types of a JSON schema. The rest of the schema is not checked.
-
-    Null for an optional property counts as absent. An unknown type matches everything.
-    """
-    if not isinstance(schema, Mapping):
-        return True
-    types = schema.get("type")
-    types = types if isinstance(types, list) else [] if types is None else [types]
-    if types and not any(HAS_TYPE.get(str(name), lambda _: True)(value) for name in types):
-        return value is None and schema.get("nullable") is True
-    for keyword, combine in (("anyOf", any), ("oneOf", any), ("allOf", all)):
-        schemas = schema.get(keyword)
-        if isinstance(schemas, list) and schemas and not combine(matches_schema(value, inner) for inner in schemas):
-            return False
-    if isinstance(value, list):
-        return all(matches_schema(item, schema.get("items")) for item in value)
-    return not isinstance(value, dict) or _properties_match(value, schema)
-
-
-def _properties_match(value: dict[str, Any], schema: Mapping[str, Any]) -> bool:
-    properties, required = schema.get("properties"), schema.get("required")
-    if not isinstance(properties, Mapping):
-        return True
-    required = required if isinstance(required, list) else []
-    return all(
-        (item is None and name not in required) or matches_schema(item, properties[name])
-        for name, item in value.items()
-        if name in properties
-    )

@@ -14,7 +14,6 @@ from mlxmtp.engine.output import parse_tool_calls
 from mlxmtp.server.host import Host
 from mlxmtp.server.prompting import PreparedPrompt
 from mlxmtp.server.request import Request
-from mlxmtp.server.tools import matches_schema
 from mlxmtp.worker.messages import Finished, TurnDelta
 
 
@@ -126,7 +125,8 @@ async def generate_turn(
 class TurnParser:
     """Turns the segments of a turn into events: parses tool calls, and removes the newlines around other segments.
 
-    A call of a tool that may not be called, or with arguments of wrong types, stays text.
+    A call of a tool that may not be called, or whose arguments are no JSON object, stays text. A call that the limit or
+    a stop string cuts is left out.
 
     Args:
         tokenizer: mlx-lm's `TokenizerWrapper`; it has the model's tool parser.
@@ -138,10 +138,7 @@ class TurnParser:
         """Whether there was a tool call."""
         self._tokenizer = tokenizer
         self._request = request
-        functions = [tool["function"] for tool in request.tools]
-        self._schemas = {
-            each["name"]: each["parameters"] for each in functions if each["name"] in request.callable_tools
-        }
+        self._callable = request.callable_functions
         self._kind = ""
         self._call: str | None = None
         self._newlines = ""
@@ -184,7 +181,7 @@ class TurnParser:
             text, self._newlines = text.lstrip("\n"), ""
         text, self._newlines = _split_newlines(self._newlines + text)
         self._kind = "thinking" if text else self._kind
-        return [ReasoningDelta(text)] if text else []
+        return [ReasoningDelta(text)] if text and self._request.thinking.shown else []
 
     def _text(self, text: str) -> list[TurnEvent]:
         if self._kind == "thinking":
@@ -200,8 +197,11 @@ class TurnParser:
 
     def _end_call(self, *, complete: bool) -> list[TurnEvent]:
         text, self._call = self._call or "", None
+        if self._callable and not complete:
+            self._newlines = ""
+            return []
         start, end = self._tokenizer.tool_call_start or "", self._tokenizer.tool_call_end or ""
-        parsed = parse_tool_calls(self._tokenizer, text, self._request.tools) if complete and self._schemas else None
+        parsed = parse_tool_calls(self._tokenizer, text, self._callable) if self._callable else None
         calls = [ToolCall(new_id("call"), call["name"], self._arguments(call)) for call in parsed or ()]
         if not all(call.arguments for call in calls) or not calls:
             return self._text(f"{start}{text}{end if complete else ''}")
@@ -211,14 +211,14 @@ class TurnParser:
         return [*calls] if self._request.parallel_tool_calls else [calls[0]]
 
     def _arguments(self, call: dict[str, Any]) -> str:
-        """The arguments as a JSON object; "": not an object, not finite, or not what a callable tool takes."""
+        """The arguments as a JSON object; "": not an object, not finite, or of no tool that may be called."""
         arguments = call["arguments"]
+        if call["name"] not in self._request.callable_tools:
+            return ""
         try:
-            encoded = json.dumps(arguments, ensure_ascii=False, allow_nan=False) if isinstance(arguments, dict) else ""
+            return json.dumps(arguments, ensure_ascii=False, allow_nan=False) if isinstance(arguments, dict) else ""
         except ValueError:
             return ""
-        name = call["name"]
-        return encoded if name in self._schemas and matches_schema(arguments, self._schemas[name]) else ""
 
 
 def new_id(prefix: str) -> str:

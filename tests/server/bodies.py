@@ -8,8 +8,8 @@ N times TEXT. Fields of `expects`, all optional:
 
     api           chat, responses, messages, completions, count_tokens, models, probe
     stream        whether the answer is a stream; usage: whether the stream ends with the usage
-    roles         roles of the messages for the chat template: one system message, which is the first; one message for
-                  the reasoning, text and calls of an answer; one for each tool result
+    roles         roles of the messages for the chat template: one system message in front, later ones where they stand;
+                  one message for the reasoning, text and calls of an answer; one for each tool result
     tools         names of the tools for the chat template; dropped_tools: types of the tools that are dropped
     namespaces    tool name -> namespace, which a call must repeat; without it Codex answers "unsupported call"
     max_tokens    limit of the answer, whatever its name in the request

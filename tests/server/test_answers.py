@@ -119,26 +119,28 @@ async def test_one_call_without_parallel_tool_calls(protocol: Protocol, stream: 
 @each
 @both
 @asynchronous
-async def test_a_call_that_the_limit_cuts_is_text(protocol: Protocol, stream: bool) -> None:
-    answer = await ask(protocol, stream, turn(f"I look.\n{ROME[:60]}", "length"), **{protocol.limit: 20})
-    assert (answer.text, answer.calls, answer.end) == (f"I look.\n{ROME[:60]}", [], "length")
+async def test_a_call_that_the_limit_cuts_is_left_out(protocol: Protocol, stream: bool) -> None:
+    for cut in (ROME[:60], ROME.removesuffix("\n</tool_call>")):
+        answer = await ask(protocol, stream, turn(f"I look.\n{cut}", "length"), **{protocol.limit: 20})
+        assert (answer.text, answer.calls, answer.end) == ("I look.", [], "length"), cut
 
 
 @each
 @both
 @asynchronous
 async def test_a_call_that_was_complete_before_the_limit_is_a_call(protocol: Protocol, stream: bool) -> None:
-    answer = await ask(protocol, stream, turn(f"{ROME}\nAnd", "length"))
-    assert (answer.text, answer.calls, answer.end) == ("And", [CALL], "length")
+    for after in ("", "\n", "\nAnd"):
+        answer = await ask(protocol, stream, turn(f"{ROME}{after}", "length"))
+        assert (answer.text, answer.calls, answer.end) == (after.strip(), [CALL], "length"), after
 
 
 @pytest.mark.parametrize("protocol", [one for one in PROTOCOLS if one.stop], ids=protocol_id)
 @both
 @asynchronous
-async def test_a_call_that_a_stop_string_cuts_is_text(protocol: Protocol, stream: bool) -> None:
+async def test_a_call_that_a_stop_string_cuts_is_left_out(protocol: Protocol, stream: bool) -> None:
     cut = ROME.removesuffix("\n</tool_call>")  # complete for the tool parser, but the model had not ended the call
     answer = await ask(protocol, stream, turn(cut, stopped_by="\n"), **{str(protocol.stop): ["\n"]})
-    assert (answer.text, answer.calls) == (cut, [])
+    assert (answer.text, answer.calls) == ("", [])
 
 
 @each

@@ -35,7 +35,8 @@ def names(tools: list[dict[str, Any]]) -> list[str]:
 
 
 def roles(messages: list[dict[str, Any]]) -> list[str]:
-    """Roles, counted in another way than the server does: without system, and consecutive assistant items as one."""
+    """Roles, counted in another way than the server does: without leading system messages, and consecutive assistant
+    items as one."""
     kinds = {"reasoning": "assistant", "function_call": "assistant", "function_call_output": "tool"}
     found: list[str] = []
     for message in messages:
@@ -44,7 +45,8 @@ def roles(messages: list[dict[str, Any]]) -> list[str]:
         results = [part for part in parts or () if isinstance(part, dict) and part.get("type") == "tool_result"]
         found += ["tool"] * len(results)
         nothing_else = results and len(results) == len(parts)
-        if role in ("system", "developer") or nothing_else or (role == "assistant" and found[-1:] == ["assistant"]):
+        leading = role in ("system", "developer") and not found
+        if leading or nothing_else or (role == "assistant" and found[-1:] == ["assistant"]):
             continue
         found.append(role)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -47,22 +48,30 @@ async def test_call_tags_are_text_with_tool_choice_none(protocol: Protocol, stre
 
 @each
 @both
-@pytest.mark.parametrize(
-    "strange",
-    [
-        '{"name": "get_money", "arguments": {}}',
-        '{"name": "get_weather", "arguments": {"city": 7}}',
-        '{"name": "get_weather", "arguments": {"city": ["Rome"]}}',
-        '{"name": "get_weather", "arguments": {"city": "Rome", "days": 2.5}}',
-        '{"name": "get_weather", "arguments": {"city": "Rome", "detailed": 1}}',
-    ],
-)
 @asynchronous
-async def test_a_call_that_no_tool_takes_is_text(protocol: Protocol, stream: bool, strange: str) -> None:
-    written = f"<tool_call>\n{strange}\n</tool_call>"
+async def test_a_call_of_a_tool_that_is_not_there_is_text(protocol: Protocol, stream: bool) -> None:
+    written = '<tool_call>\n{"name": "get_money", "arguments": {}}\n</tool_call>'
     async with serving(turn(f"So:\n{written}")) as served:
         answer = await ask(served, protocol, stream)
     assert (answer.text, answer.calls, answer.end) == (f"So:\n{written}", [], "stop")
+
+
+@each
+@both
+@asynchronous
+async def test_a_call_with_arguments_of_other_types_is_a_call(protocol: Protocol, stream: bool) -> None:
+    """The tool says what is wrong with them, and the model tries again."""
+    calls: list[tuple[str, Any]] = [
+        ("get_weather", {"city": 7}),
+        ("get_weather", {"city": ["Rome"], "days": 2.5}),
+        ("get_weather", {"city": None, "detailed": 1, "more": {}}),
+    ]
+    written = [
+        f'<tool_call>{{"name": "{name}", "arguments": {json.dumps(given)}}}</tool_call>' for name, given in calls
+    ]
+    async with serving(turn("\n".join(written))) as served:
+        answer = await ask(served, protocol, stream)
+    assert (answer.text, answer.calls, answer.end) == ("", calls, "tool_calls")
 
 
 @each

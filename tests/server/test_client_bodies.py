@@ -47,7 +47,7 @@ def test_the_request_is_parsed(one: Body) -> None:
     assert [message["content"] for message in messages if message["role"] == "tool"] == expects.get("tool_results", [])
     thoughts = [message["reasoning_content"] for message in messages if message.get("reasoning_content")]
     assert thoughts == expects.get("reasoning", [])
-    assert {name: space for name, (space, _) in request.namespaces.items()} == expects.get("namespaces", {})
+    assert {name: space for name, (space, _) in request.tool_set.namespaces.items()} == expects.get("namespaces", {})
     assert request.options.max_tokens == expects.get("max_tokens")
     assert bool(request.options.json_schema) == expects.get("json_schema", False)
     assert (request.stream, request.stream and request.include_usage) == (

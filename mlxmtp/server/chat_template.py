@@ -1,0 +1,65 @@
+"""Requests in the model's chat template, as far as that template takes what they ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cached_property, partial
+from typing import Any, TypeVar
+
+from mlxmtp.engine.prompt import Rendered, alternate_roles, apply_template, render
+from mlxmtp.errors import PromptError
+from mlxmtp.server.history import later_system_as_user
+from mlxmtp.server.request import Request
+
+PROBES = ("mlxmtp_user", "mlxmtp_system")
+"""Texts that no template has. They show where a template writes a later system message."""
+T = TypeVar("T")
+
+
+class ChatTemplate:
+    """The chat template of a model.
+
+    Args:
+        tokenizer: mlx-lm's `TokenizerWrapper`.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def text(self, request: Request) -> str:
+        """The text of a request's messages; errors as of `render`."""
+        return self._apply(apply_template, request, request.options.thinking)
+
+    def render(self, request: Request, thinking: bool | None) -> Rendered:
+        """The token ids of a request's messages, with boundaries.
+
+        Raises:
+            PromptError: the template refuses the messages, or a variable that the client names.
+        """
+        return self._apply(render, request, thinking)
+
+    def _apply(self, function: Callable[..., T], request: Request, thinking: bool | None) -> T:
+        messages: Any = request.messages
+        if not self._keeps_later_system:
+            messages = later_system_as_user(messages)
+        variables = dict(request.thinking.variables)
+        hints = dict(request.thinking.hints) | ({} if thinking is None else {"thinking": thinking})
+        apply = partial(function, self._tokenizer, messages, tools=request.tools or None, thinking=thinking)
+        if hints:
+            with suppress(PromptError):  # some templates raise an error for an effort that they do not know
+                return apply(options=hints | variables)
+        return apply(options=variables)
+
+    @cached_property
+    def _keeps_later_system(self) -> bool:
+        """Whether the template writes a system message after the user's where it stands."""
+        user, system = PROBES
+        talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]
+        talk += [{"role": "user", "content": user}, {"role": "system", "content": system}]
+        try:
+            text = apply_template(self._tokenizer, talk)
+            refused = text == apply_template(self._tokenizer, alternate_roles(talk))
+        except PromptError:
+            return False
+        return not refused and system in text[text.rindex(user) :]

@@ -1,0 +1,203 @@
+"""The conversation so far as chat messages. Content that is no text is replaced by a line of text.
+
+Clients keep what they sent and got, also from other models: images, calls of hosted tools, sealed items. Each request
+brings all of it again, so a refusal would end the session. Only content of the newest user message is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mlxmtp.server.body import JsonObject, is_nested_too_deeply
+from mlxmtp.server.errors import ApiError
+from mlxmtp.server.tools import ToolSet
+
+Message = dict[str, Any]
+"""A chat message, as chat templates take it."""
+
+TEXT_PARTS = ("text", "input_text", "output_text", "refusal", "reasoning_text", "summary_text")
+"""Types of content parts that are text."""
+MEDIA = (
+    *("image", "image_url", "input_image", "computer_screenshot", "audio", "input_audio", "video", "video_url"),
+    *("input_video", "file", "input_file", "document", "container_upload"),
+)
+"""Types of content parts that only models with other senses or tools can read."""
+OPAQUE = (
+    *("type", "id", "call_id", "tool_use_id", "status", "caller", "signature", "fingerprint", "cache_control", "data"),
+    *("file_data", "image_url", "encrypted_content", "encrypted_index", "encrypted_stdout"),
+)
+"""Fields that say nothing to a model."""
+MAX_WORD = 500
+"""Characters. A longer text without a space is encoded data, and no model can read it."""
+
+
+def newest_user_message(roles: Sequence[str]) -> int:
+    """The index of the message that the user has just written; -1 where the turn answers something else.
+
+    Clients that show a tool's image to the model do so in a user message after the result. It counts as a result.
+
+    Args:
+        roles: role of each message or item: "user", "assistant", "tool" or "system".
+    """
+    last = [(i, role) for i, role in enumerate(roles) if role != "system"][-2:]
+    if not last or last[-1][1] != "user" or last[0][1] == "tool":
+        return -1
+    return last[-1][0]
+
+
+def text_content(item: JsonObject, tools: ToolSet, name: str = "content", *, newest: bool = False) -> str:
+    """The text of a content field: a string, or a list of parts; arguments as of `parts_text`."""
+    content = item.get(name)
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        item.reject(name, "a string or a list of parts")
+    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    path = item.path_of(name)
+    return parts_text([JsonObject(part, f"{path}[{i}]") for i, part in enumerate(parts)], tools, newest=newest)
+
+
+def parts_text(parts: Iterable[JsonObject], tools: ToolSet, *, newest: bool = False, separator: str = "") -> str:
+    """The text of content parts. A part that is no text becomes a line.
+
+    Args:
+        tools: the tools that parts refer to or define.
+        newest: the parts are of the newest user message.
+        separator: comes between two texts.
+
+    Raises:
+        ApiError: a part of the newest user message is no text.
+    """
+    text, after_text = "", True
+    for part in parts:
+        kind = part.string("type")
+        is_text = kind in TEXT_PARTS or (kind is None and "text" in part)
+        piece = part.string("refusal" if kind == "refusal" else "text") or "" if is_text else None
+        if piece is None:
+            piece = _other_text(part, tools, newest)
+        text += (separator if is_text and after_text else "\n") * bool(text) + piece
+        after_text = is_text
+    return text
+
+
+def foreign_text(part: JsonObject) -> str:
+    """A line in place of a part or item of another kind: its type, and the fields that a model can read."""
+    kind = part.string("type")
+    if kind in MEDIA:
+        names = [part.get(name) for name in ("title", "filename", "name")]
+        name = next((f" {json.dumps(name, ensure_ascii=False)}" for name in names if isinstance(name, str)), "")
+        return f"[{kind}{name} left out: this model reads text only]"
+    fields = readable(part.content)
+    return f"[{kind}: {json.dumps(fields, ensure_ascii=False) if fields else 'not readable here'}]"
+
+
+def readable(value: Any) -> Any:
+    """What a model can read of a JSON value; None: nothing."""
+    if isinstance(value, Mapping):
+        fields = {name: readable(inner) for name, inner in value.items() if name not in OPAQUE}
+        return {name: inner for name, inner in fields.items() if inner not in (None, "")} or None
+    if isinstance(value, list):
+        return [inner for inner in map(readable, value) if inner is not None] or None
+    is_data = isinstance(value, str) and (
+        value.startswith("data:") or (len(value) > MAX_WORD and len(value.split(maxsplit=1)) == 1)
+    )
+    return None if is_data else value
+
+
+def assistant_message(text: str, reasoning: str = "", tool_calls: Iterable[dict[str, Any]] = ()) -> Message:
+    """An earlier answer of the conversation."""
+    message: Message = {"role": "assistant", "content": text}
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if tool_calls := list(tool_calls):
+        message["tool_calls"] = tool_calls
+    return message
+
+
+def history_tool_call(name: Any, arguments: Any, call_id: Any) -> dict[str, Any]:
+    """An earlier tool call of the conversation. Chat templates want its arguments as an object.
+
+    Other arguments, such as JSON that was cut, become the argument "arguments": the model sees what it wrote.
+    """
+    if isinstance(arguments, str):
+        arguments = _parsed(arguments)
+    if not isinstance(arguments, dict):
+        arguments = {} if arguments is None else {"arguments": arguments}
+    function = {"name": str(name or "unknown"), "arguments": arguments}
+    return {"type": "function", "id": str(call_id or ""), "function": function}
+
+
+def tool_message(content: str, call_id: Any) -> Message:
+    """The result of an earlier tool call."""
+    return {"role": "tool", "content": content, "tool_call_id": str(call_id or "")}
+
+
+def merge_leading_system(messages: Iterable[Message], field_name: str = "messages") -> list[Message]:
+    """The messages with the leading system messages as one: many chat templates take only one.
+
+    Later system messages stay where they are, so that the prompt begins as that of the turn before.
+
+    Args:
+        field_name: the field of the body that they came in.
+
+    Raises:
+        ApiError: there is no message to answer.
+    """
+    messages = [message for message in messages if message["role"] != "system" or message["content"]]
+    count = next((i for i, message in enumerate(messages) if message["role"] != "system"), len(messages))
+    if count == len(messages):
+        found = "only system messages" if messages else "none"
+        raise ApiError(f"{field_name}: there are {found}; expected at least one of the user", param=field_name)
+    system = "\n\n".join(message["content"] for message in messages[:count])
+    return [*([{"role": "system", "content": system}] if count else []), *messages[count:]]
+
+
+def later_system_as_user(messages: Iterable[Message]) -> list[Message]:
+    """The messages with each later system message joined to the user's or tool's message before it.
+
+    After an answer it becomes a message of the user, to which the user's next message is joined.
+    """
+    found: list[Message] = []
+    is_open = False  # the last message was a system message
+    for message in messages:
+        is_later = bool(found) and message["role"] == "system"
+        joins = found[-1]["role"] in ("user", "tool") if is_later else is_open and message["role"] == "user"
+        if joins:
+            found[-1] = found[-1] | {"content": f"{found[-1]['content']}\n\n{message['content']}"}
+        else:
+            found.append({"role": "user", "content": message["content"]} if is_later else message)
+        is_open = is_later and (is_open or not joins)
+    return found
+
+
+def _other_text(part: JsonObject, tools: ToolSet, newest: bool) -> str:
+    """The text of a part of another type than text."""
+    kind = part.string("type")
+    source = part.object("source") if kind == "document" else None
+    if source and source.string("type") in ("text", "content"):
+        title, is_text = part.string("title"), source.string("type") == "text"
+        text = source.string("data") or "" if is_text else text_content(source, tools)
+        return f"{title}\n{text}" if title else text
+    if kind == "search_result":
+        heads = (part.string("title"), part.string("source"), text_content(part, tools))
+        return "\n".join(filter(None, heads))
+    if kind in ("tool_reference", "tool_addition"):
+        return tools.reference_text(part.object("tool") or part)
+    if kind == "compaction" and isinstance(part.get("content"), str):
+        return part.string("content") or ""
+    if newest:
+        path = part.path_of("type").removesuffix(".type")
+        message = f"{path} is of type {kind}; this server reads text only"
+        raise ApiError(message, code="unsupported_content", param=path)
+    return foreign_text(part)
+
+
+def _parsed(arguments: str) -> Any:
+    """The JSON of arguments; the text itself where it is no JSON, or nested too deeply for a template."""
+    try:
+        parsed = json.loads(arguments or "null")
+    except (ValueError, RecursionError):
+        return arguments
+    return arguments if is_nested_too_deeply(parsed) else parsed

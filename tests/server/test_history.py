@@ -1,0 +1,267 @@
+"""What a client sends of the conversation so far never ends it; what the user sends now is refused if it is no text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from anthropic.types.beta import BetaContentBlockParam
+from openai.types.chat import ChatCompletionContentPartParam
+from openai.types.responses import ResponseInputItemParam
+
+from mlxmtp.engine.loading import DEMO, load_tokenizer
+from mlxmtp.server.body import MAX_NESTING
+from mlxmtp.server.errors import ApiError
+from tests.scripted_engine import asynchronous
+from tests.server.scripted import (
+    CHAT,
+    MESSAGES,
+    RESPONSES,
+    LocalServer,
+    parse,
+    parse_error,
+    serving,
+    turn,
+)
+from tests.server.sdk_samples import DATA, samples
+
+Body = dict[str, Any]
+
+HI, AGAIN = {"role": "user", "content": "hi"}, {"role": "user", "content": "again?"}
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": DATA}}
+IMAGE_URL = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{DATA}"}}
+INPUT_IMAGE = {"type": "input_image", "image_url": f"data:image/png;base64,{DATA}"}
+TURNS = {CHAT: "messages", MESSAGES: "messages", RESPONSES: "input"}
+STRICT_TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}:{{ m.content }}"
+    "{% for c in m.tool_calls or [] %} {{ c.function.name }}("
+    "{% for name, value in c.function.arguments|items %}{{ name }}={{ value }}{% endfor %}){% endfor %}]{% endfor %}"
+)
+"""Takes arguments as an object only."""
+LAST_SYSTEM_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('system first') }}"
+    "{% endif %}[{{ m.role }}:{{ m.content }}]{% endfor %}"
+)
+SILENT_TEMPLATE = (
+    "{% for m in messages %}{% if m.role != 'system' %}[{{ m.role }}:{{ m.content }}]{% endif %}{% endfor %}"
+)
+
+
+def with_template(template: str) -> Any:
+    tokens = load_tokenizer(DEMO)
+    tokens._tokenizer.chat_template = template
+    return tokens
+
+
+def contents(path: str, history: list[Body], **more: Any) -> list[tuple[str, str]]:
+    """Role and content of the chat messages of a body."""
+    messages: Any = parse(path, **{TURNS[path]: history}, **more).messages
+    return [(message["role"], message["content"]) for message in messages]
+
+
+async def asked(served: LocalServer, path: str, history: list[Body]) -> str:
+    """The prompt of a conversation with one more question."""
+    body = {TURNS[path]: [*history, AGAIN], "max_tokens": 9}
+    response = await served.post(path, body)
+    assert response.status_code == 200, (response.text, history)
+    return served.prompt
+
+
+@asynchronous
+async def test_every_block_and_item_of_the_sdks_may_be_in_the_history() -> None:
+    """Something stands in the prompt for it, and no encoded data."""
+    blocks, items = samples(BetaContentBlockParam), samples(ResponseInputItemParam)
+    parts = samples(ChatCompletionContentPartParam)
+    assert (len(blocks) > 20, len(items) > 25, len(parts) > 3) == (True, True, True)
+    call = {"type": "tool_use", "id": "t", "name": "look", "input": {}}
+    histories: list[tuple[str, str, list[Body]]] = []
+    for name, block in blocks.items():
+        result = {"type": "tool_result", "tool_use_id": "t", "content": [block]}
+        histories += [
+            (MESSAGES, name, [HI, {"role": "assistant", "content": [block, {"type": "text", "text": "so"}]}]),
+            (MESSAGES, name, [{"role": "user", "content": [block]}, {"role": "assistant", "content": "so"}]),
+            (MESSAGES, name, [HI, {"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]),
+            (MESSAGES, name, [HI, {"role": "system", "content": [block]}, {"role": "assistant", "content": "so"}]),
+        ]
+    histories += [(RESPONSES, name, [HI, item]) for name, item in items.items() if name != "item_reference"]
+    for name, part in parts.items():
+        histories += [
+            (CHAT, name, [HI, {"role": "assistant", "content": [part]}]),
+            (CHAT, name, [{"role": "user", "content": [part]}, {"role": "assistant", "content": "so"}]),
+            (CHAT, name, [HI, {"role": "tool", "tool_call_id": "t", "content": [part]}]),
+        ]
+    async with serving(turn("fine"), tokens=with_template(STRICT_TEMPLATE), context=20_000) as served:
+        for path, name, history in histories:
+            prompt = await asked(served, path, history)
+            assert prompt.endswith("[user:again?]"), (path, name, prompt)
+            assert DATA[:20] not in prompt, (path, name)
+            assert prompt.removesuffix("[user:again?]") not in ("", "[user:hi]"), (path, name)
+
+
+def test_what_the_user_sends_now_is_refused() -> None:
+    """Also where a system message follows. Not in a tool's result, and not in what a client puts after one."""
+    answered = {"role": "assistant", "content": "so"}
+    late = {"role": "system", "content": "A file was changed."}
+    called: dict[str, list[Body]] = {
+        CHAT: [
+            {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "c", "content": "see below"},
+        ],
+        MESSAGES: [
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c", "content": "see below"}]},
+        ],
+        RESPONSES: [
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "see below"},
+        ],
+    }
+    for path, image in ((CHAT, IMAGE_URL), (MESSAGES, IMAGE), (RESPONSES, INPUT_IMAGE)):
+        shown = {"role": "user", "content": [image]}
+        line = f"[{image['type']} left out: this model reads text only]"
+        for history, index in (([shown], 0), ([HI, answered, shown], 2), ([HI, shown, late], 1)):
+            with pytest.raises(ApiError, match="this server reads text only") as refusal:
+                parse(path, **{TURNS[path]: history})
+            assert refusal.value.param == f"{TURNS[path]}[{index}].content[0]", (path, history)
+        assert contents(path, [shown, answered, HI])[0] == ("user", line), path
+        assert contents(path, [HI, *called[path], shown])[-2:] == [("tool", "see below"), ("user", line)], path
+    result = called[MESSAGES][1]["content"][0]
+    beside = {"role": "user", "content": [result, IMAGE, {"type": "text", "text": "Go on."}]}
+    expected = [("tool", "see below"), ("user", "[image left out: this model reads text only]\nGo on.")]
+    assert contents(MESSAGES, [HI, called[MESSAGES][0], beside])[-2:] == expected
+
+
+@asynchronous
+async def test_a_refused_image_does_not_end_the_session() -> None:
+    async with serving(turn("fine")) as served:
+        for path, image in ((CHAT, IMAGE_URL), (MESSAGES, IMAGE), (RESPONSES, INPUT_IMAGE)):
+            history = [{"role": "user", "content": [image]}]
+            refusal = await served.post(path, {TURNS[path]: history, "max_tokens": 9})
+            assert refusal.status_code == 400
+            assert "reads text only" in parse_error(path, refusal.json())["message"]
+            assert "left out" in await asked(served, path, history), path
+
+
+def test_the_lines_in_place_of_blocks() -> None:
+    document = {"type": "document", "title": "notes.txt", "source": {"type": "text", "data": "Buy milk."}}
+    nested = {"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "Part."}, IMAGE]}}
+    pdf = {"type": "document", "title": "a.pdf", "source": {"type": "base64", "data": DATA}}
+    found = {"type": "search_result", "source": "http://a", "title": "A", "content": [{"type": "text", "text": "B"}]}
+    assert contents(
+        MESSAGES, [{"role": "user", "content": [document, nested, found, {"type": "text", "text": "?"}]}]
+    ) == [("user", "notes.txt\nBuy milk.\nPart.\n[image left out: this model reads text only]\nA\nhttp://a\nB\n?")]
+    search = {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {"query": "mlx"}}
+    hit = {"type": "web_search_result", "url": "http://a", "title": "A", "encrypted_content": DATA, "page_age": None}
+    results = {"type": "web_search_tool_result", "tool_use_id": "s", "content": [hit]}
+    answer = {"role": "assistant", "content": [search, results, {"type": "text", "text": "So."}]}
+    summary = {"type": "compaction", "content": "They talked of milk.", "encrypted_content": DATA}
+    history = [{"role": "user", "content": [pdf]}, answer, {"role": "user", "content": [summary]}, answer, HI]
+    said = (
+        '[server_tool_use: {"name": "web_search", "input": {"query": "mlx"}}]\n'
+        '[web_search_tool_result: {"content": [{"url": "http://a", "title": "A"}]}]\nSo.'
+    )
+    assert contents(MESSAGES, history)[:3] == [
+        ("user", '[document "a.pdf" left out: this model reads text only]'),
+        ("assistant", said),
+        ("user", "They talked of milk."),
+    ]
+    web = {"type": "web_search_call", "id": "w", "status": "completed", "action": {"type": "search", "query": "mlx"}}
+    picture = {"type": "image_generation_call", "id": "i", "result": DATA}
+    text = {"type": "message", "role": "assistant", "content": "So."}
+    assert contents(RESPONSES, [HI, web, picture, text, HI])[1:3] == [
+        ("assistant", '[web_search_call: {"action": {"query": "mlx"}}]\n[image_generation_call: not readable here]'),
+        ("assistant", "So."),
+    ]
+
+
+def test_calls_that_another_server_had_the_client_run() -> None:
+    shell = {"type": "local_shell_call", "call_id": "c", "action": {"type": "exec", "command": ["ls", "-a"]}}
+    output = {"type": "shell_call_output", "call_id": "c", "output": [{"stdout": "a.py", "outcome": {"type": "exit"}}]}
+    messages: Any = parse(RESPONSES, input=[HI, shell, output, HI]).messages
+    assert messages[1]["tool_calls"][0]["function"] == {
+        "name": "local_shell",
+        "arguments": {"action": {"command": ["ls", "-a"]}},
+    }
+    assert messages[2] == {
+        "role": "tool",
+        "content": '[shell_call_output: {"output": [{"stdout": "a.py"}]}]',
+        "tool_call_id": "c",
+    }
+
+
+ARGUMENTS: list[tuple[Any, Any]] = [
+    ('{"path": "a.py"}', {"path": "a.py"}),
+    ("", {}),
+    ("null", {}),
+    (None, {}),
+    ('{"path": "a.py", "text": "x', {"arguments": '{"path": "a.py", "text": "x'}),
+    ('"ls"', {"arguments": "ls"}),
+    ("[1]", {"arguments": [1]}),
+    ("7", {"arguments": 7}),
+    ("ls -a", {"arguments": "ls -a"}),
+    ("[" * 5000, {"arguments": "[" * 5000}),
+    ('{"a":' * MAX_NESTING + "1" + "}" * MAX_NESTING, {"arguments": '{"a":' * MAX_NESTING + "1" + "}" * MAX_NESTING}),
+]
+
+
+@asynchronous
+async def test_arguments_of_earlier_calls_become_an_object() -> None:
+    async with serving(turn("fine"), tokens=with_template(STRICT_TEMPLATE), context=20_000) as served:
+        for given, expected in ARGUMENTS:
+            function = {"name": "f", "arguments": given}
+            use = {"type": "tool_use", "id": "c", "name": "f", "input": given}
+            call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": given}
+            for path, answer in (
+                (CHAT, {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": function}]}),
+                (CHAT, {"role": "assistant", "content": None, "function_call": function}),
+                (MESSAGES, {"role": "assistant", "content": [use]}),
+                (RESPONSES, call),
+            ):
+                messages: Any = parse(path, **{TURNS[path]: [HI, answer]}).messages
+                assert messages[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": expected}, (path, given)
+                written = "".join(f"{name}={value}" for name, value in expected.items())
+                assert await asked(served, path, [HI, answer]) == f"[user:hi][assistant: f({written})][user:again?]"
+
+
+def test_calls_of_other_kinds_become_text() -> None:
+    odd = {"id": "c", "type": "remote", "remote": {"name": "f"}}
+    assert contents(CHAT, [HI, {"role": "assistant", "content": "So:", "tool_calls": [odd]}, HI])[1] == (
+        "assistant",
+        'So:\n[remote: {"remote": {"name": "f"}}]',
+    )
+
+
+@asynchronous
+async def test_a_later_system_message_stays_where_it_stands() -> None:
+    """The prompt begins as that of the turn before, whatever the template makes of such a message."""
+    late = {"role": "system", "content": "A file was changed."}
+    answer = {"role": "assistant", "content": "So."}
+    joined = "[user:hi\n\nA file was changed.][assistant:So.][user:A file was changed.\n\nagain?]"
+    for template, later in (
+        (
+            STRICT_TEMPLATE,
+            "[user:hi][system:A file was changed.][assistant:So.][system:A file was changed.][user:again?]",
+        ),
+        (LAST_SYSTEM_TEMPLATE, joined),
+        (SILENT_TEMPLATE, joined),
+    ):
+        async with serving(turn("fine"), tokens=with_template(template)) as served:
+            for path in (CHAT, MESSAGES, RESPONSES):
+                assert await asked(served, path, [HI, late, answer, late]) == later, (template, path)
+    async with serving(turn("fine"), tokens=with_template(LAST_SYSTEM_TEMPLATE)) as served:
+        tool = {"role": "tool", "tool_call_id": "c", "content": "done"}
+        prompt = await asked(served, CHAT, [late, HI, answer, tool, late, late])
+        changed = "A file was changed."
+        assert prompt == (
+            f"[system:{changed}][user:hi][assistant:So.][tool:done\n\n{changed}\n\n{changed}][user:again?]"
+        )
+
+
+def test_roles_and_references_that_are_not_known_are_refused() -> None:
+    for path, history, param in (
+        (CHAT, [{"role": "wizard", "content": "hi"}], "messages[0].role"),
+        (RESPONSES, [HI, {"type": "item_reference", "id": "rs"}], "input[1].type"),
+    ):
+        with pytest.raises(ApiError, match="expected") as refusal:
+            parse(path, **{TURNS[path]: history})
+        assert refusal.value.param == param
