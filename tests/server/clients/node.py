@@ -38,18 +38,20 @@ def missing(package: str) -> str | None:
     return None
 
 
-def program(package: str, name: str, folder: Path) -> str:
-    """The program `name` of `package` (with a version), installed in `folder` unless it is there.
+def program(package: str, pattern: str, folder: Path) -> str:
+    """The program of `package` (with a version), installed in `folder` unless it is there.
 
     Skips the test where Node.js or the registry is missing.
+
+    Args:
+        pattern: where the program is in `node_modules`, with wildcards.
     """
     place = folder / re.sub(r"\W+", "-", package)
-    found = place / "node_modules" / ".bin" / name
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:  # tests run in several processes
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if found.exists():
-            return str(found)
+        if found := _installed(place, pattern):
+            return found
         if why := missing(package):
             pytest.skip(why)
         unfinished = folder / "unfinished"
@@ -61,7 +63,9 @@ def program(package: str, name: str, folder: Path) -> str:
         except (OSError, subprocess.SubprocessError) as error:
             pytest.skip(f"npm cannot install {package}: {_said(error)}")
         unfinished.rename(place)
-    return str(found)
+    if not (found := _installed(place, pattern)):
+        pytest.skip(f"{package} has no program {pattern} for this machine")
+    return found
 
 
 def run(*command: str, home: Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -78,6 +82,10 @@ def run(*command: str, home: Path, folder: Path, **variables: str) -> subprocess
         text=True,
         timeout=RUN_S,
     )
+
+
+def _installed(place: Path, pattern: str) -> str | None:
+    return next(map(str, (place / "node_modules").glob(pattern)), None)
 
 
 def _npm(*arguments: str, seconds: float) -> None:

@@ -39,7 +39,7 @@ def shell(command: str) -> tuple[str, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def program(installed: Path) -> str:
-    return node.program(PACKAGE, "codex", installed)
+    return node.program(PACKAGE, ".bin/codex", installed)
 
 
 @pytest.fixture

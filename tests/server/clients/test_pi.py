@@ -44,7 +44,7 @@ WORK = (
 
 @pytest.fixture(scope="module")
 def program(installed: Path) -> str:
-    return node.program(PACKAGE, "pi", installed)
+    return node.program(PACKAGE, ".bin/pi", installed)
 
 
 @pytest.fixture
