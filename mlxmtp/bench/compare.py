@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from mlxmtp.bench import page, svg, table
 from mlxmtp.bench.figures import Spread
 from mlxmtp.bench.svg import PlotLine, PlotPoint, PlotValue
 from mlxmtp.errors import OptionError
+from mlxmtp.files import read_json
 
 Row = dict[str, Any]
 """An object of a report's JSON."""
@@ -28,7 +28,7 @@ def load_report(path: Path) -> Row:
     """
     file = path / REPORT if path.is_dir() else path
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
+        report = read_json(file)
     except OSError as error:
         raise OptionError(f"{file}: {error.strerror or error}; expected a report of `mlxmtp bench`") from error
     except ValueError as error:

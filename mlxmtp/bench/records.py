@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mlxmtp.errors import MlxmtpError, OptionError
-from mlxmtp.files import try_lock
+from mlxmtp.files import parse_json, try_lock
 
 FILE = "measurements.jsonl"
 
@@ -119,7 +119,7 @@ def parse(content: bytes, name: str) -> tuple[list[dict[str, Any]], int]:
 
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line) if line.endswith(b"\n") else None
+        row = parse_json(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
     return row if isinstance(row, dict) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -12,6 +11,7 @@ from typing import Any
 
 from mlxmtp.engine.prompt import encode, render
 from mlxmtp.errors import OptionError, PromptError
+from mlxmtp.files import parse_json
 
 BUILT_IN = "prompts.jsonl"
 """Name of the built-in prompts, a file of this package."""
@@ -108,7 +108,7 @@ def long_text(tokenizer: Any, count: int) -> tuple[int, ...]:
 
 def _prompt(line: str, number: int, name: str) -> WorkloadPrompt:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:
         raise PromptError(f"{name}, line {number}: not JSON ({error}); expected {FIELDS}") from error
     fields = row if isinstance(row, dict) else {}

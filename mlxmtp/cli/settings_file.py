@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlxmtp import files
 from mlxmtp.errors import SettingsError
-from mlxmtp.files import explain_full_disk, staged_file
+from mlxmtp.files import explain_full_disk, read_regular, staged_file
 
 Parse = Callable[[str], Any]
 COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
@@ -111,7 +112,7 @@ def copy_of(path: Path) -> Path:
 def read(path: Path) -> str | None:
     """Return a file's text, or None if there is no such file."""
     try:
-        return path.read_bytes().decode("utf-8-sig")  # read_text would change line ends
+        return read_regular(path).decode("utf-8-sig")  # read_text would change line ends
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -153,14 +154,14 @@ def readable(parse: Parse, text: str) -> Any:
     """Return the parsed text, or None if it is not valid."""
     try:
         return parse(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
 def parse_json(text: str) -> Any:
     """Return the value of JSON that may have comments and trailing commas."""
     without = COMMENT.sub(lambda match: match[1] or " ", text)
-    return json.loads(LAST_COMMA.sub(lambda match: match[1] or "", without))
+    return files.parse_json(LAST_COMMA.sub(lambda match: match[1] or "", without))
 
 
 def json_texts(before: str, old: Any, new: Any, wanted: Any) -> Iterator[str]:

@@ -14,6 +14,7 @@ from mlxmtp.checkpoints import check_tokenizer, open_checkpoint
 from mlxmtp.engine.engine import Engine
 from mlxmtp.errors import CheckpointError, HeadError, OptionError
 from mlxmtp.exactness.guarantee import IDENTITIES, Identity
+from mlxmtp.files import parse_json
 from mlxmtp.heads import Head, HeadSource, NoHeadError, load_head, resolve_head
 from mlxmtp.targets import load_target
 
@@ -145,8 +146,8 @@ def _tokens_of_file(path: Path, vocab_size: int) -> list[int]:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise OptionError(f"--draft-vocab {path}: {reason}; expected a number, or a file of {_EXPECTED_IDS}") from error
     try:
-        tokens = json.loads(text) if text.lstrip().startswith("[") else [int(line) for line in text.split()]
-    except (ValueError, RecursionError) as error:
+        tokens = parse_json(text) if text.lstrip().startswith("[") else [int(line) for line in text.split()]
+    except ValueError as error:
         raise OptionError(f"--draft-vocab {path}: {error}; expected {_EXPECTED_IDS}") from error
     wrong = [token for token in tokens if type(token) is not int or not 0 <= token < vocab_size]
     if wrong or not tokens:

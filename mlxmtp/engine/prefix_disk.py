@@ -36,7 +36,7 @@ MAX_FILE_SNAPSHOTS = 4
 STAGE = "prefix"
 """The name of a file while it is written."""
 _NAME = re.compile(r"([0-9a-f]{16})-([0-9a-f]{64})\.safetensors")
-_DAMAGED = (CheckpointError, ValueError, KeyError, TypeError, IndexError, AttributeError)
+_DAMAGED = (CheckpointError, ArithmeticError, ValueError, KeyError, TypeError, IndexError, AttributeError)
 
 
 class PrefixStore:
@@ -60,6 +60,7 @@ class PrefixStore:
         self._warn = warn
         self._min_tokens = min_tokens
         self._files: dict[str, StoredSequence] = {}
+        self._unreadable: set[str] = set()
         self._last_write_worked = True
         self._all_fitted = True
         remove_abandoned(folder)
@@ -143,12 +144,12 @@ class PrefixStore:
     # -- files ------------------------------------------------------------------------------------------------
 
     def _scan(self) -> list[tuple[float, int, Path]]:
-        """(time of last use, bytes, path) of all sequences in the folder, of all models."""
+        """(time of last use, bytes, path) of all sequences in the folder, of all models. Only regular files count."""
         files = []
         with suppress(OSError):
             for entry in os.scandir(self._folder):
                 with suppress(OSError):  # another process has just removed it
-                    if _NAME.fullmatch(entry.name):
+                    if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                         files.append((entry.stat().st_mtime, entry.stat().st_size, Path(entry.path)))
         return sorted(files)
 
@@ -156,13 +157,14 @@ class PrefixStore:
         """Read the headers of this model's new files, whichever process wrote them, and forget removed files."""
         present = {file.name: file for _, _, file in self._scan() if file.name.startswith(self._key)}
         self._files = {name: stored for name, stored in self._files.items() if name in present}
-        for name in present.keys() - self._files.keys():
+        for name in present.keys() - self._files.keys() - self._unreadable:
             try:
                 self._files[name] = read_header(present[name])
             except FileNotFoundError:
                 continue
             except OSError as error:
-                self._warn(f"{present[name]}: cannot be read ({error})")
+                self._unreadable.add(name)
+                self._warn(f"{present[name]}: cannot be read ({error.strerror or error})")
             except _DAMAGED as error:
                 self._discard(present[name], str(error))
 

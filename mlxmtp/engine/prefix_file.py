@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from mlxmtp.checkpoints.tensors import header_length, parse_header
 from mlxmtp.checkpoints.writer import DTYPES, header, raw_bytes
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.snapshots import Position, PrefixInfo, Snapshot
+from mlxmtp.files import open_regular, parse_json
 from mlxmtp.heads import Head
 from mlxmtp.targets import CacheState, Target
 
@@ -75,17 +77,20 @@ def read_header(file: Path) -> StoredSequence:
 
     Raises:
         OSError: the file cannot be read.
-        CheckpointError, ValueError, KeyError, TypeError: it is damaged.
+        CheckpointError, ArithmeticError, ValueError, KeyError, TypeError: it is damaged.
     """
-    nbytes = file.stat().st_size
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
+        nbytes = os.fstat(stream.fileno()).st_size
         text = stream.read(header_length(stream.read(8), nbytes, file.name))
     parse_header(text, file, nbytes, file.name)
-    facts = json.loads(json.loads(text)["__metadata__"][METADATA_KEY])
+    facts = parse_json(parse_json(text)["__metadata__"][METADATA_KEY])
+    tokens = list(map(int, facts["tokens"]))
     *positions, end = (Position(int(offset), int(pending)) for offset, pending, _ in facts["snapshots"])
+    if not all(0 <= position.offset <= len(tokens) for position in (*positions, end)):
+        raise ValueError(f"a snapshot is not at one of the {len(tokens)} tokens")
     head_offset = facts["head_offset"]
     prefix_info = PrefixInfo(
-        tokens=list(map(int, facts["tokens"])),
+        tokens=tokens,
         end=end,
         positions=tuple(positions),
         trimmable=bool(facts["trimmable"]),
@@ -115,7 +120,7 @@ def unpack(file: Path, facts: dict[str, Any], target: Target, head: Head | None)
 def digest_of(file: Path) -> str:
     """Return the SHA-256 of a file's bytes in hexadecimal."""
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         for block in iter(partial(stream.read, READ_BYTES), b""):
             digest.update(block)
     return digest.hexdigest()

@@ -10,6 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from mlxmtp import files
 from mlxmtp.exactness.guarantee import PROMISES, Guarantee
 from mlxmtp.files import data_folder, write_whole
 from mlxmtp.machine import kernel_facts
@@ -30,9 +31,8 @@ def cache_file(kind: str, **facts: Any) -> Path:
 def read_json(file: Path) -> Any:
     """Return a file's content, or None if the file is absent or damaged."""
     try:
-        with file.open("rb") as stream:
-            return json.loads(stream.read(MAX_BYTES))
-    except (OSError, ValueError, RecursionError):
+        return files.read_json(file, MAX_BYTES)
+    except (OSError, ValueError):
         return None
 
 

@@ -104,10 +104,10 @@ def test_a_file_that_cannot_be_read_is_refused() -> None:
 
 
 def test_a_file_without_rights_is_refused(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(path: Path) -> bytes:  # rights do not bind the superuser, who may run the tests
+    def refused(path: Path, _: int) -> bytes:  # rights do not bind the superuser, who may run the tests
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refused)
+    monkeypatch.setattr("mlxmtp_tui.files.read_regular", refused)
     with pytest.raises(MentionError, match=r"notes\.txt: cannot be read \(Permission denied\)"):
         expand_mentions("@notes.txt")
 

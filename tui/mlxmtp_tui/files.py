@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from mlxmtp.errors import MlxmtpError
+from mlxmtp.files import read_regular
 from mlxmtp.units import size
 
 MAX_BYTES = 2_000_000
@@ -91,8 +92,7 @@ def _text(path: Path) -> str:
     try:
         if (nbytes := path.stat().st_size) > MAX_BYTES:
             raise MentionError(f"{path}: {size(nbytes)}; a file in a prompt can have {size(MAX_BYTES)} at most")
-        content = path.read_bytes()
-        text = content.decode()
+        text = read_regular(path, MAX_BYTES).decode()  # a file of /proc has no size
     except OSError as error:
         raise MentionError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -10,9 +10,12 @@ from typing import Any
 
 from mlxmtp.decoding.stats import Stats
 from mlxmtp.errors import MlxmtpError
+from mlxmtp.files import parse_json, read_regular
 from mlxmtp_tui.conversation import Answer, Conversation, Message
 
 MESSAGE = ("role", "content", "reasoning_content", "tool_calls")
+MAX_NUMBER = 1e18
+"""Greatest number of a turn's statistics; a greater one is no measurement."""
 
 
 class SessionError(MlxmtpError):
@@ -37,13 +40,32 @@ def read_answer(record: dict[str, Any]) -> Answer:
     """The answer of a record.
 
     Raises:
-        KeyError, TypeError: the record is not an answer.
+        KeyError, TypeError, AttributeError: the record is not an answer.
     """
-    stats = record.get("stats")
+    stats, speedup = record.get("stats"), record.get("speedup")
     if stats:
-        stats = Stats.from_dict(stats)
-    message: Message = {key: record[key] for key in MESSAGE if key in record}
-    return Answer(message, record["finish"], stats or None, record.get("speedup"))
+        policy = {"policy": _text(stats.get("policy", ""))}
+        stats = Stats.from_dict({name: _number(value) for name, value in stats.items() if name != "policy"} | policy)
+    message: Message = {key: record[key] for key in MESSAGE if record.get(key) is not None}
+    for text in (message.get("content", ""), message.get("reasoning_content", "")):
+        _text(text)
+    for call in message.get("tool_calls", ()):
+        _text(call["function"]["name"])
+    return Answer(message, _text(record["finish"]), stats or None, None if speedup is None else _number(speedup))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a text, found {value!r:.60}")
+    return value
+
+
+def _number(value: Any) -> Any:
+    """Return a number, or a list of numbers."""
+    for number in value if isinstance(value, list) else [value]:
+        if not isinstance(number, int | float) or not abs(number) <= MAX_NUMBER:
+            raise TypeError(f"expected a number, found {number!r:.60}")
+    return value
 
 
 def read(file: Path) -> tuple[dict[str, Any], Conversation]:
@@ -75,7 +97,7 @@ def without_cut_line(content: bytes) -> bytes:
     """The content without a last line that a crash cut short. Where only its line end is missing, that is added."""
     start = content.rfind(b"\n") + 1
     try:
-        json.loads(content[start:])
+        parse_json(content[start:])
     except ValueError:  # UnicodeDecodeError is one
         return content[:start]
     return content + b"\n"
@@ -83,10 +105,10 @@ def without_cut_line(content: bytes) -> bytes:
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
     # not splitlines: the text may hold Unicode's own line ends
-    lines = without_cut_line(file.read_bytes()).split(b"\n")
+    lines = without_cut_line(read_regular(file)).split(b"\n")
     for number, content in enumerate(lines[:-1], start=1):
         try:
-            yield json.loads(content)
+            yield parse_json(content)
         except ValueError as error:
             raise SessionError(f"{file}, line {number}: not valid JSON ({error})") from error
 
@@ -94,15 +116,15 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
 def _apply(record: dict[str, Any], header: dict[str, Any], conversation: Conversation) -> None:
     match record.get("role") or record.get("type"):
         case "chat":
-            header.update(model=record["model"], created=record["created"])
+            header.update(model=_text(record["model"]), created=_text(record["created"]))
         case "model":
-            header["model"] = record["name"]
+            header["model"] = _text(record["name"])
         case "title":
-            header["title"] = record["text"]
+            header["title"] = _text(record["text"])
         case "system":
-            conversation.system = record["content"]
+            conversation.system = _text(record["content"])
         case "user":
-            conversation.ask(record["content"], record.get("sent", record["content"]))
+            conversation.ask(_text(record["content"]), _text(record.get("sent", record["content"])))
         case "assistant":
             conversation.answer(read_answer(record))
         case "rewind":

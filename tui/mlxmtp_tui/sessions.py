@@ -7,7 +7,6 @@ costs no more than the last second.
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mlxmtp.files import data_folder, staged_file, try_lock
+from mlxmtp.files import data_folder, read_json, read_regular, staged_file, try_lock
 from mlxmtp_tui.conversation import Answer, Conversation
 from mlxmtp_tui.records import SessionError, answer_record, line, read, read_answer, without_cut_line
 
@@ -175,7 +174,7 @@ class Session:
 
     def _remove_cut_line(self) -> None:
         """Remove a last line that a crash cut short; the next record would be joined to it."""
-        content = self.file.read_bytes()
+        content = read_regular(self.file)
         complete = without_cut_line(content)
         if len(complete) < len(content):
             os.truncate(self.file, len(complete))
@@ -238,7 +237,7 @@ def _as_file(name: str) -> Path | None:
 def _partial_answer(file: Path, turn: int) -> Answer | None:
     """The incomplete answer to a turn that a crash left; None without one."""
     try:
-        record = json.loads(file.with_suffix(".partial").read_bytes())
+        record = read_json(file.with_suffix(".partial"))
         return read_answer(record) if record.get("turn") == turn else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
