@@ -110,11 +110,13 @@ def snapshot(cache: list[Any]) -> list[mx.array]:
             for kept in (layer.keys, layer.values) if layer.offset else ():
                 ordered = layer._temporal_order(kept)
                 parts += [ordered[:, :, : layer.keep], ordered[:, :, ordered.shape[2] - rows :]]
-        elif hasattr(layer, "offset"):
+        elif hasattr(layer, "keys"):
             parts.append(mx.array(layer.offset))
-            parts += [x[..., : layer.offset, :] for x in (layer.keys, layer.values)] if layer.offset else []
+            rows = layer.offset - getattr(layer, "start_position", 0)  # attention in chunks drops earlier rows
+            parts += [x[..., :rows, :] for x in (layer.keys, layer.values)] if layer.offset else []
         else:
-            parts += [mx.array([]) if x is None else mx.array(x) for x in layer.cache]
+            held = layer.cache if hasattr(layer, "cache") else vars(layer).values()
+            parts += [mx.array([]) if x is None else mx.array(x) for x in held]
     mx.eval(parts)
     return parts
 

@@ -17,6 +17,8 @@ from mlxmtp.units import size
 
 HEAD_FACTS = "mtp_head"
 """The key of config.json under which mlxmtp writes the description of a side-car."""
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
+"""Keys of a configuration; the latter is GPT-2's. Learned positions beyond it would be read from foreign memory."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
 """File names; a model without any of them has no tokenizer."""
 KEPT_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
@@ -69,6 +71,12 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `text_config` of a vision-language configuration, or the whole of another."""
     text: dict[str, Any] = config.get("text_config", config)
     return text
+
+
+def stated_context(config: Mapping[str, Any]) -> int | None:
+    """Return the most tokens that a model was made for, as its configuration states it; None: it does not."""
+    text = text_config(config)
+    return next((text[key] for key in CONTEXT_KEYS if text.get(key)), None)
 
 
 def open_checkpoint(path_or_repo: str | Path) -> Checkpoint:

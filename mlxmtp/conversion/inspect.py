@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mlxmtp.checkpoints import Checkpoint, HeadFiles, check_tokenizer, find_head, open_checkpoint
+from mlxmtp.checkpoints import Checkpoint, HeadFiles, check_tokenizer, find_head, open_checkpoint, stated_context
 from mlxmtp.checkpoints.checkpoint import MAX_CARD_BYTES, card_base, no_config, parse_config
 from mlxmtp.checkpoints.head_files import MLX_VLM, is_head_name, trunk_type
 from mlxmtp.checkpoints.hub import cached, wanted_files
@@ -182,7 +182,7 @@ def _report(name: str, where: Location, checkpoint: Checkpoint, files: Iterable[
         layers=text.get("num_hidden_layers"),
         hidden_size=text.get("hidden_size"),
         vocab_size=text.get("vocab_size"),
-        context=text.get("max_position_embeddings"),
+        context=stated_context(checkpoint.config),
         experts=next((text[key] for key in _EXPERTS if text.get(key)), None),
         trunk=weights_of(trunk, _quantization(checkpoint), checkpoint.folder),
         head=_head_report(head, family, checkpoint, local=where != "hub") if head else None,

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 PREFILL_TOKENS = 2048
 """Prompt tokens in one forward. mlx-lm's default: equal chunks give equal bits."""
+READ_EVERY = 1024
+"""Tokens between two times at which the head reads its pending states without drafting: bounds their memory and the
+length of its passes. As in a prefill, that costs a pass of one layer over tokens that took as many passes of all."""
 MAX_SNAPSHOTS = 16
 """Snapshots of one sequence. In a hybrid model one has the bytes of a few thousand tokens of KV cache."""
 
@@ -92,8 +95,11 @@ class Sequence:
         """Append a round's tokens; hidden [1, n, H] are the target's states of the inputs that produced them."""
         self.tokens += tokens
         self.offset = len(self.tokens) - 1
-        if self.head and self.drafting:
-            self._pending = [*self._pending, hidden] if self.head.has_kv_cache else [hidden[:, -1:]]
+        if not (self.head and self.drafting):
+            return
+        self._pending = [*self._pending, hidden] if self.head.has_kv_cache else [hidden[:, -1:]]
+        if self.offset % READ_EVERY < len(tokens):
+            self._read_pending()
 
     def take_pending(self) -> tuple[mx.array, mx.array] | None:
         """The pending hidden states [1, n, H] and the tokens [1, n] that follow them; then none is pending."""
@@ -102,6 +108,17 @@ class Sequence:
         hidden = _join(self._pending)
         self._pending = []
         return hidden, mx.array([self.tokens[-hidden.shape[1] :]])
+
+    def _read_pending(self) -> None:
+        """Have the head read the pending hidden states up to the newest, which stays pending."""
+        pending = self.take_pending()
+        if self.head is None or pending is None:
+            return
+        hidden, tokens = pending
+        if hidden.shape[1] > 1:
+            self.head(hidden[:, :-1], tokens[:, :-1], self.head_cache)
+        self._pending = [mx.contiguous(hidden[:, -1:])]
+        mx.async_eval([layer.state for layer in self.head_cache], self._pending)
 
     def settle(self) -> None:
         """Evaluate the caches: until then they keep the whole graph of the last round alive."""

@@ -92,7 +92,7 @@ class Engine:
     @property
     def context(self) -> int:
         """Most tokens, prompt and answer together, that the model was made for."""
-        return int(self.target.text_config.get("max_position_embeddings") or 2**31 - 1)
+        return self.target.context or 2**31 - 1
 
     @property
     def facts(self) -> ModelFacts:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from mlxmtp.exactness.batch_invariant import BatchInvariant, Kernel
 from mlxmtp.exactness.guarantee import Guarantee, Identity, Promise
@@ -179,7 +180,7 @@ def compare(
 
     Contexts that the model is too short for are left out, and those beyond `QUICK` that the memory is too small for.
     """
-    limit = target.text_config.get("max_position_embeddings") or plan[-1][0] + 2 * GPU_TOKENS
+    limit = target.context or plan[-1][0] + 2 * GPU_TOKENS
     for number, (context, lengths) in enumerate(plan):
         if number and context + 2 * GPU_TOKENS > limit:
             return
@@ -234,7 +235,7 @@ def _cache_of(target: Target, tokens: Sequence[int], context: int) -> Cache | No
         return None
     for leaf in leaves:
         state = snapshot(leaf)
-        if state.offset:  # keys and values; a recurrent state does not grow
+        if state.offset and isinstance(leaf, (KVCache, RotatingKVCache)):  # other states have no row for each token
             length = min(context, getattr(leaf, "max_size", context))
             restore(leaf, CacheState(tuple(_lengthened(rows, length) for rows in state.arrays), context, length))
     mx.eval([layer.state for layer in cache])

@@ -62,7 +62,8 @@ def load_head(checkpoint: Checkpoint, target: Target, source: HeadSource | None 
     """
     source = source or resolve_head(checkpoint)
     if not target.reversible:
-        raise NoHeadError("this model keeps caches that cannot take rejected drafts back yet")
+        kinds = ", ".join(target.irreversible)
+        raise NoHeadError(f"this model keeps caches that cannot take rejected drafts back yet ({kinds})")
     source = download_head(source)
     assert source.files is not None
     head: Head = build_head(source.files, target, trunk_is_raw=source.trunk_is_raw, lazy=lazy)

@@ -1,6 +1,8 @@
 """Load a target through mlx-lm, and convert the layouts that mlx-lm does not read."""
 
 import re
+import sys
+from contextlib import redirect_stdout
 from functools import partial
 from shlex import quote
 from typing import Any
@@ -62,7 +64,10 @@ def check_architecture(checkpoint: Checkpoint) -> None:
     try:
         if not re.fullmatch(r"[\w-]+", kind):  # no path to another module
             raise ValueError(kind)
-        _model_classes(checkpoint.config, frozenset())
+        with redirect_stdout(sys.stderr):  # a module without a package that it needs prints so, and ends the process
+            _model_classes(checkpoint.config, frozenset())
+    except SystemExit as error:
+        raise CheckpointError(f"{name}: mlx-lm's {kind!r} needs a Python package that is not installed") from error
     except (ValueError, AttributeError, TypeError) as error:  # some of mlx-lm's modules are no models
         raise CheckpointError(f"{name}: mlx-lm has no model type {kind!r}; another version of it may") from error
     _check_sizes(checkpoint)
@@ -111,29 +116,35 @@ def _model_classes(config: dict[str, Any], in_sidecar: frozenset[str]) -> tuple[
     kind = config["model_type"]
     model, args = _get_classes({**config, "model_type": TEXT_ONLY.get(kind, kind)})
 
+    own_sanitize: Any = getattr(model, "sanitize", None)  # several models read their files as they are
+
     class Model(model):  # type: ignore[misc, valid-type]
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             # mlx-lm keeps the heads of some models, and stacks experts of one layout per family
-            trunk = {
-                name: w for name, w in weights.items() if not is_head_name(name, config) and name not in in_sidecar
-            }
-            return stack_experts(super().sanitize(dequantise_fp8(trunk)))
+            trunk = dequantise_fp8(
+                {name: w for name, w in weights.items() if not is_head_name(name, config) and name not in in_sidecar}
+            )
+            return stack_experts(own_sanitize(self, trunk) if own_sanitize else trunk, self)
 
     return Model, args
 
 
-def stack_experts(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+def stack_experts(weights: dict[str, mx.array], model: nn.Module | None = None) -> dict[str, mx.array]:
     """Convert experts stored one by one, or fused (`gate_up_proj`), to mlx-lm's stacked `switch_mlp`.
 
     mlx-lm reads some families in one of the layouts only; checkpoints of both exist. Other names are unchanged.
+
+    Args:
+        model: modules of it that are themselves called `mlp.experts` keep their weights.
     """
+    modules = {name for name, _ in model.named_modules()} if model else set()
     out: dict[str, mx.array] = {}
     single: dict[str, dict[int, mx.array]] = {}
     for name, value in weights.items():
         stem, found, rest = name.partition(".mlp.experts.")
         stacked = f"{stem}.mlp.switch_mlp."
         part, _, tensor = rest.partition(".")
-        if not found:
+        if not found or f"{stem}.mlp.experts" in modules:
             out[name] = value
         elif part == "gate_up_proj":
             for half, values in zip(("gate_proj", "up_proj"), mx.split(value, 2, axis=-2), strict=True):

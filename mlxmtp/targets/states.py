@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache
+from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, KVCache, RotatingKVCache
 
 from mlxmtp.targets.shared_kv import SharedKVCache
 
@@ -19,9 +19,9 @@ class CacheState:
     """The state of one cache.
 
     Args:
-        arrays: keys and values [1, heads, T, D], or a recurrent layer's states; None before the first token.
-        offset: tokens that keys and values have seen.
-        slot: where a window writes its next row.
+        arrays: keys and values [1, heads, T, D], or what else the cache holds; None before the first token.
+        offset: tokens that the cache has seen; 0 for a recurrent layer's states.
+        slot: where a window writes its next row; of attention in chunks, the position of the first row.
     """
 
     arrays: tuple[mx.array | None, ...]
@@ -47,7 +47,9 @@ def is_trimmable(cache: Any) -> bool:
 
 def can_snapshot(cache: Any) -> bool:
     """Return whether `snapshot` supports this kind of cache."""
-    return is_trimmable(cache) or isinstance(cache, (RotatingKVCache, ArraysCache))
+    if is_trimmable(cache) or isinstance(cache, (RotatingKVCache, ArraysCache)):
+        return True
+    return hasattr(cache, "offset") and all(isinstance(v, mx.array | int | None) for v in vars(cache).values())
 
 
 def snapshot(cache: Any, rows: int | None = None) -> CacheState:
@@ -62,6 +64,10 @@ def snapshot(cache: Any, rows: int | None = None) -> CacheState:
         return CacheState(tuple(None if array is None else mx.contiguous(array) for array in cache.cache))
     if isinstance(cache, RotatingKVCache):
         return _window(cache)
+    if not is_trimmable(cache):
+        held = (getattr(cache, name) for name in _arrays(cache))
+        copies = tuple(None if array is None else mx.contiguous(array) for array in held)
+        return CacheState(copies, cache.offset, getattr(cache, "start_position", 0))
     rows = cache.offset if rows is None else rows
     if cache.keys is None or not rows:
         return CacheState((None, None))
@@ -69,14 +75,26 @@ def snapshot(cache: Any, rows: int | None = None) -> CacheState:
 
 
 def restore(cache: Any, state: CacheState) -> None:
-    """Set a cache to `state`. The arrays are shared: a pass writes into copies of them."""
-    if hasattr(cache, "cache"):
-        cache.cache = list(state.arrays)
+    """Set a cache to `state`, which later passes do not change."""
+    # another array of the same memory: a cache writes rows into the array that it has
+    arrays: list[Any] = [None if array is None else mx.contiguous(array) for array in state.arrays]
+    if isinstance(cache, ArraysCache):
+        cache.cache = arrays
     elif not isinstance(cache, SharedKVCache):
-        cache.keys, cache.values = state.arrays
+        for name, array in zip(_arrays(cache), arrays, strict=True):
+            setattr(cache, name, array)
         cache.offset = state.offset
     if isinstance(cache, RotatingKVCache):
         cache._idx = state.slot
+    elif isinstance(cache, ChunkedKVCache):
+        cache.start_position = state.slot
+
+
+def _arrays(cache: Any) -> list[str]:
+    """Return the names of the attributes that hold a cache's arrays."""
+    if isinstance(cache, (KVCache, RotatingKVCache)):
+        return ["keys", "values"]
+    return [name for name, value in vars(cache).items() if not isinstance(value, int)]
 
 
 def _window(cache: RotatingKVCache) -> CacheState:

@@ -2,22 +2,27 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 
-from mlxmtp.checkpoints import text_config
-from mlxmtp.targets.patches.gated_delta import RecurrentLayer, RecurrentRows
+from mlxmtp.checkpoints import stated_context, text_config
+from mlxmtp.targets.patches.gated_delta import RecurrentLayer, RecurrentRows, is_gated_delta
 from mlxmtp.targets.patches.latent import LatentAttention, has_latents
 from mlxmtp.targets.patches.observe import observe
-from mlxmtp.targets.patches.window import WindowCache, calls_attention, patch_window_attention
+from mlxmtp.targets.patches.window import WindowCache, patch_windows
 from mlxmtp.targets.states import is_trimmable, leaf_caches
 
 Cache = list[Any]
 HiddenSide = Literal["post", "pre"]
 """Hidden states after a norm ("post") or before it ("pre")."""
+
+SEES_AHEAD = {"phi3small": "attention to later tokens of a pass"}
+"""Model types that mlx-lm computes otherwise than token by token, and how."""
 
 
 class PassListener(Protocol):
@@ -39,6 +44,7 @@ class Target:
 
     Attributes:
         reversible: whether every layer's cache can be rolled back; if not, `Pass.commit` must keep all tokens.
+        irreversible: the kinds of cache, or of attention, that cannot be rolled back.
         hidden_at: which hidden states `forward` returns.
         listeners: called before and after each pass, besides the target's own layers.
         min_tokens: `open` pads a pass to this many tokens, and `commit` removes the padding.
@@ -54,25 +60,28 @@ class Target:
         norm = getattr(self._trunk, "norm", None)
         # None: no family of heads supports such a trunk
         self._final_norm = None if norm is None else observe(norm, open=True)
+        modules: list[nn.Module] = model.modules()
         self._recurrent = {
             i: RecurrentLayer(layer.linear_attn)
             for i, layer in enumerate(model.layers)
-            if hasattr(layer, "linear_attn")
+            if is_gated_delta(getattr(layer, "linear_attn", None))
         }
-        attentions = [layer.self_attn for layer in model.layers if hasattr(layer, "self_attn")]
-        self.latent = [
-            LatentAttention(attention, split_rows=True) for attention in attentions if has_latents(attention)
-        ]
-        caches = make_prompt_cache(model)
-        rotating = any(type(layer) is RotatingKVCache for layer in caches)
-        self._windows = rotating and all(map(calls_attention, attentions))
-        if self._windows:
-            for attention in attentions:
-                patch_window_attention(attention)
-        self.reversible = all(
-            all(map(is_trimmable, leaf_caches([layer]))) or isinstance(layer, WindowCache) or i in self._recurrent
-            for i, layer in enumerate(self.make_cache())
+        self.latent = [LatentAttention(module, split_rows=True) for module in modules if has_latents(module)]
+        windows = sum(type(cache) is RotatingKVCache for cache in make_prompt_cache(model))
+        self._windows = windows > 0 and patch_windows(modules, windows)
+        self.irreversible = tuple(
+            sorted(
+                {
+                    type(leaf).__name__
+                    for i, layer in enumerate(self.make_cache())
+                    for leaf in leaf_caches([layer])
+                    if not (is_trimmable(leaf) or isinstance(layer, WindowCache) or i in self._recurrent)
+                }
+            )
         )
+        if self.model_type in SEES_AHEAD:
+            self.irreversible += (SEES_AHEAD[self.model_type],)
+        self.reversible = not self.irreversible
 
     @property
     def model_type(self) -> str:
@@ -87,9 +96,13 @@ class Target:
     @property
     def vocab_size(self) -> int:
         """Rows of the embedding; token ids are below it."""
-        if hasattr(self._trunk, "embed_tokens"):
-            return int(self.embedding.weight.shape[0])
-        return int(self.text_config["vocab_size"])
+        return int(self.embedding.weight.shape[0])
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens that the model was made for; None: its configuration does not say."""
+        stated = stated_context(self.config)
+        return int(stated) if stated else None
 
     @property
     def max_fast_tokens(self) -> int:
@@ -164,10 +177,11 @@ class Target:
         logits: mx.array = (self.output.as_linear if self.output is self.embedding else self.output)(hidden)
         return logits
 
-    @property
+    @cached_property
     def embedding(self) -> Any:
-        """The module of the embedding matrix."""
-        return self._trunk.embed_tokens
+        """The module of the embedding matrix; a model that has others, of positions or layers, makes it first."""
+        leaves: Any = tree_flatten(self.text_model.leaf_modules(), is_leaf=nn.Module.is_module)
+        return next(module for _, module in leaves if hasattr(module, "as_linear"))
 
     @property
     def output(self) -> Any:

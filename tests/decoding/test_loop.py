@@ -15,6 +15,7 @@ import pytest
 from mlx_lm.generate import generate_step
 
 from mlxmtp.checkpoints import open_checkpoint
+from mlxmtp.decoding import sequence as decoding_sequence
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.draft import MTPChain
 from mlxmtp.decoding.loop import TIMED_EVERY, TIMED_FIRST, StopCheck, generate, never_stop
@@ -275,6 +276,28 @@ def test_the_heads_rows_are_the_targets_after_every_round(plain: Plain, depths: 
     sequence.prefill(MORE, chunk_size=2)
     assert_head_is_true(plain.target, plain.head, sequence)
     next(generate(plain.target, MTPChain(plain.head), sequence, plain.law, Depths(3), never_stop, 9))
+    assert_head_is_true(plain.target, plain.head, sequence)
+
+
+def test_states_that_wait_for_the_head_are_read_before_they_are_many(
+    plain: Plain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long stretch without its drafts: no more states wait than `READ_EVERY`, and no pass of the head is longer."""
+    monkeypatch.setattr(decoding_sequence, "READ_EVERY", 8)
+    sequence, widths = plain.start(head=True), []
+    call = type(plain.head).__call__
+
+    def counted(head: Any, hidden: mx.array, *rest: Any) -> Any:
+        widths.append(hidden.shape[1])
+        return call(head, hidden, *rest)
+
+    monkeypatch.setattr(type(plain.head), "__call__", counted)
+    depths = [0] * 30 + [3]
+    for one in generate(plain.target, MTPChain(plain.head), sequence, plain.law, Depths(*depths), KeepUntil(33), 100):
+        assert sum(states.shape[1] for states in sequence._pending) <= 8, len(sequence.tokens)
+        drafted = one.drafted
+    assert drafted == 3
+    assert 2 < max(widths) <= 8, widths
     assert_head_is_true(plain.target, plain.head, sequence)
 
 

@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx_lm.models import gated_delta
 from mlx_lm.models.cache import ArraysCache
 
-from mlxmtp.targets.patches.observe import observe, rebind
+from mlxmtp.targets.patches.observe import observe, rebind, uses
 
 RecurrentState = tuple[mx.array | None, mx.array | None]
 """A layer's cache: the last inputs of the convolution [B, K - 1, C], the recurrent state [B, Hv, Dv, Dk]."""
@@ -44,6 +44,11 @@ class RecurrentRows:
             width = self.conv_input.shape[1] - of
             cache[0] = mx.contiguous(self.conv_input[:, rows : rows + width])
             cache[1] = self.state_after(rows)
+
+
+def is_gated_delta(layer: Any) -> bool:
+    """Return whether a layer is mlx-lm's gated delta with one convolution over queries, keys and values."""
+    return hasattr(layer, "conv1d") and uses(layer, gated_delta.gated_delta_update.__name__)
 
 
 class RecurrentLayer:

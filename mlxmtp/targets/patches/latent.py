@@ -7,13 +7,14 @@ Source: DeepSeek-V2 (2405.04434), section 2.1; mlx-lm's `models.deepseek_v3`.
 """
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.base import scaled_dot_product_attention
 
-from mlxmtp.targets.patches.observe import rebind, replace_call
+from mlxmtp.targets.patches.observe import rebind, replace_call, uses
 
 _attention: Callable[..., mx.array] = scaled_dot_product_attention
 
@@ -24,9 +25,9 @@ class LatentAttention:
     Its weights must be loaded: a quantisation after this would undo it.
 
     Args:
-        split_rows: run rows one at a time if `row_by_row` is set, and if attention is sparse (DSA) and has more keys
-            than it selects. For one row mlx-lm gathers the selected latents, for several it masks the others, and in
-            half precision it selects by other sums.
+        split_rows: run rows one at a time if `row_by_row` is set, if attention joins the expanded keys with their
+            positions, and if it is sparse (DSA) and has more keys than it selects. For one row mlx-lm gathers the
+            selected latents, for several it masks the others, and in half precision it selects by other sums.
     """
 
     def __init__(self, attention: nn.Module, *, split_rows: bool = False) -> None:
@@ -56,16 +57,22 @@ class LatentAttention:
 
     def _split_rows(self, attention: nn.Module) -> None:
         together: Any = type(attention).__call__
+        bind = signature(together).bind
+        joins = uses(attention, mx.concatenate.__name__)
 
-        def call(module: nn.Module, x: mx.array, mask: mx.array | None = None, cache: Any = None) -> Any:
-            rows = x.shape[1]
-            selects = hasattr(module, "indexer") and self.on and cache[0].offset + rows > module.indexer.index_topk
-            if not (self.on and (self.row_by_row or selects)):
-                return together(module, x, mask, cache)
+        def call(module: nn.Module, *args: Any, **options: Any) -> Any:
+            if not self.on:
+                return together(module, *args, **options)
+            given = bind(module, *args, **options).arguments | {"mask": None}
+            by_rows = {name: value for name, value in given.items() if isinstance(value, mx.array)}
+            rows = given["x"].shape[1]
+            selects = hasattr(module, "indexer") and given["cache"][0].offset + rows > module.indexer.index_topk
+            if not (self.row_by_row or joins or selects):
+                return together(module, *args, **options)
             self.on = False
             try:
-                outputs = [together(module, x[:, row : row + 1], None, cache) for row in range(rows)]
-                return mx.concatenate(outputs, axis=1)
+                each = ({name: x[..., i : i + 1, :] for name, x in by_rows.items()} for i in range(rows))
+                return mx.concatenate([together(**given | row) for row in each], axis=1)
             finally:
                 self.on = True
 

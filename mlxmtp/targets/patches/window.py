@@ -5,7 +5,7 @@ After it has wrapped, one row reads its keys in the order of the ring, several r
 differently. Here every row of a verify pass gets the ring that it would find in plain decoding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import mlx.core as mx
@@ -13,7 +13,7 @@ import mlx.nn as nn
 from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import RotatingKVCache
 
-from mlxmtp.targets.patches.observe import rebind
+from mlxmtp.targets.patches.observe import rebind, uses
 
 _attention: Callable[..., mx.array] = scaled_dot_product_attention
 
@@ -61,6 +61,13 @@ class WindowCache(RotatingKVCache):
         self._rings = rings
         return rings
 
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        """Return what the newest rows attend to; layers that share another layer's keys call it."""
+        if self.in_pass and self._rings is not None:
+            return self._rings
+        fetched: tuple[mx.array, mx.array] = super().keys_and_values()  # type: ignore[no-untyped-call]
+        return fetched
+
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Any:  # noqa: N803
         """Return mlx-lm's mask, or for rings the filled slots [m, 1, 1, window] of each row; None: all."""
         if not self.in_pass or N == 1 or self.offset + N <= self.max_size:
@@ -102,15 +109,25 @@ def _written(ring: mx.array, new: mx.array, slots: list[int]) -> mx.array:
     return rings
 
 
-def patch_window_attention(attention: nn.Module) -> None:
-    """Make one attention module of mlx-lm accept the rings that `WindowCache` returns."""
-    rebind(attention, scaled_dot_product_attention=_attend)
+def patch_windows(modules: Iterable[nn.Module], windows: int) -> bool:
+    """Make a model's attention accept the rings that `WindowCache` returns; return whether all of it does.
 
+    Every module that reads a cache must attend by mlx-lm's function, and by nothing of its own.
 
-def calls_attention(attention: nn.Module) -> bool:
-    """Return whether a module's `__call__` uses the attention function that `patch_window_attention` replaces."""
-    call: Any = type(attention).__call__
-    return scaled_dot_product_attention.__name__ in call.__code__.co_names
+    Args:
+        windows: the number of the model's windows, each of which a module reads.
+    """
+    readers = [module for module in modules if uses(module, "update_and_fetch")]
+    known = [
+        module
+        for module in readers
+        if uses(module, scaled_dot_product_attention.__name__) and not getattr(module, "attn_logit_softcapping", None)
+    ]
+    if not windows <= len(readers) == len(known):
+        return False
+    for module in known:
+        rebind(module, scaled_dot_product_attention=_attend)
+    return True
 
 
 def _attend(queries: mx.array, keys: mx.array, *rest: Any, **options: Any) -> mx.array:

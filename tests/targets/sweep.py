@@ -1,0 +1,156 @@
+"""One tiny model of each type, decoded by mlx-lm and by mlxmtp: tokens, prefix reuse, rollback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+from mlx_lm.generate import generate_step
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.utils import load_model
+
+from mlxmtp.checkpoints import open_checkpoint
+from mlxmtp.decoding.depth import FixedDepth
+from mlxmtp.decoding.loop import generate, never_stop
+from mlxmtp.decoding.sampler import Sampler
+from mlxmtp.decoding.sampling import Sampling
+from mlxmtp.decoding.sequence import Sequence
+from mlxmtp.decoding.snapshots import Position
+from mlxmtp.engine.prefix_file import pack, read_header, unpack, write_sequence
+from mlxmtp.targets import Target, load_target
+from mlxmtp.targets.target import SEES_AHEAD
+from tests.scripted import assert_same_state, snapshot
+from tests.targets.every_model import BY_CHUNKS, VOCAB, WINDOW, model_types, random_weights, tiny_config
+from tests.tiny import save_weights, write_json
+
+PROMPT = [(7 * i * i + 3 * i + 5) % VOCAB for i in range(21)]
+BRANCH = 13
+"""A boundary inside the prompt, past the window."""
+COUNT = 12
+PASS = [40, 7, 91, 40, 15]
+CONTEXTS = (WINDOW - 3, len(PROMPT))
+"""Tokens before a pass: one that wraps the window, and one after it has wrapped."""
+
+
+class Row(NamedTuple):
+    """What was seen of one model type.
+
+    Args:
+        equal: greedy tokens and caches are mlx-lm's.
+        prefix: turns that continue, branch off and come from a file are those of a fresh sequence.
+        rollback: "exact", or "no" with what cannot be rolled back.
+    """
+
+    kind: str
+    equal: str
+    prefix: str
+    rollback: str
+
+
+def sweep(folder: Path) -> Iterator[Row]:
+    """Yield a row for each model type; an assertion names the type whose outcome is another than plain decoding's."""
+    for kind in model_types():
+        yield examine(kind, folder / kind)
+
+
+def examine(kind: str, folder: Path) -> Row:
+    """Write a tiny checkpoint of one type, and compare what mlx-lm and mlxmtp make of it."""
+    write_checkpoint(kind, folder)
+    theirs, _ = load_model(folder)
+    target = load_target(open_checkpoint(folder))
+    return Row(
+        kind,
+        equal=check_tokens(kind, target, theirs),
+        prefix=check_prefix(kind, target, theirs, folder),
+        rollback=check_rollback(kind, target),
+    )
+
+
+def write_checkpoint(kind: str, folder: Path) -> None:
+    """Write config.json and random float32 weights under mlx-lm's own names, as its conversions have them."""
+    config = tiny_config(kind)
+    save_weights(folder, random_weights(kind, config), made_by="mlx")
+    write_json(folder / "config.json", config)
+
+
+def check_tokens(kind: str, target: Target, theirs: Any) -> str:
+    """Compare greedy tokens, and the caches that they leave, with those of mlx-lm's own loop."""
+    cache = make_prompt_cache(theirs)
+    expected = reference(theirs, PROMPT, COUNT, cache)
+    sequence = Sequence(target, None)
+    sequence.prefill(PROMPT)
+    assert decode(sequence, COUNT + 1)[:-1] == expected, kind  # the last token is in no cache
+    assert_same_state(snapshot(sequence.cache), snapshot(cache), kind)
+    return "yes"
+
+
+def check_prefix(kind: str, target: Target, theirs: Any, folder: Path) -> str:
+    """Compare turns on kept caches, in memory and from a file, with mlx-lm's on fresh ones."""
+    if kind in SEES_AHEAD:
+        return "not compared"
+    sequence = Sequence(target, None)
+    sequence.prefill(PROMPT, boundaries=(BRANCH,))
+    decode(sequence, COUNT)
+    assert sequence.can_snapshot, kind
+    kept = folder / "kept.safetensors"
+    write_sequence(kept, *pack(sequence, sequence.snapshots))
+    from_file = unpack(kept, read_header(kept).facts, target, None)
+    one_more, other_end = [*PROMPT[:BRANCH], 9], [*PROMPT[:BRANCH], 9, 8, 7, 6]
+    next_turn = [*sequence.tokens, 5, 6, 7, 8]
+    read_apart = [BRANCH, len(PROMPT) - 1 - BRANCH, *[1] * COUNT]
+    turns = [
+        (one_more, [BRANCH], [sequence]),
+        (other_end, [BRANCH], [sequence]),  # from the same snapshot again
+        (next_turn, read_apart, [sequence, from_file]),
+    ]
+    for prompt, chunks, sources in turns:
+        expected = reference(theirs, prompt, 3, chunks=chunks if kind in BY_CHUNKS else [])
+        for source in sources:
+            position = source.prefix_info.longest_reusable_prefix(prompt, drafting=False)
+            assert position == Position(sum(chunks)), (kind, len(prompt))
+            fork = source.fork_at(prompt, position, drafting=False)
+            fork.prefill(prompt[len(fork.tokens) :])
+            assert decode(fork, 3) == expected, (kind, len(prompt))
+    return "as in the same chunks" if kind in BY_CHUNKS else "yes"
+
+
+def check_rollback(kind: str, target: Target) -> str:
+    """Take a pass back to some of its tokens: caches and next logits are those of as many tokens read one by one."""
+    if not target.reversible:
+        return f"no: {', '.join(target.irreversible)}"
+    for context in CONTEXTS:
+        start = target.make_cache()
+        target.forward(mx.array([PROMPT[:context]]), start)
+        one_by_one, states, logits = deepcopy(start), [snapshot(start)], []
+        for token in PASS:
+            logits.append(target.forward(mx.array([[token]]), one_by_one)[0])
+            states.append(snapshot(one_by_one))
+        for keep in (0, 2, len(PASS)):
+            cache, what = deepcopy(start), (kind, context, keep)
+            opened = target.open(mx.array([PASS]), cache)
+            assert mx.array_equal(opened.logits, mx.concatenate(logits, axis=1)), what
+            opened.commit(keep)
+            assert_same_state(snapshot(cache), states[keep], what)
+            if keep < len(PASS):
+                assert mx.array_equal(target.forward(mx.array([PASS[keep : keep + 1]]), cache)[0], logits[keep]), what
+    return "exact"
+
+
+def reference(
+    model: Any, prompt: list[int], count: int, cache: list[Any] | None = None, chunks: Iterable[int] = ()
+) -> list[int]:
+    """Return greedy tokens of mlx-lm's `generate_step`, which reads `chunks` of the prompt first, and the rest then."""
+    cache = make_prompt_cache(model) if cache is None else cache
+    for length in chunks:
+        model(mx.array([prompt[:length]]), cache=cache)
+        prompt = prompt[length:]
+    return [token for token, _ in generate_step(mx.array(prompt), model, max_tokens=count, prompt_cache=cache)]
+
+
+def decode(sequence: Sequence, count: int) -> list[int]:
+    """Return greedy tokens after a prefilled sequence, without drafts."""
+    rounds = generate(sequence.target, None, sequence, Sampler(Sampling()), FixedDepth(0), never_stop, count)
+    return [token for one in rounds for token in one.tokens]

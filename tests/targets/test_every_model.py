@@ -1,0 +1,38 @@
+"""Whatever mlx-lm builds and runs: loaded, decoded with its tokens, reused, rolled back or refused with the reason."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from mlxmtp.checkpoints import open_checkpoint
+from mlxmtp.errors import CheckpointError
+from mlxmtp.targets import load_target
+from tests.targets.every_model import NOT_RUN, SIZES
+from tests.targets.sweep import sweep, write_checkpoint
+from tests.tiny import save_weights, write_json
+
+TABLE = Path(__file__).parent.parent.parent / "docs" / "families.md"
+
+
+def test_every_model_type_of_mlx_lm_runs_here(tmp_path: Path) -> None:
+    """Each comparison names the type that differs; the outcome is the table of docs/families.md."""
+    seen = {row.kind: row[1:] for row in sweep(tmp_path)}
+    table = TABLE.read_text().partition("## Every model type of mlx-lm")[2]
+    rows = re.findall(r"^\| (`.+`) \| (.+) \| (.+) \| (.+) \|$", table, re.MULTILINE)
+    assert {kind: tuple(cells) for kinds, *cells in rows for kind in kinds.strip("`").split("`, `")} == seen
+
+
+def test_what_mlx_lm_does_not_run_here_loads_or_is_refused_with_the_reason(tmp_path: Path) -> None:
+    for kind in NOT_RUN.keys() - {"olmo"}:
+        write_checkpoint(kind, tmp_path / kind)
+        assert load_target(open_checkpoint(tmp_path / kind), lazy=True).reversible, kind
+    for kind, reason in {"olmo": "needs a Python package that is not installed", "cache": "has no model type"}.items():
+        folder = tmp_path / kind
+        save_weights(folder, {"x": mx.zeros(1)}, made_by="mlx")
+        write_json(folder / "config.json", SIZES | {"model_type": kind})
+        with pytest.raises(CheckpointError, match=reason):
+            load_target(open_checkpoint(folder))
