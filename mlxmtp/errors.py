@@ -26,6 +26,10 @@ class PromptError(MlxmtpError, ValueError):
     """The prompt is empty, malformed, or longer than the model's context."""
 
 
+class TemplateLimitError(PromptError):
+    """The model's chat template takes too long or too much memory, or writes too much."""
+
+
 class SettingsError(MlxmtpError):
     """Another program's settings file cannot be read, or cannot be changed without a loss of content."""
 

@@ -12,6 +12,7 @@ from mlx_lm import utils
 
 from mlxmtp.checkpoints import check_tokenizer, open_checkpoint
 from mlxmtp.engine.engine import Engine
+from mlxmtp.engine.template import bound_template
 from mlxmtp.errors import CheckpointError, HeadError, OptionError
 from mlxmtp.exactness.guarantee import IDENTITIES, Identity
 from mlxmtp.files import parse_json
@@ -90,7 +91,7 @@ def load(
 
 
 def load_tokenizer(path: Path, end_tokens: int | list[int] | None = None) -> Any:
-    """Return mlx-lm's `TokenizerWrapper` of a model's folder.
+    """Return mlx-lm's `TokenizerWrapper` of a model's folder; its chat template is rendered within limits.
 
     Args:
         end_tokens: ids that end a turn; None: the tokenizer's own.
@@ -100,9 +101,11 @@ def load_tokenizer(path: Path, end_tokens: int | list[int] | None = None) -> Any
     """
     check_tokenizer(str(path), os.listdir(path))
     try:
-        return utils.load_tokenizer(path, eos_token_ids=end_tokens)
+        tokenizer = utils.load_tokenizer(path, eos_token_ids=end_tokens)
     except Exception as error:  # transformers and tokenizers raise whatever they please on a damaged file
         raise CheckpointError(f"{path}: its tokenizer cannot be read ({error})") from error
+    bound_template(tokenizer)
+    return tokenizer
 
 
 def draft_tokens(draft_vocab: int | str | Path, tokenizer: Any, vocab_size: int) -> list[int]:

@@ -9,7 +9,7 @@ from os.path import commonprefix
 from typing import Any, TypeVar
 
 from mlxmtp.engine.control_tokens import escape_for
-from mlxmtp.errors import PromptError
+from mlxmtp.errors import PromptError, TemplateLimitError
 
 T = TypeVar("T")
 Message = Mapping[str, Any]
@@ -114,6 +114,8 @@ def apply_template(
     )
     try:
         return str(apply(list(messages)))
+    except TemplateLimitError:
+        raise
     except Exception as error:  # templates raise errors of their own, and trip over messages that they do not expect
         alternating = alternate_roles(messages)
         if alternating != list(messages):
@@ -187,8 +189,13 @@ def _shared_characters(text: str, groups: list[list[list[Message]]], text_of: Ca
     """For each group, the number of characters that `text` shares with all its conversations, left unanswered."""
     lengths = []
     for group in groups:
-        with suppress(Exception):  # a template that needs the messages left out: no boundary
-            lengths.append(_common_length([text, *(text_of(other, add_generation_prompt=False) for other in group)]))
+        try:
+            texts = [text_of(other, add_generation_prompt=False) for other in group]
+        except TemplateLimitError:
+            raise
+        except PromptError:  # a template that needs the messages left out: no boundary
+            continue
+        lengths.append(_common_length([text, *texts]))
     return lengths
 
 

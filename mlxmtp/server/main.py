@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from mlxmtp.engine.loading import load_tokenizer
 from mlxmtp.engine.recommended import recommended_sampling
 from mlxmtp.engine.request import GenerationOptions
+from mlxmtp.engine.template import renderer
 from mlxmtp.errors import OptionError
 from mlxmtp.exactness.guarantee import PROMISES, Identity
 from mlxmtp.server.app import Service, create_app
@@ -197,6 +198,7 @@ async def _run(
     if options.depth and not loaded.head:
         raise OptionError(f"--depth {options.depth} needs a head: {loaded.plain_because}")
     folder = Path(loaded.folder)
+    renderer().start()  # ready before the first request
     prompts = PromptBuilder(load_tokenizer(folder), loaded.context, loaded.vocab_size)
     name = loaded.name.rstrip("/").rsplit("/", 1)[-1] if Path(loaded.name).exists() else loaded.name
     service = Service(host, prompts, name, default_options(folder, options), options.max_body)

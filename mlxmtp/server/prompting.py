@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from mlxmtp.engine.prompt import Rendered, check_ids, count_tokens, encode
 from mlxmtp.engine.request import GenerationOptions
+from mlxmtp.engine.template import renderer
 from mlxmtp.errors import PromptError
 from mlxmtp.server.chat_template import ChatTemplate
 from mlxmtp.server.errors import ApiError, context_length_exceeded
@@ -87,7 +88,8 @@ class PromptBuilder:
         return len(rendered.tokens)
 
     def close(self) -> None:
-        """Stop the thread."""
+        """Stop the thread, and cut the template that it renders."""
+        renderer().interrupt()
         self._thread.shutdown(cancel_futures=True)
 
     async def _lower_bound(self, request: Request, enough: int | None = None) -> int:
