@@ -24,7 +24,7 @@ GO = {path: {**MINIMAL[MESSAGES], "messages": [{"role": "user", "content": "go"}
 
 @asynchronous
 async def test_a_template_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    process = TemplateProcess(Limits(seconds=1))
+    process = TemplateProcess(Limits(seconds=0.5))
     monkeypatch.setattr(template, "renderer", lambda: process)
     tokens = load_tokenizer(DEMO)
     tokens._tokenizer.chat_template = ENDLESS
@@ -40,7 +40,7 @@ async def test_a_template_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> 
                 assert (await served.post(other)).status_code == 200, (path, other)
             response = await stuck
             assert response.status_code == 400, path
-            assert "longer than 1 seconds" in parse_error(path, response.json())["message"]
+            assert "longer than 0.5 seconds" in parse_error(path, response.json())["message"]
         await served.assert_works()
     process._end()
 
