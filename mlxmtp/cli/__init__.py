@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from mlxmtp.cli import attach, bench, chat, connect, convert, doctor, generate, inspect, pull, serve
 from mlxmtp.errors import MlxmtpError, is_device_failure, is_out_of_memory
 from mlxmtp.machine import missing_backend
+from mlxmtp.terminal import visible
 from mlxmtp.version import __version__
 
 FAILED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
@@ -35,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options, allow_abbrev=False, formatter_class=layout)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"mlxmtp: {message}\nTry '{self.prog} --help'.\n")
+        self.exit(BAD_INPUT, f"mlxmtp: {visible(message)}\nTry '{self.prog} --help'.\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -130,8 +131,9 @@ def interrupt(*_: object) -> NoReturn:
 
 
 def fail(message: str, code: int) -> int:
-    """Print an error and return its exit code."""
-    print(f"mlxmtp: {message}", file=sys.stderr)
+    """Print an error as one line, and return its exit code."""
+    line = visible(message).replace("\n", " ")
+    print(f"mlxmtp: {line}", file=sys.stderr)  # noqa: T201
     return code
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from mlxmtp.cli.inspect import checked, outcome
 from mlxmtp.cli.progress import ByteProgress
 from mlxmtp.cli.report import warn
+from mlxmtp.terminal import say
 from mlxmtp.units import size
 
 
@@ -44,11 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
             revision=arguments.revision,
             on_bytes=progress.update,
         )
-    print(f"{done.file}: {size(done.nbytes)}")
+    say(f"{done.file}: {size(done.nbytes)}")
     if not arguments.no_check:
         check = checked(str(done.model))
         if check.warning:
             warn(f"{check.warning}; to undo, remove {done.file}")
         else:
-            print(outcome(check))
+            say(outcome(check))
     return 0

@@ -14,6 +14,7 @@ import mlxmtp
 from mlxmtp.cli import options
 from mlxmtp.cli.progress import Progress
 from mlxmtp.cli.report import warn
+from mlxmtp.terminal import say
 
 if TYPE_CHECKING:
     from mlxmtp.bench.plan import BenchPlan, BenchSettings
@@ -89,10 +90,10 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         summary = report_of(plan, records)
     try:
-        print(json.dumps(summary, ensure_ascii=False) if arguments.json else summary_text(summary), flush=True)
+        say(json.dumps(summary, ensure_ascii=False) if arguments.json else summary_text(summary))
     finally:  # even if standard output was closed
         bench.write_report(folder, summary)
-    print(f"report: {folder / bench.PAGE}, {folder / REPORT}", file=sys.stderr)
+    say(f"report: {folder / bench.PAGE}, {folder / REPORT}", out=sys.stderr)
     return 0
 
 
@@ -131,7 +132,7 @@ def keep_partial(plan: BenchPlan, records: Records, folder: Path) -> None:
     except OSError as error:
         warn(f"the report was not written: {error}")
     done = f"{len(records.done)} of {len(plan.units)} measurements are kept in {folder}"
-    print(f"mlxmtp: {done}; the same command goes on from there", file=sys.stderr)
+    say(f"mlxmtp: {done}; the same command goes on from there", out=sys.stderr)
 
 
 def summary_text(summary: dict[str, object]) -> str:
@@ -149,8 +150,8 @@ def compare(arguments: argparse.Namespace) -> int:
     comparison = reports.compare(*map(reports.load_report, arguments.compare))
     if arguments.out:
         written = bench.write_comparison(arguments.out, comparison)
-        print(f"report: {', '.join(map(str, written))}", file=sys.stderr)
-    print(json.dumps(comparison, ensure_ascii=False) if arguments.json else reports.as_text(comparison))
+        say(f"report: {', '.join(map(str, written))}", out=sys.stderr)
+    say(json.dumps(comparison, ensure_ascii=False) if arguments.json else reports.as_text(comparison))
     return 0
 
 

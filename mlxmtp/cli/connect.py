@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from mlxmtp.cli import options
 from mlxmtp.cli.settings_file import change, write
 from mlxmtp.errors import OptionError, SettingsError
+from mlxmtp.terminal import say
 
 URL = "http://127.0.0.1:8080"
 NAME = "mlxmtp"
@@ -102,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.client is None:
         if arguments.write:
             raise OptionError("--write needs a CLIENT; `mlxmtp connect` lists them")
-        print(listing(known))
+        say(listing(known))
         return 0
     if arguments.client not in known:
         near = get_close_matches(arguments.client, known, n=1, cutoff=0.5)
@@ -112,11 +113,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.write:
         write_files(arguments.client, client, values)
     else:
-        print("\n\n".join(settings(client, values)), end="\n\n")
-    print(f"Start:  {filled(client.start, values, shlex.quote)}")
-    print(f"Note:   {filled(client.know, values, str)}")
+        say("\n\n".join(settings(client, values)), end="\n\n")
+    say(f"Start:  {filled(client.start, values, shlex.quote)}")
+    say(f"Note:   {filled(client.know, values, str)}")
     if client.files and not arguments.write:
-        print("With --write, mlxmtp puts it there and keeps what else is in the file.")
+        say("With --write, mlxmtp puts it there and keeps what else is in the file.")
     return 0
 
 
@@ -183,10 +184,10 @@ def write_files(name: str, client: Client, values: Mapping[str, str]) -> None:
     ]
     for place, needed in changes:
         if needed is None:
-            print(f"{place}: nothing to change")
+            say(f"{place}: nothing to change")
             continue
         backup = write(needed, private=values["key"] != NAME)
-        print(f"{place}: written" + (f"; as it was: {backup.name}" if backup else ""))
+        say(f"{place}: written" + (f"; as it was: {backup.name}" if backup else ""))
 
 
 def real(place: str) -> Path:

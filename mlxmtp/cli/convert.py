@@ -11,6 +11,7 @@ from mlxmtp.cli import options
 from mlxmtp.cli.progress import ByteProgress
 from mlxmtp.cli.report import warn
 from mlxmtp.errors import CheckpointError, OptionError
+from mlxmtp.terminal import say
 from mlxmtp.units import size
 
 
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             on_bytes=progress.update,
         )
     head = f"head {size(done.head_bytes)}" if done.head_bytes else "no head"
-    print(f"{done.folder}: trunk {size(done.trunk_bytes)}, {head}")
+    say(f"{done.folder}: trunk {size(done.trunk_bytes)}, {head}")
     if done.no_head_because:
         warn(f"no head was written: {done.no_head_because}")
     try:
@@ -70,5 +71,5 @@ def run(arguments: argparse.Namespace) -> int:
     except CheckpointError as error:
         warn(f"{error}; add it to {done.folder}")
     if arguments.upload_repo:
-        print(f"uploaded to {upload(done.folder, arguments.upload_repo)}")
+        say(f"uploaded to {upload(done.folder, arguments.upload_repo)}")
     return 0

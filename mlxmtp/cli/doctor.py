@@ -14,6 +14,7 @@ from mlxmtp import machine
 from mlxmtp.cli.progress import Progress
 from mlxmtp.errors import CheckpointError, MlxmtpError, OptionError
 from mlxmtp.exactness.guarantee import PROMISES
+from mlxmtp.terminal import say
 from mlxmtp.units import memory
 
 if TYPE_CHECKING:
@@ -63,14 +64,14 @@ def run(arguments: argparse.Namespace) -> int:
         return broken(arguments, report, f"{type(error).__name__}: {error}")
     finally:
         if arguments.json:
-            print(json.dumps(report, indent=2, default=str))
+            say(json.dumps(report, indent=2, default=str))
 
 
 def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
     """Fill the report, and return the exit code. Without `--json`, print each finding at once."""
     load = mlxmtp.load  # imports MLX, or raises with what to install
     report["machine"] = machine_facts()
-    say(arguments, machine_rows(report["machine"]))
+    say_rows(arguments, machine_rows(report["machine"]))
     import mlx.core as mx
 
     from mlxmtp.bench import precision
@@ -79,23 +80,23 @@ def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
 
     engine = load(arguments.model, head=arguments.head)
     report["model"] = {"name": engine.name, "head": engine.head, "plain_because": engine.plain_because}
-    say(arguments, {"model": engine.name, "head": engine.head or f"none: {engine.plain_because}"})
+    say_rows(arguments, {"model": engine.name, "head": engine.head or f"none: {engine.plain_because}"})
     states = engine.target.embed(mx.array([[0]]))
     if states.dtype == mx.bfloat16:
         quantization = engine.target.config.get("quantization")
         times = report["float16_times"] = precision.float16_times(states.shape[-1], quantization)
-        say(arguments, {"float16": float16_finding(times, arguments.model or str(engine.path))})
+        say_rows(arguments, {"float16": float16_finding(times, arguments.model or str(engine.path))})
     results: list[Examination] = []
     try:
         with DoctorProgress() as progress:
             results.extend(examine_model(engine.facts, engine.probe_text, FULL, progress.show_step))
     finally:
         report["identities"] = {one.identity: as_json(one) for one in results}
-        say(arguments, {one.identity: finding(one) for one in results})
+        say_rows(arguments, {one.identity: finding(one) for one in results})
     fast, best = results[0], next((one for one in results if one.guarantee.identical), results[0])
     report["promise"] = fast.guarantee.promise
     report["best"] = {"identity": best.identity, "promise": best.guarantee.promise}
-    say(arguments, {"promise": PROMISES[fast.guarantee.promise], "": advice(engine, best)})
+    say_rows(arguments, {"promise": PROMISES[fast.guarantee.promise], "": advice(engine, best)})
     faults = [one.broken for one in results if one.broken]
     return broken(arguments, report, faults[0]) if faults else 0
 
@@ -173,15 +174,15 @@ def finding(one: Examination) -> str:
     return "; ".join(facts)
 
 
-def say(arguments: argparse.Namespace, rows: dict[str, str]) -> None:
+def say_rows(arguments: argparse.Namespace, rows: dict[str, str]) -> None:
     """Print lines with their names, except with `--json`."""
     for name, value in rows.items() if not arguments.json else ():
-        print(f"{name:11}{value}", flush=True)
+        say(f"{name:11}{value}")
 
 
 def broken(arguments: argparse.Namespace, report: dict[str, Any], why: str) -> int:
     """Report a fault, and return the exit code."""
     report["error"] = why
     if not arguments.json:
-        print(f"{'broken':11}{why}", flush=True)
+        say(f"{'broken':11}{why}")
     return FOUND_FAULT

@@ -12,6 +12,7 @@ from mlxmtp.cli import options, report
 from mlxmtp.cli.progress import PrefillProgress, Progress
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import MlxmtpError, PromptError
+from mlxmtp.terminal import say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +112,7 @@ def answer(engine: Engine, prompt: str, generation: GenerationOptions, arguments
         for chunk in stream(engine, prompt, generation, raw=arguments.raw):
             chunks.append(chunk)
             if not arguments.json:
-                print(chunk.text, end="", flush=True)
+                say(chunk.text, end="")
     except (KeyboardInterrupt, MlxmtpError):
         if chunks:  # show what was generated
             show(engine, chunks, generation, arguments)
@@ -146,7 +147,7 @@ def read_prompt(prompt: str) -> str:
             prompt.encode()  # bytes that are not UTF-8 arrive as lone surrogates, which no tokenizer takes
             return prompt
         if sys.stdin.isatty():
-            print("Type the prompt; Ctrl-D ends it.", file=sys.stderr)
+            say("Type the prompt; Ctrl-D ends it.", out=sys.stderr)
         return sys.stdin.buffer.read().decode()
     except UnicodeError as error:
         raise PromptError(f"the prompt is not UTF-8 text ({error}); convert it first") from error
@@ -166,9 +167,9 @@ def show(engine: Engine, chunks: list[Chunk], generation: GenerationOptions, arg
         report.warn(warning)
     plain = engine.plain_because or ("--depth is 0" if arguments.depth == 0 else None)
     if arguments.json:
-        print(json.dumps(report.as_json(engine, chunks, plain, arguments.depth), ensure_ascii=False))
+        say(json.dumps(report.as_json(engine, chunks, plain, arguments.depth), ensure_ascii=False))
         return
     text = "".join(chunk.text for chunk in chunks)
     if text and not text.endswith("\n"):
-        print(flush=True)
-    print(report.as_text(engine, chunks[-1], plain, arguments.depth, chosen=generation.deterministic), file=sys.stderr)
+        say("")
+    say(report.as_text(engine, chunks[-1], plain, arguments.depth, chosen=generation.deterministic), out=sys.stderr)

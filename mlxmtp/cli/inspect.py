@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxmtp.errors import HeadError, OptionError, PromptError
+from mlxmtp.terminal import say
 from mlxmtp.units import size
 
 if TYPE_CHECKING:
@@ -55,15 +56,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     report = inspect(arguments.model)
     if arguments.json:
-        print(
+        say(
             json.dumps(
                 report.as_json() | (tries_as_json(arguments, report.speculates or given) if tries else {}), indent=2
             )
         )
         return 0
-    print(as_text(report), flush=True)
+    say(as_text(report))
     if tries and not (report.speculates or given):
-        print(row("check", "there is no head to try"))
+        say(row("check", "there is no head to try"))
     elif tries:
         show_tries(arguments)
     return 0
@@ -76,11 +77,11 @@ def list_cache(*, as_json: bool) -> int:
 
     models = inspect_cache()
     if as_json:
-        print(json.dumps([one.as_json() for one in models], indent=2))
+        say(json.dumps([one.as_json() for one in models], indent=2))
     elif models:
-        print(table([line(one) for one in models]))
+        say(table([line(one) for one in models]))
     else:
-        print(f"no models in the local Hub cache, {hub_cache()}")
+        say(f"no models in the local Hub cache, {hub_cache()}")
     return 0
 
 
@@ -143,13 +144,13 @@ def show_tries(arguments: argparse.Namespace) -> None:
 
     engine, tokens = head_and_text(arguments.model, arguments.head, arguments.text)
     if arguments.check:
-        print(row("check", outcome(check(engine, tokens))), flush=True)
+        say(row("check", outcome(check(engine, tokens))))
     if arguments.try_head:
         tries = []
         for one in try_conventions(engine, tokens):
             tries.append(one)
-            print(row("" if len(tries) > 1 else "read", convention_line(one)), flush=True)
-        print(row("best", best_convention(tries)))
+            say(row("" if len(tries) > 1 else "read", convention_line(one)))
+        say(row("best", best_convention(tries)))
 
 
 def convention_line(one: ConventionTrial) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TextIO
 
+from mlxmtp.terminal import visible
 from mlxmtp.units import size
 
 PATIENCE_S = 1.0
@@ -74,6 +75,7 @@ class Progress:
                 done, total = self._done
                 line = f"{self._activity}: {self._amount(done, total)} ({done / max(1, total):.0%})"
             width = shutil.get_terminal_size().columns - 1  # ERASE_LINE does not erase a wrapped line
+            line = visible(line)
             self._write(ERASE_LINE + line[:width] if self._in_place else line + "\n")
 
     def _write(self, text: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mlxmtp.cli.report import warn
 from mlxmtp.errors import CheckpointError
+from mlxmtp.terminal import say
 from mlxmtp.units import size
 
 
@@ -50,7 +51,7 @@ def download(repo: str, revision: str | None, *, force: bool) -> Path:
             raise CheckpointError(f"{plan.repo}: {warning}; --force downloads it all the same")
         warn(warning)
     missing = f"{size(plan.missing_bytes)} to download" if plan.missing_bytes else "all of it in the Hub cache"
-    print(f"{plan.repo}: {size(plan.nbytes)}, {missing}", file=sys.stderr)
+    say(f"{plan.repo}: {size(plan.nbytes)}, {missing}", out=sys.stderr)
     snapshot = pull(plan)
-    print(snapshot)
+    say(str(snapshot))
     return snapshot

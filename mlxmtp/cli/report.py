@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mlxmtp.exactness.guarantee import in_words
+from mlxmtp.terminal import visible
 
 if TYPE_CHECKING:
     from mlxmtp import Chunk, Engine, Stats
@@ -17,7 +18,7 @@ INTERRUPTED = "interrupted"
 
 def warn(message: str) -> None:
     """Print a warning to standard error."""
-    print(f"mlxmtp: warning: {message}", file=sys.stderr)
+    print(f"mlxmtp: warning: {visible(message)}", file=sys.stderr)  # noqa: T201
 
 
 def as_json(engine: Engine, chunks: list[Chunk], plain: str | None, depth: int | None) -> dict[str, object]:

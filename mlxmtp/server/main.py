@@ -26,6 +26,7 @@ from mlxmtp.server.app import Service, create_app
 from mlxmtp.server.guards import is_loopback
 from mlxmtp.server.host import Host
 from mlxmtp.server.prompting import PromptBuilder
+from mlxmtp.terminal import visible
 from mlxmtp.units import size
 from mlxmtp.worker.messages import Load, Loaded
 from mlxmtp.worker.process import StartTransport, WorkerProcess
@@ -228,4 +229,4 @@ def _print_start(options: ServeOptions, loaded: Loaded, name: str, listener: soc
 
 
 def _print(text: str) -> None:
-    print(f"mlxmtp: {text}", file=sys.stderr, flush=True)  # noqa: T201 - for the user who started it
+    print(f"mlxmtp: {visible(text)}", file=sys.stderr, flush=True)  # noqa: T201 - for the user who started it

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from textual import events, on
 from textual.app import ComposeResult, SystemCommand
 from textual.binding import Binding
+from textual.filter import LineFilter
 from textual.screen import Screen
 from textual.widgets import Static
 
@@ -22,6 +23,7 @@ from mlxmtp.worker.process import StartTransport, WorkerProcess
 from mlxmtp_tui import commands, history
 from mlxmtp_tui.chat import Chat
 from mlxmtp_tui.conversation import Conversation
+from mlxmtp_tui.foreign import WEB_LINK, ControlFilter
 from mlxmtp_tui.formatting import measurement
 from mlxmtp_tui.messages import Measured, Notice, StateChanged, TurnFinished, TurnGrew, TurnsReplaced, TurnStarted
 from mlxmtp_tui.options import ChatOptions
@@ -82,6 +84,7 @@ class ChatApp(SlashCommandApp):
         self._undrawn = True
         self._answer_updated_at = float("-inf")
         self._key_at = time.monotonic()
+        self._control_filter = ControlFilter()
 
     def compose(self) -> ComposeResult:
         completions = Completions()
@@ -182,6 +185,16 @@ class ChatApp(SlashCommandApp):
     @on(PromptInput.LeaveRequested)
     def leave(self) -> None:
         self.exit()
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        return [*super().get_line_filters(), self._control_filter]
+
+    def open_url(self, url: str, *, new_tab: bool = True) -> None:
+        """Open a link that was clicked, if it leads to the web."""
+        if WEB_LINK.match(url):
+            super().open_url(url, new_tab=new_tab)
+        else:
+            self.say(f"{url} is not opened: only links to http and https are")
 
     def action_stop(self) -> None:
         self.chat.stop()

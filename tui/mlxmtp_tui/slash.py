@@ -11,6 +11,7 @@ from textual.reactive import var
 
 from mlxmtp.errors import MlxmtpError, OptionError
 from mlxmtp.limits import MAX_DEPTH
+from mlxmtp.terminal import visible
 from mlxmtp.worker.process import StartTransport
 from mlxmtp_tui import clipboard, commands, sessions
 from mlxmtp_tui.chat import Chat
@@ -49,7 +50,9 @@ class SlashCommandApp(App[None]):
         if error and now - self._errors.get(text, float("-inf")) < REPEAT_ERROR_S:
             return
         self._errors[text] = now
-        self.notify(text, severity="error" if error else "information", timeout=12 if error else 4, markup=False)
+        self.notify(
+            visible(text), severity="error" if error else "information", timeout=12 if error else 4, markup=False
+        )
 
     def copy(self, text: str) -> None:
         """Copy to the clipboard by the platform's program, else by the terminal."""

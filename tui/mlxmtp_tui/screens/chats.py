@@ -12,6 +12,7 @@ from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from mlxmtp.terminal import visible
 from mlxmtp_tui.formatting import MUTED, plural
 from mlxmtp_tui.sessions import SavedChat
 
@@ -43,6 +44,7 @@ class ChatPicker(ModalScreen[Path | None]):
 
 
 def _row(chat: SavedChat) -> Content:
-    title = chat.title if len(chat.title) <= TITLE else chat.title[: TITLE - 1] + "…"
-    about = f"{chat.changed:%Y-%m-%d %H:%M}  {plural(chat.turns, 'turn')}  {chat.model}"
+    title = visible(chat.title)
+    title = title if len(title) <= TITLE else title[: TITLE - 1] + "…"
+    about = f"{chat.changed:%Y-%m-%d %H:%M}  {plural(chat.turns, 'turn')}  {visible(chat.model)}"
     return Content.assemble(f"{title or 'untitled':{TITLE}}  ", (about, MUTED))

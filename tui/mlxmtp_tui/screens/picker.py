@@ -14,6 +14,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, ProgressBar, Static
 from textual.widgets.option_list import Option
 
+from mlxmtp.terminal import visible
 from mlxmtp.units import size
 from mlxmtp.worker.client import EngineClient, EngineStartError, MakeCommand
 from mlxmtp.worker.messages import (
@@ -132,7 +133,7 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
                 self._say(f"{event.repo}: {size(event.done)} of {size(event.total)}")
             case Downloaded():
                 if event.warning:
-                    self.app.notify(event.warning, severity="warning", timeout=15, markup=False)
+                    self.app.notify(visible(event.warning), severity="warning", timeout=15, markup=False)
                 while self.app.screen is not self:
                     self.app.pop_screen()
                 self.dismiss(ModelChoice(event.repo))
@@ -157,7 +158,7 @@ class ModelPicker(ModalScreen[ModelChoice | None]):
 
     def _say(self, text: str) -> None:
         if self.is_running:
-            self._text.update(text)
+            self._text.update(visible(text))
             self._text.display = bool(text)
 
     def _list(self, models: Models | None, *, searching: bool = True) -> None:
@@ -206,6 +207,7 @@ def _size_warning(nbytes: int, models: Models | None) -> str:
 
 
 def _row(name: str, nbytes: int, head: str, about: str) -> Content:
+    name = visible(name)
     short = name if len(name) <= NAME else "…" + name[-NAME + 1 :]
     figures = f"  {short:{NAME}} {size(nbytes) if nbytes else '':>8}  {head:7}  "
-    return Content.assemble(figures, (about.split("\n")[0], "dim"))
+    return Content.assemble(figures, (visible(about).split("\n")[0], "dim"))

@@ -12,6 +12,7 @@ from textual.widgets import Static
 
 from mlxmtp.decoding.stats import Stats
 from mlxmtp.engine.request import GenerationOptions
+from mlxmtp.terminal import visible
 from mlxmtp.units import size
 from mlxmtp.worker.messages import Loaded
 from mlxmtp_tui.formatting import MUTED, SHADES, bar, context, plot, promise, sparkline, stacked
@@ -190,11 +191,12 @@ def row(label: str, value: str) -> Content:
 
 def shortened(text: str, width: int) -> str:
     """The end of a long text: of a path or a repo it tells more than the beginning."""
+    text = visible(text)
     return text if len(text) <= width else "…" + text[-width + 1 :]
 
 
 def wrapped(text: str, lines: int = 4) -> list[str]:
-    return textwrap.wrap(text, WIDTH, max_lines=lines, placeholder=" …")
+    return textwrap.wrap(visible(text), WIDTH, max_lines=lines, placeholder=" …")
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from textual.message import Message
 from textual.widgets import OptionList, TextArea
 from textual.widgets.option_list import Option
 
+from mlxmtp.terminal import visible
 from mlxmtp_tui import commands, files
 
 ALL_PAGES = 1_000_000
@@ -29,9 +30,9 @@ class Completions(OptionList):
         before = self.chosen
         self.clear_options()
         self.display = bool(choices)
-        width = max((len(text) for text, _ in choices), default=0)
+        width = max((len(visible(text)) for text, _ in choices), default=0)
         for text, explanation in choices:
-            self.add_option(Option(Content(f"{text:{width}}  {explanation}".rstrip()), id=text))
+            self.add_option(Option(Content(f"{visible(text):{width}}  {explanation}".rstrip()), id=text))
         if choices:
             self.highlighted = next((i for i, (text, _) in enumerate(choices) if text == before), 0)
 

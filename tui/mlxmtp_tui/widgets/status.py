@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from textual.widgets import Static
 
+from mlxmtp.terminal import visible
 from mlxmtp_tui.chat import Chat
 from mlxmtp_tui.widgets.panel import head_lines, one_line, shortened
 
@@ -41,5 +42,5 @@ def status_text(chat: Chat, *, folded: bool) -> str:
         text = f"loading {shortened(chat.model_name, MODEL_WIDTH)} …"
     if not folded:
         return text or "enter sends · ctrl+j new line · f1 help"
-    model = " · ".join([chat.model_name, *head_lines(chat.loaded, chat.settings)])
+    model = " · ".join([visible(chat.model_name), *head_lines(chat.loaded, chat.settings)])
     return " · ".join(part for part in (text, one_line(chat.state, chat.loaded) or model) if part)

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import Any
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -19,6 +20,7 @@ from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
+from mlxmtp.terminal import visible
 from mlxmtp_tui.conversation import Answer, ChatTurn, format_call
 from mlxmtp_tui.formatting import MUTED, plural, turn_line
 from mlxmtp_tui.widgets.markdown import GrowingMarkdown
@@ -43,7 +45,7 @@ class UserMessage(Static):
     """The user's message. A long one is folded until it is clicked."""
 
     def __init__(self, typed: str) -> None:
-        self._lines = typed.split("\n")
+        self._lines = visible(typed).split("\n")
         self._folded = len(self._lines) > FOLD_LINES or len(typed) > FOLD_CHARACTERS
         super().__init__(self._content())
 
@@ -168,7 +170,7 @@ class StreamingAnswer:
                 block.finish()
         call_blocks = (block for block in self._blocks if isinstance(block, ToolCallBlock))
         for call_block, call in zip(call_blocks, answer.calls, strict=False):
-            call_block.show_parsed(format_call(call).strip("`"))
+            call_block.show_parsed(_call_text(call))
         await self._transcript.mount(StatsLine(answer))
         for block in self._blocks:
             if isinstance(block, GrowingMarkdown):
@@ -185,7 +187,7 @@ class StreamingAnswer:
             self._fed.clear()
             pending, self._pending = self._pending, []
             for kind, text in _joined(pending):
-                await self._append(kind, text)
+                await self._append(kind, visible(text))
             self._transcript.post_message(self.Updated())
             if self._ended.is_set() and not self._pending:
                 return
@@ -230,12 +232,17 @@ def turn_widgets(turn: ChatTurn, *, unfolded: bool) -> list[Widget]:
     widgets: list[Widget] = [UserMessage(turn.typed)]
     if answer := turn.answer:
         if answer.thinking:
-            widgets.append(ThinkingBlock(answer.thinking, unfolded=unfolded))
+            widgets.append(ThinkingBlock(visible(answer.thinking), unfolded=unfolded))
         if answer.text:
-            widgets.append(GrowingMarkdown(answer.text))
-        widgets += [ToolCallBlock(format_call(call).strip("`")) for call in answer.calls]
+            widgets.append(GrowingMarkdown(visible(answer.text)))
+        widgets += [ToolCallBlock(_call_text(call)) for call in answer.calls]
         widgets.append(StatsLine(answer))
     return widgets
+
+
+def _call_text(call: dict[str, Any]) -> str:
+    """A tool call as it is shown."""
+    return visible(format_call(call).strip("`"))
 
 
 def _joined(segments: list[list[str]]) -> list[tuple[str, str]]:
