@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass
 from functools import cache
 from typing import Any
@@ -50,6 +50,7 @@ class TemplateProcess:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._lock = threading.Lock()
+        self._interrupted = False
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
 
@@ -67,6 +68,8 @@ class TemplateProcess:
         """
         job = _dumps([template, list(messages), dict(variables)])
         with self._lock:
+            if self._interrupted:
+                raise TemplateLimitError("the model's chat template was cut")
             link, process = self._running()
             try:
                 link.settimeout(START_S)
@@ -85,12 +88,18 @@ class TemplateProcess:
             raise ValueError(text)
         return text
 
-    def interrupt(self) -> None:
-        """Cut the text that is being rendered, if there is one."""
-        while not self._lock.acquire(timeout=0.01):
-            if process := self._process:  # it may not have started yet
-                process.kill()
-        self._lock.release()
+    @contextmanager
+    def interrupted(self) -> Iterator[None]:
+        """Within it no text is rendered. One that is being rendered is cut."""
+        self._interrupted = True
+        try:
+            while not self._lock.acquire(timeout=0.01):
+                if process := self._process:  # it may not have started yet
+                    process.kill()
+            self._lock.release()
+            yield
+        finally:
+            self._interrupted = False
 
     def _running(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
         if self._link and self._process and self._process.poll() is None:

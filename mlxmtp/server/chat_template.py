@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from mlxmtp.engine.prompt import Rendered, alternate_roles, apply_template, render
-from mlxmtp.errors import PromptError
+from mlxmtp.errors import PromptError, TemplateLimitError
 from mlxmtp.server.history import later_system_as_user
 from mlxmtp.server.request import Request
 
@@ -47,8 +46,12 @@ class ChatTemplate:
         hints = dict(request.thinking.hints) | ({} if thinking is None else {"thinking": thinking})
         apply = partial(function, self._tokenizer, messages, tools=request.tools or None, thinking=thinking)
         if hints:
-            with suppress(PromptError):  # some templates raise an error for an effort that they do not know
+            try:
                 return apply(options=hints | variables)
+            except TemplateLimitError:
+                raise
+            except PromptError:  # some templates raise an error for an effort that they do not know
+                pass
         return apply(options=variables)
 
     @cached_property
@@ -62,4 +65,4 @@ class ChatTemplate:
             refused = text == apply_template(self._tokenizer, alternate_roles(talk))
         except PromptError:
             return False
-        return not refused and system in text[text.rindex(user) :]
+        return not refused and system in text.rpartition(user)[2]

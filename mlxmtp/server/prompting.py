@@ -89,8 +89,8 @@ class PromptBuilder:
 
     def close(self) -> None:
         """Stop the thread, and cut the template that it renders."""
-        renderer().interrupt()
-        self._thread.shutdown(cancel_futures=True)
+        with renderer().interrupted():
+            self._thread.shutdown(cancel_futures=True)
 
     async def _lower_bound(self, request: Request, enough: int | None = None) -> int:
         """A lower bound of the tokens of a long prompt; 0 for a short one.

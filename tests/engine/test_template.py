@@ -95,14 +95,15 @@ def test_a_text_is_cut_from_another_thread() -> None:
         except Exception as error:
             caught.append(error)
 
-    process.interrupt()  # nothing is rendered
+    with process.interrupted(), pytest.raises(TemplateLimitError):
+        process.render(SAY, [USER], {})
     thread = threading.Thread(target=work)
     thread.start()
     while not process._lock.locked():
         time.sleep(0.01)
     time.sleep(0.2)
-    process.interrupt()
-    thread.join(20)
+    with process.interrupted():
+        thread.join(20)
     assert isinstance(caught[0], TemplateLimitError)
     process._end()
 
