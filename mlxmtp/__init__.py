@@ -7,6 +7,7 @@ for chunk in engine.stream("Why is the sky blue?", GenerationOptions(temperature
     print(chunk.text, end="", flush=True)
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from mlxmtp.errors import (
     OptionError,
     PromptError,
 )
-from mlxmtp.machine import import_backend
+from mlxmtp.machine import FileLimit, import_backend
 from mlxmtp.version import __version__
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ __all__ = [
     "__version__",
     "load",
 ]
+
+sys.meta_path.insert(0, FileLimit())
 
 # Imported at first use: MLX and transformers take seconds, `mlxmtp --help` must not.
 _LAZY = {

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,8 @@ from mlxmtp.version import __version__
 
 USABLE_FRACTION = 0.75
 """The part of the memory that weights and caches may take: macOS lets a GPU wire about this much."""
+MIN_FILES = 2048
+"""Open files that mlx-lm wants for checkpoints of many shards."""
 _HOW_TO_GET_MLX = (
     "install it with pip install mlx, in an arm64 Python on Apple silicon"
     if sys.platform == "darwin"
@@ -45,6 +51,32 @@ def missing_backend(error: ImportError) -> ImportError:
     if error.name not in ("mlx", "mlx.core") and "libmlx" not in str(error):
         return error
     return BackendError(f"MLX cannot be imported ({error}); {_HOW_TO_GET_MLX}")
+
+
+class FileLimit(MetaPathFinder):
+    """Keeps the limit of open files when mlx-lm is imported, which sets it to 2,048 of at most 4,096 for ever.
+
+    Where the limit is lower, it is raised as far as allowed: large models have many files.
+    """
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path, target) if fullname == "mlx_lm.utils" else None
+        if spec and spec.loader:
+            spec.loader.exec_module = partial(self._run, spec.loader.exec_module)  # type: ignore[method-assign]
+        return spec
+
+    def _run(self, exec_module: Callable[[Any], None], module: Any) -> None:
+        set_limit = resource.setrlimit
+        resource.setrlimit = lambda *_: None
+        try:
+            exec_module(module)
+        finally:
+            resource.setrlimit = set_limit
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        soft, hard = (float("inf") if limit == resource.RLIM_INFINITY else limit for limit in limits)
+        if soft < MIN_FILES:
+            with suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (int(min(MIN_FILES, hard)), limits[1]))
 
 
 def memory_bytes() -> int:

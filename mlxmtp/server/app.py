@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from starlette.applications import Starlette
@@ -25,7 +26,7 @@ from mlxmtp.server.asgi import (
     Prefetched,
     cancel_on_disconnect,
 )
-from mlxmtp.server.body import JsonObject, read_body
+from mlxmtp.server.body import HeldBodies, JsonObject, read_body
 from mlxmtp.server.chat_completions import ChatCompletionsAdapter
 from mlxmtp.server.completions import CompletionsAdapter
 from mlxmtp.server.errors import ApiError, internal_error
@@ -70,6 +71,10 @@ class Service:
     started: int = field(default_factory=lambda: int(time.time()))
     metrics: Metrics = field(default_factory=Metrics)
     log: Log = field(default_factory=Log)
+
+    @cached_property
+    def bodies(self) -> HeldBodies:
+        return HeldBodies(self.max_body)
 
 
 def create_app(
@@ -157,11 +162,13 @@ class _TurnEndpoint(_Endpoint):
 
     async def _respond(self, request: Request, record: RequestRecord) -> Response:
         service, tokenizer = self._service, self._service.prompts.tokenizer
-        body = await read_body(request, service.max_body)
-        turn = replace(self._adapter.parse(body, service.defaults), client=_client(request, body))
-        record.dropped = turn.dropped
-        service.host.queue.check()  # a full queue refuses before the work of tokenizing
-        prompt = await cancel_on_disconnect(service.prompts.prepare(turn), request.receive)
+        with service.bodies.hold() as held:
+            body = await read_body(request, service.max_body, held)
+            turn = replace(self._adapter.parse(body, service.defaults), client=_client(request, body))
+            record.dropped = turn.dropped
+            service.host.queue.check()  # a full queue refuses before the work of tokenizing
+            prompt = await cancel_on_disconnect(service.prompts.prepare(turn), request.receive)
+            del body  # the wait in the queue is long
         context = ResponseContext(turn, prompt, service.name, service.prompts.vocabulary, int(time.time()))
         events = _recorded(generate_turn(service.host, tokenizer, turn, prompt), record)
         if turn.stream:
@@ -177,8 +184,9 @@ class _CountEndpoint(_Endpoint):
 
     async def _respond(self, request: Request, record: RequestRecord) -> Response:
         service = self._service
-        turn = self._adapter.parse(await read_body(request, service.max_body), service.defaults)
-        tokens = await cancel_on_disconnect(service.prompts.count(turn), request.receive)
+        with service.bodies.hold() as held:
+            turn = self._adapter.parse(await read_body(request, service.max_body, held), service.defaults)
+            tokens = await cancel_on_disconnect(service.prompts.count(turn), request.receive)
         record.end(200)
         return JsonResponse({"input_tokens": tokens})
 

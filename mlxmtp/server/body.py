@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from starlette.requests import Request
@@ -14,6 +16,10 @@ from mlxmtp.server.errors import ApiError
 
 MAX_NESTING = 100
 """Levels of nesting in a body. More could exhaust the stack of the code that walks through it."""
+MAX_BODIES = 3
+"""Bodies of the largest size that are held at a time; more of smaller ones."""
+BODY_S = 120.0
+"""Seconds in which a body must arrive."""
 MAX_UNREAD = 12
 """Names of unread fields in one line of the log."""
 
@@ -125,11 +131,87 @@ class JsonObject:
             )
 
 
-async def read_body(request: Request, max_bytes: int) -> JsonObject:
+class HeldBodies:
+    """Bounds the bytes of all bodies that are held. The largest unfinished one makes room for the others.
+
+    Args:
+        max_bytes: the limit of one.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._limit = MAX_BODIES * max_bytes
+        self._sizes: dict[HeldBody, int] = {}
+
+    @contextmanager
+    def hold(self) -> Iterator[HeldBody]:
+        """Hold the body of one request."""
+        body = HeldBody(self)
+        self._sizes[body] = 0
+        try:
+            yield body
+        finally:
+            del self._sizes[body]
+
+    def grow(self, body: HeldBody, count: int) -> None:
+        """Add `count` bytes to a body.
+
+        Raises:
+            ApiError: there is no room, and no other body that could make it.
+        """
+        self._sizes[body] += count
+        while sum(self._sizes.values()) > self._limit:
+            largest = max((each for each in self._sizes if each.deadline), key=self._sizes.__getitem__, default=body)
+            if largest is body:
+                raise _no_room()
+            self._sizes[largest] = 0
+            largest.make_room()
+
+
+class HeldBody:
+    """The body of one request.
+
+    Attributes:
+        deadline: when it must be complete; None: it is.
+    """
+
+    def __init__(self, bodies: HeldBodies) -> None:
+        self.deadline: asyncio.Timeout | None = None
+        self._bodies = bodies
+        self._made_room = False
+
+    async def receive(self, request: Request, max_bytes: int) -> bytearray:
+        """Return the content of a request.
+
+        Raises:
+            ApiError: it has more than `max_bytes` bytes, comes too slowly, or there is no room for it.
+        """
+        content = bytearray()
+        try:
+            async with asyncio.timeout(BODY_S) as self.deadline:
+                async for chunk in request.stream():
+                    content += chunk
+                    if len(content) > max_bytes:
+                        raise _too_large(len(content), max_bytes)
+                    self._bodies.grow(self, len(chunk))
+        except TimeoutError:
+            raise _no_room() if self._made_room else _too_slow() from None
+        finally:
+            self.deadline = None
+        return content
+
+    def make_room(self) -> None:
+        """End the reading of this body, in favour of another."""
+        assert self.deadline
+        self._made_room = True
+        self.deadline.reschedule(0)
+        self.deadline = None
+
+
+async def read_body(request: Request, max_bytes: int, held: HeldBody) -> JsonObject:
     """Receive and parse the body of a request.
 
     Raises:
-        ApiError: it has more than `max_bytes` bytes, is compressed, or is not a JSON object.
+        ApiError: it has more than `max_bytes` bytes, is compressed, or is not a JSON object; or as `HeldBody.receive`.
     """
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "application/json":  # a page may send text without asking
@@ -142,11 +224,7 @@ async def read_body(request: Request, max_bytes: int) -> JsonObject:
     announced = request.headers.get("content-length", "0")
     if announced.isdigit() and int(announced) > max_bytes:
         raise _too_large(int(announced), max_bytes)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise _too_large(len(body), max_bytes)
+    body = await held.receive(request, max_bytes)
     try:
         content = json.loads(body, parse_constant=_reject_number, parse_float=_finite_float)
     except RecursionError as error:
@@ -194,3 +272,13 @@ def _too_deep() -> ApiError:
 def _too_large(found: int, limit: int) -> ApiError:
     message = f"the body has {found:,} bytes or more, the limit is {limit:,}; raise it with --max-body"
     return ApiError(message, status=413, code="request_too_large")
+
+
+def _too_slow() -> ApiError:
+    message = f"the body was not complete after {BODY_S:g} seconds"
+    return ApiError(message, status=408, code="request_timeout")
+
+
+def _no_room() -> ApiError:
+    message = "the bodies of other requests leave no room for this one; try again later"
+    return ApiError(message, status=503, code="bodies_full", retry_after=2)

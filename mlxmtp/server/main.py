@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mlxmtp.engine.template import renderer
 from mlxmtp.errors import OptionError
 from mlxmtp.exactness.guarantee import PROMISES, Identity
 from mlxmtp.server.app import Service, create_app
+from mlxmtp.server.connections import BACKLOG, Connection, Connections
 from mlxmtp.server.guards import is_loopback
 from mlxmtp.server.host import Host
 from mlxmtp.server.prompting import PromptBuilder
@@ -141,11 +143,14 @@ def listening(host: str, port: int, *, needs_loopback: bool = False) -> Iterator
         yield listener
 
 
-def http_server(app: ASGIApp) -> uvicorn.Server:
+def http_server(app: ASGIApp, connections: Connections) -> uvicorn.Server:
     """The HTTP server of an application."""
     config = uvicorn.Config(
         app,
-        log_level="warning",
+        http=partial(Connection, connections),  # type: ignore[arg-type]
+        ws="none",
+        backlog=BACKLOG,
+        log_level="error",
         access_log=False,
         lifespan="off",
         timeout_graceful_shutdown=SHUTDOWN_S,
@@ -205,7 +210,9 @@ async def _run(
     service = Service(host, prompts, name, default_options(folder, options), options.max_body)
     host.warn = lambda text: service.log.line(f"warning: {text}")
     hosts = options.hosts if is_loopback(listener.getsockname()[0]) else None
-    server = http_server(create_app(service, options.api_key, options.origins, hosts))
+    connections = Connections(service.log.line)
+    asyncio.get_running_loop().set_exception_handler(connections.on_loop_error)
+    server = http_server(create_app(service, options.api_key, options.origins, hosts), connections)
     _print_start(options, loaded, name, listener)
     serving = asyncio.create_task(server.serve([listener]))
     await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)

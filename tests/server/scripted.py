@@ -18,6 +18,7 @@ from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.server.adapter import ApiAdapter
 from mlxmtp.server.app import ADAPTERS, Service, create_app
 from mlxmtp.server.body import JsonObject
+from mlxmtp.server.connections import Connections
 from mlxmtp.server.host import Host
 from mlxmtp.server.main import http_server, listening
 from mlxmtp.server.prompting import PromptBuilder
@@ -136,7 +137,7 @@ class LocalServer:
     async def over_socket(self) -> AsyncIterator[LocalServer]:
         """The same server over a socket, where answers arrive in pieces and clients can disconnect."""
         with listening("127.0.0.1", 0) as door:
-            server = http_server(self.app)
+            server = http_server(self.app, Connections(self.service.log.line))
             serving = asyncio.create_task(server.serve([door]))
             await until(lambda: server.started, "the server")
             address = f"http://127.0.0.1:{door.getsockname()[1]}"
