@@ -52,5 +52,10 @@ def is_device_failure(error: Exception) -> bool:
     return _matches(error, r"\[METAL\]", r"\bcuda\w+(\(.*\))? failed")
 
 
+def in_one_line(error: Exception) -> str:
+    """Return an error's message without its line ends, or the name of its class."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _matches(error: Exception, *patterns: str) -> bool:
     return isinstance(error, RuntimeError) and any(re.search(pattern, str(error)) for pattern in patterns)

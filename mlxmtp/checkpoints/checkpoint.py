@@ -22,9 +22,9 @@ CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
 """File names; a model without any of them has no tokenizer."""
 KEPT_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-              "*.tiktoken", "*.model", "generation_config.json")  # fmt: skip
+              "additional_chat_templates/*.jinja", "*.tiktoken", "*.model", "generation_config.json")  # fmt: skip
 """Patterns of the files beside the weights that a conversion keeps."""
-READ_FILES = (*KEPT_FILES, "hf_quant_config.json", "*processor_config.json", "additional_chat_templates/*.jinja")
+READ_FILES = (*KEPT_FILES, "hf_quant_config.json", "*processor_config.json")
 """Patterns of the files beside config.json and the weights that mlx-lm and its tokenizers open."""
 MAX_CARD_BYTES = 1 << 16
 """Bytes of a model card that are read; its YAML header is at the beginning."""
@@ -127,7 +127,7 @@ def visible_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
     files = [file for file in sorted(found) if file.exists() and not file.is_dir()]
     for file in files:
         if not file.is_file():
-            raise CheckpointError(f"{file}: not a regular file; remove it from the model's folder")
+            raise CheckpointError(f"{file}: cannot be read (not a regular file)")
         if (nbytes := file.stat().st_size) > MAX_FILE_BYTES:
             raise CheckpointError(f"{file}: {size(nbytes)}, expected {size(MAX_FILE_BYTES)} at most")
     return files

@@ -126,7 +126,9 @@ def convert(
         write_model(stage, weights, count)
         _write_rest(stage, checkpoint, config, sidecar)
         for file in kept:
-            shutil.copyfile(file, stage / file.name)
+            copy = stage / file.relative_to(checkpoint.folder)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
         if sidecar:
             write_safetensors(stage / SIDECAR, sidecar.weights, count)
     return Converted(dest, trunk_bytes, head_bytes, reason)

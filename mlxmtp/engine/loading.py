@@ -11,11 +11,12 @@ from typing import Any
 from mlx_lm import utils
 
 from mlxmtp.checkpoints import check_tokenizer, open_checkpoint
+from mlxmtp.checkpoints.checkpoint import visible_files
 from mlxmtp.engine.engine import Engine
 from mlxmtp.engine.template import bound_template
-from mlxmtp.errors import CheckpointError, HeadError, OptionError
+from mlxmtp.errors import CheckpointError, HeadError, OptionError, in_one_line
 from mlxmtp.exactness.guarantee import IDENTITIES, Identity
-from mlxmtp.files import parse_json
+from mlxmtp.files import parse_json, read_json
 from mlxmtp.heads import Head, HeadSource, NoHeadError, load_head, resolve_head
 from mlxmtp.targets import load_target
 
@@ -101,11 +102,36 @@ def load_tokenizer(path: Path, end_tokens: int | list[int] | None = None) -> Any
     """
     check_tokenizer(str(path), os.listdir(path))
     try:
-        tokenizer = utils.load_tokenizer(path, eos_token_ids=end_tokens)
+        tokenizer = utils.load_tokenizer(path, _missing_template(path), eos_token_ids=end_tokens)
     except Exception as error:  # transformers and tokenizers raise whatever they please on a damaged file
-        raise CheckpointError(f"{path}: its tokenizer cannot be read ({error})") from error
+        raise CheckpointError(f"{path}: its tokenizer cannot be read ({in_one_line(error)})") from error
     bound_template(tokenizer)
     return tokenizer
+
+
+def _missing_template(path: Path) -> dict[str, Any]:
+    """Return the option of a tokenizer's loader for the chat template that the loader would miss; {}: it misses none.
+
+    transformers reads chat_template.json for processors alone. Of named templates without one called "default", which
+    every prompt without tools needs, the first serves: not the one for tools or documents, if there is another.
+    """
+    if (path / "chat_template.jinja").exists():
+        return {}
+    template = _json_object(path / "tokenizer_config.json").get("chat_template")
+    template = template or _json_object(path / "chat_template.json").get("chat_template")
+    if isinstance(template, list):
+        template = {item["name"]: item["template"] for item in template}
+    named = {file.stem: file.read_text("utf-8") for file in visible_files(path, ("additional_chat_templates/*.jinja",))}
+    template = named or template
+    if isinstance(template, dict) and template and "default" not in template:
+        first = next((name for name in template if name not in ("tool_use", "rag")), next(iter(template)))
+        template["default"] = template[first]
+    return {"chat_template": template} if template else {}
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    content = read_json(file) if file.exists() else {}
+    return content if isinstance(content, dict) else {}
 
 
 def draft_tokens(draft_vocab: int | str | Path, tokenizer: Any, vocab_size: int) -> list[int]:

@@ -160,6 +160,6 @@ def stack_experts(weights: dict[str, mx.array], model: nn.Module | None = None) 
 
 def _reason(error: Exception) -> str:
     text = " ".join(line.strip() for line in str(error).strip().splitlines()[:3])
-    if isinstance(error, ValueError | RuntimeError | OSError) and text:
-        return text
+    if isinstance(error, ValueError | RuntimeError | OSError):
+        return text or type(error).__name__
     return f"mlx-lm cannot build the model that its config.json describes ({type(error).__name__}: {text})"
