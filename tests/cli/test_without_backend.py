@@ -10,6 +10,7 @@ import pytest
 from mlxmtp.cli import COMMANDS
 from mlxmtp.engine.loading import DEMO
 from mlxmtp.machine import missing_backend
+from tests.cli.conftest import ROOT
 
 ARGUMENTS: dict[str, list[str]] = {
     "serve": ["--port", "0"],
@@ -17,7 +18,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "bench": [],
     "doctor": [],
     "inspect": [str(DEMO)],
-    "convert": [str(DEMO), "new"],
+    "convert": [str(DEMO), "no-such-folder"],
     "attach": [str(DEMO), "--from", str(DEMO)],
     "pull": ["owner/name"],
 }
@@ -36,7 +37,7 @@ def test_every_command_says_what_to_install(tmp_path: Path) -> None:
     running = {
         name: subprocess.Popen(
             [sys.executable, "-m", "mlxmtp", name, *arguments],
-            env=environment, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=environment, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         for name, arguments in ARGUMENTS.items()
     }  # fmt: skip
@@ -46,7 +47,7 @@ def test_every_command_says_what_to_install(tmp_path: Path) -> None:
         assert "Traceback" not in said, (name, said)
         assert said.count("MLX cannot be imported (libmlx.so: cannot open shared object file); ") == 1, (name, said)
         assert "install" in said, (name, said)
-    assert not (tmp_path / "new").exists()
+    assert not (ROOT / "no-such-folder").exists()
 
 
 def test_other_failures_of_an_import_are_not_explained_away() -> None:
