@@ -32,7 +32,7 @@ def demo(arguments: argparse.Namespace) -> int:
     """Generate with MTP and print the text, then measure both ways. Return the exit code."""
     if arguments.json or arguments.no_mtp or arguments.depth == 0:
         return generate.run(arguments)
-    generation = generate.chosen_options(arguments)
+    generation = generate.chosen_options(arguments, {})
     prompt = generate.read_prompt(arguments.prompt)
     engine = mlxmtp.load(arguments.model, identity=arguments.identity, **options.head(arguments))
     if engine.plain_because is not None:

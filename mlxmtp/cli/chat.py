@@ -23,11 +23,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--head", metavar="PATH|REPO", help="take the MTP head from here")
     add("--system", metavar="TEXT", default="", help="instructions that stand before the chat")
     add("--max-tokens", metavar="N", type=options.at_least(1), default=4096, help="at most N an answer (default: 4096)")
-    add("--temp", metavar="T", type=options.number, default=0.0, help="temperature; 0 is greedy (default: 0)")
-    add("--top-p", metavar="P", type=options.number, default=1.0, help="keep the likeliest tokens that hold this mass")
-    add("--top-k", metavar="K", type=options.whole, default=0, help="keep the K likeliest tokens")
-    add("--min-p", metavar="M", type=options.number, default=0.0, help="drop tokens below this share of the likeliest")
-    add("--seed", metavar="S", type=options.whole, help="the same seed gives the same tokens")
+    options.add_sampling(add)
     depth = command.add_mutually_exclusive_group()
     depth.add_argument("--depth", metavar="N", type=options.depth, help="drafts a round; 0: plain (default: auto)")
     depth.add_argument("--no-mtp", action="store_true", help="do not load the head")
@@ -46,7 +42,9 @@ def on_a_terminal() -> bool:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    settings = GenerationOptions(**options.sampling(arguments), depth=arguments.depth, max_tokens=arguments.max_tokens)
+    sampling = options.sampling(arguments)
+    GenerationOptions(**sampling)
+    settings = GenerationOptions(depth=arguments.depth, max_tokens=arguments.max_tokens)
     head = options.head(arguments)
     if not on_a_terminal():
         found = "chat needs a terminal, and standard input, output or error is none"
@@ -64,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         choose=model is None,
         system=arguments.system,
         settings=settings,
+        sampling=sampling,
     )
     open_chat(chosen, resumed, mouse=not arguments.no_mouse)
     return 0

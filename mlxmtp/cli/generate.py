@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlxmtp
 from mlxmtp.cli import options, report
 from mlxmtp.cli.progress import PrefillProgress, Progress
-from mlxmtp.engine.request import GenerationOptions
+from mlxmtp.engine.request import GenerationOptions, recommended_in_words
 from mlxmtp.errors import MlxmtpError, PromptError
 from mlxmtp.terminal import say
 
@@ -55,31 +55,7 @@ def add_arguments(command: argparse.ArgumentParser, prompt: str | None = None) -
     add("--stop", metavar="S", action="append", default=[], help="stop before this text; may be repeated")
     add("--json", action="store_true", help="print one JSON object with text, tokens and statistics")
 
-    sampling = command.add_argument_group("sampling")
-    add = sampling.add_argument
-    add("--temp", metavar="T", type=options.number, default=0.0, help="temperature; 0 is greedy (default: 0)")
-    add(
-        "--top-p",
-        metavar="P",
-        type=options.number,
-        default=1.0,
-        help="keep the likeliest tokens that hold this mass",
-    )
-    add("--top-k", metavar="K", type=options.whole, default=0, help="keep the K likeliest tokens")
-    add(
-        "--min-p",
-        metavar="M",
-        type=options.number,
-        default=0.0,
-        help="drop tokens below this share of the likeliest",
-    )
-    add(
-        "--seed",
-        metavar="S",
-        type=options.whole,
-        help="draw the same tokens again; with MTP too, where mlxmtp doctor finds them identical",
-    )
-
+    options.add_sampling(command.add_argument_group("sampling").add_argument)
     speculation = command.add_argument_group("speculation")
     depth = speculation.add_mutually_exclusive_group()
     depth.add_argument("--depth", metavar="N", type=options.depth, help="drafts a round; 0: plain (default: auto)")
@@ -94,11 +70,17 @@ def add_arguments(command: argparse.ArgumentParser, prompt: str | None = None) -
 
 
 def run(arguments: argparse.Namespace) -> int:
-    generation = chosen_options(arguments)
+    chosen_options(arguments, {})  # a value out of range is refused before the model is loaded
     prompt = read_prompt(arguments.prompt)
     if not prompt:
         raise PromptError("the prompt is empty; give a text, or - to read one from standard input")
     engine = mlxmtp.load(arguments.model, identity=arguments.identity, **options.head(arguments))
+    from mlxmtp.engine.recommended import recommended_sampling
+
+    recommended = recommended_sampling(engine.path, report.warn)
+    if words := recommended_in_words(recommended, options.sampling(arguments)):
+        say(f"mlxmtp: sampling as the model recommends: {words}", out=sys.stderr)
+    generation = chosen_options(arguments, recommended)
     return answer(engine, prompt, generation, arguments)
 
 
@@ -121,14 +103,14 @@ def answer(engine: Engine, prompt: str, generation: GenerationOptions, arguments
     return 0
 
 
-def chosen_options(arguments: argparse.Namespace) -> GenerationOptions:
-    """Return the options of the turn.
+def chosen_options(arguments: argparse.Namespace, recommended: dict[str, Any]) -> GenerationOptions:
+    """Return the options of the turn. `recommended` holds where the command line leaves a field out.
 
     Raises:
         OptionError: a value is out of range.
     """
     return GenerationOptions(
-        **options.sampling(arguments),
+        **recommended | options.sampling(arguments),
         verify=arguments.verify,
         depth=0 if arguments.no_mtp else arguments.depth,
         max_tokens=arguments.max_tokens,

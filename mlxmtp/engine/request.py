@@ -134,6 +134,20 @@ class GenerationOptions:
         object.__setattr__(self, "logit_bias", pairs)
 
 
+def recommended_in_words(recommended: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
+    """Return the sampling fields of a turn that the model's files set, as `temperature 0.6, top-p 0.95`; "" for none.
+
+    Args:
+        recommended: by the model's files.
+        chosen: by the user, in place of what is recommended.
+    """
+    plain = GenerationOptions()
+    greedy = GenerationOptions(**{**recommended, **chosen}).greedy
+    idle = ("temperature", "top_p", "top_k", "min_p") if greedy else ()
+    used = (name for name in recommended if name not in (*chosen, *idle) and recommended[name] != getattr(plain, name))
+    return ", ".join(f"{name.replace('_', '-')} {recommended[name]:g}" for name in used)
+
+
 def check_depth(depth: int | None) -> None:
     """Raises OptionError: not None and not a depth from 0 to `MAX_DEPTH`."""
     if depth is not None:

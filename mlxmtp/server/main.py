@@ -18,7 +18,6 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from mlxmtp.engine.loading import load_tokenizer
-from mlxmtp.engine.recommended import recommended_sampling
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.engine.template import renderer
 from mlxmtp.errors import OptionError
@@ -167,16 +166,15 @@ class _Server(uvicorn.Server):
         yield
 
 
-def default_options(folder: Path, options: ServeOptions) -> GenerationOptions:
+def default_options(recommended: Mapping[str, Any], options: ServeOptions) -> GenerationOptions:
     """The options of requests that leave them out.
 
     The command line comes first, then the model's generation_config.json, then the defaults of the APIs.
 
     Args:
-        folder: of the model.
+        recommended: by the model's files.
     """
-    recommended = recommended_sampling(folder, lambda text: _print(f"warning: {text}"))
-    fields = {"temperature": 1.0} | recommended | dict(options.sampling)
+    fields = {"temperature": 1.0, **recommended, **options.sampling}
     return GenerationOptions(depth=options.depth, max_tokens=None, **fields)
 
 
@@ -207,7 +205,7 @@ async def _run(
     renderer().start()  # ready before the first request
     prompts = PromptBuilder(load_tokenizer(folder), loaded.context, loaded.vocab_size)
     name = loaded.name.rstrip("/").rsplit("/", 1)[-1] if Path(loaded.name).exists() else loaded.name
-    service = Service(host, prompts, name, default_options(folder, options), options.max_body)
+    service = Service(host, prompts, name, default_options(loaded.sampling, options), options.max_body)
     host.warn = lambda text: service.log.line(f"warning: {text}")
     hosts = options.hosts if is_loopback(listener.getsockname()[0]) else None
     connections = Connections(service.log.line)

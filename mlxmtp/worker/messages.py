@@ -97,8 +97,7 @@ class Loaded(Event):
 
     Args:
         name: the model as `Load` named it.
-        head: family of the head; None without one.
-        plain_because: why there is no head.
+        head, plain_because: family of the head; why there is none.
         head_source: repo of a head that is not in the checkpoint.
         head_by_name: whether that repo was found by its name.
         context: most tokens of a prompt and its answer.
@@ -109,6 +108,7 @@ class Loaded(Event):
         promise: what was shown of the text on this machine.
         num_tokens: of the widest pass that `promise` holds for.
         vocab_size: token ids are below it.
+        sampling: the fields of `GenerationOptions` that the model's files recommend.
     """
 
     name: str
@@ -124,6 +124,7 @@ class Loaded(Event):
     promise: Promise = "distribution"
     num_tokens: int = MAX_DEPTH + 1
     vocab_size: int = 2**31 - 1
+    sampling: dict[str, Any] = field(default_factory=dict)
 
     def promise_at(self, depth: int | None) -> Promise:
         """What holds at a depth."""
@@ -289,8 +290,7 @@ class Died(Event):
     def why(self) -> str:
         """How it ended, and the last line of its standard error."""
         end = f"signal {-self.code}" if self.code < 0 else f"exit code {self.code}"
-        if self.code == -9:
-            end = "killed, perhaps because memory ran out"
+        end = "killed, perhaps because memory ran out" if self.code == -9 else end
         return f"{end}: {self.last.splitlines()[-1]}" if self.last else end
 
 

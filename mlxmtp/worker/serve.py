@@ -115,6 +115,7 @@ class Worker:
         import_backend()
         from mlxmtp.checkpoints import open_checkpoint
         from mlxmtp.engine.loading import load
+        from mlxmtp.engine.recommended import recommended_sampling
 
         if command.model:
             if not Path(command.model).expanduser().exists():
@@ -150,6 +151,7 @@ class Worker:
                 promise=guarantee.promise,
                 num_tokens=guarantee.num_tokens,
                 vocab_size=engine.target.vocab_size,
+                sampling=recommended_sampling(engine.path, lambda text: self._emit(Warned(0, text))),
             )
         )
 

@@ -46,6 +46,30 @@ async def test_another_model_is_loaded_from_every_state_and_no_answer_is_lost(st
 
 
 @asynchronous
+async def test_a_chat_samples_as_its_model_recommends_except_for_what_the_user_chose() -> None:
+    async with running_chat(options=ChatOptions(sampling={"top_k": 5})) as harness:
+        assert harness.chat.settings.top_k == 5
+        cases = [
+            ({"temperature": 0.6, "top_k": 20}, (0.6, 1.0, 5), "temperature 0.6"),
+            ({"top_p": 0.8, "temperature": 1.0}, (1.0, 0.8, 5), "top-p 0.8, temperature 1"),
+            ({}, (0.0, 1.0, 5), None),
+        ]
+        for sampling, expected, words in cases:
+            harness.view.texts.clear()
+            harness.engine.on(Load, [loaded("other", sampling=sampling)])
+            harness.chat.load("other")
+            await harness.reach("ready")
+            settings = harness.chat.settings
+            assert (settings.temperature, settings.top_p, settings.top_k) == expected, sampling
+            assert harness.view.texts == ([f"sampling as the model recommends: {words}"] if words else []), sampling
+        harness.chat.change_settings(temperature=0.3)
+        harness.engine.on(Load, [loaded("other", sampling={"temperature": 0.6})])
+        harness.chat.load("other")
+        await harness.reach("ready")
+        assert harness.chat.settings.temperature == 0.3
+
+
+@asynchronous
 async def test_what_was_measured_on_one_model_is_not_shown_for_another() -> None:
     async with running_chat() as harness:
         harness.engine.on(Compare, [compared()])

@@ -55,6 +55,7 @@ def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = llama.Model(llama.ModelArgs.from_dict(config))
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6}))
     tiny.tokenizer(folder, VOCABULARY)
     return folder
 
@@ -74,6 +75,7 @@ def test_a_process_goes_on_after_every_failure(started: Driven, plain_model: Pat
     assert worker.answer(ListModels)[0].models == []
     (loaded,) = worker.answer(Load, str(plain_model))
     assert isinstance(loaded, Loaded)
+    assert loaded.sampling == {"temperature": 0.6}
     assert (loaded.name, loaded.head) == (str(plain_model), None)
     assert loaded.plain_because == "no MTP head family for model type 'llama' yet"
     assert (loaded.context, loaded.has_thinking) == (100_000, False)

@@ -8,6 +8,7 @@ from typing import Any
 
 from textual.message import Message
 
+from mlxmtp.engine.request import recommended_in_words
 from mlxmtp.worker import messages as worker
 from mlxmtp.worker.client import EngineClient, EngineStartError, MakeCommand
 from mlxmtp.worker.process import StartTransport
@@ -41,13 +42,12 @@ class Chat:
         resumed: tuple[Session, Conversation] | None = None,
     ) -> None:
         self.state = ChatState()
-        self.settings = options.settings
+        self.settings, self._chosen = replace(options.settings, **options.sampling), dict(options.sampling)
         self.loaded: worker.Loaded | None = None
         self.model = options.model
         session, conversation = resumed or (None, Conversation(options.system))
         self.log = ChatLog(lambda: new_session(self.model_name), conversation, session)
-        self._post = post
-        self._options = options
+        self._post, self._options = post, options
         self._client = EngineClient(start, self._on_event)
         self._command = 0  # the command whose events count; 0 for none
         self._waiting = False  # the newest turn waits for a model
@@ -120,7 +120,7 @@ class Chat:
         last = turns[-1]
         self.log.rewind(len(turns) - 1)
         self.log.ask(last.typed, last.sent)
-        self._post_turns()
+        self._post(TurnsReplaced(list(self.conversation.turns)))
         self._generate()
 
     def undo(self) -> str | None:
@@ -132,7 +132,7 @@ class Chat:
         typed = turns[-1].typed
         self._waiting = False
         self.log.rewind(len(turns) - 1)
-        self._post_turns()
+        self._post(TurnsReplaced(list(self.conversation.turns)))
         return typed
 
     def clear(self) -> None:
@@ -145,7 +145,7 @@ class Chat:
         self.log.open(session, conversation)
         self.state.set_turns(self.conversation.stats)
         self._waiting = False
-        self._post_turns()
+        self._post(TurnsReplaced(list(self.conversation.turns)))
 
     def set_system(self, system: str) -> None:
         """Set the system prompt, from the next turn on."""
@@ -154,7 +154,7 @@ class Chat:
 
     def change_settings(self, **changes: Any) -> None:
         """Change fields of the settings, from the next turn on."""
-        self.settings = replace(self.settings, **changes)
+        self.settings, self._chosen = replace(self.settings, **changes), self._chosen | changes
         self._post(StateChanged())
 
     def measure(self) -> None:
@@ -218,6 +218,9 @@ class Chat:
         match event:
             case worker.Loaded():
                 self.loaded, self._replaced = event, None
+                self.settings = replace(self._options.settings, **{**event.sampling, **self._chosen})
+                if words := recommended_in_words(event.sampling, self._chosen):
+                    self._notify(f"sampling as the model recommends: {words}")
                 self._set_status("ready")
                 if self._waiting:
                     self._generate()
@@ -283,9 +286,6 @@ class Chat:
         self.log.answer(answer)
         self._post(TurnFinished(answer))
         self._report_unsaved()
-
-    def _post_turns(self) -> None:
-        self._post(TurnsReplaced(list(self.conversation.turns)))
 
     def _report_unsaved(self) -> None:
         """Notify of a file that cannot be written."""

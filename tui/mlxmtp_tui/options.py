@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.exactness.guarantee import Identity
@@ -17,7 +19,8 @@ class ChatOptions:
         model, head, mtp, identity, draft_vocab: as in `mlxmtp.load`.
         choose: whether to ask for a model first.
         system: the system prompt.
-        settings: of the turns, until a slash command changes them.
+        settings: of the turns, where neither the model nor the user says otherwise.
+        sampling: fields of the settings that the user has chosen; the model recommends others.
     """
 
     model: str | None = None
@@ -26,6 +29,7 @@ class ChatOptions:
     choose: bool = False
     system: str = ""
     settings: GenerationOptions = GenerationOptions(max_tokens=4096)  # noqa: RUF009 - it is frozen
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     identity: Identity = "fast"
     draft_vocab: str | None = None
 
