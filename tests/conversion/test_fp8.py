@@ -8,13 +8,16 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxmtp.checkpoints import list_tensors
+from mlxmtp.checkpoints import dequantise_fp8, list_tensors, open_checkpoint
 from mlxmtp.conversion.attach import attach
 from mlxmtp.conversion.convert import Quantization, convert
 from mlxmtp.errors import CheckpointError
+from mlxmtp.targets import load_target
 from tests import tiny
 from tests.comparing import assert_equal, assert_exact, head_of, trunk_of, turn
 from tests.grids import grid
+from tests.targets.every_model import tiny_config
+from tests.targets.sweep import write_checkpoint
 
 Checkpoints = Callable[..., Path]
 SIZES: dict[str, Any] = {"vocab": 16, "hidden": 192, "mlp": 320, "moe_mlp": 192}
@@ -109,3 +112,36 @@ def test_scales_that_do_not_fit_are_refused(raw_checkpoint: Checkpoints, tmp_pat
         tiny.save_weights(fp8, damaged, made_by="pt")
         with pytest.raises(CheckpointError, match=says):
             head_of(fp8)
+
+
+def test_scales_of_whole_matrices(tmp_path: Path) -> None:
+    """Mistral's FP8 has one scale for each matrix; mlx-lm multiplies the bytes themselves by it."""
+    values = mx.array([[1.0, -2.0, 0.5, 416.0], [0.0, 3.5, -0.25, 8.0]])
+    cases = {"[]": mx.array(0.5), "[1]": mx.array([0.5]), "[1, 1]": mx.array([[0.5]])}
+    for shape, scale in cases.items():
+        weights = {"a.weight": mx.to_fp8(values), "a.weight_scale_inv": scale, "b.weight": values}
+        found = dequantise_fp8(weights)
+        assert found.keys() == {"a.weight", "b.weight"}, shape
+        assert found["a.weight"].tolist() == (values * 0.5).tolist(), shape
+    experts = {"e": mx.to_fp8(mx.stack([values, values])), "e_scale_inv": mx.array([2.0, 4.0]).reshape(2, 1, 1)}
+    assert dequantise_fp8(experts)["e"].tolist() == [(values * 2).tolist(), (values * 4).tolist()]
+    write_checkpoint("ministral3", tmp_path / "float")
+    plain = {name: w.astype(mx.bfloat16) for name, w in tiny.load_weights(tmp_path / "float").items()}
+    projections = [name for name in plain if "_proj." in name]
+    packed = {name: mx.to_fp8(plain[name] * 8) for name in projections}
+    scales = {f"{name}_scale_inv": mx.array(0.125) for name in projections}
+    rounded = {name: (mx.from_fp8(w, dtype=mx.float32) / 8).astype(mx.bfloat16) for name, w in packed.items()}
+    logits = []
+    for name, weights in {"fp8": plain | packed | scales, "rounded": plain | rounded}.items():
+        tiny.save_weights(tmp_path / name, weights, made_by="pt")
+        tiny.write_json(tmp_path / name / "config.json", tiny_config("ministral3"))
+        target = load_target(open_checkpoint(tmp_path / name))
+        logits.append(target.forward(mx.array([[3, 4, 5]]), target.make_cache())[0])
+    assert mx.array_equal(*logits)
+
+
+def test_mxfp8_stays_as_it_is() -> None:
+    weight, scales = mx.zeros((4, 64), mx.uint8), mx.full((4, 2), 127, mx.uint8)
+    found = dequantise_fp8({"a.weight": weight, "a.weight_scale_inv": scales})
+    assert found["a.weight"] is weight
+    assert found["a.weight_scale_inv"] is scales
