@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -30,6 +31,8 @@ PROMPT = [(7 * i * i + 3 * i + 5) % VOCAB for i in range(21)]
 BRANCH = 13
 """A boundary inside the prompt, past the window."""
 COUNT = 12
+KEPT = 6
+"""Tokens of a kept answer: it ends within a chunk of attention in chunks, whose earlier rows are gone."""
 PASS = [40, 7, 91, 40, 15]
 CONTEXTS = (WINDOW - 3, len(PROMPT))
 """Tokens before a pass: one that wraps the window, and one after it has wrapped."""
@@ -69,9 +72,13 @@ def examine(kind: str, folder: Path) -> Row:
     )
 
 
-def write_checkpoint(kind: str, folder: Path) -> None:
-    """Write config.json and random float32 weights under mlx-lm's own names, as its conversions have them."""
-    config = tiny_config(kind)
+def write_checkpoint(kind: str, folder: Path, own: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Write config.json and random float32 weights under mlx-lm's own names, as its conversions have them.
+
+    Args:
+        own: keys of config.json in place of the type's.
+    """
+    config = tiny_config(kind) | own
     save_weights(folder, random_weights(kind, config), made_by="mlx")
     write_json(folder / "config.json", config)
 
@@ -93,14 +100,14 @@ def check_prefix(kind: str, target: Target, theirs: Any, folder: Path) -> str:
         return "not compared"
     sequence = Sequence(target, None)
     sequence.prefill(PROMPT, boundaries=(BRANCH,))
-    decode(sequence, COUNT)
+    decode(sequence, KEPT)
     assert sequence.can_snapshot, kind
     kept = folder / "kept.safetensors"
     write_sequence(kept, *pack(sequence, sequence.snapshots))
     from_file = unpack(kept, read_header(kept).facts, target, None)
     one_more, other_end = [*PROMPT[:BRANCH], 9], [*PROMPT[:BRANCH], 9, 8, 7, 6]
     next_turn = [*sequence.tokens, 5, 6, 7, 8]
-    read_apart = [BRANCH, len(PROMPT) - 1 - BRANCH, *[1] * COUNT]
+    read_apart = [BRANCH, len(PROMPT) - 1 - BRANCH, *[1] * KEPT]
     turns = [
         (one_more, [BRANCH], [sequence]),
         (other_end, [BRANCH], [sequence]),  # from the same snapshot again

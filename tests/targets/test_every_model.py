@@ -26,6 +26,15 @@ def test_every_model_type_of_mlx_lm_runs_here(tmp_path: Path) -> None:
     assert {kind: tuple(cells) for kinds, *cells in rows for kind in kinds.strip("`").split("`, `")} == seen
 
 
+def test_windows_read_by_attention_of_its_own_do_not_go_back(tmp_path: Path) -> None:
+    """A soft cap on scores has mlx-lm multiply keys and values itself, which knows nothing of a ring for each row."""
+    kinds = ["sliding_attention", "full_attention"]
+    for softcap, expected in ((None, ()), (30.0, ("RotatingKVCache",))):
+        own = {"num_hidden_layers": 2, "layer_types": kinds, "attn_logit_softcapping": softcap}
+        write_checkpoint("gear", tmp_path / str(softcap), own)
+        assert load_target(open_checkpoint(tmp_path / str(softcap))).irreversible == expected
+
+
 def test_what_mlx_lm_does_not_run_here_loads_or_is_refused_with_the_reason(tmp_path: Path) -> None:
     for kind in NOT_RUN.keys() - {"olmo"}:
         write_checkpoint(kind, tmp_path / kind)

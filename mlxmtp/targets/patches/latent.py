@@ -57,18 +57,18 @@ class LatentAttention:
 
     def _split_rows(self, attention: nn.Module) -> None:
         together: Any = type(attention).__call__
-        bind = signature(together).bind
+        names = list(signature(together).parameters)
         joins = uses(attention, mx.concatenate.__name__)
 
         def call(module: nn.Module, *args: Any, **options: Any) -> Any:
             if not self.on:
                 return together(module, *args, **options)
-            given = bind(module, *args, **options).arguments | {"mask": None}
-            by_rows = {name: value for name, value in given.items() if isinstance(value, mx.array)}
+            given = dict(zip(names, (module, *args), strict=False)) | options | {"mask": None}
             rows = given["x"].shape[1]
             selects = hasattr(module, "indexer") and given["cache"][0].offset + rows > module.indexer.index_topk
             if not (self.row_by_row or joins or selects):
                 return together(module, *args, **options)
+            by_rows = {name: value for name, value in given.items() if isinstance(value, mx.array)}
             self.on = False
             try:
                 each = ({name: x[..., i : i + 1, :] for name, x in by_rows.items()} for i in range(rows))
