@@ -61,7 +61,12 @@ def render_prompt(tokenizer: Any, prompt: Prompt, *, raw: bool, thinking: bool |
         return Rendered(list(prompt))  # type: ignore[arg-type]
     if not all(isinstance(item, Mapping) for item in prompt):
         raise PromptError("the prompt mixes kinds; expected a text, a list of chat messages or a list of token ids")
-    return render(tokenizer, prompt, thinking=thinking)  # type: ignore[arg-type]
+    messages: Sequence[Message] = prompt  # type: ignore[assignment]
+    for i, message in enumerate(messages, start=1):
+        if not isinstance(message.get("role"), str) or not {"content", "tool_calls"} & message.keys():
+            found = ", ".join(message) or "nothing"
+            raise PromptError(f"message {i} of the prompt has {found}; expected a role and content, or tool calls")
+    return render(tokenizer, messages, thinking=thinking)
 
 
 def render(

@@ -43,7 +43,9 @@ async def ask(app: ChatApp, pilot: Pilot[None], text: str) -> None:
 
 @asynchronous
 async def test_two_turns_are_those_of_the_engine():
-    app = ChatApp(WorkerProcess.start, ChatOptions(str(SMALL_MODEL), settings=GenerationOptions(max_tokens=24)))
+    app = ChatApp(
+        WorkerProcess.start, ChatOptions(str(SMALL_MODEL), settings=GenerationOptions(max_tokens=24, depth=2))
+    )
     async with app.run_test(size=(130, 40)) as pilot:
         await until(lambda: app.chat.state.status == "ready", "the model")
         for text in ASKED:
