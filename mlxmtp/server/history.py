@@ -48,15 +48,17 @@ def newest_user_message(roles: Sequence[str]) -> int:
 
 
 def text_content(item: JsonObject, tools: ToolSet, name: str = "content", *, newest: bool = False) -> str:
-    """The text of a content field: a string, or a list of parts; arguments as of `parts_text`."""
+    """The text of a content field: a string, or a list of parts; arguments as of `parts_text`.
+
+    Other values, which some clients send as a tool's result, become their JSON.
+    """
     content = item.get(name)
-    if content is None or isinstance(content, str):
-        return content or ""
-    if not isinstance(content, list):
+    if newest and not isinstance(content, str | list | None):
         item.reject(name, "a string or a list of parts")
-    parts = [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
+    is_part = isinstance(content, Mapping) and "type" in content
+    parts = content if isinstance(content, list) else [content] if is_part else [_as_text(content)]
     path = item.path_of(name)
-    return parts_text([JsonObject(part, f"{path}[{i}]") for i, part in enumerate(parts)], tools, newest=newest)
+    return parts_text([_part(part, f"{path}[{i}]") for i, part in enumerate(parts)], tools, newest=newest)
 
 
 def parts_text(parts: Iterable[JsonObject], tools: ToolSet, *, newest: bool = False, separator: str = "") -> str:
@@ -90,7 +92,8 @@ def foreign_text(part: JsonObject) -> str:
         name = next((f" {json.dumps(name, ensure_ascii=False)}" for name in names if isinstance(name, str)), "")
         return f"[{kind}{name} left out: this model reads text only]"
     fields = readable(part.content)
-    return f"[{kind}: {json.dumps(fields, ensure_ascii=False) if fields else 'not readable here'}]"
+    text = json.dumps(fields, ensure_ascii=False) if fields else "not readable here"
+    return f"[{kind}: {text}]" if kind else text
 
 
 def readable(value: Any) -> Any:
@@ -170,6 +173,14 @@ def later_system_as_user(messages: Iterable[Message]) -> list[Message]:
             found.append({"role": "user", "content": message["content"]} if is_later else message)
         is_open = is_later and (is_open or not joins)
     return found
+
+
+def _part(value: Any, path: str) -> JsonObject:
+    return JsonObject(value if isinstance(value, Mapping) else {"type": "text", "text": _as_text(value)}, path)
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _other_text(part: JsonObject, tools: ToolSet, newest: bool) -> str:

@@ -137,7 +137,8 @@ def _input_messages(items: list[JsonObject], tools: ToolSet) -> list[Message]:
         elif kind in ADDED_TOOLS:
             messages.append(_definitions(item, tools))
         elif kind.endswith("_output"):
-            messages.append(tool_message(_output(item, tools), item.get("call_id") or item.get("id")))
+            text = text_content(item, tools, "output") or text_content(item, tools, "result")
+            messages.append(tool_message(text, item.get("call_id") or item.get("id")))
         elif "call_id" in item:
             _answer(messages).setdefault("tool_calls", []).append(_call(item, kind, tools))
         else:
@@ -173,16 +174,6 @@ def _call(item: JsonObject, kind: str, tools: ToolSet) -> dict[str, Any]:
     names = {origin: name for name, origin in tools.namespaces.items()}
     name = item.string("name") or kind.removesuffix("_call")
     return history_tool_call(names.get((item.string("namespace") or "", name), name), arguments, item.get("call_id"))
-
-
-def _output(item: JsonObject, tools: ToolSet) -> str:
-    """The text of a call's output: a string, a list of content parts, or what can be read of another one."""
-    output = item.get("output")
-    if isinstance(output, list) and all(
-        isinstance(part, str) or (isinstance(part, dict) and "type" in part) for part in output
-    ):
-        return text_content(item, tools, "output")
-    return output if isinstance(output, str) else foreign_text(item)
 
 
 def _definitions(item: JsonObject, tools: ToolSet) -> Message:

@@ -125,6 +125,8 @@ def test_what_the_user_sends_now_is_refused() -> None:
             assert refusal.value.param == f"{TURNS[path]}[{index}].content[0]", (path, history)
         assert contents(path, [shown, answered, HI])[0] == ("user", line), path
         assert contents(path, [HI, *called[path], shown])[-2:] == [("tool", "see below"), ("user", line)], path
+    with pytest.raises(ApiError, match="is of type None"):
+        parse(CHAT, messages=[{"role": "user", "content": [{"image_url": IMAGE_URL["image_url"]}]}])
     result = called[MESSAGES][1]["content"][0]
     beside = {"role": "user", "content": [result, IMAGE, {"type": "text", "text": "Go on."}]}
     expected = [("tool", "see below"), ("user", "[image left out: this model reads text only]\nGo on.")]
@@ -182,11 +184,28 @@ def test_calls_that_another_server_had_the_client_run() -> None:
         "name": "local_shell",
         "arguments": {"action": {"command": ["ls", "-a"]}},
     }
-    assert messages[2] == {
-        "role": "tool",
-        "content": '[shell_call_output: {"output": [{"stdout": "a.py"}]}]',
-        "tool_call_id": "c",
-    }
+    result = '{"stdout": "a.py"}'
+    assert messages[2] == {"role": "tool", "content": result, "tool_call_id": "c"}
+    screen = {"type": "computer_call_output", "call_id": "c", "output": {"type": "computer_screenshot", "data": DATA}}
+    line = "[computer_screenshot left out: this model reads text only]"
+    assert contents(RESPONSES, [HI, shell, screen, HI])[2] == ("tool", line)
+
+
+def test_results_of_tools_that_are_json() -> None:
+    for value, text in (
+        ({"ok": True, "id": 7}, '{"ok": true, "id": 7}'),
+        (7, "7"),
+        ([1, None, "a"], "1a"),
+        ({}, "{}"),
+    ):
+        output = {"type": "function_call_output", "call_id": "c", "output": value}
+        result = {"type": "tool_result", "tool_use_id": "c", "content": value}
+        for path, item in (
+            (CHAT, {"role": "tool", "tool_call_id": "c", "content": value}),
+            (MESSAGES, {"role": "user", "content": [result]}),
+            (RESPONSES, output),
+        ):
+            assert contents(path, [HI, item]) == [("user", "hi"), ("tool", text)], (path, value)
 
 
 ARGUMENTS: list[tuple[Any, Any]] = [

@@ -9,7 +9,7 @@ import pytest
 from mlxmtp.engine.loading import DEMO, load_tokenizer
 from mlxmtp.server.errors import ApiError, internal_error, queue_full
 from tests.scripted_engine import asynchronous
-from tests.server.scripted import ALL, CHAT, COMPLETIONS, MESSAGES, MINIMAL, RESPONSES, parse, serving, turn
+from tests.server.scripted import ALL, CHAT, COMPLETIONS, MESSAGES, MINIMAL, RESPONSES, parse, serving, tokenizer, turn
 
 TURNS = (CHAT, MESSAGES, RESPONSES)
 OFF: list[dict[str, Any]] = [
@@ -108,6 +108,21 @@ async def test_the_template_gets_what_it_takes() -> None:
         response = await served.post(CHAT, named)
         assert response.status_code == 400
         assert "efforts are low and high" in response.json()["error"]["message"]
+
+
+@asynchronous
+async def test_boundaries_are_those_of_the_same_variables() -> None:
+    """A later prompt with the same variables parts from this one after a message, and not where they come in."""
+    template = (
+        "{% for m in messages %}{{ custom }}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+    )
+    more = {"chat_template_kwargs": {"custom": "a long word"}, "think": True}
+    async with serving(turn("fine"), tokens=with_template(template)) as served:
+        talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "so"}, *MINIMAL[CHAT]["messages"]]
+        await served.post(CHAT, {"messages": talk} | more)
+        tokens: Any = served.command.messages
+        ends = {tokenizer().decode(tokens[:end]) for end in served.command.boundaries}
+        assert ends == {"a long word[hi]a long word[so]a long word[hi]"}
 
 
 @asynchronous
