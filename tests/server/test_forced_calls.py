@@ -105,7 +105,7 @@ def test_a_model_that_writes_anything_writes_the_call() -> None:
     engine = load()
     call = forced_call(engine.tokenizer, TOOLS, "weather")
     prompt = engine.tokenizer.encode("The weather?\n" + call.opening)
-    options = GenerationOptions(max_tokens=60, temperature=1.5, seed=7, call_grammar=call.grammar)
+    options = GenerationOptions(max_tokens=60, temperature=1.5, seed=7, depth=2, call_grammar=call.grammar)
     result = engine.generate(prompt, options, opening=call.opening)
     assert result.finish_reason == "stop"
     written = (call.opening + result.text).removeprefix("<tool_call>").removesuffix("</tool_call>")
