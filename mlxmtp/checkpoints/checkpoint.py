@@ -89,9 +89,7 @@ def open_checkpoint(path_or_repo: str | Path) -> Checkpoint:
     """
     if not str(path_or_repo):
         raise CheckpointError("the model's name is empty; expected a model's folder or a Hub repo (owner/name)")
-    folder = Path(path_or_repo).expanduser()
-    if not folder.exists():
-        folder = hub.download(str(path_or_repo))
+    folder = local_path(path_or_repo) or hub.download(str(path_or_repo))
     config, tensors = read_config(folder), list_tensors(folder)
     visible_files(folder, READ_FILES)
     repo, revision = hub.origin(folder)
@@ -99,6 +97,12 @@ def open_checkpoint(path_or_repo: str | Path) -> Checkpoint:
         tensors |= read_header(kept / SIDECAR)
         config[HEAD_FACTS] = read_config(kept).get(HEAD_FACTS)
     return Checkpoint(folder, config, tensors, repo, revision, base_model(folder))
+
+
+def local_path(path_or_repo: str | Path) -> Path | None:
+    """Return the path that a user typed if something is there; None for any other name, also for one of no file."""
+    path = os.path.expanduser(path_or_repo)  # unlike pathlib's, it leaves the `~` of an unknown user
+    return Path(path) if os.path.exists(path) else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

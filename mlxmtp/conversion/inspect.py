@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlxmtp.checkpoints import Checkpoint, HeadFiles, check_tokenizer, find_head, open_checkpoint, stated_context
-from mlxmtp.checkpoints.checkpoint import MAX_CARD_BYTES, card_base, no_config, parse_config
+from mlxmtp.checkpoints.checkpoint import MAX_CARD_BYTES, card_base, local_path, no_config, parse_config
 from mlxmtp.checkpoints.head_files import MLX_VLM, is_head_name, trunk_type
 from mlxmtp.checkpoints.hub import cached, wanted_files
 from mlxmtp.checkpoints.remote import RemoteRepo
@@ -110,7 +110,7 @@ def inspect(path_or_repo: str | Path) -> CheckpointReport:
         CheckpointError: there is no such folder or repo, or it is not a complete model.
     """
     name = str(path_or_repo)
-    if not name or Path(name).expanduser().exists():
+    if not name or local_path(name):
         return _report_folder(name, name, "folder")
     broken: CheckpointError | None = None
     if snapshot := cached(name):

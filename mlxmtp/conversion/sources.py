@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from mlxmtp.checkpoints import Checkpoint, HeadFiles, TensorInfo, find_head, open_checkpoint
 from mlxmtp.checkpoints.attached import partial_file
-from mlxmtp.checkpoints.checkpoint import parse_config
+from mlxmtp.checkpoints.checkpoint import local_path, parse_config
 from mlxmtp.checkpoints.head_files import is_head_name, trunk_type
 from mlxmtp.checkpoints.hub import cached
 from mlxmtp.checkpoints.remote import BLOCK, RemoteRepo
@@ -116,7 +116,7 @@ def open_source(path_or_repo: str, revision: str | None = None) -> Source:
 
 def _local(path_or_repo: str, revision: str | None) -> Checkpoint | None:
     """Open a folder, or a repo that is complete in the Hub cache; None: neither."""
-    if Path(path_or_repo).expanduser().exists():
+    if local_path(path_or_repo):
         return open_checkpoint(path_or_repo)
     snapshot = cached(path_or_repo, revision)
     try:

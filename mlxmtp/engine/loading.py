@@ -170,7 +170,7 @@ def _tokens_by_frequency(tokenizer: Any) -> list[int]:
 
 def _tokens_of_file(path: Path, vocab_size: int) -> list[int]:
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise OptionError(f"--draft-vocab {path}: {reason}; expected a number, or a file of {_EXPECTED_IDS}") from error

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from mlx_lm.generate import TextStateMachine, make_text_state_machine
 
 from mlxmtp.decoding.loop import StopDecision
+from mlxmtp.files import parse_json
 
 SegmentKind = Literal["text", "thinking", "tool"]
 _KINDS: dict[str | None, SegmentKind] = {"reasoning": "thinking", "tool": "tool"}
@@ -212,7 +213,7 @@ def parse_tool_calls(
     tools = list(tools or ())
     try:
         parsed = tokenizer.tool_parser(text, tools or None)
-        calls = json.loads(json.dumps(parsed if isinstance(parsed, list) else [parsed]))  # some read Python's literals
+        calls = parse_json(json.dumps(parsed if isinstance(parsed, list) else [parsed]))  # some read Python's literals
     except Exception:  # each parser has its own way to fail on what a model makes up
         return None
     if not calls or not all(map(_is_call, calls)):
@@ -233,7 +234,7 @@ def _typed(value: Any, schema: Any) -> Any:
     types = wanted if isinstance(wanted, list) else [wanted]
     if isinstance(value, str) and "string" not in types:
         try:
-            read = json.loads(value)
+            read = parse_json(value)
         except ValueError:
             return value
         value = read if any(type(read) in _JSON_TYPES.get(str(name), ()) for name in types) else value

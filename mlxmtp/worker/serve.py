@@ -114,11 +114,12 @@ class Worker:
 
         import_backend()
         from mlxmtp.checkpoints import open_checkpoint
+        from mlxmtp.checkpoints.checkpoint import local_path
         from mlxmtp.engine.loading import load
         from mlxmtp.engine.recommended import recommended_sampling
 
         if command.model:
-            if not Path(command.model).expanduser().exists():
+            if not local_path(command.model):
                 downloads.download_missing(command.model, partial(self._on_download, command))
             open_checkpoint(command.model)  # a model that cannot be opened does not replace the present one
         if self._prefix_cache:
@@ -222,7 +223,7 @@ class Worker:
 
         store = None
         if command.cache_dir:
-            folder, max_bytes = Path(command.cache_dir).expanduser(), command.cache_bytes or DEFAULT_DISK_BYTES
+            folder, max_bytes = Path(os.path.expanduser(command.cache_dir)), command.cache_bytes or DEFAULT_DISK_BYTES
             key = self._engine.facts.model_key(identity=command.identity)  # caches of other arithmetic do not fit
             store = PrefixStore(folder, max_bytes, key, lambda text: self._emit(Warned(0, text)))
             self._inbox.grace_s = SAVE_GRACE_S

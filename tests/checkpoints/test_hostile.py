@@ -185,6 +185,15 @@ def test_names_of_layers_beyond_all_numbers(model: Path) -> None:
     load_refusal(model)
 
 
+def test_names_that_no_file_has(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("~no-such-user/model", "x" * 5_000, "a\0b", "/dev/null/model"):
+        for command in (["inspect", name], ["convert", name, "out"], ["attach", name, "--from", name]):
+            assert main(command) == 2, name[:20]
+            told = capsys.readouterr().err
+            assert told.count("\n") == 1, told
+            assert "no such folder" in told, told
+
+
 def test_a_model_card_of_line_ends_costs_no_time() -> None:
     with within(SECONDS):
         assert card_base("---\nbase_model:" + "\n" * 60_000) is None
