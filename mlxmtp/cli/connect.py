@@ -19,13 +19,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mlxmtp.cli import options
+from mlxmtp.cli.report import warn
+from mlxmtp.cli.served import Served, ask
 from mlxmtp.cli.settings_file import change, write
 from mlxmtp.errors import OptionError, SettingsError
 from mlxmtp.terminal import say
 
 URL = "http://127.0.0.1:8080"
 NAME = "mlxmtp"
-"""Default name of the model, and default key for clients that need one."""
+"""Name of a model that no server names, and default key for clients that need one."""
+CONTEXT = 32768
+"""Tokens of a context that no server names."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Client:
     files: tuple[SettingsFile, ...] = ()
     shell: str = ""
     steps: tuple[str, ...] = ()
+    tried: str = ""
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -71,9 +76,9 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add = command.add_argument
     add("client", metavar="CLIENT", nargs="?", help="the program, such as claude, codex or opencode")
     add("--url", metavar="URL", type=address, default=URL, help=f"the server's address (default: {URL})")
-    add("--model", metavar="NAME", type=given, default=NAME, help=f"what CLIENT calls the model (default: {NAME})")
-    window = "tokens that CLIENT may fill: at most what the server has (default: 32768)"
-    add("--context", metavar="N", type=options.at_least(1), default=32768, help=window)
+    add("--model", metavar="NAME", type=given, help="what CLIENT calls the model (default: as the server does)")
+    window = "tokens that CLIENT may fill (default: as many as the server says)"
+    add("--context", metavar="N", type=options.at_least(1), help=window)
     add("--api-key", metavar="KEY", type=given, default=NAME, help="the server's key, if it has one")
     add("--write", action="store_true", help="write the settings; a file that is there is kept as a copy")
     command.set_defaults(run=run)
@@ -109,13 +114,14 @@ def run(arguments: argparse.Namespace) -> int:
         near = get_close_matches(arguments.client, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
         raise OptionError(f"unknown client {arguments.client!r}; {hint}known are: {', '.join(known)}")
-    client, values = known[arguments.client], values_of(arguments)
+    client, values = known[arguments.client], values_of(arguments, served_by(arguments))
     if arguments.write:
         write_files(arguments.client, client, values)
     else:
         say("\n\n".join(settings(client, values)), end="\n\n")
     say(f"Start:  {filled(client.start, values, shlex.quote)}")
     say(f"Note:   {filled(client.know, values, str)}")
+    say(f"Tried:  {client.tried or 'no; this is what its documentation says'}")
     if client.files and not arguments.write:
         say("With --write, mlxmtp puts it there and keeps what else is in the file.")
     return 0
@@ -143,10 +149,24 @@ def listing(known: Mapping[str, Client]) -> str:
     )
 
 
-def values_of(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the values of the placeholders in clients.toml."""
-    numbers = {"context": arguments.context, "output": max(1, arguments.context // 4)}
-    texts = {"url": arguments.url, "model": arguments.model, "key": arguments.api_key}
+def served_by(arguments: argparse.Namespace) -> Served:
+    """Return what the server serves, unless the command line says all of it. A guess is told."""
+    if arguments.context and arguments.model:
+        return Served(arguments.model, arguments.context)
+    answer = ask(arguments.url, arguments.api_key)
+    if isinstance(answer, Served):
+        return answer
+    if not arguments.context:
+        guess = f"the context is taken for {CONTEXT:,} tokens; start `mlxmtp serve` first, or give --context"
+        warn(f"{answer}, so {guess}")
+    return Served(NAME, CONTEXT)
+
+
+def values_of(arguments: argparse.Namespace, served: Served) -> dict[str, str]:
+    """Return the values of the placeholders in clients.toml. The command line comes before the server."""
+    context = arguments.context or served.context
+    numbers = {"context": context, "output": max(1, context // 4)}
+    texts = {"url": arguments.url, "model": arguments.model or served.model, "key": arguments.api_key}
     return texts | {name: str(number) for name, number in numbers.items()}
 
 

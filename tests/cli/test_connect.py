@@ -12,10 +12,12 @@ import yaml
 
 from mlxmtp.cli import connect
 from mlxmtp.cli.connect import clients, filled, in_quotes
+from mlxmtp.cli.served import Served
 from mlxmtp.cli.settings_file import NAMES, parse_json
 from tests.cli.conftest import Ran, assert_refused
 
-ISSUE = ("claude", "codex", "opencode", "pi", "aider", "qwen", "cline", "continue", "zed", "llm", "open-webui")
+ISSUE = ("claude", "codex", "opencode", "pi", "aider", "qwen", "cline", "continue", "zed", "llm", "open-webui",
+         "mini-swe-agent", "crush")  # fmt: skip
 PARSERS = {"json": json.loads, "toml": tomllib.loads, "yaml": yaml.safe_load}
 VALUES = {"url": "http://10.0.0.9:81", "model": "mine", "key": "sk-1", "context": "5000", "output": "1250"}
 HOSTILE = VALUES | {"model": 'a"b\\c: #{key} ü', "key": "'; rm -rf ~ #\"$(x)"}
@@ -23,6 +25,12 @@ FILES = [(name, file) for name, client in clients().items() for file in client.f
 each_client = pytest.mark.parametrize("name", ISSUE)
 each_file = pytest.mark.parametrize(("name", "file"), FILES, ids=[f"{name}-{file.path}" for name, file in FILES])
 WITH_FILES = sorted({name for name, _ in FILES})
+
+
+@pytest.fixture(autouse=True)
+def served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of 32,768 tokens answers."""
+    monkeypatch.setattr(connect, "ask", lambda *_: Served("mlxmtp", 32768))
 
 
 @pytest.fixture
