@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from mlxmtp.errors import MlxmtpError
 
+REQUEST_TIMEOUT = 408
+"""The only status below 500 whose request may succeed when it is sent again."""
+
 
 class ApiError(MlxmtpError):
     """A request cannot be answered.
@@ -35,7 +38,7 @@ class ApiError(MlxmtpError):
         """The headers of its response. They tell SDKs whether to send the same request again."""
         if self.retry_after:
             return {"retry-after": str(self.retry_after)}
-        return {"x-should-retry": "false"} if self.status < 500 else {}
+        return {} if self.status >= 500 or self.status == REQUEST_TIMEOUT else {"x-should-retry": "false"}
 
     @property
     def error_type(self) -> str:

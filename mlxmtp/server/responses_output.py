@@ -214,7 +214,7 @@ def _text_part(text: str) -> Item:
 def _usage(context: ResponseContext, generated: int, reused: int) -> Item:
     return {
         "input_tokens": context.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": reused},
+        "input_tokens_details": {"cached_tokens": reused, "cache_write_tokens": 0},
         "output_tokens": generated,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": context.prompt_tokens + generated,
