@@ -105,7 +105,7 @@ def turn(engine: Engine, prompt: list[int], prefixes: PrefixCache | None, clock:
 
 def bare_passes(engine: Engine, prefixes: PrefixCache, past: list[int], runs: list[list[int]], clock: Clock) -> float:
     """Return the median seconds of the passes that prefill a run's tokens after `past`, and of the next pass."""
-    newest = prefixes.fetch([*past, 300], engine.target, engine.mtp)
+    newest = prefixes.fetch([*past, 300], engine.target, engine.mtp, drafting=True)
     sequence = newest.fork()
     prefixes.insert(newest)
     sequence.prefill([300] * 8)  # the caches grow into buffers of their own

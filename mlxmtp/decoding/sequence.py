@@ -37,6 +37,7 @@ class Sequence:
 
     Args:
         target, head: the models; None: no head.
+        drafting: the first turn uses the head.
 
     Attributes:
         offset: tokens that the target has read.
@@ -44,14 +45,14 @@ class Sequence:
         answer_start: from this offset on, the sequence holds the newest answer and the tokens that introduce it.
     """
 
-    def __init__(self, target: Target, head: Head | None) -> None:
+    def __init__(self, target: Target, head: Head | None, *, drafting: bool = True) -> None:
         self.tokens: list[int] = []
         self.cache: Cache = target.make_cache()
         self.head_cache: Cache = head.make_cache(self.cache) if head else []
         self.head = head
         self.target = target
         self.offset = 0
-        self.drafting = head is not None
+        self.drafting = drafting and head is not None
         self.snapshots: list[Snapshot] = []
         self.answer_start = 0
         self._pending: list[mx.array] = []

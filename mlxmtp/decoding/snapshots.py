@@ -90,6 +90,10 @@ class PrefixInfo:
         best = max(found, default=Position(0))
         return best if best.offset > 0 else None
 
+    def extends(self, other: PrefixInfo) -> bool:
+        """Whether target and head have read what they have read in `other`, and maybe more."""
+        return self.tokens[: len(other.tokens)] == other.tokens and (self.head_offset or 0) >= (other.head_offset or 0)
+
     def _limit(self, position: Position, common: int, prompt: list[int], drafting: bool) -> int:
         """The largest offset at which a position with these pending states can be used."""
         if not drafting or (position.pending and self.head_offset is not None):

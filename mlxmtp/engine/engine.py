@@ -171,7 +171,8 @@ class Engine:
         parser = OutputParser(self.tokenizer, tokens, opening)
         turn = TurnGenerator(
             target=self.target,
-            head=None if options.depth == 0 else self.mtp,
+            head=self.mtp,
+            drafting=self.mtp is not None and options.depth != 0,
             detokenizer=StreamingDetokenizer(self.tokenizer, options.stop, thinking=parser.thinking),
             parser=parser,
             sampler=sampler,

@@ -52,7 +52,8 @@ class TurnGenerator:
     """Generates one turn; each has a detokenizer, a parser and a sampler of its own.
 
     Args:
-        head: None decodes plainly.
+        head: of the model; None: it has none.
+        drafting: the turn uses the head.
         policy: chooses the drafts of each round.
         prefix_cache: gives the caches of the longest known prefix, and takes those of this turn.
         logprobs: as in `GenerationOptions`.
@@ -60,6 +61,7 @@ class TurnGenerator:
 
     target: Target
     head: Head | None
+    drafting: bool
     detokenizer: StreamingDetokenizer
     parser: OutputParser
     sampler: Sampler
@@ -87,7 +89,7 @@ class TurnGenerator:
         with ExitStack() as stack:
             with redirect_stdout(sys.stderr):  # mlx-lm prints its warning about large models
                 stack.enter_context(wired_limit(self.target.model))
-            sequence = self.prefix_cache.fetch(prompt, self.target, self.head)
+            sequence = self.prefix_cache.fetch(prompt, self.target, self.head, drafting=self.drafting)
             reused = len(sequence.tokens)
             totals = StatsAccumulator(len(prompt), started, reused)
             sequence.prefill(prompt[reused:], prefill_tokens, self._prefill_watcher(sequence, on_prefill), boundaries)
@@ -127,7 +129,7 @@ class TurnGenerator:
         return Chunk(
             text=text,
             tokens=item.tokens,
-            stats=totals.stats(mx.get_peak_memory(), self.policy.why if self.head else ""),
+            stats=totals.stats(mx.get_peak_memory(), self.policy.why if self.drafting else ""),
             finish_reason=item.finish,
             segments=self.parser.feed(text) + (self.parser.finish() if item.finish else ()),
             logprobs=item.logprobs,
@@ -137,7 +139,7 @@ class TurnGenerator:
     def _rounds(self, sequence: Sequence, max_tokens: int) -> Any:
         return generate(
             self.target,
-            MTPChain(self.head) if self.head else None,
+            MTPChain(self.head) if self.head and self.drafting else None,
             sequence,
             self.sampler,
             self.policy,

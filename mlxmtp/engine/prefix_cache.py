@@ -15,7 +15,9 @@ from mlxmtp.targets import Target
 class SequenceStore(Protocol):
     """Takes the sequences that memory has no room for (`mlxmtp.engine.prefix_disk.PrefixStore`)."""
 
-    def load(self, prompt: list[int], target: Target, head: Head | None, in_memory: int) -> Sequence | None:
+    def load(
+        self, prompt: list[int], target: Target, head: Head | None, in_memory: int, *, drafting: bool
+    ) -> Sequence | None:
         """Return a sequence that saves enough of a prompt whose first `in_memory` tokens memory holds, or None."""
 
     def save(self, sequence: Sequence) -> None:
@@ -87,15 +89,22 @@ class PrefixCache:
             loaded=self._loaded,
         )
 
-    def fetch(self, prompt: list[int], target: Target, head: Head | None) -> Sequence:
-        """Return a sequence for a turn, which has read the longest reusable prefix; `insert` gives it back."""
-        match = self._longest_match(prompt, target, head)
-        if self._store and (loaded := self._store.load(prompt, target, head, match[1].offset if match else 0)):
+    def fetch(self, prompt: list[int], target: Target, head: Head | None, *, drafting: bool) -> Sequence:
+        """Return a sequence for a turn, which has read the longest reusable prefix; `insert` gives it back.
+
+        Args:
+            head: of the model, also for a turn without drafts: what the head has read stays with the sequence.
+            drafting: the turn uses the head.
+        """
+        drafting = drafting and head is not None
+        match = self._longest_match(prompt, target, head, drafting)
+        in_memory = match[1].offset if match else 0
+        if self._store and (loaded := self._store.load(prompt, target, head, in_memory, drafting=drafting)):
             self._loaded += 1
             self._sequences.append(loaded)
-            match = self._longest_match(prompt, target, head) or match
+            match = self._longest_match(prompt, target, head, drafting) or match
         self._in_use = None
-        sequence = self._take(*match, prompt, head) if match else Sequence(target, head)
+        sequence = self._take(*match, prompt, drafting) if match else Sequence(target, head, drafting=drafting)
         self._hits, self._misses = self._hits + bool(match), self._misses + (not match)
         self._reused += len(sequence.tokens)
         self._in_use = weakref.ref(sequence)
@@ -145,12 +154,14 @@ class PrefixCache:
         used = self._used()
         return [*self._sequences, used] if used else list(self._sequences)
 
-    def _longest_match(self, prompt: list[int], target: Target, head: Head | None) -> tuple[Sequence, Position] | None:
+    def _longest_match(
+        self, prompt: list[int], target: Target, head: Head | None, drafting: bool
+    ) -> tuple[Sequence, Position] | None:
         """The sequence with the longest reusable prefix; of equals, first one that needs no copy, then the newest."""
         matches = []
         for age, sequence in enumerate(self._sequences):
             if sequence.target is target and (head is None or sequence.head is head):
-                position = sequence.prefix_info.longest_reusable_prefix(prompt, drafting=head is not None)
+                position = sequence.prefix_info.longest_reusable_prefix(prompt, drafting=drafting)
                 if position:
                     matches.append((position, _loses_only_answer(sequence, position), age))
         if not matches:
@@ -158,9 +169,8 @@ class PrefixCache:
         position, _, age = max(matches)
         return self._sequences[age], position
 
-    def _take(self, source: Sequence, position: Position, prompt: list[int], head: Head | None) -> Sequence:
+    def _take(self, source: Sequence, position: Position, prompt: list[int], drafting: bool) -> Sequence:
         """The source itself, rewound, or a fork where more than its newest answer would be lost."""
-        drafting = head is not None
         if not _loses_only_answer(source, position):
             if self._has_room_for_fork(source, position):
                 return source.fork_at(prompt, position, drafting=drafting)

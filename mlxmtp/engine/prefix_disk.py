@@ -66,16 +66,20 @@ class PrefixStore:
         remove_abandoned(folder)
         self._try_to_write()
 
-    def load(self, prompt: list[int], target: Target, head: Head | None, in_memory: int) -> Sequence | None:
+    def load(
+        self, prompt: list[int], target: Target, head: Head | None, in_memory: int, *, drafting: bool
+    ) -> Sequence | None:
         """Return the sequence with the longest reusable prefix, or None.
 
         Args:
+            head: of the model whose key the store has, also for a turn without drafts.
             in_memory: tokens of the prompt that need no file; a file that saves little more is not read.
+            drafting: the turn uses the head.
         """
         self._refresh()
         matches: list[tuple[Position, str]] = []
         for name, stored in self._files.items():
-            position = stored.prefix_info.longest_reusable_prefix(prompt, drafting=head is not None)
+            position = stored.prefix_info.longest_reusable_prefix(prompt, drafting=drafting)
             if position and (position.offset - in_memory) * MIN_REUSE >= stored.prefix_info.end.offset:
                 matches.append((position, name))
         for _, name in sorted(matches, reverse=True):
@@ -93,14 +97,15 @@ class PrefixStore:
             self._touch(stored.file)
         elif name := self._try_write(*pack(sequence, snapshots)):
             for other, stored in list(self._files.items()):
-                if other != name and stored.prefix_info.tokens == sequence.tokens[: len(stored.prefix_info.tokens)]:
+                if other != name and sequence.prefix_info.extends(stored.prefix_info):
                     self._remove(stored.file)
 
     def _same(self, sequence: Sequence, snapshots: list[Snapshot]) -> StoredSequence | None:
         """The file that already holds this sequence with these snapshots."""
-        positions = {snapshot.position for snapshot in snapshots}
+        info, positions = sequence.prefix_info, {snapshot.position for snapshot in snapshots}
         for stored in self._files.values():
-            if stored.prefix_info.tokens == sequence.tokens and positions <= set(stored.prefix_info.positions):
+            same = stored.prefix_info.tokens == info.tokens and stored.prefix_info.extends(info)
+            if same and positions <= set(stored.prefix_info.positions):
                 return stored
         return None
 
@@ -179,6 +184,8 @@ class PrefixStore:
         except (*_DAMAGED, OSError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
+            if not file.exists():  # removed after its bytes were checked: mx.load has an error of its own for that
+                return None
             self._discard(file, str(error))
             return None
         self._touch(file)

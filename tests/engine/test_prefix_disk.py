@@ -53,6 +53,21 @@ def test_a_conversation_goes_on_after_a_restart(engine: Engine, tmp_path: Path, 
     assert disk.warnings == []
 
 
+def test_restarts_with_drafts_and_without_by_turns(engine: Engine, tmp_path: Path) -> None:
+    """A plain turn goes on from a conversation with drafts and leaves what the head has read, and the other way."""
+    disk, prompt, drafted_to = Disk(tmp_path, engine), words(engine, 70), 0
+    for number, depth in enumerate((3, 0, 0, 3)):
+        cache = disk.cache()
+        tokens, reused = answer(engine, prompt, cache, depth=depth)
+        assert tokens == answer(engine, prompt, depth=depth)[0], number
+        cache.close()
+        assert (cache.stats.loaded, len(disk.files), disk.warnings) == (bool(number), 1, []), number
+        held = len(prompt) - 6 if number and depth == 0 else drafted_to  # all but the new tokens, or the head's
+        assert reused >= held > 0 or not number, number
+        drafted_to = len(prompt) - 4 if depth else drafted_to
+        prompt = [*prompt, *tokens, *words(engine, 6, number)]
+
+
 @pytest.mark.parametrize("generated", [0, 5])
 def test_what_comes_back_is_what_was_written(engine: Engine, tmp_path: Path, generated: int) -> None:
     """To the last bit, snapshots included: after a prompt, and in the middle of a sliding window's ring buffer."""
@@ -63,7 +78,7 @@ def test_what_comes_back_is_what_was_written(engine: Engine, tmp_path: Path, gen
         list(rounds(engine, one, generated, 3))
     store = disk.store()
     store.save(one)
-    other = store.load([*one.tokens, 5], engine.target, engine.mtp, 0)
+    other = store.load([*one.tokens, 5], engine.target, engine.mtp, 0, drafting=True)
     assert other
     assert (other.tokens, other.offset, other.prefix_info) == (one.tokens, one.offset, one.prefix_info)
     assert_same_state(snapshot(other.cache), snapshot(one.cache))
@@ -108,7 +123,7 @@ def test_a_conversation_has_one_file(hybrid: Engine, tmp_path: Path) -> None:
     inode = file.stat().st_ino
     cache = disk.cache()
     store: Any = cache._store
-    cache.insert(store.load([*prompt], hybrid.target, hybrid.mtp, 0))
+    cache.insert(store.load([*prompt], hybrid.target, hybrid.mtp, 0, drafting=True))
     cache.close()
     assert (disk.files, file.stat().st_ino) == ([file], inode)
 
@@ -133,7 +148,7 @@ def test_what_is_not_worth_a_file(hybrid: Engine, tmp_path: Path) -> None:
         sequence.prefill(words(hybrid, count), boundaries=range(20, 200, 20))
         store.save(sequence)
         assert any(folder.iterdir()) == (count > MIN_TOKENS)
-    loaded = store.load([*sequence.tokens, 5], hybrid.target, hybrid.mtp, 0)
+    loaded = store.load([*sequence.tokens, 5], hybrid.target, hybrid.mtp, 0, drafting=True)
     assert loaded
     assert len(loaded.snapshots) == MAX_FILE_SNAPSHOTS < len(sequence.snapshots)
     assert warnings == []
