@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import mlx.core as mx
 
-from mlxmtp.decoding.snapshots import Position, PrefixInfo, Snapshot, thin_out
+from mlxmtp.decoding.snapshots import Position, PrefixInfo, Snapshot, chunk_ends, thin_out
 from mlxmtp.targets import can_snapshot, is_trimmable, leaf_caches, restore, snapshot
 
 if TYPE_CHECKING:
@@ -70,14 +70,19 @@ class Sequence:
 
         Args:
             on_progress: called with (done, total) tokens after each chunk.
-            boundaries: token counts at which to take a snapshot, where the caches need one.
+            boundaries: token counts at which to take a snapshot, where the caches need one. Between distant ones,
+                some chunks end with a snapshot too.
         """
         unread = self.tokens[self.offset :] + tokens
         del self.tokens[self.offset :]
         start, end = self.offset, self.offset + len(unread) - 1
         self.answer_start = max((boundary for boundary in boundaries if boundary <= end), default=end) - 1
-        wanted = {b for b in boundaries if self.offset <= b <= end} if self._needs_snapshots else set()
-        self._take_snapshot(wanted)
+        within: set[int] = set()
+        wanted: set[int] = set()
+        if self._needs_snapshots:
+            within = chunk_ends(boundaries, chunk_size).difference(boundaries)
+            wanted = {b for b in within.union(boundaries) if self.offset <= b <= end}
+        self._take_snapshot(wanted, within)
         while self.offset < end:
             stop = min(self.offset + chunk_size, end, *(b for b in wanted if b > self.offset))
             chunk = unread[self.offset - start : stop - start]
@@ -86,7 +91,7 @@ class Sequence:
             self._extend_head(hidden)
             self.settle()
             self.offset = stop
-            self._take_snapshot(wanted)
+            self._take_snapshot(wanted, within)
             mx.clear_cache()
             if on_progress:
                 on_progress(stop - start, end - start)
@@ -195,8 +200,8 @@ class Sequence:
         sequence._pending = [] if last.pending is None else [last.pending]
         return sequence
 
-    def thin_out(self, limit: int = MAX_SNAPSHOTS, boundaries: Collection[int] = ()) -> None:
-        """Drop the snapshots that save the fewest tokens; those at `boundaries` go last."""
+    def thin_out(self, limit: int = MAX_SNAPSHOTS, boundaries: Collection[int] | None = None) -> None:
+        """Drop the snapshots that save the fewest tokens, as `snapshots.thin_out`."""
         self.snapshots = thin_out(self.snapshots, limit, boundaries)
 
     def _extend_head(self, hidden: mx.array) -> None:
@@ -224,9 +229,9 @@ class Sequence:
             return self.offset
         return min((leaf.offset for leaf in leaf_caches(self.head_cache) if is_trimmable(leaf)), default=0)
 
-    def _take_snapshot(self, boundaries: set[int]) -> None:
-        """Take a snapshot at a boundary, unless there is one that is as good."""
-        if not self.offset or self.offset not in boundaries:
+    def _take_snapshot(self, wanted: set[int], within: set[int]) -> None:
+        """Take a snapshot at a wanted offset, unless there is one that is as good."""
+        if not self.offset or self.offset not in wanted:
             return
         if any(one.position >= self.prefix_info.end for one in self.snapshots):
             return
@@ -234,8 +239,8 @@ class Sequence:
         pending = mx.contiguous(_join(self._pending)) if self._pending else None
         mx.eval([state.arrays for state in states if state], pending)
         self.snapshots = [one for one in self.snapshots if one.offset < self.offset]
-        self.snapshots.append(Snapshot(self.offset, states, pending))
-        self.thin_out(boundaries=boundaries)
+        self.snapshots.append(Snapshot(self.offset, states, pending, self.offset in within))
+        self.thin_out(boundaries=wanted)
 
     def _copy_from(self, source: Sequence, prompt: list[int], position: Position, drafting: bool) -> None:
         """Take the caches that `source`, which may be this sequence, had at `position`."""

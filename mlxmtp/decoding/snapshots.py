@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from collections.abc import Sequence as List
 from dataclasses import dataclass
+from itertools import pairwise
 
 import mlx.core as mx
 
+from mlxmtp.prefixes import common_length
 from mlxmtp.targets import CacheState
 
 
@@ -23,11 +25,13 @@ class Snapshot:
         offset: tokens that the target's cache held.
         states: of each leaf cache, the head's last; None for a trimmable cache, which needs no copy.
         pending: [1, n, H], the target's newest hidden states, which the head had not read; None without a head.
+        within: inside a message, where fewer prompts branch than at a boundary.
     """
 
     offset: int
     states: tuple[CacheState | None, ...]
     pending: mx.array | None
+    within: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -79,7 +83,7 @@ class PrefixInfo:
         Args:
             drafting: the turn uses the head, so the head must have read the prefix too.
         """
-        common = shared_length(self.tokens, prompt)
+        common = common_length(self.tokens, prompt)
         found = [
             position
             for position in (*self.positions, self.end)
@@ -103,22 +107,35 @@ class PrefixInfo:
         return min(common - 1, len(prompt) - 2, self.head_offset or 0)
 
 
-def shared_length(one: List[int], other: List[int]) -> int:
-    """The length of the longest common prefix of two lists of tokens."""
-    shorter = min(len(one), len(other))
-    if one[:shorter] == other[:shorter]:
-        return shorter
-    return next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+def chunk_ends(boundaries: Collection[int], chunk_size: int) -> set[int]:
+    """Offsets between distant boundaries, for prompts that differ in the middle of a long message.
+
+    They are the ends of the 1st, 2nd, 4th, 8th chunk before each boundary, and so on. A prompt that differs n tokens
+    before the boundary has to read these n tokens, and no more than n and a chunk besides.
+    """
+    ends = set()
+    for start, end in pairwise((0, *sorted(boundaries))):
+        number = (end - 1) // chunk_size
+        back = 1
+        while (offset := (number + 1 - back) * chunk_size) >= start + chunk_size:
+            ends.add(offset)
+            back *= 2
+    return ends
 
 
-def thin_out(snapshots: List[Snapshot], limit: int, boundaries: Collection[int] = ()) -> list[Snapshot]:
-    """At most `limit` snapshots (at least 2: the first and the last).
+def thin_out(snapshots: List[Snapshot], limit: int, boundaries: Collection[int] | None = None) -> list[Snapshot]:
+    """At most `limit` snapshots (at least 2: the first at a boundary, and the last).
 
-    The snapshot that saves the fewest tokens goes first; those at `boundaries` go last.
+    The snapshot that saves the fewest tokens goes first; those at `boundaries` go last (None: all but those inside
+    messages).
     """
     kept = list(snapshots)
+    first = next((one for one in kept if not one.within), None)
+    if boundaries is None:
+        boundaries = {one.offset for one in kept if not one.within}
     while len(kept) > max(limit, 2):
-        gaps = [(kept[i].offset - kept[i - 1].offset, i) for i in range(1, len(kept) - 1)]
+        before = [0, *(one.offset for one in kept)]
+        gaps = [(one.offset - before[i], i) for i, one in enumerate(kept[:-1]) if one is not first]
         spare = [gap for gap in gaps if kept[gap[1]].offset not in boundaries] or gaps
         del kept[min(spare)[1]]
     return kept

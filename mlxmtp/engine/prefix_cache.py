@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from itertools import product
 from typing import Protocol
 
 from mlxmtp.decoding.sequence import Sequence
@@ -53,7 +54,8 @@ class PrefixCache:
     A prompt that continues a sequence, or that differs from its newest answer on, takes that sequence. A prompt that
     differs earlier gets a copy of the shared prefix, and the sequence stays.
 
-    Over the bound, the snapshots between the first and the last of a sequence go first, then whole sequences, the
+    Over the bound, the snapshots between the first and the last of a sequence go first, those inside messages before
+    those at boundaries, then whole sequences, the
     least recently used first. A sequence that is larger than the bound is not kept.
 
     Args:
@@ -125,10 +127,10 @@ class PrefixCache:
         """Drop snapshots and sequences until the caches are within the bound."""
         newest = self._used() or (self._sequences[-1] if self._sequences else None)
         surplus = self.nbytes - self._max_bytes
-        for sequence in self._all():  # the one in use comes last
-            if surplus > 0 and len(sequence.snapshots) > 2:
+        for limit, sequence in product((3, 2), self._all()):  # the one in use comes last
+            if surplus > 0 and len(sequence.snapshots) > limit:
                 before = sequence.nbytes
-                sequence.thin_out(2)
+                sequence.thin_out(limit)
                 surplus -= before - sequence.nbytes
         if newest and newest.nbytes > self._max_bytes:  # evicting the others would not make enough room
             self._sequences = [sequence for sequence in self._sequences if sequence is not newest]

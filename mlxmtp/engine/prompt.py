@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from os.path import commonprefix
 from typing import Any, TypeVar
 
 from mlxmtp.engine.control_tokens import escape_for
 from mlxmtp.errors import PromptError, TemplateLimitError
+from mlxmtp.prefixes import common_length
 
 T = TypeVar("T")
 Message = Mapping[str, Any]
@@ -18,6 +18,9 @@ Prompt = str | Sequence[Message] | Sequence[int]
 SYSTEM_ROLES = ("system", "developer")
 PROBES = ("a", "b")
 """Messages of two other users: the prompts of all three share exactly the system prompt and the tools."""
+MIN_TOOLS_CHARACTERS = 400
+"""Characters before the system prompt's text for which a boundary is noted there. Fewer are the opening of a template
+that puts the tools after the text."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,9 @@ class Rendered:
 
     Args:
         tokens: its token ids.
-        boundaries: ascending token counts after which other prompts are likely to branch: after the system prompt with
-            its tools, after the last user message, and after the last message.
+        boundaries: ascending token counts after which other prompts are likely to branch: after the tools, where they
+            come before the system prompt's text, after the system prompt with its tools, after the last user message,
+            and after the last message.
     """
 
     tokens: list[int]
@@ -184,6 +188,13 @@ def _other_conversations(messages: Sequence[Message], *, has_tools: bool) -> lis
     return [[[*messages[:count], {"role": "user", "content": probe}] for probe in PROBES]]
 
 
+def _other_systems(messages: Sequence[Message], *, has_tools: bool) -> list[list[list[Message]]]:
+    """Two conversations with the same tools and other system prompts, as one group; none without both."""
+    if not (has_tools and messages and messages[0].get("role") in SYSTEM_ROLES):
+        return []
+    return [[[{**messages[0], "content": probe}, {"role": "user", "content": probe}] for probe in PROBES]]
+
+
 def _earlier_ends(messages: Sequence[Message]) -> list[list[list[Message]]]:
     """The conversation up to its last user message, and up to its last message; each a group."""
     users = [i for i, message in enumerate(messages, start=1) if message.get("role") == "user"]
@@ -200,12 +211,8 @@ def _shared_characters(text: str, groups: list[list[list[Message]]], text_of: Ca
             raise
         except PromptError:  # a template that needs the messages left out: no boundary
             continue
-        lengths.append(_common_length([text, *texts]))
+        lengths.append(common_length(text, *texts))
     return lengths
-
-
-def _common_length(sequences: list[Any]) -> int:
-    return len(commonprefix(sequences))  # noqa: RUF071 - of characters or tokens; nothing here is a path
 
 
 def _render(
@@ -219,7 +226,9 @@ def _render(
     """The tokens and boundaries of messages; the text is cut at each `mark`, which is no part of it."""
     text = text_of(messages)
     others = [*_other_conversations(messages, has_tools=has_tools), *_earlier_ends(messages)]
-    return _with_boundaries(tokenizer, text, _shared_characters(text, others, text_of), mark)
+    tools = _shared_characters(text, _other_systems(messages, has_tools=has_tools), text_of)
+    ends = [end for end in tools if end >= MIN_TOOLS_CHARACTERS] + _shared_characters(text, others, text_of)
+    return _with_boundaries(tokenizer, text, ends, mark)
 
 
 def _with_boundaries(tokenizer: Any, text: str, ends: list[int], mark: str | None) -> Rendered:
@@ -229,7 +238,7 @@ def _with_boundaries(tokenizer: Any, text: str, ends: list[int], mark: str | Non
         counts = {bisect_right(token_ends, end) for end in ends}
     else:
         tokens = _tokenise(_ids_of_pieces, tokenizer, text, mark)
-        counts = {_common_length([tokens, _ids_of_pieces(tokenizer, text[:end], mark)]) for end in ends}
+        counts = {common_length(tokens, _ids_of_pieces(tokenizer, text[:end], mark)) for end in ends}
     return Rendered(_not_empty(tokens), tuple(sorted(count for count in counts if 0 < count < len(tokens))))
 
 
