@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import mlx.core as mx
 
 from mlxmtp.decoding.snapshots import Position, PrefixInfo, Snapshot, chunk_ends, thin_out
+from mlxmtp.prefixes import common_length
 from mlxmtp.targets import can_snapshot, is_trimmable, leaf_caches, restore, snapshot
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class Sequence:
         self.drafting = drafting and head is not None
         self.snapshots: list[Snapshot] = []
         self.answer_start = 0
+        self._answers: tuple[tuple[int, int], ...] = ()  # of the turns before this one
+        self._prompt_end = 0  # from here on, tokens are this turn's answer
         self._pending: list[mx.array] = []
 
     def prefill(
@@ -73,9 +76,12 @@ class Sequence:
             boundaries: token counts at which to take a snapshot, where the caches need one. Between distant ones,
                 some chunks end with a snapshot too.
         """
+        if self._prompt_end < len(self.tokens):
+            self._answers = (*self._answers, (self._prompt_end, len(self.tokens)))
         unread = self.tokens[self.offset :] + tokens
         del self.tokens[self.offset :]
         start, end = self.offset, self.offset + len(unread) - 1
+        self._prompt_end = end + 1
         self.answer_start = max((boundary for boundary in boundaries if boundary <= end), default=end) - 1
         within: set[int] = set()
         wanted: set[int] = set()
@@ -147,6 +153,12 @@ class Sequence:
     # -- prefix reuse -----------------------------------------------------------------------------------------
 
     @property
+    def answers(self) -> tuple[tuple[int, int], ...]:
+        """(start, end) of the tokens that the model generated, in the order of the turns."""
+        count = len(self.tokens)
+        return tuple(one for one in (*self._answers, (self._prompt_end, count)) if one[0] < one[1] <= count)
+
+    @property
     def prefix_info(self) -> PrefixInfo:
         """The facts that decide whether this sequence helps a prompt."""
         return PrefixInfo(
@@ -155,6 +167,7 @@ class Sequence:
             positions=tuple(snapshot.position for snapshot in self.snapshots),
             trimmable=all(map(is_trimmable, self._leaf_caches())),
             head_offset=self._head_offset if self.head else None,
+            answers=self.answers,
         )
 
     def rewind(self, prompt: list[int], position: Position, *, drafting: bool) -> None:
@@ -180,9 +193,9 @@ class Sequence:
 
     @classmethod
     def from_snapshots(
-        cls, target: Target, head: Head | None, tokens: list[int], snapshots: list[Snapshot], last: Snapshot
+        cls, target: Target, head: Head | None, info: PrefixInfo, snapshots: list[Snapshot], last: Snapshot
     ) -> Self:
-        """The sequence that had these tokens and snapshots, with the caches of `last`.
+        """The sequence that had the tokens of `info` and these snapshots, with the caches of `last`.
 
         Raises:
             ValueError: the states do not belong to these models.
@@ -195,7 +208,8 @@ class Sequence:
             if state is None:
                 raise ValueError("a cache without its state")
             restore(leaf, state)
-        sequence.tokens, sequence.offset, sequence.snapshots = tokens, last.offset, snapshots
+        sequence.tokens, sequence.offset, sequence.snapshots = list(info.tokens), last.offset, snapshots
+        sequence._answers, sequence._prompt_end = info.answers, len(info.tokens)
         sequence.answer_start = (snapshots[-1].offset if snapshots else last.offset) - 1
         sequence._pending = [] if last.pending is None else [last.pending]
         return sequence
@@ -256,12 +270,14 @@ class Sequence:
             elif leaf is not theirs:
                 restore(leaf, snapshot(theirs))
         count = len(source.tokens)
-        continues = position == source.prefix_info.end and len(prompt) > count and source.tokens == prompt[:count]
+        shared = common_length(source.tokens, prompt)
+        continues = position == source.prefix_info.end and len(prompt) > count == shared
+        self._answers = tuple(one for one in source.answers if one[1] <= shared)
         self.tokens = source.tokens[: count if continues else position.offset]
         pending = at.pending if at else _join(source._pending) if position.pending else None
         self._pending = [pending] if drafting and pending is not None else []
         self.snapshots = [one for one in source.snapshots if one.offset <= position.offset]
-        self.offset, self.drafting = position.offset, drafting
+        self.offset, self.drafting, self._prompt_end = position.offset, drafting, len(self.tokens)
 
 
 def _copy_prefix(leaf: Any, theirs: Any, length: int) -> None:

@@ -67,6 +67,7 @@ class PrefixInfo:
         positions: of its snapshots.
         trimmable: every cache can be trimmed to any length.
         head_offset: tokens that its head has read; None without a head.
+        answers: (start, end) of the tokens that the model generated.
     """
 
     tokens: list[int]
@@ -74,6 +75,7 @@ class PrefixInfo:
     positions: tuple[Position, ...]
     trimmable: bool
     head_offset: int | None
+    answers: tuple[tuple[int, int], ...] = ()
 
     def longest_reusable_prefix(self, prompt: list[int], *, drafting: bool) -> Position | None:
         """The last position from which `prompt` can be continued; None where nothing can be reused.

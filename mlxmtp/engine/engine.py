@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer, as
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.engine.prompt import Prompt, check_ids, encode, render_prompt
 from mlxmtp.engine.request import GenerationOptions, check_count, check_depth
+from mlxmtp.engine.retokenization import TokenUnits, restore_generated_ids
 from mlxmtp.engine.store import ModelFacts, establish_guarantee
 from mlxmtp.errors import OptionError, PromptError
 from mlxmtp.exactness.guarantee import Guarantee, Identity
@@ -135,6 +136,7 @@ class Engine:
         prefix_cache: PrefixCache | None = None,
         boundaries: Sequence[int] = (),
         opening: str = "",
+        conversation: bool = False,
     ) -> Iterator[Chunk]:
         """Generate a turn; yield a chunk for each round. Closing the iterator stops at once.
 
@@ -148,6 +150,8 @@ class Engine:
             boundaries: for a prompt of token ids, the token counts where other prompts may branch
                 (`mlxmtp.engine.prompt.Rendered`). For messages they are found.
             opening: the end of the prompt that is the beginning of the answer; it is also in `Chunk.segments`.
+            conversation: the token ids are those of a rendered conversation. Where an earlier turn wrote an answer in
+                it with other ids of the same text, the prompt gets those. For messages this is always so.
 
         Raises:
             OptionError, PromptError: at once, before anything is computed.
@@ -156,8 +160,14 @@ class Engine:
         started = time.perf_counter()
         check_count("prefill_tokens", prefill_tokens)
         rendered = render_prompt(self.tokenizer, prompt, raw=raw, thinking=options.thinking)
+        check_ids(rendered.tokens, self.target.vocab_size)
+        drafting = self.mtp is not None and options.depth != 0
+        if prefix_cache:
+            rendered = replace(rendered, boundaries=(*rendered.boundaries, *boundaries))
+            if conversation or rendered.conversation:
+                known, units = prefix_cache.prefix_infos(self.target, self.mtp), self._token_units
+                rendered = restore_generated_ids(rendered, known, units, drafting=drafting, context=self.context)
         tokens = rendered.tokens
-        check_ids(tokens, self.target.vocab_size)
         room = self.context - len(tokens)
         if room < 1:
             raise PromptError(
@@ -172,7 +182,7 @@ class Engine:
         turn = TurnGenerator(
             target=self.target,
             head=self.mtp,
-            drafting=self.mtp is not None and options.depth != 0,
+            drafting=drafting,
             detokenizer=StreamingDetokenizer(self.tokenizer, options.stop, thinking=parser.thinking),
             parser=parser,
             sampler=sampler,
@@ -183,7 +193,7 @@ class Engine:
         chunks = turn.run(
             tokens,
             room if options.max_tokens is None else min(options.max_tokens, room),
-            boundaries=(*rendered.boundaries, *boundaries) if prefix_cache else (),
+            boundaries=rendered.boundaries if prefix_cache else (),
             prefill_tokens=prefill_tokens,
             on_prefill=on_prefill,
             started=started,
@@ -279,6 +289,10 @@ class Engine:
         if options.json_schema is not None or options.call_grammar is not None:
             processors.append(grammar_of(options, self._token_trie, self.tokenizer, prompt))
         return Sampler(sampling, options.verify, processors)
+
+    @cached_property
+    def _token_units(self) -> TokenUnits:
+        return TokenUnits(self.tokenizer, lambda: self._token_trie)
 
     @cached_property
     def _token_trie(self) -> Any:

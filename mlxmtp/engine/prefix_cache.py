@@ -8,7 +8,7 @@ from itertools import product
 from typing import Protocol
 
 from mlxmtp.decoding.sequence import Sequence
-from mlxmtp.decoding.snapshots import Position
+from mlxmtp.decoding.snapshots import Position, PrefixInfo
 from mlxmtp.heads import Head
 from mlxmtp.targets import Target
 
@@ -20,6 +20,9 @@ class SequenceStore(Protocol):
         self, prompt: list[int], target: Target, head: Head | None, in_memory: int, *, drafting: bool
     ) -> Sequence | None:
         """Return a sequence that saves enough of a prompt whose first `in_memory` tokens memory holds, or None."""
+
+    def prefix_infos(self) -> list[PrefixInfo]:
+        """Return the facts of all sequences that it has for the model."""
 
     def save(self, sequence: Sequence) -> None:
         """Write a sequence; the store reports what fails."""
@@ -113,6 +116,11 @@ class PrefixCache:
         self.evict()
         return sequence
 
+    def prefix_infos(self, target: Target, head: Head | None) -> list[PrefixInfo]:
+        """Return the facts of all sequences of a model, those of the store last."""
+        held = [sequence.prefix_info for sequence in self._sequences if _belongs_to(sequence, target, head)]
+        return held + (self._store.prefix_infos() if self._store else [])
+
     def insert(self, sequence: Sequence) -> None:
         """Add a sequence whose caches hold all its tokens but the last; the caller does not use it any more."""
         if self._in_use and self._in_use() is sequence:
@@ -162,7 +170,7 @@ class PrefixCache:
         """The sequence with the longest reusable prefix; of equals, first one that needs no copy, then the newest."""
         matches = []
         for age, sequence in enumerate(self._sequences):
-            if sequence.target is target and (head is None or sequence.head is head):
+            if _belongs_to(sequence, target, head):
                 position = sequence.prefix_info.longest_reusable_prefix(prompt, drafting=drafting)
                 if position:
                     matches.append((position, _loses_only_answer(sequence, position), age))
@@ -196,6 +204,10 @@ class PrefixCache:
         self._sequences = [other for other in self._sequences if other is not sequence]
         self._evictions += 1
         return sequence.nbytes
+
+
+def _belongs_to(sequence: Sequence, target: Target, head: Head | None) -> bool:
+    return sequence.target is target and (head is None or sequence.head is head)
 
 
 def _loses_only_answer(sequence: Sequence, position: Position) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxmtp.decoding.sequence import Sequence
-from mlxmtp.decoding.snapshots import Position, Snapshot, thin_out
+from mlxmtp.decoding.snapshots import Position, PrefixInfo, Snapshot, thin_out
 from mlxmtp.engine.prefix_file import StoredSequence, digest_of, pack, read_header, unpack, write_sequence
 from mlxmtp.errors import CheckpointError, is_out_of_memory
 from mlxmtp.files import remove_abandoned, unfinished_file
@@ -86,6 +86,11 @@ class PrefixStore:
             if sequence := self._read(self._files[name], target, head):
                 return sequence
         return None
+
+    def prefix_infos(self) -> list[PrefixInfo]:
+        """Return the facts of all sequences of this model."""
+        self._refresh()
+        return [stored.prefix_info for stored in self._files.values()]
 
     def save(self, sequence: Sequence) -> None:
         """Write a sequence and remove the files that it extends. A failure is reported and leaves no file."""
@@ -178,7 +183,7 @@ class PrefixStore:
         try:
             if digest_of(file) != _NAME.fullmatch(file.name)[2]:  # type: ignore[index]
                 raise ValueError("its bytes are not those that were written")
-            sequence = unpack(file, stored.facts, target, head)
+            sequence = unpack(stored, target, head)
         except FileNotFoundError:
             return None
         except (*_DAMAGED, OSError, RuntimeError) as error:

@@ -62,12 +62,13 @@ def pack(sequence: Sequence, snapshots: list[Snapshot]) -> tuple[dict[str, mx.ar
             states.append(state and [[name if name in arrays else None for name in given], state.offset, state.slot])
         if snapshot.pending is not None:
             arrays[f"{number}.pending"] = snapshot.pending
-        described.append([snapshot.position.offset, snapshot.position.pending, states])
+        described.append([snapshot.position.offset, snapshot.position.pending, states, snapshot.within])
     facts = {
         "snapshots": described,
         "tokens": prefix_info.tokens,
         "trimmable": prefix_info.trimmable,
         "head_offset": prefix_info.head_offset,
+        "answers": prefix_info.answers,
     }
     return arrays, facts
 
@@ -85,7 +86,7 @@ def read_header(file: Path) -> StoredSequence:
     parse_header(text, file, nbytes, file.name)
     facts = parse_json(parse_json(text)["__metadata__"][METADATA_KEY])
     tokens = list(map(int, facts["tokens"]))
-    *positions, end = (Position(int(offset), int(pending)) for offset, pending, _ in facts["snapshots"])
+    *positions, end = (Position(int(offset), int(pending)) for offset, pending, *_ in facts["snapshots"])
     if not all(0 <= position.offset <= len(tokens) for position in (*positions, end)):
         raise ValueError(f"a snapshot is not at one of the {len(tokens)} tokens")
     head_offset = facts["head_offset"]
@@ -95,26 +96,30 @@ def read_header(file: Path) -> StoredSequence:
         positions=tuple(positions),
         trimmable=bool(facts["trimmable"]),
         head_offset=None if head_offset is None else int(head_offset),
+        answers=tuple((int(start), int(end)) for start, end in facts["answers"]),
     )
     return StoredSequence(file, prefix_info, facts)
 
 
-def unpack(file: Path, facts: dict[str, Any], target: Target, head: Head | None) -> Sequence:
+def unpack(stored: StoredSequence, target: Target, head: Head | None) -> Sequence:
     """Return the sequence of a file.
+
+    Args:
+        head: of the model; a file keeps what the head has read, whether the next turn drafts or not.
 
     Raises:
         CheckpointError, ValueError, KeyError, TypeError, IndexError, RuntimeError: it is damaged.
     """
-    arrays: Any = mx.load(str(file))
+    arrays: Any = mx.load(str(stored.file))
     mx.eval(arrays)
     snapshots = []
-    for number, (offset, _, described) in enumerate(facts["snapshots"]):
+    for number, (offset, _, described, within) in enumerate(stored.facts["snapshots"]):
         states = tuple(
             state and CacheState(tuple(name and arrays[name] for name in state[0]), state[1], state[2])
             for state in described
         )
-        snapshots.append(Snapshot(offset, states, arrays.get(f"{number}.pending")))
-    return Sequence.from_snapshots(target, head, list(facts["tokens"]), snapshots[:-1], snapshots[-1])
+        snapshots.append(Snapshot(offset, states, arrays.get(f"{number}.pending"), bool(within)))
+    return Sequence.from_snapshots(target, head, stored.prefix_info, snapshots[:-1], snapshots[-1])
 
 
 def digest_of(file: Path) -> str:

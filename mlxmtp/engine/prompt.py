@@ -32,10 +32,12 @@ class Rendered:
         boundaries: ascending token counts after which other prompts are likely to branch: after the tools, where they
             come before the system prompt's text, after the system prompt with its tools, after the last user message,
             and after the last message.
+        conversation: the ids are the tokenizer's for a text that the chat template made.
     """
 
     tokens: list[int]
     boundaries: tuple[int, ...] = ()
+    conversation: bool = False
 
 
 def encode(tokenizer: Any, prompt: Prompt, *, raw: bool, thinking: bool | None = None) -> list[int]:
@@ -239,7 +241,7 @@ def _with_boundaries(tokenizer: Any, text: str, ends: list[int], mark: str | Non
     else:
         tokens = _tokenise(_ids_of_pieces, tokenizer, text, mark)
         counts = {common_length(tokens, _ids_of_pieces(tokenizer, text[:end], mark)) for end in ends}
-    return Rendered(_not_empty(tokens), tuple(sorted(count for count in counts if 0 < count < len(tokens))))
+    return Rendered(_not_empty(tokens), tuple(sorted(count for count in counts if 0 < count < len(tokens))), True)
 
 
 def _ids_with_ends(tokenizer: Any, text: str, mark: str | None) -> tuple[list[int], list[int]]:

@@ -40,6 +40,13 @@ class ResponseContext:
         self.created = created
         self.vocabulary = vocabulary
 
+    def cached_tokens(self, stats: Stats | None) -> int:
+        """The tokens of the prompt that were not read, at most all of them.
+
+        The engine counts an answer by the ids that the model wrote, which can be more than the tokenizer's.
+        """
+        return min(stats.reused_tokens, self.prompt_tokens) if stats else 0
+
 
 class StreamWriter(ABC):
     """Writes one answer as server-sent events."""
@@ -139,5 +146,5 @@ def completion_usage(context: ResponseContext, stats: Stats | None) -> dict[str,
         "prompt_tokens": context.prompt_tokens,
         "completion_tokens": generated,
         "total_tokens": context.prompt_tokens + generated,
-        "prompt_tokens_details": {"cached_tokens": stats.reused_tokens if stats else 0},
+        "prompt_tokens_details": {"cached_tokens": context.cached_tokens(stats)},
     }

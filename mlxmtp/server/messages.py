@@ -267,7 +267,7 @@ def _stop_reason(end: TurnEnd) -> dict[str, Any]:
 
 def _usage(context: ResponseContext, end: TurnEnd) -> dict[str, Any]:
     """Token counts. `input_tokens` does not include the tokens from the cache."""
-    reused = end.stats.reused_tokens if end.stats else 0
+    reused = context.cached_tokens(end.stats)
     return {
         "input_tokens": context.prompt_tokens - reused,
         "cache_read_input_tokens": reused,

@@ -50,7 +50,7 @@ def response_object(context: ResponseContext, response_id: str, items: list[Item
         **context.request.echo,
     }
     if end and end.stats:
-        usage = _usage(context, end.stats.tokens, end.stats.reused_tokens)
+        usage = _usage(context, end.stats.tokens, context.cached_tokens(end.stats))
         response |= {"usage": usage} | timings(end.stats)
     return response
 

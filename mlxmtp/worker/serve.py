@@ -187,6 +187,7 @@ class Worker:
             command.settings,
             boundaries=command.boundaries,
             opening=command.opening,
+            conversation=not command.raw,
             on_prefill=on_prefill,
             prefix_cache=self._prefix_cache,
         )

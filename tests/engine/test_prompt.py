@@ -137,6 +137,22 @@ def test_the_next_prompts_begin_with_what_is_marked(tokenizer: Any) -> None:
     assert plain.boundaries == one.boundaries
 
 
+def test_the_end_of_the_tools_where_they_come_first(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt with another system prompt begins with them. Few characters are not worth a boundary."""
+    text = "{% if messages[0].role == 'system' %}{{ messages[0].content + '\n' }}{% endif %}"
+    first = QWEN.replace(text, "").replace("{% endfor %}<|im_end|>", "{% endfor %}" + text + "<|im_end|>", 1)
+    monkeypatch.setattr(tokenizer._tokenizer, "chat_template", first)
+    few = render(tokenizer, [SYSTEM, ASKS], tools=TOOLS)
+    assert len(few.boundaries) == 2
+    found = render(tokenizer, [SYSTEM, ASKS], tools=TOOLS * 8)
+    tools, head, _ = found.boundaries
+    changed = render(tokenizer, [{"role": "system", "content": "Be verbose."}, ASKS], tools=TOOLS * 8)
+    assert found.tokens[:tools] == changed.tokens[:tools]
+    assert tokenizer.decode(found.tokens[tools:head]).startswith(SYSTEM["content"])
+    monkeypatch.setattr(tokenizer._tokenizer, "chat_template", QWEN)
+    assert len(render(tokenizer, [SYSTEM, ASKS], tools=TOOLS * 8).boundaries) == 2, "the tools come last"
+
+
 @pytest.mark.parametrize("content", ["a", "b", "ab", "\nb", "a\n", "🙂", "é" * 3, " "])
 def test_what_the_user_says_does_not_move_the_first_mark(tokenizer: Any, content: str) -> None:
     expected = render(tokenizer, [SYSTEM, ASKS]).boundaries[0]

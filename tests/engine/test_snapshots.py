@@ -12,9 +12,11 @@ from mlxmtp.decoding.sequence import MAX_SNAPSHOTS
 from mlxmtp.decoding.sequence import Sequence as Tokens
 from mlxmtp.decoding.snapshots import Position, PrefixInfo, Snapshot, thin_out
 from mlxmtp.engine.prefix_cache import PrefixCache
-from tests.engine.kinds import find
+from tests.engine.kinds import PLENTY, find
 from tests.engine.talk import Talk
 from tests.grids import cases
+from tests.running import prefilled, rounds
+from tests.scripted import assert_same_state, snapshot
 
 # -- room -----------------------------------------------------------------------------------------------------
 
@@ -91,6 +93,41 @@ def test_no_more_snapshots_than_the_bound(hybrid: Engine) -> None:
     assert talk.prefixes.stats.snapshots == MAX_SNAPSHOTS
     talk.says([*prompt[:20], prompt[20] ^ 1, 3])
     assert talk.reused == 20
+
+
+def test_a_change_within_a_long_message_costs_what_comes_after_it(hybrid: Engine) -> None:
+    """Up to twice that and a chunk. Without chunks inside the message, all of it would be read again."""
+    prompt, end = Talk(hybrid).words(300, 1), 260
+    options = GenerationOptions(max_tokens=4, depth=3)
+    for back, chunk in [(3, 16), (100, 16), (40, 512)]:
+        changed = [*prompt[: end - back], prompt[end - back] ^ 1, *prompt[end - back + 1 :]]
+        prefixes = PrefixCache(PLENTY)
+        for one in (prompt, changed):
+            found = hybrid.generate(
+                one, options, prefix_cache=prefixes, prefill_tokens=chunk, boundaries=[end, 280, 290]
+            )
+        assert all(len(one.snapshots) <= MAX_SNAPSHOTS for one in prefixes._sequences)
+        fresh = prefilled(hybrid, changed, 3, chunk)
+        assert found.tokens == [token for item in rounds(hybrid, fresh, 4, 3) for token in item.tokens]
+        assert_same_state(snapshot(prefixes._sequences[-1].cache), snapshot(fresh.cache), back)
+        reused = found.stats.reused_tokens
+        assert end - 2 * back - chunk <= reused <= end - back
+        assert bool(reused) == (chunk == 16), "all of it, as before"
+
+
+def test_under_pressure_what_is_inside_messages_goes_first(hybrid: Engine) -> None:
+    prompt, options = Talk(hybrid).words(400, 1), GenerationOptions(max_tokens=1)
+    probe = PrefixCache(PLENTY)
+    hybrid.generate(prompt, options, prefix_cache=probe, prefill_tokens=32, boundaries=[300, 350, 380])
+    (sequence,) = probe._sequences
+    assert [one.offset for one in sequence.snapshots] == [64, 192, 256, 288, 300, 350, 380]
+    assert [one.within for one in sequence.snapshots] == [True] * 4 + [False] * 3
+    tight = PrefixCache(probe.nbytes - 1)
+    tight.insert(sequence)
+    assert [one.offset for one in sequence.snapshots] == [300, 350, 380]
+    tight._max_bytes = tight.nbytes - 1
+    tight.evict()
+    assert [one.offset for one in sequence.snapshots] == [300, 380]
 
 
 @pytest.fixture(scope="module")
