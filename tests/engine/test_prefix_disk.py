@@ -128,6 +128,19 @@ def test_a_conversation_has_one_file(hybrid: Engine, tmp_path: Path) -> None:
     assert (disk.files, file.stat().st_ino) == ([file], inode)
 
 
+def test_what_the_head_has_read_is_not_replaced_by_less(tmp_path: Path) -> None:
+    """The same tokens, or more, of a turn without drafts do not take the file's place; with drafts they do."""
+    engine = load(TRAINED / "glm4_moe")
+    disk, prompt = Disk(tmp_path, engine), words(engine, 40)
+    store = disk.store()
+    for number, (count, drafting, files) in enumerate([(30, False, 1), (30, True, 1), (40, False, 2), (40, True, 1)]):
+        sequence = Sequence(engine.target, engine.mtp, drafting=drafting)
+        sequence.prefill(prompt[:count])
+        store.save(sequence)
+        assert len(disk.files) == files, number
+    assert disk.warnings == []
+
+
 def test_a_file_is_not_read_for_a_few_tokens(hybrid: Engine, tmp_path: Path) -> None:
     disk, prompt = Disk(tmp_path, hybrid), words(hybrid, 200)
     cache = disk.cache()

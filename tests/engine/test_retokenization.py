@@ -142,11 +142,16 @@ def test_what_is_not_the_same_stays(tokenizer: Any) -> None:
     start = render(tokenizer, [SYSTEM, ASKS]).tokens
     count, letters = len(start), spell(tokenizer, ANSWER)
     whole = known([*start, *letters, END], (count, count + len(letters) + 1))
+    the = (count, count + 3)
     spelled = spell(tokenizer, "<think>" + ANSWER)
-    asked = [*start[: -len(spell(tokenizer, "?"))], *spell(tokenizer, "sure?")]
+    asked = render(tokenizer, [SYSTEM, AGAIN]).tokens
+    size = len(tokenizer.encode(AGAIN["content"], add_special_tokens=False))
+    (question,) = [i for i in range(len(asked)) if tokenizer.decode(asked[i : i + size]) == AGAIN["content"]]
+    asked[question : question + size] = spell(tokenizer, AGAIN["content"])
     cases: dict[str, tuple[list[dict[str, Any]], PrefixInfo]] = {
         "the answer was changed at its end": ([SYSTEM, ASKS, says(ANSWER[:-1] + "\t"), AGAIN], whole),
         "the answer was cut": ([SYSTEM, ASKS, says(ANSWER[:-3]), AGAIN], whole),
+        "the client went on within a token": ([SYSTEM, ASKS, says("there"), AGAIN], known([*start, *letters[:3]], the)),
         "another question": ([SYSTEM, AGAIN, says(ANSWER), AGAIN], whole),
         "another system prompt": ([ASKS, says(ANSWER), AGAIN], whole),
         "the model spelled a control token": (
@@ -163,7 +168,7 @@ def test_what_is_not_the_same_stays(tokenizer: Any) -> None:
         ),
         "what the model did not write": ([SYSTEM, ASKS, says(ANSWER), AGAIN], known([*start, *letters, END])),
         "written by the user": (
-            [SYSTEM, {"role": "user", "content": "What is in the file sure?"}, says(ANSWER), AGAIN],
+            [SYSTEM, AGAIN, says(ANSWER), ASKS],
             known([*asked, *letters, END], (len(asked), len(asked) + len(letters) + 1)),
         ),
     }
