@@ -157,8 +157,7 @@ def served_by(arguments: argparse.Namespace) -> Served:
     if isinstance(answer, Served):
         return answer
     if not arguments.context:
-        guess = f"the context is taken for {CONTEXT:,} tokens; start `mlxmtp serve` first, or give --context"
-        warn(f"{answer}, so {guess}")
+        warn(f"{answer}; {CONTEXT:,} tokens are taken for its context, unless --context is given")
     return Served(NAME, CONTEXT)
 
 

@@ -29,11 +29,11 @@ def ask(url: str, key: str) -> Served | str:
     try:
         status, content = _get(url, "/v1/models", key)
         if status in (401, 403):
-            return f"the server at {url} refuses this key (status {status})"
+            return f"the server at {url} refuses this key (status {status}); give --api-key"
         model = parse_json(content)["data"][0]
         name, context = model["id"], model["max_model_len"]
     except (OSError, HTTPException) as error:
-        return f"no server answers at {url} ({error or type(error).__name__})"
+        return f"no server answers at {url} ({error or type(error).__name__}); start `mlxmtp serve` first"
     except (ValueError, LookupError, TypeError):
         return f"what answers at {url} does not say its context"
     good = isinstance(name, str) and name.strip() and name.isprintable() and type(context) is int

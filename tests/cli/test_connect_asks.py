@@ -74,7 +74,7 @@ def test_a_server_that_does_not_say_is_told_and_guessed(main_: Callable[..., Ran
         ({"data": [MODEL | {"max_model_len": 2**31 - 1}]}, 200, "names no context"),
         ({"data": [MODEL | {"max_model_len": -1}]}, 200, "names no context"),
         ({"data": [MODEL | {"id": "a\x1b[2J"}]}, 200, "names no context"),
-        ({"error": {}}, 401, "refuses this key (status 401)"),
+        ({"error": {}}, 401, "refuses this key (status 401); give --api-key"),
     )
     for body, status, said in strange:
         with serving(body, status) as (url, _):
@@ -82,7 +82,7 @@ def test_a_server_that_does_not_say_is_told_and_guessed(main_: Callable[..., Ran
             assert (ran.code, ran.err.count("\n")) == (0, 1), body
             assert ran.err.startswith(f"mlxmtp: warning: {'what' if 'say' in said else 'the server'} "), body
             assert said in ran.err, body
-            assert "taken for 32,768 tokens" in ran.err, body
+            assert "32,768 tokens are taken for its context" in ran.err, body
             assert 'model = "mlxmtp"' in ran.out, body
             assert "model_context_window = 32768" in ran.out, body
     ran = main_("connect", "codex", "--url", url)
