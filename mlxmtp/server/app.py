@@ -154,6 +154,7 @@ class _Endpoint:
             error = exception if isinstance(exception, ApiError) else internal_error(exception)
             record.end(error.status, error=str(error))
             response = error_response(request.url.path, error)
+            del error  # its traceback holds the body, and would be part of a circle with this frame
         await response(scope, receive, send)
 
 
