@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -173,3 +175,43 @@ def test_a_folder_that_cannot_be_read(hybrid: Engine, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "scandir", refuse)
     assert answer(hybrid, [*prompt, 5], disk.cache()) == (answer(hybrid, [*prompt, 5])[0], 0)
+
+
+# -- several processes ----------------------------------------------------------------------------------------
+
+SHARES = """
+import sys
+from pathlib import Path
+
+from mlxmtp import load
+from tests.engine.disk import Disk, answer
+from tests.engine.kinds import TRAINED, words
+
+engine, number = load(TRAINED / "glm4_moe"), int(sys.argv[2])
+disk = Disk(Path(sys.argv[1]), engine, most=int(sys.argv[3]))
+prompts, loaded = [words(engine, 40, seed) for seed in range(3)], 0
+for step in range(9):
+    cache, prompt = disk.cache(), prompts[(number + step) % 3]
+    tokens, _ = answer(engine, prompt, cache, depth=step % 2 and 3)
+    assert tokens == answer(engine, prompt, depth=0)[0], step
+    prompts[(number + step) % 3] = [*prompt, *tokens, 5]
+    cache.close()
+    loaded += cache.stats.loaded
+print(disk.warnings, loaded)
+"""
+
+
+@pytest.mark.process
+def test_processes_that_write_read_and_evict_in_one_folder(tmp_path: Path) -> None:
+    """Drafting and plain by turns, with room for some files only: every turn is right, and nothing is damaged."""
+    probe = Disk(tmp_path / "probe", load(TRAINED / "glm4_moe"))
+    probe.written(words(probe.engine, 40))
+    most = 4 * probe.files[0].stat().st_size
+    command = [sys.executable, "-c", SHARES, str(tmp_path / "shared")]
+    running = [
+        subprocess.Popen([*command, str(number), str(most)], stdout=subprocess.PIPE, text=True) for number in range(3)
+    ]
+    told = [process.communicate(timeout=240)[0].strip() for process in running]
+    assert [process.returncode for process in running] == [0] * 3, told
+    assert all(one.startswith("[] ") for one in told), told
+    assert any(int(one.split()[-1]) for one in told), "no file was ever read"
