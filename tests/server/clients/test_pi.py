@@ -60,7 +60,8 @@ def pi(program: str, server: ServerProcess, home: Path, project: Path) -> Pi:
         provider["api"] = api
         provider["baseUrl"] = server.url if api == "anthropic-messages" else f"{server.url}/v1"
         settings.write_text(json.dumps(found))
-        options = ("--provider", "mlxmtp", "--model", "mlxmtp", "--print", "Write hello.py, and run it.")
+        model = provider["models"][0]["id"]
+        options = ("--provider", "mlxmtp", "--model", model, "--print", "Write hello.py, and run it.")
         return node.run(program, *options, home=home, folder=project, PI_OFFLINE="1", PI_TELEMETRY="0")
 
     return ask
@@ -80,7 +81,7 @@ def test_it_writes_files_runs_them_and_ends(
     for asked in scripted.asked:
         assert {tool["function"]["name"] for tool in asked.tools} == {"read", "bash", "edit", "write"}
         assert all(tool["function"]["parameters"]["required"] for tool in asked.tools)
-        assert (asked.settings["max_tokens"], asked.settings["thinking"]) == (8192, True)
+        assert (asked.settings["max_tokens"], asked.settings["thinking"]) == (32_000, True), "pi asks for no more"
 
 
 @pytest.mark.exhaustive
