@@ -21,8 +21,10 @@ CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 """Keys of a configuration; the latter is GPT-2's. Learned positions beyond it would be read from foreign memory."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
 """File names; a model without any of them has no tokenizer."""
+TEMPLATES = "additional_chat_templates"
+"""The folder of a model's named chat templates."""
 KEPT_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-              "additional_chat_templates/*.jinja", "*.tiktoken", "*.model", "generation_config.json")  # fmt: skip
+              f"{TEMPLATES}/*.jinja", "*.tiktoken", "*.model", "generation_config.json")  # fmt: skip
 """Patterns of the files beside the weights that a conversion keeps."""
 READ_FILES = (*KEPT_FILES, "hf_quant_config.json", "*processor_config.json")
 """Patterns of the files beside config.json and the weights that mlx-lm and its tokenizers open."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlx_lm import utils
 
 from mlxmtp.checkpoints import check_tokenizer, open_checkpoint
-from mlxmtp.checkpoints.checkpoint import visible_files
+from mlxmtp.checkpoints.checkpoint import READ_FILES, TEMPLATES, visible_files
 from mlxmtp.engine.engine import Engine
 from mlxmtp.engine.template import bound_template
 from mlxmtp.errors import CheckpointError, HeadError, OptionError, in_one_line
@@ -102,11 +104,26 @@ def load_tokenizer(path: Path, end_tokens: int | list[int] | None = None) -> Any
     """
     check_tokenizer(str(path), os.listdir(path))
     try:
-        tokenizer = utils.load_tokenizer(path, _missing_template(path), eos_token_ids=end_tokens)
+        with _without_hidden_templates(path) as folder:
+            tokenizer = utils.load_tokenizer(folder, _missing_template(path), eos_token_ids=end_tokens)
     except Exception as error:  # transformers and tokenizers raise whatever they please on a damaged file
         raise CheckpointError(f"{path}: its tokenizer cannot be read ({in_one_line(error)})") from error
     bound_template(tokenizer)
     return tokenizer
+
+
+@contextmanager
+def _without_hidden_templates(path: Path) -> Iterator[Path]:
+    """Yield the folder, or one of links without hidden templates (macOS's `._*`), which transformers would read."""
+    if not any((path / TEMPLATES).glob(".*")):
+        yield path
+        return
+    with TemporaryDirectory() as name:
+        for file in visible_files(path, (*READ_FILES, "config.json")):
+            link = Path(name) / file.relative_to(path)
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(file.resolve())
+        yield Path(name)
 
 
 def _missing_template(path: Path) -> dict[str, Any]:
@@ -121,7 +138,7 @@ def _missing_template(path: Path) -> dict[str, Any]:
     template = template or _json_object(path / "chat_template.json").get("chat_template")
     if isinstance(template, list):
         template = {item["name"]: item["template"] for item in template}
-    named = {file.stem: file.read_text("utf-8") for file in visible_files(path, ("additional_chat_templates/*.jinja",))}
+    named = {file.stem: file.read_text("utf-8") for file in visible_files(path, (f"{TEMPLATES}/*.jinja",))}
     template = named or template
     if isinstance(template, dict) and template and "default" not in template:
         first = next((name for name in template if name not in ("tool_use", "rag")), next(iter(template)))

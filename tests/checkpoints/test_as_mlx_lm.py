@@ -116,9 +116,10 @@ def test_chat_templates_in_other_places(raw_checkpoint: Callable[..., Path], tmp
         for file, text in files.items():
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_text(text)
+        if name == "files":
+            (folder / "additional_chat_templates" / "._chat.jinja").write_bytes(APPLE_DOUBLE + b"\xff")
         tokenizer = load_tokenizer(folder)
         assert tokenizer.apply_chat_template(MESSAGES, tokenize=False) == without, name
         assert tokenizer.apply_chat_template(MESSAGES, tools=tools, tokenize=False) == with_tools, name
-    (folder / "additional_chat_templates" / "chat.jinja").unlink()
-    (folder / "additional_chat_templates" / "tool_use.jinja").unlink()
+    shutil.rmtree(folder / "additional_chat_templates")
     assert not load_tokenizer(folder).has_chat_template, "where there is none, none is made up"
