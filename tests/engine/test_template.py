@@ -40,8 +40,10 @@ def assert_cut(process: TemplateProcess, name: str, source: str, why: str) -> No
 def test_a_template_that_does_not_end_is_cut() -> None:
     """Within one step of Jinja too, where no counter of steps helps."""
     process = TemplateProcess(Limits(seconds=0.5))
+    started = time.perf_counter()
     assert_cut(process, "loops", LOOP, "longer than 0.5 seconds")
     assert_cut(process, "a list of lists", GROW.replace("START", "[]").replace("STEP", "[ns.x, ns.x]"), "longer than")
+    assert time.perf_counter() - started < 30
     process._end()
 
 
