@@ -260,7 +260,9 @@ class Sequence:
         """Take the caches that `source`, which may be this sequence, had at `position`."""
         at = next((one for one in source.snapshots if one.position == position), None)
         target_leaves = len(leaf_caches(self.cache))
-        head_offset = min(position.offset - position.pending, source._head_offset)
+        # the head's last entry contains the next token, which only a turn that drafts requires to be the same
+        unread = position.pending or (0 if drafting else 1)
+        head_offset = min(position.offset - unread, source._head_offset)
         for i, (leaf, theirs) in enumerate(zip(self._leaf_caches(), source._leaf_caches(), strict=True)):
             state = at.states[i] if at else None
             if state:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, closing, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -125,6 +125,8 @@ class TurnGenerator:
     def _chunk(self, item: Round, totals: StatsAccumulator) -> Chunk:
         if item.finish == "length":
             self.detokenizer.finish()
+            if self.detokenizer.stopped_by:  # by the text that was held back
+                item = replace(item, finish="stop")
         text = self.detokenizer.take()
         return Chunk(
             text=text,

@@ -167,11 +167,12 @@ class Worker:
             for chunk in turn:
                 segments += [Segment("text", chunk.text)] if command.raw else chunk.segments
                 logprobs += [[entry.token, entry.logprob, entry.top] for entry in chunk.logprobs]
-                if chunk.finish_reason or self._due() or chunk.stats.rounds == 1:  # the first token is sent at once
+                stopped = self._inbox.stops(command)
+                if chunk.finish_reason or stopped or self._due() or chunk.stats.rounds == 1:  # the first at once
                     new = [[segment.kind, segment.text] for segment in segments[sent:]]
                     self._emit(TurnDelta(command.id, new, chunk.stats, self._memory(), logprobs))
                     sent, logprobs = len(segments), []
-                if self._inbox.stops(command):
+                if stopped:
                     break
         reason = chunk.finish_reason or "interrupted"
         message = engine.assistant_message(segments)
