@@ -25,11 +25,11 @@ MAX_LOOKUP = 12
 
 
 class TimelessAuto(AutoDepth):
-    """The policy of `--depth auto` on a machine where drafts are nearly free: what it plans depends on no clock."""
+    """The policy of `--depth auto` where looked-up drafts are nearly free: what it plans depends on no clock."""
 
     def __init__(self) -> None:
-        costs = {depth: 1 + depth / 20 for depth in range(1, MAX_LOOKUP + 1)}
-        super().__init__(6, MAX_LOOKUP, RoundCosts(costs, costs))
+        head, lookup = ({depth: 1 + depth / n for depth in range(1, MAX_LOOKUP + 1)} for n in (4, 40))
+        super().__init__(6, MAX_LOOKUP, RoundCosts(head, lookup))
 
     def _time(self, round: Round) -> None:
         pass
@@ -49,7 +49,7 @@ class Whims:
 
     def plan(self, match: int = 0) -> Plan:
         random = Random(f"{self._seed}, {self._rounds}")
-        if match and random.random() < 0.5:
+        if match and random.random() < 0.8:
             return Plan(random.randint(1, MAX_LOOKUP), "lookup")
         return Plan(random.choice((0, 0, 1, 2, 3, 7)))
 
