@@ -8,7 +8,17 @@ import pytest
 
 from mlxmtp import Engine, load
 from mlxmtp.exactness.guarantee import IDENTITIES, Identity
-from mlxmtp.exactness.probe import EVERY, GPU_TOKENS, MEMORY_FRACTION, PREFIX_TOKENS, QUICK, Finding, Strategy, probe
+from mlxmtp.exactness.probe import (
+    EVERY,
+    FULL,
+    GPU_TOKENS,
+    MEMORY_FRACTION,
+    PREFIX_TOKENS,
+    QUICK,
+    Finding,
+    Strategy,
+    probe,
+)
 from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.targets import Target, is_trimmable, leaf_caches, snapshot
 from tests.exactness.conftest import KINDS, text
@@ -134,6 +144,14 @@ def test_attention_that_changes_at_a_long_context_is_found(engine: Engines, thre
         guarantee = probe(model.target, text(model), on_finding=lambda _, finding: found.append(finding))
     assert guarantee.promise == "distribution"
     assert [finding.equal for finding in found] == [context < threshold for context, _ in QUICK][: len(found)]
+
+
+def test_the_doctors_plan_finds_every_length_at_long_contexts(engine: Engines) -> None:
+    """The plan at load leaves out 3, 4, 6 and 7 tokens there."""
+    model = engine("dense")
+    for width in (3, 4, 6, 7):
+        with backend(narrow, attends=lambda rows, keys, width=width: 3 if rows == width and keys >= 1000 else 1):
+            assert probe(model.target, text(model), plan=FULL[:3]).promise == "distribution", width
 
 
 def test_logits_that_are_not_finite_show_nothing(engine: Engines) -> None:
