@@ -45,7 +45,7 @@ QUEUE = 4
 """Length of the queue: less than the clients, so that some get a 503 and try again."""
 SAMPLE_S = 5.0
 """Seconds between two samples of the memory."""
-GROWTH = {"server": 16e6, "engine": 64e6}
+GROWTH = {"server": 16e6, "engine": 64e6, "templates": 16e6}
 """Bytes that a process may grow from the second quarter of a soak to the last."""
 
 
@@ -259,7 +259,7 @@ class Memory:
     def __init__(self, server: int) -> None:
         self._server = server
         self._next = 0.0
-        self._bytes: dict[str, list[float]] = {"server": [], "engine": []}
+        self._bytes: dict[str, list[float]] = {name: [] for name in GROWTH}
         self._files: list[int] = []
 
     def sample(self) -> None:
@@ -289,11 +289,15 @@ class Memory:
         return statistics.median(sizes[len(sizes) * number // 4 :][: max(len(sizes) // 4, 1)])
 
     def _sizes(self) -> Iterator[tuple[str, float]]:
-        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,rss="], capture_output=True, text=True, check=True)
+        listed = subprocess.run(
+            ["ps", "-A", "-ww", "-o", "pid=,ppid=,rss=,args="], capture_output=True, text=True, check=True
+        )
         for line in listed.stdout.splitlines():
-            pid, parent, kilobytes = map(int, line.split())
-            if self._server in (pid, parent):
-                yield "server" if pid == self._server else "engine", kilobytes * 1024.0
+            pid, parent, kilobytes, command = line.split(maxsplit=3)
+            if int(pid) == self._server:
+                yield "server", int(kilobytes) * 1024.0
+            elif int(parent) == self._server:
+                yield "engine" if "mlxmtp.worker" in command else "templates", int(kilobytes) * 1024.0
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def test_a_file_that_cannot_be_read_is_reported_once(
     monkeypatch.setattr("mlxmtp.engine.prefix_disk.read_header", refuse)
     store = disk.store()
     for _ in range(3):
-        assert store.load(words(engine, 40), engine.target, None, 0) is None
+        assert store.load(words(engine, 40), engine.target, None, 0, drafting=False) is None
     assert len(disk.warnings) == 1
     assert disk.warnings[0].endswith("cannot be read (Permission denied)")
 

@@ -22,6 +22,13 @@ SERVE = ("-m", "mlxmtp", "serve", "--port", "0")
 """Arguments of Python: `mlxmtp serve` on a free port. A later `--port` overrides this one."""
 
 
+def children(parent: int, part: str) -> list[int]:
+    """The child processes of a process that have `part` in their command."""
+    listed = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+    lines = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+    return [int(pid) for pid, of, *command in lines if int(of) == parent and part in "".join(command)]
+
+
 class ServerProcess:
     """A server on loopback; use it in a `with`, which ends it.
 
@@ -80,9 +87,7 @@ class ServerProcess:
     @property
     def worker(self) -> int:
         """The engine's process."""
-        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-        pairs = [tuple(map(int, line.split())) for line in listed.splitlines()]
-        [pid] = [pid for pid, parent in pairs if parent == self.pid]
+        [pid] = children(self.pid, "mlxmtp.worker")
         return pid
 
     def end_with(self, number: signal.Signals) -> int:

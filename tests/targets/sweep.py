@@ -111,7 +111,7 @@ def check_prefix(kind: str, target: Target, theirs: Any, folder: Path) -> str:
     assert sequence.can_snapshot, kind
     kept = folder / "kept.safetensors"
     write_sequence(kept, *pack(sequence, sequence.snapshots))
-    from_file = unpack(kept, read_header(kept).facts, target, None)
+    from_file = unpack(read_header(kept), target, None)
     one_more, other_end = [*PROMPT[:BRANCH], 9], [*PROMPT[:BRANCH], 9, 8, 7, 6]
     next_turn = [*sequence.tokens, 5, 6, 7, 8]
     read_apart = [BRANCH, len(PROMPT) - 1 - BRANCH, *[1] * KEPT]
