@@ -124,6 +124,7 @@ def test_a_synthetic_acceptance(bench: Cli):
     assert report["synthetic"] == 1.0
 
 
+@pytest.mark.exhaustive
 def test_prompts_of_a_file(main_: Cli, model: str, tmp_path: Path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"workload": "mine", "turns": ["hello"]}\n{"workload": "yours", "turns": ["hi"]}\n')
@@ -174,6 +175,7 @@ def test_options_that_argparse_refuses(main_: Cli, options: tuple[str, ...], sai
     assert said in ran.err
 
 
+@pytest.mark.exhaustive
 def test_two_reports(bench: Cli, main_: Cli, tmp_path: Path):
     assert bench().code == 0
     out, both = str(tmp_path / "out"), tmp_path / "both"

@@ -170,6 +170,7 @@ def test_a_unit_s_record(engine: Engine, plan: BenchPlan):
     assert steps.count("warming up") == 1, "once for a kind"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("verify", cases(["token", "block", "seeded"], ("block",)))
 def test_sampled_units_can_be_repeated(engine: Engine, verify: Any):
     plan = make_plan(engine, replace(SMALL, verify=verify), PROMPTS[:1])
@@ -262,6 +263,7 @@ def test_with_a_synthetic_acceptance_nothing_is_looked_up(engine: Engine):
     assert prompt.run_ours(None, 100, GenerationOptions()).looked_up == 0
 
 
+@pytest.mark.exhaustive
 def test_synthetic_coins_are_fair_and_the_same_again(engine: Engine):
     prompt = PrefilledPrompt(TokenDecoder(engine, 0.7), PROMPTS[0].tokens(engine.tokenizer), ours_first=True)
     whole = prompt.run_ours(1, 400, GenerationOptions(seed=5))

@@ -134,6 +134,7 @@ def test_head_names_one(published: Hub, answer, trunk: Path, assistant: Path, wh
     assert found["tokens"] == answer(trunk)["tokens"]
 
 
+@pytest.mark.exhaustive
 def test_convert_and_attach_keep_it_beside_the_model(
     published: Hub, cli: Callable[..., Ran], answer, assistant: Path, trunk: Path, tmp_path: Path
 ) -> None:

@@ -47,6 +47,7 @@ def test_to_a_folder(cli, report, answer, raw, trunk):
     assert_refused(cli("attach", trunk, "--from", raw), again)
 
 
+@pytest.mark.exhaustive
 def test_to_a_model_of_the_cache(cli, report, answer, hub, data, raw, stripped):
     """`generate --model owner/name` then uses the head without an option."""
     hub.add(MODEL, raw)
@@ -84,6 +85,7 @@ def test_out_leaves_the_trunk_as_it_was(cli, report, raw, trunk, tmp_path):
     assert contents(trunk) == before
 
 
+@pytest.mark.exhaustive
 def test_it_checks_the_head_that_it_attached(cli, report, mlx_conversion, tmp_path):
     trunk = mlx_conversion(DEMO, head="none")
     good = cli("attach", trunk, "--from", DEMO, "--out", tmp_path / "good")

@@ -91,6 +91,7 @@ def test_progress_is_shown(cli, impatient, raw, tmp_path):
     assert (first, last) == (f"{doing} ...", f"{doing}: 675.1 kB of 675.1 kB (100%)")
 
 
+@pytest.mark.exhaustive
 def test_an_uploaded_conversion_has_its_head(cli, report, answer, hub, data, monkeypatch, raw, tmp_path):
     monkeypatch.setenv("HF_TOKEN", hub.token)
     ran = cli("convert", raw, tmp_path / "new", "-q", "--upload-repo", MADE)

@@ -13,6 +13,7 @@ from mlxmtp.errors import BackendError, NumericsError
 from mlxmtp.exactness import probe
 from mlxmtp.exactness.greedy import GreedyRun
 from tests.exactness.stand_in import backend, narrow, own
+from tests.grids import cases
 
 TOKENS = 12
 """Tokens of the greedy run here."""
@@ -55,6 +56,7 @@ def test_a_backend_that_depends_on_rows(main_, raw):
     assert found[""].startswith("--identity strict gives plain decoding's tokens")
 
 
+@pytest.mark.exhaustive
 def test_a_backend_on_which_only_a_width_helps(main_, raw):
     with backend(narrow, norms=own):
         found = rows(main_("doctor", "--model", str(raw)))
@@ -103,7 +105,7 @@ def test_texts_that_part_without_a_reason(main_, raw, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [(), ("--json",)])
-@pytest.mark.parametrize("mtp", [True, False])
+@pytest.mark.parametrize("mtp", cases([True, False], default=(True,)))
 def test_logits_that_are_not_finite_are_a_fault(main_, raw, monkeypatch, options, mtp):
     def loaded(*_, **__):
         engine = load(raw, mtp=mtp)

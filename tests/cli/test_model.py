@@ -33,8 +33,8 @@ def cli(main_: Callable[..., Ran]) -> Callable[..., Ran]:
 @pytest.mark.parametrize(
     "options",
     [
-        [],
-        ["--raw"],
+        pytest.param([], marks=pytest.mark.exhaustive),
+        pytest.param(["--raw"], marks=pytest.mark.exhaustive),
         ["--temp", "0.8", "--top-p", "0.9", "--top-k", "50", "--min-p", "0.01", "--seed", "7"],
     ],
     ids=["greedy", "raw", "seeded"],

@@ -18,6 +18,7 @@ from tests.conversion.faults import (
     small_disk,
     small_files,
 )
+from tests.grids import every_third
 from tests.hub import Fault, Hub
 
 API = f"GET /api/models/{ORIGINAL}"
@@ -59,7 +60,7 @@ FAULTS: dict[str, tuple[list[Fault], str]] = {
 }
 
 
-@pytest.mark.parametrize(("faults", "says"), FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize(("faults", "says"), every_third(FAULTS), ids=FAULTS)
 def test_a_fault_of_the_server(
     models: Hub,
     original: Path,

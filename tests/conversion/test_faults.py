@@ -25,6 +25,7 @@ from tests.conversion.faults import (
     kept,
     leftovers,
 )
+from tests.grids import every_third
 from tests.hub import Fault, Hub
 
 ATTACH = ("attach", STRIPPED, "--from", ORIGINAL, "--no-check")
@@ -95,7 +96,7 @@ SERVER: dict[str, tuple[list[Fault], str]] = {
 }
 
 
-@pytest.mark.parametrize(("faults", "says"), SERVER.values(), ids=SERVER)
+@pytest.mark.parametrize(("faults", "says"), every_third(SERVER), ids=SERVER)
 def test_a_fault_of_the_server(
     models: Hub,
     faults: list[Fault],

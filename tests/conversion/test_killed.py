@@ -89,6 +89,7 @@ def held(hub: Hub, file: str, requests: int = 1) -> Callable[[], bool]:
     return check
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("phase", cases(["header", "head"], default=["head"]))
 def test_attach_is_killed_while_it_reads_from_the_hub(
     models: Hub, data: Path, run: Run, whole: Attached, tmp_path: Path, phase: str
@@ -162,6 +163,7 @@ def test_convert_is_killed_while_it_writes(
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("command", cases(["pull", "convert"], default=["convert"]))
 def test_a_download_is_killed_in_the_middle_of_a_file(
     models: Hub, original: Path, run: Run, tmp_path: Path, command: str
@@ -181,6 +183,7 @@ def test_a_download_is_killed_in_the_middle_of_a_file(
         assert contents(tmp_path / "dest") == contents(tmp_path / "other")
 
 
+@pytest.mark.exhaustive
 def test_attach_is_interrupted_while_it_fetches(
     models: Hub, data: Path, trunk: Path, run: Run, whole: Attached
 ) -> None:

@@ -98,6 +98,7 @@ def test_a_head_that_another_process_is_fetching(run: Run, trunk: Path, models: 
     assert attached(trunk) == whole
 
 
+@pytest.mark.exhaustive
 def test_two_conversions_to_one_folder(original: Path, tmp_path: Path, run: Run) -> None:
     command = [sys.executable, "-m", "mlxmtp", "convert", str(original), str(tmp_path / "dest")]
     both = [subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE, text=True) for _ in range(2)]

@@ -24,6 +24,7 @@ from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 from tests.decoding.law_tables import FALSE_ALARM, chance_of_worse
+from tests.grids import cases
 from tests.running import prefilled, rounds
 from tests.scripted import Depths, TableDrafter, TableTarget, counted_evaluations, random_table
 
@@ -74,7 +75,7 @@ def tokens_of(found: list[Round]) -> list[int]:
     return [token for one in found for token in one.tokens]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", cases(CASES, default=[*CASES][::3]))
 def test_greedy_tokens_are_mlx_lms_at_any_depth(trained: Engine, unpenalised: list[int], name: str) -> None:
     case = CASES[name]
     prompt = trained.tokenizer.encode(TEXT)

@@ -98,6 +98,7 @@ def test_sampled_answers_are_of_the_schema(engine: Engine, verify: Any) -> None:
     assert len(texts) == 2
 
 
+@pytest.mark.exhaustive
 def test_any_object(demo: Engine) -> None:
     """Any strings and nesting, but no markers of tool calls, which would be split off as calls."""
     for seed in range(2):

@@ -36,6 +36,7 @@ def talks(engine: Engine) -> list[Talk]:
 # -- what conversations do ------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_the_same_prompt_again(engine: Engine) -> None:
     for talk in [Talk(engine), *talks(engine)]:
         prompt = talk.words(70, 1)
@@ -91,6 +92,7 @@ def test_a_snapshot_of_a_text_that_was_changed_is_gone(engine: Engine) -> None:
         assert talk.reused == talk.back_to(20, 60)
 
 
+@pytest.mark.exhaustive
 def test_results_of_tools(engine: Engine) -> None:
     """Every step goes on from the last one's end, and later ones can go back to each."""
     talk = Talk(engine)
@@ -106,6 +108,7 @@ def test_results_of_tools(engine: Engine) -> None:
         assert talk.reused == talk.back_to(mark, mark)
 
 
+@pytest.mark.exhaustive
 def test_another_conversation_under_the_same_head(engine: Engine) -> None:
     talk = Talk(engine)
     head = talk.words(50, 1)
@@ -119,6 +122,7 @@ def test_another_conversation_under_the_same_head(engine: Engine) -> None:
         assert talk.read == 2, number
 
 
+@pytest.mark.exhaustive
 def test_with_the_head_and_without_by_turns(engine: Engine) -> None:
     """A plain turn does not extend the head's cache: a turn with drafts goes back to where the head has read."""
     talk = Talk(engine)

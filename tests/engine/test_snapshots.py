@@ -38,6 +38,7 @@ def test_a_title_request_does_not_evict_the_conversation(kind: str, raw_checkpoi
     assert talk.prefixes.stats.evictions > 0, "titles of long ago"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("share", cases([0.0, 0.9, 1.3, 2.2], default=(0.9,)))
 def test_the_bound_holds_whatever_is_asked(hybrid: Engine, share: float) -> None:
     probe = Talk(hybrid)

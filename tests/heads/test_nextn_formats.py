@@ -49,6 +49,7 @@ def test_either_part_may_be_whole(nextn_checkpoint: Checkpoints, tmp_path: Path,
     assert_equal(head_of(fp8), head_of(whole))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", cases(tiny.NEXTN_KINDS, default=("deepseek_v32",)))
 def test_fp8_converted_and_attached_is_a_packed_model(
     nextn_checkpoint: Checkpoints, tmp_path: Path, kind: tiny.NextNKind

@@ -34,6 +34,7 @@ def demo(
     return demo
 
 
+@pytest.mark.exhaustive
 def test_the_same_tokens_as_plain_decoding(demo):
     for options in ([], ["--temp", "1", "--seed", "3"]):
         code, out, err = demo(*options)

@@ -102,6 +102,7 @@ def test_a_killed_server_leaves_no_engine_behind(tmp_path: Path) -> None:
         assert wait_until(lambda: is_gone(worker), PATIENCE_S)
 
 
+@pytest.mark.exhaustive
 def test_the_port_is_taken_before_the_model_is_loaded(tmp_path: Path) -> None:
     """Clients that connect while the model loads wait."""
     with socket.socket() as one:

@@ -54,6 +54,7 @@ async def test_a_model_is_downloaded_loaded_and_asked(offered: Hub, tmp_path: Pa
     assert any("safetensors" in request.path for request in offered.requests)
 
 
+@pytest.mark.exhaustive
 @asynchronous
 async def test_a_typed_repo_is_downloaded_before_it_is_loaded(offered: Hub):
     app = ChatApp(WorkerProcess.start, ChatOptions(model=MODEL))

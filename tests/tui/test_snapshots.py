@@ -12,6 +12,7 @@ from mlxmtp_tui.widgets.prompt import PromptInput
 from textual.pilot import Pilot
 
 from mlxmtp.worker.messages import CachedModel, Compare, Generate, ListModels, Models, PromptProgress
+from tests.grids import cases
 from tests.tui.harness import Engines, ScriptedEngine, compared, finished, loaded, said, until
 
 SIZES = {"narrow": (60, 24), "usual": (100, 30), "wide": (150, 44)}
@@ -118,8 +119,8 @@ ELSEWHERE = [("narrow", "light"), ("wide", "dark")]
 
 
 def by_default(steps: Callable[..., Any], size: str, theme: str) -> bool:
-    """Every screen once; an answer at every size, and in both themes."""
-    return (size, theme) == ("usual", "dark") or (steps is answered and (size, theme) in ELSEWHERE)
+    """Turns at the usual size; an answer at every size, and in both themes."""
+    return (steps, size, theme) == (turns, "usual", "dark") or (steps is answered and (size, theme) in ELSEWHERE)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_main_screens(snap_compare, steps, size, theme):
     assert snap_compare(app, terminal_size=SIZES[size], run_before=before)
 
 
-@pytest.mark.parametrize("steps", [reading, gone, help_], ids=lambda steps: steps.__name__)
+@pytest.mark.parametrize("steps", cases([reading, gone, help_], default=[help_]), ids=lambda steps: steps.__name__)
 def test_other_screens(snap_compare, steps):
     app, before = show(Engines(), steps, "dark")
     assert snap_compare(app, terminal_size=SIZES["wide"], run_before=before)

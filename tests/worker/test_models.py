@@ -141,6 +141,7 @@ def test_load_takes_its_options(plain_model: Path, raw_checkpoint: Callable[...,
     assert facts[3][1]
 
 
+@pytest.mark.exhaustive
 def test_the_promise_is_that_of_the_identity_asked_for(
     raw_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
