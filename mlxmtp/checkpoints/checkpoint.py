@@ -76,9 +76,12 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stated_context(config: Mapping[str, Any]) -> int | None:
-    """Return the most tokens that a model was made for, as its configuration states it; None: it does not."""
+    """Return the most tokens that a model was made for, as its configuration states it; None: it does not.
+
+    Of several numbers the smallest: learned positions have a table with that many rows.
+    """
     text = text_config(config)
-    return next((text[key] for key in CONTEXT_KEYS if text.get(key)), None)
+    return min((text[key] for key in CONTEXT_KEYS if text.get(key)), default=None)
 
 
 def open_checkpoint(path_or_repo: str | Path) -> Checkpoint:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mlxmtp.checkpoints import Checkpoint
+from mlxmtp.checkpoints.hub import origin
 from mlxmtp.errors import CheckpointError
 
 
@@ -17,7 +18,7 @@ def check_own(checkpoint: Checkpoint, files: Iterable[Path]) -> list[Path]:
         CheckpointError: a file is such a link.
     """
     files, folder = list(files), checkpoint.folder.resolve()
-    root = folder.parent.parent if checkpoint.repo else folder
+    root = folder.parent.parent if origin(folder)[0] else folder
     weights = {info.file for info in checkpoint.tensors.values()}
     for file in files:
         if file not in weights and not file.resolve().is_relative_to(root):

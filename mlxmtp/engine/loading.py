@@ -139,7 +139,8 @@ def _missing_template(path: Path) -> dict[str, Any]:
     if isinstance(template, list):
         template = {item["name"]: item["template"] for item in template}
     named = {file.stem: file.read_text("utf-8") for file in visible_files(path, (f"{TEMPLATES}/*.jinja",))}
-    template = named or template
+    if named:
+        template = named | ({"default": template} if isinstance(template, str) else template or {})
     if isinstance(template, dict) and template and "default" not in template:
         first = next((name for name in template if name not in ("tool_use", "rag")), next(iter(template)))
         template["default"] = template[first]

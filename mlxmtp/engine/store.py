@@ -25,7 +25,7 @@ from mlxmtp.heads import Head, HeadSource
 from mlxmtp.machine import versions
 from mlxmtp.targets import Target
 
-KEY_FORMAT = 3
+KEY_FORMAT = 4
 """Part of every key; a new number makes all older files unused."""
 KERNELS: tuple[Kernel, ...] = (few_row_matmul,) if available() else ()
 """Our own kernels, which strict identity uses where they give the same bits and are faster."""

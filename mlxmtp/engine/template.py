@@ -181,7 +181,10 @@ def renderer() -> TemplateProcess:
 
 def resident_bytes(pid: int) -> int:
     """Return the bytes of memory that a process takes; 0 where `ps` does not tell."""
-    listed = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, check=False)
+    try:
+        listed = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, check=False)
+    except OSError:  # a small system without `ps`
+        return 0
     return int(listed.stdout.strip() or 0) << 10
 
 

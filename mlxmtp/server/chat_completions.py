@@ -197,7 +197,7 @@ def _logprobs_content(context: ResponseContext, tokens: list[Any]) -> list[dict[
 
     def entry(token: int, logprob: float) -> dict[str, Any]:
         vocabulary = context.vocabulary
-        text, own = vocabulary.text(token), list(vocabulary.bytes(token))
+        text, own = vocabulary.text(token), list(vocabulary.token_bytes(token))
         return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": own}
 
     return [entry(token, logprob) | {"top_logprobs": [entry(*pair) for pair in top]} for token, logprob, top in tokens]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -13,7 +14,18 @@ from mlxmtp.server.request import Request
 
 PROBES = ("mlxmtp_user", "mlxmtp_system")
 """Texts that no template has. They show where a template writes a later system message."""
+HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+"""JSON can hold one."""
 T = TypeVar("T")
+
+
+def whole_characters(value: Any) -> Any:
+    """The JSON value with U+FFFD for each half of a surrogate pair: clients cut texts there; no tokenizer takes it."""
+    if isinstance(value, str):
+        return HALF_A_PAIR.sub("\ufffd", value)
+    if isinstance(value, Mapping):
+        return {whole_characters(key): whole_characters(inner) for key, inner in value.items()}
+    return [whole_characters(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 class ChatTemplate:
@@ -39,12 +51,13 @@ class ChatTemplate:
         return self._apply(render, request, thinking)
 
     def _apply(self, function: Callable[..., T], request: Request, thinking: bool | None) -> T:
-        messages: Any = request.messages
+        messages: Any = whole_characters(request.messages)
         if not self._keeps_later_system:
             messages = later_system_as_user(messages)
         variables = dict(request.thinking.variables)
         hints = dict(request.thinking.hints) | ({} if thinking is None else {"thinking": thinking})
-        apply = partial(function, self._tokenizer, messages, tools=request.tools or None, thinking=thinking)
+        tools = whole_characters(request.tools) or None
+        apply = partial(function, self._tokenizer, messages, tools=tools, thinking=thinking)
         if hints:
             try:
                 return apply(options=hints | variables)

@@ -50,12 +50,23 @@ class Connections:
     def wait(self, connection: Connection) -> None:
         """A connection waits for the head of a request; later calls do not prolong its time."""
         if connection not in self._waiting:
-            self._waiting[connection] = connection.loop.call_later(HEAD_S, connection.transport.abort)
+            self._start_timer(connection)
 
     def served(self, connection: Connection) -> None:
         """A connection has sent a request, or is closed."""
         if timer := self._waiting.pop(connection, None):
             timer.cancel()
+
+    def _start_timer(self, connection: Connection) -> None:
+        unsent = connection.transport.get_write_buffer_size()
+        self._waiting[connection] = connection.loop.call_later(HEAD_S, self._expire, connection, unsent)
+
+    def _expire(self, connection: Connection, unsent: int) -> None:
+        """Close a connection that sends no request, unless its client was still reading the answer before."""
+        if connection.transport.get_write_buffer_size() < unsent:
+            self._start_timer(connection)
+        else:
+            connection.transport.abort()
 
     def refuse(self, why: str) -> None:
         """Count a refused connection, and tell about once a minute."""

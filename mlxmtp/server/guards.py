@@ -15,7 +15,7 @@ from mlxmtp.server.errors import ApiError
 
 OPEN_PATHS = ("/health",)
 """Paths that need no API key."""
-OWN_NAMES = ("localhost", "host.docker.internal", "host.containers.internal")
+OWN_NAMES = ("localhost", "0.0.0.0", "host.docker.internal", "host.containers.internal")
 """Names of this machine: its own, and those that Docker and Podman give it inside a container."""
 HOST = re.compile(r"(?:\[(?P<ip6>[^]]*)]|(?P<name>[^:]*))(?::\d*)?")
 """The form of a `Host` header."""
@@ -91,6 +91,7 @@ def is_own_name(host: str, names: tuple[str, ...] = ()) -> bool:
 def is_loopback(address: str) -> bool:
     """Return whether an IP address is of loopback; False for what is no address."""
     try:
-        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+        found = ipaddress.ip_address(address.partition("%")[0])
+        return (getattr(found, "ipv4_mapped", None) or found).is_loopback
     except ValueError:
         return False

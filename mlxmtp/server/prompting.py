@@ -137,6 +137,7 @@ class PromptBuilder:
             max_tokens=room if limit is None else min(limit, room),
             tool_calls=bool(request.callable_tools),
             call_grammar=forced.grammar if forced else None,
+            json_schema=None if forced else request.options.json_schema,
         )
         opening = forced.opening if forced else ""
         return PreparedPrompt(rendered.tokens, list(rendered.boundaries), opening, options, request.raw)

@@ -24,24 +24,32 @@ class Vocabulary:
 
     def text(self, token: int) -> str:
         """The text of a token. U+FFFD stands for bytes that are only a part of a character."""
-        return str(self._tokenizer.decode([token]))
+        own = self._own_bytes(token)
+        return str(self._tokenizer.decode([token])) if own is None else own.decode(errors="replace")
 
-    def bytes(self, token: int) -> bytes:
+    def token_bytes(self, token: int) -> bytes:
         """The token's own bytes: joined over an answer, they are the bytes of its text."""
-        return bytes(self._bytes.decode_bytes([token])) if self._bytes else self.text(token).encode(errors="replace")
+        own = self._own_bytes(token)
+        return self.text(token).encode(errors="replace") if own is None else own
 
     def characters(self, token: int) -> int:
         """The number of characters that begin in a token."""
-        return sum(byte & 0xC0 != 0x80 for byte in self.bytes(token))  # UTF-8: 10xxxxxx continues a character
+        return sum(byte & 0xC0 != 0x80 for byte in self.token_bytes(token))  # UTF-8: 10xxxxxx continues a character
 
     def unique_text(self, token: int) -> str:
         """The text of a token, or its bytes where it is a part of a character, in the notation of OpenAI's API."""
-        own = self.bytes(token)
+        own = self.token_bytes(token)
         try:
             own.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in own)
         return self.text(token)
+
+    def _own_bytes(self, token: int) -> bytes | None:
+        """None: llguidance cannot read this tokenizer. An id that the tokenizer does not have has no bytes."""
+        if self._bytes is None:
+            return None
+        return b"" if self._tokenizer.convert_ids_to_tokens(token) is None else bytes(self._bytes.decode_bytes([token]))
 
     @cached_property
     def _bytes(self) -> LLTokenizer | None:

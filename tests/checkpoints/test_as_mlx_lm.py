@@ -107,6 +107,7 @@ def test_chat_templates_in_other_places(raw_checkpoint: Callable[..., Path], tmp
          "one hi", "one hi"),
         ("files", {}, {"additional_chat_templates/chat.jinja": one, "additional_chat_templates/tool_use.jinja": two},
          "one hi", "two hi"),
+        ("beside", {"chat_template": one}, {"additional_chat_templates/tool_use.jinja": two}, "one hi", "two hi"),
     ]  # fmt: skip
     for name, stated, files, without, with_tools in cases:
         folder = Path(shutil.copytree(plain, tmp_path / name))
@@ -121,5 +122,6 @@ def test_chat_templates_in_other_places(raw_checkpoint: Callable[..., Path], tmp
         tokenizer = load_tokenizer(folder)
         assert tokenizer.apply_chat_template(MESSAGES, tokenize=False) == without, name
         assert tokenizer.apply_chat_template(MESSAGES, tools=tools, tokenize=False) == with_tools, name
+    folder = tmp_path / "files"
     shutil.rmtree(folder / "additional_chat_templates")
     assert not load_tokenizer(folder).has_chat_template, "where there is none, none is made up"

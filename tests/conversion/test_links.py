@@ -32,6 +32,20 @@ def test_a_link_out_of_the_folder_is_not_followed(raw_checkpoint: Callable[..., 
         assert not (out / "tokenizer_notes.txt").is_symlink(), name
 
 
+def test_a_link_to_a_snapshot_of_the_hub_cache_is_that_snapshot(
+    raw_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Its files are links into the folder of their repo."""
+    repo = tmp_path / "models--maker--model"
+    blobs, snapshot = repo / "blobs", repo / "snapshots" / "0123abcd"
+    shutil.copytree(raw_checkpoint("qwen3_5"), blobs)
+    snapshot.mkdir(parents=True)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    (tmp_path / "mymodel").symlink_to(snapshot)
+    assert convert(tmp_path / "mymodel", tmp_path / "out").head_bytes
+
+
 def test_weights_may_be_elsewhere(raw_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     model = Path(shutil.copytree(raw_checkpoint("qwen3_5"), tmp_path / "model"))
     (model / "model.safetensors").rename(tmp_path / "big.safetensors")

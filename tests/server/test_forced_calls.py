@@ -137,5 +137,9 @@ async def test_a_schema_beside_tools_lets_calls_come() -> None:
         assert answer.calls == [("weather", {"city": "Rome"})]
         settings = served.command.settings
         assert (settings.tool_calls, settings.json_schema) == (True, PARAMETERS)
+        await served.post(chat.path, body | {"tool_choice": "required"})
+        settings = served.command.settings
+        assert settings.call_grammar
+        assert settings.json_schema is None, "the call that is forced, not the JSON"
         await served.post(chat.path, body | {"tool_choice": "none"})
         assert not served.command.settings.tool_calls

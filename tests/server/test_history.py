@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -284,3 +285,19 @@ def test_roles_and_references_that_are_not_known_are_refused() -> None:
         with pytest.raises(ApiError, match="expected") as refusal:
             parse(path, **{TURNS[path]: history})
         assert refusal.value.param == param
+
+
+@asynchronous
+async def test_half_a_surrogate_pair_becomes_a_character() -> None:
+    """Clients cut a tool's output in the middle of an emoji, and send it again with each request."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": r'{"a": "cut \ud83d"}'}}
+    asked = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "seen \ud83d"},
+        {"role": "user", "content": "so \udfff"},
+    ]
+    async with serving(turn("Fine.")) as served:
+        response = await served.http.post(CHAT, content=json.dumps({"messages": asked}).encode())
+        assert response.status_code == 200, response.text
+        assert all(text in served.prompt for text in ("cut \ufffd", "seen \ufffd", "so \ufffd"))

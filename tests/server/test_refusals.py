@@ -155,13 +155,10 @@ async def test_bodies_that_are_not_requests(path: str, body: bytes) -> None:
 @asynchronous
 async def test_half_a_surrogate_pair(path: str) -> None:
     async with serving(turn("fine")) as served:
-        for body in (
-            b'{"messages": [{"role": "user", "content": "\\ud800"}], "input": "\\ud800", "prompt": "\\ud800"}',
-            b'{"messages": [{"role": "user", "content": [{"type": "\\udfff"}]}], "input": [{"type": "\\ud800"}]}',
-        ):
-            response = await served.http.post(path, content=body)
-            assert response.status_code == 400
-            assert parse_error(path, response.json())
+        body = b'{"messages": [{"role": "user", "content": [{"type": "\\udfff"}]}], "input": [{"role": "\\ud800"}]}'
+        response = await served.http.post(path, content=body)
+        assert response.status_code == 400
+        assert parse_error(path, response.json())
         response = await served.http.post(path, content=b'{"chat_template_kwargs": {"\\ud800": 1}}')
         assert response.status_code == 400
         await served.assert_works()

@@ -23,18 +23,19 @@ def tokenizer() -> Any:
 
 def test_bytes_joined_are_those_of_the_text() -> None:
     vocabulary, tokens = Vocabulary(tokenizer()), tokenizer().encode(TEXT, add_special_tokens=False)
-    assert b"".join(map(vocabulary.bytes, tokens)) == TEXT.encode()
+    assert b"".join(map(vocabulary.token_bytes, tokens)) == TEXT.encode()
     assert sum(map(vocabulary.characters, tokens)) == len(TEXT)
     parts = [token for token in tokens if "\ufffd" in vocabulary.text(token)]
     assert len(parts) > 4, "this vocabulary has some of these characters as bytes only"
     assert len({vocabulary.unique_text(token) for token in parts}) == len(set(parts))
     assert vocabulary.unique_text(parts[0]).startswith("bytes:\\x")
+    assert (vocabulary.text(1 << 20), vocabulary.token_bytes(1 << 20)) == ("", b""), "no such token"
 
 
 def test_a_tokenizer_that_does_not_tell_its_bytes(monkeypatch: Any) -> None:
     monkeypatch.setattr(type(tokenizer()._tokenizer), "backend_tokenizer", None)
     vocabulary, (token,) = Vocabulary(tokenizer()), tokenizer().encode("ok", add_special_tokens=False)
-    assert (vocabulary.text(token), vocabulary.bytes(token)) == ("ok", b"ok")
+    assert (vocabulary.text(token), vocabulary.token_bytes(token)) == ("ok", b"ok")
 
 
 @asynchronous
