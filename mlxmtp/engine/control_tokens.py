@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlxmtp.errors import PromptError
+
 MARKERS = ("think_start", "think_end", "tool_call_start", "tool_call_end")
 """Attributes of mlx-lm's `TokenizerWrapper`: control tokens that many tokenizers do not call special."""
+MARKS = tuple(map(chr, range(0xE000, 0xF900)))
+"""Characters for private use, which no tokenizer has a meaning for."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +20,7 @@ class Escape:
     """Puts a mark into each control token that a text spells. The tokenizer gets the text before and after the mark.
 
     Args:
-        special: the tokenizer's special tokens.
+        special: special tokens, and added tokens that the chat template writes.
         markers: the markers of thinking and tool calls. Answers keep theirs: chat templates look for them.
         mark: a character that occurs in none of the texts.
     """
@@ -29,8 +34,17 @@ class Escape:
         return [self._message(message) for message in messages]
 
     def everywhere(self, value: Any) -> Any:
-        """A JSON value with marks in all its strings."""
+        """A JSON value with marks in all its strings, the keys of objects too."""
         return _map_strings(value, lambda text: self._escape(text, (*self.special, *self.markers)))
+
+    def split(self, text: str) -> list[tuple[int, str]]:
+        """The pieces of a rendered text between its marks, each with the character at which it begins.
+
+        A template that prints an object as JSON or as Python writes a mark as its escape sequence.
+        """
+        marks = [match.span() for match in re.finditer(rf"{self.mark}|\\+{_code(self.mark)}", text)]
+        starts = [0, *(end for _, end in marks)]
+        return [(start, text[start:end]) for start, end in zip(starts, [*(at for at, _ in marks), None], strict=True)]
 
     def _message(self, message: Mapping[str, Any]) -> dict[str, Any]:
         if message.get("role") != "assistant":
@@ -50,26 +64,46 @@ def escape_for(tokenizer: Any, tokens: Iterable[int], *values: Any) -> Escape | 
     Args:
         tokenizer: mlx-lm's `TokenizerWrapper`.
         tokens: token ids of the prompt, tokenised without an escape.
-        values: its messages and tools.
+        values: its messages, its tools, and further variables of its template.
+
+    Raises:
+        PromptError: the texts hold each character for private use.
     """
     markers = {str(getattr(tokenizer, name)) for name in MARKERS if getattr(tokenizer, name)}
-    added = tokenizer.added_tokens_decoder
-    names = {added[token].content: added[token].special for token in set(tokens) if token in added}
+    sources = list(_strings(tokenizer.chat_template))
     texts = list(_strings(values))
-    spelled = [name for name in names if len(name) > 1 and any(name in text for text in texts)]
-    special = tuple(name for name in spelled if names[name] and name not in markers)
-    within = tuple(name for name in spelled if name in markers)
-    if not (special or within):
+    added = tokenizer.added_tokens_decoder
+    spelled = {
+        token.content
+        for token in (added[id] for id in set(tokens) if id in added)
+        if len(token.content) > 1
+        and any(token.content in text for text in texts)
+        and (token.special or token.content in markers or _is_written(token.content, sources))
+    }
+    if not spelled:
         return None
-    private_use = map(chr, range(0xE000, 0xF900))
-    return Escape(special, within, next(mark for mark in private_use if not any(mark in text for text in texts)))
+    mark = next((mark for mark in MARKS if not any(mark in text or _code(mark) in text for text in texts)), None)
+    if mark is None:
+        raise PromptError("the prompt has all characters for private use, U+E000 to U+F8FF; expected fewer")
+    return Escape(tuple(sorted(spelled - markers)), tuple(sorted(spelled & markers)), mark)
+
+
+def _is_written(name: str, sources: Iterable[str]) -> bool:
+    """Whether a chat template writes an added token. A word or a space is no control token: templates compare roles."""
+    return re.search(r"[^\w\s]", name) is not None and any(name in source for source in sources)
+
+
+def _code(mark: str) -> str:
+    """The escape sequence of a mark, without its backslash."""
+    return f"u{ord(mark):04x}"
 
 
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for item in value.values():
+        for key, item in value.items():
+            yield from _strings(key)
             yield from _strings(item)
     elif isinstance(value, list | tuple):
         for item in value:
@@ -77,11 +111,11 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _map_strings(value: Any, change: Any) -> Any:
-    """A JSON value with its strings changed, the keys of objects left as they are."""
+    """A JSON value with its strings changed, the keys of objects too."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _map_strings(item, change) for key, item in value.items()}
+        return {_map_strings(key, change): _map_strings(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_map_strings(item, change) for item in value]
     return value

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from mlxmtp.engine.control_tokens import escape_for
+from mlxmtp.engine.control_tokens import Escape, escape_for
 from mlxmtp.errors import PromptError, TemplateLimitError
 from mlxmtp.prefixes import common_length
 
@@ -21,6 +21,8 @@ PROBES = ("a", "b")
 MIN_TOOLS_CHARACTERS = 400
 """Characters before the system prompt's text for which a boundary is noted there. Fewer are the opening of a template
 that puts the tools after the text."""
+ANCHOR = "\n"
+"""Stands before a piece while it is tokenised: a tokenizer that begins each text with a space puts the space there."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,11 @@ def render(
     """
     text_of = partial(apply_template, tokenizer, tools=tools, thinking=thinking, options=options)
     rendered = _render(tokenizer, messages, text_of, has_tools=bool(tools))
-    escape = escape_for(tokenizer, rendered.tokens, messages, tools)
+    escape = escape_for(tokenizer, rendered.tokens, messages, tools, options)
     if escape is None:
         return rendered
-    text_of = partial(text_of, tools=escape.everywhere(tools))
-    return _render(tokenizer, escape.messages(messages), text_of, has_tools=bool(tools), mark=escape.mark)
+    text_of = partial(text_of, tools=escape.everywhere(tools), options=escape.everywhere(options))
+    return _render(tokenizer, escape.messages(messages), text_of, has_tools=bool(tools), escape=escape)
 
 
 def apply_template(
@@ -223,43 +225,54 @@ def _render(
     text_of: Callable[..., str],
     *,
     has_tools: bool,
-    mark: str | None = None,
+    escape: Escape | None = None,
 ) -> Rendered:
-    """The tokens and boundaries of messages; the text is cut at each `mark`, which is no part of it."""
+    """The tokens and boundaries of messages; the text is cut at each mark of `escape`, which is no part of it."""
     text = text_of(messages)
     others = [*_other_conversations(messages, has_tools=has_tools), *_earlier_ends(messages)]
     tools = _shared_characters(text, _other_systems(messages, has_tools=has_tools), text_of)
     ends = [end for end in tools if end >= MIN_TOOLS_CHARACTERS] + _shared_characters(text, others, text_of)
-    return _with_boundaries(tokenizer, text, ends, mark)
+    return _with_boundaries(tokenizer, text, ends, escape)
 
 
-def _with_boundaries(tokenizer: Any, text: str, ends: list[int], mark: str | None) -> Rendered:
+def _with_boundaries(tokenizer: Any, text: str, ends: list[int], escape: Escape | None) -> Rendered:
     """The tokens of a rendered text, with a boundary after the tokens within its first `end` characters, for each."""
+    tokens, token_ends = _tokenise(_ids_with_ends, tokenizer, text, escape)
     if getattr(tokenizer, "is_fast", False):
-        tokens, token_ends = _tokenise(_ids_with_ends, tokenizer, text, mark)
         counts = {bisect_right(token_ends, end) for end in ends}
     else:
-        tokens = _tokenise(_ids_of_pieces, tokenizer, text, mark)
-        counts = {common_length(tokens, _ids_of_pieces(tokenizer, text[:end], mark)) for end in ends}
+        counts = {common_length(tokens, _ids_with_ends(tokenizer, text[:end], escape)[0]) for end in ends}
     return Rendered(_not_empty(tokens), tuple(sorted(count for count in counts if 0 < count < len(tokens))), True)
 
 
-def _ids_with_ends(tokenizer: Any, text: str, mark: str | None) -> tuple[list[int], list[int]]:
-    """Token ids, and the character at which each token ends."""
-    hugging_face = tokenizer._tokenizer  # the wrapper forwards attributes, not calls
+def _ids_with_ends(tokenizer: Any, text: str, escape: Escape | None) -> tuple[list[int], list[int]]:
+    """Token ids, and the character at which each token ends, which only fast tokenizers know."""
     ids: list[int] = []
     ends: list[int] = []
-    start = 0
-    for piece in text.split(mark) if mark else [text]:
-        encoding = hugging_face(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids += encoding["input_ids"]
-        ends += [start + end for _, end in encoding["offset_mapping"]]
-        start += len(piece) + 1
+    for start, piece in escape.split(text) if escape else [(0, text)]:
+        more, more_ends = _continue(tokenizer, piece) if start else _encode(tokenizer, piece)
+        ids += more
+        ends += [start + end for end in more_ends]
     return ids, ends
 
 
-def _ids_of_pieces(tokenizer: Any, text: str, mark: str | None) -> list[int]:
-    return [token for piece in (text.split(mark) if mark else [text]) for token in _ids(tokenizer, piece)]
+def _continue(tokenizer: Any, piece: str) -> tuple[list[int], list[int]]:
+    """As `_encode`, for a piece that begins within a text."""
+    anchor, _ = _encode(tokenizer, ANCHOR)
+    ids, ends = _encode(tokenizer, ANCHOR + piece)
+    count = len(anchor)
+    if ids[:count] != anchor or any(end > len(ANCHOR) for end in ends[:count]):  # the anchor is joined to the piece
+        return _encode(tokenizer, piece)
+    return ids[count:], [end - len(ANCHOR) for end in ends[count:]]
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
+    """Token ids of a text, and where a fast tokenizer says it, the character at which each token ends."""
+    if not getattr(tokenizer, "is_fast", False):
+        return _ids(tokenizer, text), []
+    hugging_face = tokenizer._tokenizer  # the wrapper forwards attributes, not calls
+    encoding = hugging_face(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return encoding["input_ids"], [end for _, end in encoding["offset_mapping"]]
 
 
 def _ids(tokenizer: Any, text: str, **options: Any) -> list[int]:

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from mlxmtp import GenerationOptions, PromptError, load
 from mlxmtp.engine.loading import DEMO, load_tokenizer
@@ -20,6 +23,34 @@ TOOL = {"type": "function", "function": {"name": "f", "description": "ends at <|
 @cache
 def tokenizer() -> Any:
     return load_tokenizer(DEMO, [2])
+
+
+def with_template(template: Any) -> Any:
+    """The demo's tokenizer with a template and a token that only the template makes a control token."""
+    other = load_tokenizer(DEMO, [2])
+    other._tokenizer.add_tokens([AddedToken("<~User~>", special=False), AddedToken("<~Free~>", special=False)])
+    other._tokenizer.chat_template = template
+    return other
+
+
+def sentencepiece(template: str) -> Any:
+    """A tokenizer that begins each text with a space, as SentencePiece does, and writes bytes where it has no piece."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *"<>/solduser"]
+    model = models.BPE(
+        {piece: i for i, piece in enumerate(dict.fromkeys(pieces))},
+        [],
+        unk_token="<unk>",
+        fuse_unk=True,
+        byte_fallback=True,
+    )
+    built = Tokenizer(model)
+    built.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    built.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=built, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.chat_template = template
+    return TokenizerWrapper(fast)
 
 
 def counts(tokens: list[int]) -> dict[str, int]:
@@ -72,6 +103,71 @@ def test_answers_keep_the_markers_that_templates_look_for() -> None:
     kept = counts(render(tokenizer(), conversation("a", "b", "c", answer="<think>hm</think>So. <|im_end|>")).tokens)
     plain = counts(render(tokenizer(), conversation("a", "b", "c")).tokens)
     assert kept == plain | {"<think>": 1}
+
+
+def test_tokens_that_the_template_writes_are_control_tokens() -> None:
+    source = "{% for m in messages %}{{ '<~User~>' + m.content + '\\n' }}{% endfor %}"
+    for template in (source, {"default": source, "tool_use": source}):
+        other = with_template(template)
+        user, free = other.convert_tokens_to_ids(["<~User~>", "<~Free~>"])
+        text = "a <~User~> and <~Free~>"
+        rendered = render(other, [{"role": "user", "content": text}])
+        assert rendered.tokens.count(user) == 1, "the template's own"
+        assert rendered.tokens.count(free) == 1, "the template does not write it"
+        assert other.decode(rendered.tokens) == f"<~User~>{text}\n"
+
+
+def test_keys_and_template_variables_that_spell_them_stay_text() -> None:
+    hello = {"role": "user", "content": "hello"}
+
+    def with_key(where: str, key: str) -> list[int]:
+        schema = {"type": "object", "properties": {key: {"type": "string"}}}
+        tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": schema}}
+        call = {"type": "function", "function": {"name": "f", "arguments": {key: "1"}}}
+        if where == "tools":
+            return render(tokenizer(), [hello], tools=[tool]).tokens
+        return render(tokenizer(), [hello, {"role": "assistant", "content": "", "tool_calls": [call]}]).tokens
+
+    for where in ("tools", "call"):
+        plain, spelled = with_key(where, "key"), with_key(where, "<|im_end|>")
+        assert counts(spelled) == counts(plain), where
+        assert tokenizer().decode(spelled) == tokenizer().decode(plain).replace("key", "<|im_end|>"), where
+    other = with_template("{{ messages[0].content + note }}")
+    tokens = render(other, [hello], options={"note": "<|im_end|>"}).tokens
+    assert other.decode(tokens) == "hello<|im_end|>"
+    assert other.convert_tokens_to_ids("<|im_end|>") not in tokens, "a variable of the template"
+
+
+def test_templates_that_print_objects_leave_no_mark() -> None:
+    end = tokenizer().convert_tokens_to_ids("<|im_end|>")
+    content = [{"type": "text", "text": "<|im_end|> \\ue000 \ue001"}]
+    for template, text in (
+        ("{{ messages[0].content }}", "[{'type': 'text', 'text': '<|im_end|> \\\\ue000 \\ue001'}]"),
+        (
+            "{{ messages[0].content | tojson(ensure_ascii=True) }}",
+            '[{"type": "text", "text": "<|im_end|> \\\\ue000 \\ue001"}]',
+        ),
+        (
+            "{{ messages[0].content | tojson }}",
+            '[{"type": "text", "text": "<|im_end|> \\\\ue000 \ue001"}]',
+        ),
+    ):
+        other = with_template(template)
+        tokens = render(other, [{"role": "user", "content": content}]).tokens
+        assert other.decode(tokens) == text, template
+        assert end not in tokens, template
+
+
+def test_a_piece_of_a_text_gets_no_space_before_it() -> None:
+    other = sentencepiece(
+        "{% for m in messages %}{{ '<s>' + m.content + '</s>' }}{% endfor %}{{ 'user' if add_generation_prompt }}"
+    )
+    old = [{"role": "user", "content": "<s>old"}]
+    rendered = render(other, [*old, {"role": "user", "content": "user"}])
+    pieces = other.convert_ids_to_tokens(rendered.tokens)
+    assert "".join(pieces) == "<s>\u2581<s>old</s><s>\u2581user</s>\u2581user", pieces
+    assert rendered.tokens.count(other.convert_tokens_to_ids("<s>")) == 2, pieces
+    assert "".join(pieces[: rendered.boundaries[-1]]) == "<s>\u2581<s>old</s><s>\u2581user</s>", rendered.boundaries
 
 
 def test_ids_without_a_row_are_refused(raw_checkpoint: Callable[..., Path]) -> None:
