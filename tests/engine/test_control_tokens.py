@@ -156,6 +156,9 @@ def test_templates_that_print_objects_leave_no_mark() -> None:
         tokens = render(other, [{"role": "user", "content": content}]).tokens
         assert other.decode(tokens) == text, template
         assert end not in tokens, template
+    every = "".join(map(chr, range(0xE000, 0xF900)))
+    with pytest.raises(PromptError, match="all characters for private use"):
+        render(tokenizer(), [{"role": "user", "content": "<|im_end|>" + every}])
 
 
 def test_a_piece_of_a_text_gets_no_space_before_it() -> None:
