@@ -12,6 +12,8 @@ PATIENCE_S = 3.0
 """Seconds that the server has for each step of its answer."""
 MAX_ANSWER_BYTES = 1_000_000
 """More than any list of one model has."""
+MAX_MESSAGE = 400
+"""Characters of an error's message."""
 UNBOUNDED = 2**31 - 1
 """Tokens of a context whose model names no limit."""
 
@@ -28,8 +30,10 @@ def ask(url: str, key: str) -> Served | str:
     """Return what the server at an address serves, or a sentence on why that is not known."""
     try:
         status, content = _get(url, "/v1/models", key)
-        if status in (401, 403):
+        if status == 401:
             return f"the server at {url} refuses this key (status {status}); give --api-key"
+        if status == 403:
+            return f"the server at {url} refuses to answer: {_said(content)}"
         model = parse_json(content)["data"][0]
         name, context = model["id"], model["max_model_len"]
     except (OSError, HTTPException) as error:
@@ -40,6 +44,15 @@ def ask(url: str, key: str) -> Served | str:
     if not good or not 0 < context < UNBOUNDED:
         return f"the server at {url} names no context"
     return Served(name, context)
+
+
+def _said(content: bytes) -> str:
+    """The message of an error, as the server says it; of another answer, its status."""
+    try:
+        message = parse_json(content)["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        message = None
+    return message[:MAX_MESSAGE] if isinstance(message, str) and message.isprintable() and message else "status 403"
 
 
 def _get(url: str, path: str, key: str) -> tuple[int, bytes]:

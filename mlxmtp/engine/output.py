@@ -8,18 +8,12 @@ from typing import Any, Literal
 from mlx_lm.generate import TextStateMachine, make_text_state_machine
 
 from mlxmtp.decoding.loop import StopDecision
+from mlxmtp.engine.schemas import target_of, types_of, types_of_value
 from mlxmtp.files import parse_json
 
 SegmentKind = Literal["text", "thinking", "tool"]
 _KINDS: dict[str | None, SegmentKind] = {"reasoning": "thinking", "tool": "tool"}
 """mlx-lm's names of the states, where they are not "text"."""
-_JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "object": (dict,),
-    "array": (list,),
-}
 
 
 class StreamingDetokenizer:
@@ -211,36 +205,79 @@ def parse_tool_calls(
         tools: definitions as the chat template had them; the arguments get the types of their schemas.
     """
     tools = list(tools or ())
-    try:
-        parsed = tokenizer.tool_parser(text, tools or None)
-        calls = parse_json(json.dumps(parsed if isinstance(parsed, list) else [parsed]))  # some read Python's literals
-    except Exception:  # each parser has its own way to fail on what a model makes up
-        return None
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
+    calls = _read_calls(tokenizer, text, [_as_parsers_read(tool) for tool in tools] or None)
+    if tools and calls is None:  # some parsers fail on a value of another type than the schema's
+        calls = _read_calls(tokenizer, text, None)
     if not calls or not all(map(_is_call, calls)):
         return None
-    schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
-    return [call | {"arguments": _typed(call["arguments"], schemas.get(call["name"], {}))} for call in calls]
+    typed = []
+    for call in calls:
+        schema = schemas.get(call["name"], {})
+        arguments = _typed(call["arguments"], schema, schema)
+        if '"null"' not in text:  # null without quotes, which the parser took for text
+            arguments = _with_nulls(arguments, schema)
+        typed.append(call | {"arguments": arguments})
+    return typed
+
+
+def _read_calls(tokenizer: Any, text: str, tools: list[dict[str, Any]] | None) -> list[Any] | None:
+    """The calls that the model's own parser reads; None: it fails."""
+    try:
+        parsed = tokenizer.tool_parser(text, tools)
+        read = parse_json(json.dumps(parsed if isinstance(parsed, list) else [parsed]))  # some read Python's literals
+    except Exception:  # each parser has its own way to fail on what a model makes up
+        return None
+    return read if isinstance(read, list) else None
+
+
+def _as_parsers_read(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool for mlx-lm's parsers, which take a property for text only where its schema is {"type": "string"}."""
+    function = tool["function"]
+    schema = function.get("parameters")
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    if not isinstance(properties, dict):
+        return tool
+    simple = {name: _as_text(prop, schema) for name, prop in properties.items()}
+    return tool | {"function": function | {"parameters": schema | {"properties": simple}}}
+
+
+def _as_text(schema: Any, root: Any) -> dict[str, Any]:
+    """The schema of text, where a schema permits a string; of objects and lists the parsers find out by themselves."""
+    if not isinstance(schema, dict):
+        return {}
+    types = types_of(schema, root)
+    return {"type": "string"} if "string" in types and not types & {"object", "array"} else schema
 
 
 def _is_call(call: Any) -> bool:
     return isinstance(call, dict) and isinstance(call.get("name"), str) and "arguments" in call
 
 
-def _typed(value: Any, schema: Any) -> Any:
-    """The value in the type of its schema, where the model wrote it as a string."""
+def _with_nulls(arguments: Any, schema: Any) -> Any:
+    """The arguments with None for the text "null", where the schema permits both."""
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    if not isinstance(arguments, dict) or not isinstance(properties, dict):
+        return arguments
+    nullable = {name for name, prop in properties.items() if "null" in types_of(prop, schema)}
+    return {name: None if value == "null" and name in nullable else value for name, value in arguments.items()}
+
+
+def _typed(value: Any, schema: Any, root: Any) -> Any:
+    """The value in the type of its schema, where the model wrote it as a string and the schema permits none."""
     if not isinstance(schema, dict):
         return value
-    wanted = schema.get("type")
-    types = wanted if isinstance(wanted, list) else [wanted]
+    schema = target_of(schema, root)
+    types = types_of(schema, root)
     if isinstance(value, str) and "string" not in types:
         try:
             read = parse_json(value)
         except ValueError:
             return value
-        value = read if any(type(read) in _JSON_TYPES.get(str(name), ()) for name in types) else value
+        value = read if types & types_of_value(read) else value
     properties = schema.get("properties")
     if isinstance(value, dict) and isinstance(properties, dict):
-        return {name: _typed(item, properties.get(name)) for name, item in value.items()}
+        return {name: _typed(item, properties.get(name), root) for name, item in value.items()}
     if isinstance(value, list):
-        return [_typed(item, schema.get("items")) for item in value]
+        return [_typed(item, schema.get("items"), root) for item in value]
     return value

@@ -17,6 +17,7 @@ from llguidance import LLMatcher
 
 from mlxmtp.engine.grammar import WHITESPACE, call_end_token
 from mlxmtp.engine.prompt import apply_template
+from mlxmtp.engine.schemas import literals_of, target_of, types_of
 from mlxmtp.server.errors import ApiError
 from mlxmtp.server.tools import Tool
 
@@ -69,7 +70,7 @@ class _Call:
         self._tools = tools
         self.name: str = function["name"]
         parameters = function.get("parameters")
-        self._schema: dict[str, Any] = dict(parameters) if isinstance(parameters, Mapping) else {"type": "object"}
+        self._schema: dict[str, Any] = {"type": "object"} | dict(parameters if isinstance(parameters, Mapping) else {})
         self._start: str = tokenizer.tool_call_start
 
     def written(self, number: int) -> str:
@@ -120,15 +121,20 @@ class _Call:
         if not opens or not closing or after_next != between + VALUES[1] + end or not end.startswith(closing):
             raise ValueError("arguments are not written alike")
         properties = self._schema.get("properties") or {}
+        if not properties and self._schema.get("additionalProperties") is not False:
+            raise ValueError("the arguments are not named")
         required = self._schema.get("required") or []
+        shared = {name: self._schema[name] for name in ("$defs", "definitions") if name in self._schema}
         uses: list[str] = []
         rules: list[str] = []
         for name, schema in properties.items():
             own = f"{rule}_{len(rules)}"
             uses.append(own if name in required else f"{own}?")
             start = _text(opens + name + between)
-            if _is_json(schema):
-                rules.append(f"{own}: {start} {own}_value {_text(closing)}\n{own}_value: {_json(schema)}")
+            if "string" not in types_of(schema, self._schema):
+                rules.append(f"{own}: {start} {own}_value {_text(closing)}\n{own}_value: {_json(shared | schema)}")
+            elif texts := _texts(schema, self._schema):
+                rules.append(f"{own}: {start} ({' | '.join(map(_text, texts))}) {_text(closing)}")
             else:
                 rules.append(f"{own}: {start} {own}_value\n{own}_value[suffix={_text(closing)}]: /(.|\\n)*/")
         return [f"{rule}: {_text(head)} {' '.join(uses)} {_text(end.removeprefix(closing))}", *rules]
@@ -164,6 +170,7 @@ def _json(schema: Mapping[str, Any]) -> str:
     return "%json " + json.dumps(dict(schema) | {"x-guidance": {"whitespace_pattern": WHITESPACE}})
 
 
-def _is_json(schema: Any) -> bool:
-    """Whether values of this schema are written as JSON; strings, and values of any type, are written as they are."""
-    return isinstance(schema, Mapping) and schema.get("type") in ("integer", "number", "boolean", "object", "array")
+def _texts(schema: Any, root: Any) -> list[str]:
+    """The values that a schema lists, where all are strings; strings are written as they are."""
+    values = literals_of(target_of(schema, root)) if isinstance(schema, Mapping) else None
+    return values if values and all(isinstance(value, str) for value in values) else []

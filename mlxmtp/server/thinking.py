@@ -10,8 +10,10 @@ from mlxmtp.server.body import JsonObject
 
 TYPES = {"enabled": True, "disabled": False, "adaptive": None, "auto": None}
 """`thinking.type` -> whether to think; None: the chat template's default."""
-NO_EFFORT = ("none", "minimal", "off")
+NO_EFFORT = ("none", "minimal", "off", "disabled", "disable", "false", "no")
 """Efforts that ask for an answer without thinking."""
+BUDGETS = ("thinking_budget", "reasoning_budget")
+"""Tokens of thinking, only 0 is honoured: no thinking."""
 SWITCHES = ("enable_thinking", "thinking")
 """Names of the switch in chat templates: of Qwen and GLM, and of DeepSeek and Kimi."""
 RESERVED = (
@@ -74,6 +76,7 @@ def _wishes(body: JsonObject, template: JsonObject | None, reasoning: JsonObject
         yield _switch(body, "reasoning")
     yield _switch(body, "think")
     yield False if body.boolean("disable_reasoning") else None
+    yield False if any(body.content.get(name) == 0 and not body.get(name) for name in BUDGETS) else None
     yield _by_effort(body.string("reasoning_effort"))
 
 
@@ -91,11 +94,13 @@ def _hints(body: JsonObject, reasoning: JsonObject | None) -> dict[str, Any]:
 
 
 def _thinking_field(body: JsonObject) -> bool | None:
-    """The field `thinking`: a switch, or an object with a type."""
+    """The field `thinking`: a switch, or an object; one without a type says nothing."""
     thinking = _object_or_none(body, "thinking")
     if not thinking:
         return _switch(body, "thinking")
-    kind = thinking.string("type") or ""
+    kind = thinking.string("type")
+    if kind is None:
+        return None
     if kind not in TYPES:
         thinking.reject("type", ", ".join(TYPES))
     return TYPES[kind]
@@ -112,7 +117,7 @@ def _switch(body: JsonObject, name: str) -> bool | None:
 
 
 def _by_effort(effort: str | None) -> bool | None:
-    return None if effort is None else effort not in NO_EFFORT
+    return None if effort is None else effort.lower() not in NO_EFFORT
 
 
 def _object_or_none(body: JsonObject, name: str) -> JsonObject | None:

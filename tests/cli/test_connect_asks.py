@@ -75,6 +75,9 @@ def test_a_server_that_does_not_say_is_told_and_guessed(main_: Callable[..., Ran
         ({"data": [MODEL | {"max_model_len": -1}]}, 200, "names no context"),
         ({"data": [MODEL | {"id": "a\x1b[2J"}]}, 200, "names no context"),
         ({"error": {}}, 401, "refuses this key (status 401); give --api-key"),
+        ({"error": {"message": "use --allow-host NAME"}}, 403, "refuses to answer: use --allow-host NAME"),
+        ({"error": {"message": "a\x1b[2J"}}, 403, "refuses to answer: status 403"),
+        (b"<html>", 403, "refuses to answer: status 403"),
     )
     for body, status, said in strange:
         with serving(body, status) as (url, _):
@@ -82,6 +85,7 @@ def test_a_server_that_does_not_say_is_told_and_guessed(main_: Callable[..., Ran
             assert (ran.code, ran.err.count("\n")) == (0, 1), body
             assert ran.err.startswith(f"mlxmtp: warning: {'what' if 'say' in said else 'the server'} "), body
             assert said in ran.err, body
+            assert status != 403 or "key" not in ran.err, body
             assert "32,768 tokens are taken for its context" in ran.err, body
             assert 'model = "mlxmtp"' in ran.out, body
             assert "model_context_window = 32768" in ran.out, body

@@ -13,7 +13,7 @@ from mlx_lm.utils import load_tokenizer
 
 from mlxmtp import GenerationOptions, load
 from mlxmtp.engine.loading import DEMO
-from mlxmtp.engine.output import OutputParser, Segment, assistant_message, join_segments
+from mlxmtp.engine.output import OutputParser, Segment, assistant_message, join_segments, parse_tool_calls
 from mlxmtp.engine.prompt import encode
 from tests.engine.kinds import TRAINED
 
@@ -276,6 +276,42 @@ def test_a_set_in_a_call_of_glm() -> None:
     marks = Marks(call=("<tool_call>", "</tool_call>"), parser=parser_of("glm47"))
     said = "<tool_call>f<arg_key>x</arg_key><arg_value>{1, 2}</arg_value></tool_call>"
     assert made(marks, said) == assistant(said)
+
+
+VALUES: list[tuple[Any, str, Any]] = [
+    ({"type": "integer"}, "three", "three"),
+    ({"type": "integer"}, "3", 3),
+    (True, "x y", "x y"),
+    ({"type": "string"}, "5", "5"),
+    ({"type": ["string", "integer"]}, "5", "5"),
+    ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, "5", "5"),
+    ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "5", 5),
+    ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, "null", None),
+    ({"oneOf": [{"type": "boolean"}, {"type": "number"}]}, "2.5", 2.5),
+    ({"type": ["string", "null"]}, "5", "5"),
+    ({"type": ["string", "null"]}, "null", None),
+    ({"$ref": "#/$defs/count"}, "7", 7),
+    ({"enum": [1, 2]}, "2", 2),
+    ({"enum": ["1", "2"]}, "2", "2"),
+    ({"type": ["array", "null"], "items": {"type": "integer"}}, "[1]", [1]),
+]
+XML_LIKE = {
+    "qwen3_coder": "<function=f>\n<parameter=x>\n{}\n</parameter>\n<parameter=name>\n12\n</parameter>\n</function>",
+    "glm47": "f<arg_key>x</arg_key><arg_value>{}</arg_value><arg_key>name</arg_key><arg_value>12</arg_value>",
+    "minimax_m2": '<invoke name="f"><parameter name="x">{}</parameter><parameter name="name">12</parameter></invoke>',
+}
+
+
+def test_values_have_the_type_of_their_schema() -> None:
+    """A value of another type goes through as text, and takes no other argument with it."""
+    for name, call in XML_LIKE.items():
+        marks = Marks(call=("<call>", "</call>"), parser=parser_of(name))
+        for schema, said, expected in VALUES:
+            properties = {"x": schema, "name": {"type": "string"}}
+            parameters = {"type": "object", "properties": properties, "$defs": {"count": {"type": "integer"}}}
+            tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+            (read,) = parse_tool_calls(marks, call.format(said), tools) or [None]
+            assert read == {"name": "f", "arguments": {"x": expected, "name": "12"}}, (name, schema, said)
 
 
 # -- whatever a model makes up --------------------------------------------------------------------------------

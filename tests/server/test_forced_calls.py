@@ -94,6 +94,50 @@ def test_the_rest_of_a_call(template: str | None, rests: dict[str, bool], head: 
             assert accepts(template, required.grammar, whole) is (right and known), whole
 
 
+LOOSE = {
+    "properties": {
+        "unit": {"$ref": "#/$defs/unit"},
+        "mode": {"enum": ["a b", "c"]},
+        "few": {"anyOf": [{"$ref": "#/$defs/count"}, {"type": "null"}]},
+        "more": {"type": ["array", "null"], "items": {"$ref": "#/$defs/count"}},
+        "any": {"type": ["string", "integer"]},
+    },
+    "$defs": {"unit": {"type": "string", "enum": ["C", "F"]}, "count": {"type": "integer"}},
+}
+LOOSE_VALUES = {
+    "unit": {"C": True, "F": True, "K": False, '"C"': False},
+    "mode": {"a b": True, "c": True, "a": False, "c d": False},
+    "few": {"5": True, "null": True, "five": False, '"5"': False},
+    "more": {"[1, 2]": True, "null": True, '["a"]': False, "1": False},
+    "any": {"5": True, "five": True},
+}
+
+
+def test_what_schemas_leave_out() -> None:
+    """The type of the whole is an object. Values follow definitions, choices of types and lists of values."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": LOOSE}}]
+    held = forced_call(tokenizer(EACH_ARGUMENT), tools, "f").grammar
+    assert held
+    for name, values in LOOSE_VALUES.items():
+        for value, right in values.items():
+            rest = f"\n<parameter={name}>\n{value}\n</parameter>\n</function>\n"
+            assert accepts(EACH_ARGUMENT, held, rest) is right, (name, value)
+    held = forced_call(tokenizer(), tools, "f").grammar
+    assert held
+    for value, right in (('{"few": 5}', True), ('{"few": "5"}', False), ("[]", False), ('"few"', False)):
+        assert accepts(None, held, f" {value}}}\n") is right, value
+
+
+def test_arguments_without_names_are_free() -> None:
+    for parameters, free in (
+        ({"type": "object"}, True),
+        ({"type": "object", "properties": {}}, True),
+        ({"type": "object", "properties": {}, "additionalProperties": False}, False),
+    ):
+        tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+        assert (forced_call(tokenizer(EACH_ARGUMENT), tools, "f").grammar is None) is free, parameters
+
+
 def test_a_template_that_writes_calls_in_another_way_has_no_grammar() -> None:
     shouting = EACH_ARGUMENT.replace("+ name +", "+ name + loop.index | string +")
     assert forced_call(tokenizer(shouting), TOOLS, "weather").grammar is None

@@ -12,6 +12,7 @@ from tests.scripted_engine import asynchronous
 from tests.server.scripted import ALL, CHAT, COMPLETIONS, MESSAGES, MINIMAL, RESPONSES, parse, serving, tokenizer, turn
 
 TURNS = (CHAT, MESSAGES, RESPONSES)
+WORDS = ("disabled", "disable", "false", "no", "False")
 OFF: list[dict[str, Any]] = [
     {"chat_template_kwargs": {"enable_thinking": False}},
     {"chat_template_kwargs": {"thinking": False}},
@@ -29,6 +30,10 @@ OFF: list[dict[str, Any]] = [
     {"reasoning_effort": "none"},
     {"reasoning_effort": "minimal"},
     {"think": False, "reasoning_effort": "high"},
+    *({name: word} for name in ("think", "thinking", "reasoning", "reasoning_effort") for word in WORDS),
+    *({"reasoning": {"effort": word}} for word in WORDS),
+    {"thinking_budget": 0},
+    {"reasoning_budget": 0},
 ]
 ON: list[dict[str, Any]] = [
     {"chat_template_kwargs": {"thinking": True}},
@@ -44,6 +49,8 @@ ON: list[dict[str, Any]] = [
 OPEN: list[dict[str, Any]] = [
     {},
     {"thinking": {"type": "adaptive"}},
+    {"thinking": {}},
+    {"thinking": {"budget_tokens": 4000}},
     {"reasoning": {}},
     {"reasoning": {"summary": "auto", "exclude": True}},
     {"disable_reasoning": False},
