@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from mlxmtp.engine.control_tokens import Escape, escape_for
+from mlxmtp.engine.strict_templates import SYSTEM_ROLES, simpler_forms
 from mlxmtp.errors import PromptError, TemplateLimitError
 from mlxmtp.prefixes import common_length
 
@@ -15,7 +16,6 @@ T = TypeVar("T")
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Sequence[int]
 
-SYSTEM_ROLES = ("system", "developer")
 PROBES = ("a", "b")
 """Messages of two other users: the prompts of all three share exactly the system prompt and the tools."""
 MIN_TOOLS_CHARACTERS = 400
@@ -130,35 +130,10 @@ def apply_template(
     except TemplateLimitError:
         raise
     except Exception as error:  # templates raise errors of their own, and trip over messages that they do not expect
-        alternating = alternate_roles(messages)
-        if alternating != list(messages):
+        for form in simpler_forms(messages):
             with suppress(Exception):
-                return str(apply(alternating))
+                return str(apply(form))
         raise PromptError(f"the model's chat template refuses these messages: {error}") from error
-
-
-def alternate_roles(messages: Sequence[Message]) -> list[Message]:
-    """Return messages for a strict template: no system message, and no two messages of a role in a row.
-
-    The text of a system message becomes the beginning of the next user message. Messages with tool calls, and results
-    of tools, stay as they are.
-    """
-    turned = [{**message, "role": "user"} if message.get("role") in SYSTEM_ROLES else message for message in messages]
-    joined: list[Message] = []
-    for message in turned:
-        before = joined[-1] if joined else {}
-        texts = before.get("content"), message.get("content")
-        if _is_plain(before) and _is_plain(message) and before["role"] == message["role"]:
-            joined[-1] = {**before, "content": "\n\n".join(filter(None, texts))}
-        else:
-            joined.append(message)
-    return joined
-
-
-def _is_plain(message: Message) -> bool:
-    """Whether a message is a text of the user or of the model."""
-    text = isinstance(message.get("content"), str)
-    return text and message.get("role") in ("user", "assistant") and not message.get("tool_calls")
 
 
 def check_ids(tokens: Sequence[int], vocab_size: int) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
-from mlxmtp.engine.prompt import Rendered, alternate_roles, apply_template, render
+from mlxmtp.engine.prompt import Rendered, apply_template, render
+from mlxmtp.engine.strict_templates import simpler_forms
 from mlxmtp.errors import PromptError, TemplateLimitError
 from mlxmtp.server.history import later_system_as_user
 from mlxmtp.server.request import Request
@@ -75,7 +76,7 @@ class ChatTemplate:
         talk += [{"role": "user", "content": user}, {"role": "system", "content": system}]
         try:
             text = apply_template(self._tokenizer, talk)
-            refused = text == apply_template(self._tokenizer, alternate_roles(talk))
+            refused = text == apply_template(self._tokenizer, simpler_forms(talk)[0])
         except PromptError:
             return False
         return not refused and system in text.rpartition(user)[2]
