@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 ALL_TYPES = frozenset({"string", "integer", "number", "boolean", "object", "array", "null"})
 """The types of JSON. An integer is also a number."""
-MAX_STEPS = 16
-"""Schemas within schemas that are followed; one that refers to itself has no end."""
+MAX_SCHEMAS = 100
+"""Schemas that are read for one answer: references may multiply without an end. What lies beyond permits all types."""
 
 
-def types_of(schema: Any, root: Any = None, steps: int = MAX_STEPS) -> frozenset[str]:
+def types_of(schema: Any, root: Any = None) -> frozenset[str]:
     """Return the types of the values that a schema permits; all, where it does not say.
 
     Args:
         root: the schema that `$ref` points into.
     """
-    if not isinstance(schema, Mapping) or not steps:
+    return _types(schema, root, iter(range(MAX_SCHEMAS)))
+
+
+def _types(schema: Any, root: Any, left: Iterator[int]) -> frozenset[str]:
+    if not isinstance(schema, Mapping) or next(left, None) is None:
         return ALL_TYPES
     schema = target_of(schema, root)
     types = ALL_TYPES
@@ -28,7 +32,7 @@ def types_of(schema: Any, root: Any = None, steps: int = MAX_STEPS) -> frozenset
         types &= {kind for value in values for kind in types_of_value(value)}
     for choices in (schema.get("anyOf"), schema.get("oneOf")):
         if isinstance(choices, list):
-            types &= frozenset[str]().union(*(types_of(choice, root, steps - 1) for choice in choices))
+            types &= frozenset[str]().union(*(_types(choice, root, left) for choice in choices))
     return types
 
 
