@@ -72,7 +72,7 @@ async def test_a_head_must_arrive_in_time(monkeypatch: pytest.MonkeyPatch) -> No
 
 @asynchronous
 async def test_a_client_that_still_reads_an_answer_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEAD_S", 0.5)
+    monkeypatch.setattr(connections, "HEAD_S", 0.3)
     text = "many words " * 1_000_000
     async with serving(turn(text, piece=0)) as served, served.over_socket() as online:
         message = b'{"messages": [{"role": "user", "content": "hi"}]}'
@@ -80,7 +80,7 @@ async def test_a_client_that_still_reads_an_answer_is_not_cut_off(monkeypatch: p
         size = 0
         while piece := await asyncio.wait_for(reader.read(1 << 20), 10):
             size += len(piece)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.02)
         assert size > len(text)
         writer.close()
 
