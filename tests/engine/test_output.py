@@ -151,9 +151,13 @@ def test_templates_may_open_the_thinking(tokenizer: Any, opening: str, expected:
 
 def test_a_mark_that_others_write_opens_no_thinking(tokenizer: Any) -> None:
     """Or the whole answer would be a thought, and the next prompt would be without it."""
-    for role in ("user", "system", "tool"):
-        prompt = encode(tokenizer, [{"role": role, "content": "What does <think> mean?"}], raw=False)
-        assert fed(tokenizer, ["It opens a thought."], prompt) == [Segment("text", "It opens a thought.")], role
+    prompts = {
+        role: encode(tokenizer, [{"role": role, "content": "What does <think> mean?"}], raw=False)
+        for role in ("user", "system", "tool", "assistant")
+    }
+    prompts["raw"] = encode(tokenizer, "What does <think> mean?\n", raw=True)
+    for name, prompt in prompts.items():
+        assert fed(tokenizer, ["It opens a thought."], prompt) == [Segment("text", "It opens a thought.")], name
 
 
 def test_formats_of_their_own() -> None:
