@@ -118,7 +118,7 @@ def each_change(works: Callable[[str], Work], run: Run, place: str, how: type[Ba
         assert work.untouched == before
 
 
-@pytest.mark.parametrize("place", cases(PLACES, default=("folder",)))
+@pytest.mark.parametrize("place", cases(PLACES, default=("convert",)))
 def test_no_space_at_any_change(works: Callable[[str], Work], run: Run, place: str) -> None:
     for work in each_change(works, run, place, OSError):
         if work.ran[0] == 0:
@@ -138,7 +138,7 @@ def test_an_interrupt_at_any_change(works: Callable[[str], Work], run: Run, plac
         assert not work.left
 
 
-@pytest.mark.parametrize("place", cases(PLACES, default=("convert",)))
+@pytest.mark.parametrize("place", cases(PLACES, default=("folder",)))
 def test_the_end_of_the_process_at_any_change(works: Callable[[str], Work], run: Run, place: str) -> None:
     for work in each_change(works, run, place, Killed):
         assert work.made in (None, work.expected)
