@@ -12,7 +12,7 @@ import pytest
 
 from mlxmtp import Engine, load
 from mlxmtp.engine import depth_store
-from mlxmtp.engine.prefix_file import METADATA_KEY
+from mlxmtp.engine.prefix_file import METADATA_KEY, read_header
 from tests.engine.disk import Disk, answer
 from tests.engine.kinds import words
 from tests.within import within
@@ -38,7 +38,7 @@ def write_stored(disk: Disk, metadata: str | dict[str, Any]) -> None:
 def test_a_turn_goes_on_beside_damaged_files(engine: Engine, tmp_path: Path) -> None:
     prompt = words(engine, 40)
     expected, _ = answer(engine, prompt)
-    sound = {"snapshots": [[3, 0, []]], "tokens": prompt, "trimmable": True, "head_offset": None}
+    sound = {"snapshots": [[3, 0, [], False]], "tokens": prompt, "trimmable": True, "head_offset": None, "answers": []}
     damaged: list[str | dict[str, Any]] = [
         DEEP,
         json.dumps({METADATA_KEY: DEEP}),
@@ -46,13 +46,18 @@ def test_a_turn_goes_on_beside_damaged_files(engine: Engine, tmp_path: Path) -> 
         "1",
         {},
         sound | {"snapshots": []},
-        sound | {"snapshots": [[float("inf"), 0, []]]},
-        sound | {"snapshots": [[10**9, 0, []]]},
-        sound | {"snapshots": [[-5, 0, []]]},
+        sound | {"snapshots": [[float("inf"), 0, [], False]]},
+        sound | {"snapshots": [[10**9, 0, [], False]]},
+        sound | {"snapshots": [[-5, 0, [], False]]},
         sound | {"tokens": [None]},
         sound | {"head_offset": "far"},
+        sound | {"answers": [[1]]},
         sound,  # its states are missing
     ]
+    disk = Disk(tmp_path / "sound", engine)
+    disk.folder.mkdir()
+    write_stored(disk, sound)
+    assert read_header(next(disk.folder.iterdir())).prefix_info.tokens == prompt, "each fault below is the only one"
     for number, metadata in enumerate(damaged):
         disk = Disk(tmp_path / str(number), engine)
         disk.folder.mkdir()
