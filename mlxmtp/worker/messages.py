@@ -105,8 +105,7 @@ class Loaded(Event):
         has_thinking: whether the chat template has a thinking mode.
         seconds: time that loading took.
         folder: where the files of the model are.
-        promise: what was shown of the text on this machine.
-        num_tokens: of the widest pass that `promise` holds for.
+        promise, num_tokens: what was shown of the text on this machine, and the widest pass that it holds for.
         vocab_size: token ids are below it.
         sampling: the fields of `GenerationOptions` that the model's files recommend.
     """
