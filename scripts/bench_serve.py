@@ -147,7 +147,7 @@ class Bare:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._runner.run(self._worker.close())
+        self._runner.run(self._client.close())
         self._runner.close()
 
     def turn(self, tokens: int) -> Rate:
