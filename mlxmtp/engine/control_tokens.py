@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Escape:
 
     def everywhere(self, value: Any) -> Any:
         """A JSON value with marks in all its strings, the keys of objects too."""
-        return _map_strings(value, lambda text: self._escape(text, (*self.special, *self.markers)))
+        return map_strings(value, lambda text: self._escape(text, (*self.special, *self.markers)))
 
     def split(self, text: str) -> list[tuple[int, str]]:
         """The pieces of a rendered text between its marks, each with the character at which it begins.
@@ -50,7 +50,7 @@ class Escape:
         if message.get("role") != "assistant":
             return dict(self.everywhere(message))
         calls = {"tool_calls": self.everywhere(message["tool_calls"])} if "tool_calls" in message else {}
-        return dict(_map_strings(message, lambda text: self._escape(text, self.special))) | calls
+        return dict(map_strings(message, lambda text: self._escape(text, self.special))) | calls
 
     def _escape(self, text: str, names: tuple[str, ...]) -> str:
         for name in names:
@@ -110,12 +110,12 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _map_strings(value: Any, change: Any) -> Any:
-    """A JSON value with its strings changed, the keys of objects too."""
+def map_strings(value: Any, change: Callable[[str], Any]) -> Any:
+    """Return a JSON value with its strings changed, the keys of objects too."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {_map_strings(key, change): _map_strings(item, change) for key, item in value.items()}
+        return {map_strings(key, change): map_strings(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_map_strings(item, change) for item in value]
+        return [map_strings(item, change) for item in value]
     return value

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
+from mlxmtp.engine.control_tokens import map_strings
 from mlxmtp.engine.prompt import Rendered, apply_template, render
 from mlxmtp.engine.strict_templates import simpler_forms
 from mlxmtp.errors import PromptError, TemplateLimitError
@@ -22,11 +23,7 @@ T = TypeVar("T")
 
 def whole_characters(value: Any) -> Any:
     """The JSON value with U+FFFD for each half of a surrogate pair: clients cut texts there; no tokenizer takes it."""
-    if isinstance(value, str):
-        return HALF_A_PAIR.sub("\ufffd", value)
-    if isinstance(value, Mapping):
-        return {whole_characters(key): whole_characters(inner) for key, inner in value.items()}
-    return [whole_characters(inner) for inner in value] if isinstance(value, list | tuple) else value
+    return map_strings(value, partial(HALF_A_PAIR.sub, "\ufffd"))
 
 
 class ChatTemplate:
