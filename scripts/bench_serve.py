@@ -5,9 +5,10 @@
 
 `overhead` runs the real engine process with its text replaced by prose (bench_chat.py), in three arms: its events are
 read directly ("bare"), through the server by a client that streams, and by one that does not. The arms alternate, with
-fresh processes every few turns. Two models: the demo with MTP, and a model of one layer, decoded plainly. Rates are the
-engine's own, and those of the reader's clock from the first token to the end. The processor time of the server is an
-upper bound of what it can take from the engine; on a machine with other load it says more than the ratios.
+fresh processes every few turns, and share a new data folder. Two models: the demo with MTP, and a model of one layer,
+decoded plainly. Rates are the engine's own, and those of the reader's clock from the first token to the end. The
+processor time of the server is an upper bound of what it can take from the engine; on a machine with other load it says
+more than the ratios.
 `soak` is the load of tests/server/load for longer: client processes, many of which disconnect early. Every finished
 answer is compared with the engine's own; of strange requests, which are among them, the status is. At the end the queue
 must be empty, and neither process may have grown.
@@ -83,6 +84,8 @@ class Rate:
 
 def overhead(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
+        # what an earlier run has measured must not choose the depths of one arm
+        os.environ["XDG_DATA_HOME"] = folder
         models = dict(zip(TOKENS, (None, str(random_model(Path(folder) / "model", 1))), strict=True))
         for name, model in models.items():
             rounds: list[dict[str, Rate]] = []

@@ -61,12 +61,13 @@ class Visit:
 
 
 def visits(order: Order) -> Iterator[Visit]:
-    chance, deadline = random.Random(order.seed), time.monotonic() + order.seconds
+    # the plans are the same in each run; how often a client waits in between depends on the machine
+    plans, chance, deadline = random.Random(order.seed), random.Random(order.seed), time.monotonic() + order.seconds
     for _ in range(order.visits):
         if time.monotonic() > deadline:
             return
-        number = chance.randrange(len(order.requests))
-        [plan] = chance.choices(list(PLANS), list(PLANS.values()))
+        number = plans.randrange(len(order.requests))
+        [plan] = plans.choices(list(PLANS), list(PLANS.values()))
         yield visit(order, number, plan, chance)
 
 

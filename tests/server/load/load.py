@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -159,7 +160,7 @@ def run_load(
     clients: int,
     seed: int,
     visits: int = sys.maxsize,
-    seconds: float,
+    seconds: float = math.inf,
     meanwhile: Callable[[], None] = lambda: None,
 ) -> Report:
     """Run client processes at once; `meanwhile` is called about once a second.
