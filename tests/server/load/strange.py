@@ -26,8 +26,12 @@ class StrangeRequest:
         return self.path, self.body
 
 
-def strange_requests(max_tokens: int) -> list[StrangeRequest]:
-    """Foreign blocks in a history, broken calls, control tokens and sequences, JSON modes, and what is refused."""
+def strange_requests(max_tokens: int, *, calls: bool = True) -> list[StrangeRequest]:
+    """Foreign blocks in a history, broken calls, control tokens and sequences, JSON modes, and what is refused.
+
+    Args:
+        calls: the model's chat template writes calls, so that a call can be forced.
+    """
     hello = {"role": "user", "content": "Hello!"}
     used = {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "f", "input": {"n": 1}}]}
     seen = {"type": "tool_result", "tool_use_id": "c", "content": [{"type": "image", "source": PICTURE}]}
@@ -39,15 +43,12 @@ def strange_requests(max_tokens: int) -> list[StrangeRequest]:
         ({"messages": [hello, {"role": "assistant", "tool_calls": [call]}, result]}, 200),
         ({"messages": [hello], "response_format": {"type": "json_object"}}, 200),
         ({"messages": [hello], "response_format": schema, "tools": [TOOL], "stream": True}, 200),
-        ({"messages": [hello], "tools": [TOOL], "tool_choice": "required"}, 200),
+        ({"messages": [hello], "tools": [TOOL], "tool_choice": "required"}, 200 if calls else 400),
         ({"messages": [{"role": "user", "content": "\u202e\x9b31m" * 50}], "logprobs": True, "top_logprobs": 5}, 200),
         ({"messages": [hello], "seed": -1, "stop": ["\n\n", "the"]}, 200),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, 200),
         ({"messages": [{"role": "user", "content": "one two " * 40_000}]}, 400),
-        (
-            {"messages": [hello], "response_format": nonsense},
-            400,
-        ),
+        ({"messages": [hello], "response_format": nonsense}, 400),
         ({"messages": [hello], "temperature": "hot"}, 400),
         ({"messages": []}, 400),
     ]
