@@ -207,7 +207,7 @@ def random_model(folder: Path, layers: int) -> Path:
     from mlx.utils import tree_flatten
     from mlx_lm.models import qwen3
 
-    from mlxmtp.engine.loading import DEMO
+    from mlxmtp.checkpoints.checkpoint import DEMO
 
     folder.mkdir()
     config = {

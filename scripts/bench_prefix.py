@@ -26,7 +26,7 @@ import mlx.core as mx  # noqa: E402
 import numpy as np  # noqa: E402
 
 from mlxmtp import Engine, GenerationOptions, load  # noqa: E402
-from mlxmtp.engine.loading import DEMO  # noqa: E402
+from mlxmtp.checkpoints.checkpoint import DEMO  # noqa: E402
 from mlxmtp.engine.prefix_cache import PrefixCache  # noqa: E402
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlxmtp.engine.loading import DEMO
+from mlxmtp.checkpoints.checkpoint import DEMO
 
 KINDS = ("random", "biased", "wrong")
 HEAD = "mtp."

@@ -15,6 +15,8 @@ from mlxmtp.errors import CheckpointError
 from mlxmtp.files import MAX_FILE_BYTES, open_regular, parse_json, read_regular
 from mlxmtp.units import size
 
+DEMO = Path(__file__).parent.parent / "demo"
+"""The folder of the bundled model; its name stands for it wherever there is no such file."""
 HEAD_FACTS = "mtp_head"
 """The key of config.json under which mlxmtp writes the description of a side-car."""
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
@@ -105,9 +107,11 @@ def open_checkpoint(path_or_repo: str | Path) -> Checkpoint:
 
 
 def local_path(path_or_repo: str | Path) -> Path | None:
-    """Return the path that a user typed if something is there; None for any other name, also for one of no file."""
+    """Return the path that a user typed if something is there, `DEMO` for its name; None for any other name."""
     path = os.path.expanduser(path_or_repo)  # unlike pathlib's, it leaves the `~` of an unknown user
-    return Path(path) if os.path.exists(path) else None
+    if os.path.exists(path):
+        return Path(path)
+    return DEMO if path == DEMO.name else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     serve(
         ServeOptions(
-            model=None if arguments.model == "demo" else arguments.model,
+            model=arguments.model,
             identity=arguments.identity,
             **options.head(arguments),
             depth=arguments.depth,

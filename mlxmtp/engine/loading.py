@@ -13,7 +13,7 @@ from typing import Any
 from mlx_lm import utils
 
 from mlxmtp.checkpoints import check_tokenizer, open_checkpoint
-from mlxmtp.checkpoints.checkpoint import READ_FILES, TEMPLATES, visible_files
+from mlxmtp.checkpoints.checkpoint import DEMO, READ_FILES, TEMPLATES, visible_files
 from mlxmtp.engine.engine import Engine
 from mlxmtp.engine.template import bound_template
 from mlxmtp.errors import CheckpointError, HeadError, OptionError, in_one_line
@@ -22,8 +22,6 @@ from mlxmtp.files import parse_json, read_json
 from mlxmtp.heads import Head, HeadSource, NoHeadError, load_head, resolve_head
 from mlxmtp.targets import load_target
 
-DEMO = Path(__file__).parent.parent / "demo"
-"""The folder of the bundled model."""
 _EXPECTED_IDS = "token ids, as a JSON list or one a line"
 
 
@@ -38,7 +36,7 @@ def load(
     """Load a model and, unless `mtp` is False, its MTP head.
 
     Args:
-        path_or_repo: a model's folder or a Hub repo (owner/name); None is the bundled model.
+        path_or_repo: a model's folder or a Hub repo (owner/name); None or "demo" is the bundled model.
         head: a folder or repo to take the head from. None: the model's own head; for families whose heads are separate
             models, the head that belongs to the model's name.
         identity: "fast" computes as MLX does, and `Engine.guarantee` says what holds of the text. "strict" gives the

@@ -223,6 +223,13 @@ def test_names_of_nothing(inspect, hub, raw, name, says):
     assert_refused(inspect(name), says)
 
 
+def test_the_bundled_model_has_a_name(inspect, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "qwen3_5" in inspect("demo").out
+    (tmp_path / "demo").mkdir()
+    assert_refused(inspect("demo"), "demo: no config.json")
+
+
 def test_no_connection(inspect, hub, monkeypatch):
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mlxmtp.checkpoints.checkpoint import DEMO
 from mlxmtp.cli import COMMANDS
-from mlxmtp.engine.loading import DEMO
 from mlxmtp.machine import missing_backend
 from tests.cli.conftest import ROOT
 

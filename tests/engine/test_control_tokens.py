@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from mlxmtp import GenerationOptions, PromptError, load
-from mlxmtp.engine.loading import DEMO, load_tokenizer
+from mlxmtp.checkpoints.checkpoint import DEMO
+from mlxmtp.engine.loading import load_tokenizer
 from mlxmtp.engine.prompt import render, render_prompt
 
 CONTROL = ("<|im_end|>", "<|im_start|>", "<tool_call>", "<think>")

@@ -11,8 +11,9 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp import GenerationOptions, OptionError
+from mlxmtp.checkpoints.checkpoint import DEMO
 from mlxmtp.engine.grammar import Grammar, grammar_of, token_trie
-from mlxmtp.engine.loading import DEMO, load_tokenizer
+from mlxmtp.engine.loading import load_tokenizer
 
 PERSON = {
     "type": "object",

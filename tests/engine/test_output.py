@@ -12,7 +12,7 @@ from mlx_lm import tool_parsers
 from mlx_lm.utils import load_tokenizer
 
 from mlxmtp import GenerationOptions, load
-from mlxmtp.engine.loading import DEMO
+from mlxmtp.checkpoints.checkpoint import DEMO
 from mlxmtp.engine.output import OutputParser, Segment, assistant_message, join_segments, parse_tool_calls
 from mlxmtp.engine.prompt import encode
 from tests.engine.kinds import TRAINED

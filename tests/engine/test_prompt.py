@@ -9,7 +9,7 @@ import pytest
 from mlx_lm.utils import load_tokenizer
 
 from mlxmtp import GenerationOptions, PromptError, load
-from mlxmtp.engine.loading import DEMO
+from mlxmtp.checkpoints.checkpoint import DEMO
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.engine.prompt import encode, render, render_prompt
 from tests import tiny

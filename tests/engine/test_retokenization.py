@@ -9,10 +9,10 @@ import pytest
 from mlx_lm.utils import load_tokenizer
 
 from mlxmtp import Engine, GenerationOptions, load
+from mlxmtp.checkpoints.checkpoint import DEMO
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.snapshots import Position, PrefixInfo
 from mlxmtp.engine.grammar import token_trie
-from mlxmtp.engine.loading import DEMO
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.engine.prompt import Rendered, apply_template, render
 from mlxmtp.engine.retokenization import TokenUnits, restore_generated_ids

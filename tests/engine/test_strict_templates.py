@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mlxmtp import PromptError
-from mlxmtp.engine.loading import DEMO, load_tokenizer
+from mlxmtp.checkpoints.checkpoint import DEMO
+from mlxmtp.engine.loading import load_tokenizer
 from mlxmtp.engine.prompt import render
 
 STRICT = """

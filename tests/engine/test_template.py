@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from mlxmtp.checkpoints.checkpoint import DEMO
 from mlxmtp.engine import template
-from mlxmtp.engine.loading import DEMO, load_tokenizer
+from mlxmtp.engine.loading import load_tokenizer
 from mlxmtp.engine.prompt import apply_template, render
 from mlxmtp.engine.template import Limits, TemplateProcess
 from mlxmtp.errors import PromptError, TemplateLimitError

@@ -16,7 +16,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxmtp.checkpoints import open_checkpoint
-from mlxmtp.engine.loading import DEMO
+from mlxmtp.checkpoints.checkpoint import DEMO
 from mlxmtp.errors import HeadError
 from mlxmtp.heads import NoHeadError, load_head
 from mlxmtp.targets import load_target

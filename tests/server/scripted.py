@@ -12,7 +12,8 @@ from typing import Any
 
 import httpx2
 
-from mlxmtp.engine.loading import DEMO, load_tokenizer
+from mlxmtp.checkpoints.checkpoint import DEMO
+from mlxmtp.engine.loading import load_tokenizer
 from mlxmtp.engine.output import OutputParser
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.server.adapter import ApiAdapter

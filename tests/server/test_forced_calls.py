@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from mlxmtp import GenerationOptions, load
+from mlxmtp.checkpoints.checkpoint import DEMO
 from mlxmtp.engine.grammar import grammar_of, token_trie
-from mlxmtp.engine.loading import DEMO, load_tokenizer
+from mlxmtp.engine.loading import load_tokenizer
 from mlxmtp.engine.output import parse_tool_calls
 from mlxmtp.server.forced_call import forced_call
 from tests.scripted_engine import asynchronous

@@ -10,7 +10,8 @@ from anthropic.types.beta import BetaContentBlockParam
 from openai.types.chat import ChatCompletionContentPartParam
 from openai.types.responses import ResponseInputItemParam
 
-from mlxmtp.engine.loading import DEMO, load_tokenizer
+from mlxmtp.checkpoints.checkpoint import DEMO
+from mlxmtp.engine.loading import load_tokenizer
 from mlxmtp.server.body import MAX_NESTING
 from mlxmtp.server.errors import ApiError
 from tests.scripted_engine import asynchronous

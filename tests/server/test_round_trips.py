@@ -77,7 +77,8 @@ async def test_an_answer_that_is_sent_back_is_unchanged(protocol: Protocol, stre
 @both
 @asynchronous
 async def test_reasoning_that_is_sent_back_is_in_the_prompt(protocol: Protocol, stream: bool) -> None:
-    from mlxmtp.engine.loading import DEMO, load_tokenizer
+    from mlxmtp.checkpoints.checkpoint import DEMO
+    from mlxmtp.engine.loading import load_tokenizer
 
     tokens = load_tokenizer(DEMO)
     tokens._tokenizer.chat_template = REASONING_TEMPLATE

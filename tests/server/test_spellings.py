@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mlxmtp.engine.loading import DEMO, load_tokenizer
+from mlxmtp.checkpoints.checkpoint import DEMO
+from mlxmtp.engine.loading import load_tokenizer
 from mlxmtp.server.errors import ApiError, internal_error, queue_full
 from tests.scripted_engine import asynchronous
 from tests.server.scripted import ALL, CHAT, COMPLETIONS, MESSAGES, MINIMAL, RESPONSES, parse, serving, tokenizer, turn

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
+from mlxmtp.checkpoints.checkpoint import DEMO
 from mlxmtp.engine import template
-from mlxmtp.engine.loading import DEMO, load_tokenizer
+from mlxmtp.engine.loading import load_tokenizer
 from mlxmtp.engine.template import Limits, TemplateProcess
 from mlxmtp.server import prompting
 from tests.scripted_engine import asynchronous, until

@@ -6,7 +6,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from mlxmtp.engine.loading import DEMO, load_tokenizer
+from mlxmtp.checkpoints.checkpoint import DEMO
+from mlxmtp.engine.loading import load_tokenizer
 from mlxmtp.server.vocabulary import Vocabulary
 from mlxmtp.worker.messages import Event, Generate
 from tests.scripted_engine import asynchronous

@@ -89,7 +89,7 @@ class Scripted:
 
     def make(self) -> None:
         """Write the files of a tokenizer."""
-        from mlxmtp.engine.loading import DEMO
+        from mlxmtp.checkpoints.checkpoint import DEMO
 
         for name in ("config.json", "tokenizer.json", "generation_config.json"):
             (self.folder / name).write_bytes((DEMO / name).read_bytes())
