@@ -15,9 +15,14 @@ FEW = ("qwen3_5", "glm4_moe")
 PLENTY = 1 << 30
 
 
+def folder_of(kind: str, raw_checkpoint: Callable[..., Path]) -> Path:
+    """Return the folder of a random model of 8 tokens, whose drafts are accepted now and then, or of a trained one."""
+    return raw_checkpoint(kind, dtype="float32", vocab=8) if kind == "qwen3_5" else TRAINED / kind
+
+
 def find(kind: str, raw_checkpoint: Callable[..., Path]) -> Engine:
-    """Return a model: a random one with 8 tokens, whose drafts are accepted now and then, or a trained one."""
-    return load(raw_checkpoint(kind, dtype="float32", vocab=8) if kind == "qwen3_5" else TRAINED / kind)
+    """Return the model of `folder_of`."""
+    return load(folder_of(kind, raw_checkpoint))
 
 
 def words(engine: Engine, count: int, seed: int = 0) -> list[int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step
@@ -47,6 +49,7 @@ class Plain:
         self._engine = engine
         self._model = engine.target.model
         self.state = cache(self._state)
+        self._after_chunk = cache(self._read_chunk)
         self._turns: dict[object, tuple[list[int], list[mx.array]]] = {}
 
     def turn(self, prompt: list[int], options: GenerationOptions) -> PlainTurn:
@@ -67,13 +70,25 @@ class Plain:
         Args:
             steps: how many of the tokens, the last, are read one by one, as those of an answer are.
         """
-        caches = make_prompt_cache(self._model)
-        prompt = tokens[: len(tokens) - steps]
+        caches, read = self._first_chunk(tokens[: len(tokens) - steps])
+        prompt = tokens[read : len(tokens) - steps]
         chunks = [prompt[i : i + PREFILL_TOKENS] for i in range(0, len(prompt), PREFILL_TOKENS)]
-        for chunk in [*chunks, *([token] for token in tokens[len(prompt) :])]:
+        for chunk in [*chunks, *([token] for token in tokens[len(tokens) - steps :])]:
             self._model(mx.array([chunk]), cache=caches)
             mx.eval([layer.state for layer in caches])
         return snapshot(caches)
+
+    def _first_chunk(self, prompt: tuple[int, ...]) -> tuple[list[Any], int]:
+        """Caches that have read the first full chunk of a longer prompt, once for all that begin so; tokens read."""
+        if len(prompt) <= PREFILL_TOKENS:
+            return make_prompt_cache(self._model), 0
+        return deepcopy(self._after_chunk(prompt[:PREFILL_TOKENS])), PREFILL_TOKENS
+
+    def _read_chunk(self, chunk: tuple[int, ...]) -> list[Any]:
+        caches = make_prompt_cache(self._model)
+        self._model(mx.array([chunk]), cache=caches)
+        mx.eval([layer.state for layer in caches])
+        return caches
 
     def _sample(self, prompt: list[int], options: GenerationOptions) -> Choice:
         sampler = Sampler(options.sampling)
@@ -101,10 +116,12 @@ class Plain:
             seen.append(logits)
             return logits
 
+        caches, read = self._first_chunk(tuple(prompt))
         steps = generate_step(
-            mx.array(prompt),
+            mx.array(prompt[read:]),
             self._model,
             max_tokens=limit,
+            prompt_cache=caches,
             sampler=sampler if choose else None,
             logits_processors=[watch],
         )
