@@ -156,7 +156,7 @@ class TableTarget:
 
     def __init__(self, table: mx.array) -> None:
         self.table = table
-        self.vocabulary = table.shape[-1]
+        self.vocab_size = table.shape[-1]
 
     def make_cache(self) -> list[Any]:
         return [TokenCache()]
@@ -167,7 +167,7 @@ class TableTarget:
             before = mx.zeros((1, 1), mx.int32)
         tokens = tokens.astype(mx.int32)
         cache[0].fed = mx.concatenate([cache[0].fed, tokens], axis=1)
-        rows = mx.concatenate([before, tokens[:, :-1]], axis=1) * self.vocabulary + tokens
+        rows = mx.concatenate([before, tokens[:, :-1]], axis=1) * self.vocab_size + tokens
         return self.table[rows], rows[..., None]
 
     def open(self, tokens: mx.array, cache: list[Any]) -> TablePass:

@@ -25,7 +25,7 @@ from mlxmtp.decoding.stats import Round, StatsAccumulator
 from mlxmtp.decoding.verify import Acceptance
 from mlxmtp.engine.engine import Engine
 from mlxmtp.engine.request import GenerationOptions
-from mlxmtp.targets import Cache
+from mlxmtp.targets import Cache, check_ids
 
 
 @dataclass(frozen=True)
@@ -145,12 +145,16 @@ class PrefilledPrompt:
         tokens: the prompt's token ids.
         ours_first: mlxmtp prefills before mlx-lm.
 
+    Raises:
+        PromptError: the embedding has no row for a token.
+
     Attributes:
         prefills: the prefills by program, "mlx-lm" and "ours".
         sequence: the prompt in the caches of mlxmtp.
     """
 
     def __init__(self, decoder: TokenDecoder, tokens: Several[int], *, ours_first: bool) -> None:
+        check_ids(tokens, decoder.target.vocab_size)
         self.tokens = list(tokens)
         self.prefills: dict[str, Prefill] = {}
         self._decoder = decoder

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from mlxmtp.decoding.snapshots import Position, PrefixInfo, Snapshot, chunk_ends, thin_out
 from mlxmtp.prefixes import common_length
-from mlxmtp.targets import can_snapshot, is_trimmable, leaf_caches, restore, snapshot
+from mlxmtp.targets import can_snapshot, check_ids, is_trimmable, leaf_caches, restore, snapshot
 
 if TYPE_CHECKING:
     from mlxmtp.heads import Head
@@ -75,7 +75,11 @@ class Sequence:
             on_progress: called with (done, total) tokens after each chunk.
             boundaries: token counts at which to take a snapshot, where the caches need one. Between distant ones,
                 some chunks end with a snapshot too.
+
+        Raises:
+            PromptError: the embedding has no row for a token; nothing has been read.
         """
+        check_ids(tokens, self.target.vocab_size)
         if self._prompt_end < len(self.tokens):
             self._answers = (*self._answers, (self._prompt_end, len(self.tokens)))
         unread = self.tokens[self.offset :] + tokens
@@ -274,7 +278,7 @@ class Sequence:
         count = len(source.tokens)
         shared = common_length(source.tokens, prompt)
         continues = position == source.prefix_info.end and len(prompt) > count == shared
-        self._answers = tuple(one for one in source.answers if one[1] <= shared)
+        self._answers = tuple((start, min(end, shared)) for start, end in source.answers if start < shared)
         self.tokens = source.tokens[: count if continues else position.offset]
         pending = at.pending if at else _join(source._pending) if position.pending else None
         self._pending = [pending] if drafting and pending is not None else []

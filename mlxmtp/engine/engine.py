@@ -19,7 +19,7 @@ from mlxmtp.engine.generate import Chunk, TurnGenerator
 from mlxmtp.engine.grammar import grammar_of, token_trie
 from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer, assistant_message
 from mlxmtp.engine.prefix_cache import PrefixCache
-from mlxmtp.engine.prompt import Prompt, check_ids, encode, render_prompt
+from mlxmtp.engine.prompt import Prompt, encode, render_prompt
 from mlxmtp.engine.request import GenerationOptions, check_count, check_depth
 from mlxmtp.engine.retokenization import TokenUnits, restore_generated_ids
 from mlxmtp.engine.store import ModelFacts, establish_guarantee
@@ -28,7 +28,7 @@ from mlxmtp.exactness.guarantee import Guarantee, Identity
 from mlxmtp.heads import Head, HeadSource
 from mlxmtp.heads.check import TEXT
 from mlxmtp.limits import MAX_DEPTH
-from mlxmtp.targets import Target
+from mlxmtp.targets import Target, check_ids
 
 MAX_AUTO_DEPTH = 8
 """Most drafts of the head in a round where the policy chooses."""

@@ -16,6 +16,7 @@ from mlxmtp.checkpoints import check_tokenizer, open_checkpoint
 from mlxmtp.checkpoints.checkpoint import DEMO, READ_FILES, TEMPLATES, visible_files
 from mlxmtp.engine.engine import Engine
 from mlxmtp.engine.template import bound_template
+from mlxmtp.engine.token_texts import text_for_every_id
 from mlxmtp.errors import CheckpointError, HeadError, OptionError, in_one_line
 from mlxmtp.exactness.guarantee import IDENTITIES, Identity
 from mlxmtp.files import parse_json, read_json
@@ -56,7 +57,7 @@ def load(
         raise OptionError(f"identity is {identity!r}; expected one of {', '.join(IDENTITIES)}")
     checkpoint = open_checkpoint(DEMO if path_or_repo is None else path_or_repo)
     target = load_target(checkpoint)
-    tokenizer = load_tokenizer(checkpoint.folder, target.config.get("eos_token_id"))
+    tokenizer = load_tokenizer(checkpoint.folder, target.config.get("eos_token_id"), target.vocab_size)
     source: HeadSource | None = None
     loaded: Head | None = None
     plain_because: str | None = "MTP was switched off"
@@ -91,18 +92,19 @@ def load(
     return engine
 
 
-def load_tokenizer(path: Path, end_tokens: int | list[int] | None = None) -> Any:
+def load_tokenizer(path: Path, end_tokens: int | list[int] | None = None, vocab_size: int | None = None) -> Any:
     """Return mlx-lm's `TokenizerWrapper` of a model's folder; its chat template is rendered within limits.
 
     Args:
         end_tokens: ids that end a turn; None: the tokenizer's own.
+        vocab_size: rows of the embedding: its detokenizer has a text for each id below. None: the number of tokens.
 
     Raises:
         CheckpointError: the tokenizer's files are missing or damaged.
     """
     check_tokenizer(str(path), os.listdir(path))
     try:
-        with _without_hidden_templates(path) as folder:
+        with _without_hidden_templates(path) as folder, text_for_every_id(vocab_size):
             tokenizer = utils.load_tokenizer(folder, _missing_template(path), eos_token_ids=end_tokens)
     except Exception as error:  # transformers and tokenizers raise whatever they please on a damaged file
         raise CheckpointError(f"{path}: its tokenizer cannot be read ({in_one_line(error)})") from error

@@ -136,20 +136,6 @@ def apply_template(
         raise PromptError(f"the model's chat template refuses these messages: {error}") from error
 
 
-def check_ids(tokens: Sequence[int], vocab_size: int) -> None:
-    """Check that the model's embedding has a row for each token id: a lookup beyond it reads foreign memory.
-
-    Args:
-        vocab_size: rows of the embedding.
-
-    Raises:
-        PromptError: it has not.
-    """
-    bad = next((token for token in tokens if not 0 <= token < vocab_size), None)
-    if bad is not None:
-        raise PromptError(f"token id {bad} is outside the vocabulary; expected 0 to {vocab_size - 1}")
-
-
 def count_tokens(tokenizer: Any, text: str) -> int:
     """Return the number of tokens of a text, without the tokens that some models put before it.
 

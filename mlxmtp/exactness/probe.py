@@ -20,7 +20,7 @@ from mlxmtp.exactness.batch_invariant import BatchInvariant, Kernel
 from mlxmtp.exactness.guarantee import Guarantee, Identity, Promise
 from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.machine import usable_memory
-from mlxmtp.targets import CacheState, is_trimmable, leaf_caches, restore, snapshot
+from mlxmtp.targets import CacheState, check_ids, is_trimmable, leaf_caches, restore, snapshot
 
 if TYPE_CHECKING:
     from mlxmtp.targets import Cache, Target
@@ -179,7 +179,11 @@ def compare(
     """Yield the comparison at each context of the plan.
 
     Contexts that the model is too short for are left out, and those beyond `QUICK` that the memory is too small for.
+
+    Raises:
+        PromptError: the embedding has no row for a token.
     """
+    check_ids(tokens, target.vocab_size)
     limit = target.context or plan[-1][0] + 2 * GPU_TOKENS
     for number, (context, lengths) in enumerate(plan):
         if number and context + 2 * GPU_TOKENS > limit:

@@ -6,7 +6,7 @@ import mlx.core as mx
 
 from mlxmtp.errors import PromptError
 from mlxmtp.heads.head import Head
-from mlxmtp.targets import Target
+from mlxmtp.targets import Target, check_ids
 
 MIN_ACCEPTANCE = 0.2
 """The part of first drafts that is accepted; below it a head costs more time than it saves."""
@@ -49,8 +49,9 @@ def self_check(target: Target, head: Head, tokens: list[int]) -> SelfCheck:
     """Run trunk and head over a text, and compare their likeliest tokens at each position.
 
     Raises:
-        PromptError: the text has less than three tokens.
+        PromptError: the text has less than three tokens, or one that the embedding has no row for.
     """
+    check_ids(tokens, target.vocab_size)
     if len(tokens) < 3:
         raise PromptError(f"the text has {len(tokens)} tokens; expected 3 or more")
     ids, cache = mx.array([tokens]), target.make_cache()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from mlxmtp.engine.prompt import Rendered, check_ids, count_tokens, encode
+from mlxmtp.engine.prompt import Rendered, count_tokens, encode
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.engine.template import renderer
 from mlxmtp.errors import PromptError
@@ -18,6 +18,7 @@ from mlxmtp.server.errors import ApiError, context_length_exceeded
 from mlxmtp.server.forced_call import ForcedCall, forced_call
 from mlxmtp.server.request import Request
 from mlxmtp.server.vocabulary import Vocabulary
+from mlxmtp.targets import check_ids
 from mlxmtp.worker.messages import Generate
 
 CHUNK_CHARACTERS = 50_000

@@ -4,7 +4,7 @@ from mlxmtp.targets.loading import TEXT_ONLY, check_architecture, load_target, m
 from mlxmtp.targets.patches.latent import LatentAttention, has_latents
 from mlxmtp.targets.shared_kv import SharedKVCache
 from mlxmtp.targets.states import CacheState, can_snapshot, is_trimmable, leaf_caches, restore, snapshot
-from mlxmtp.targets.target import Cache, HiddenSide, Pass, PassListener, Target, matrix_rows
+from mlxmtp.targets.target import Cache, HiddenSide, Pass, PassListener, Target, check_ids, matrix_rows
 
 __all__ = [
     "TEXT_ONLY",
@@ -18,6 +18,7 @@ __all__ = [
     "Target",
     "can_snapshot",
     "check_architecture",
+    "check_ids",
     "has_latents",
     "is_trimmable",
     "leaf_caches",

@@ -1,6 +1,6 @@
 """mlx-lm's models as targets: logits with hidden states, and passes that can be rolled back to any token."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 
 from mlxmtp.checkpoints import stated_context, text_config
+from mlxmtp.errors import PromptError
 from mlxmtp.targets.patches.gated_delta import RecurrentLayer, RecurrentRows, is_gated_delta
 from mlxmtp.targets.patches.latent import LatentAttention, has_latents
 from mlxmtp.targets.patches.observe import observe
@@ -187,6 +188,20 @@ class Target:
     def output(self) -> Any:
         """The module of the output matrix; the embedding, if they are tied."""
         return self.text_model.lm_head if hasattr(self.text_model, "lm_head") else self.embedding
+
+
+def check_ids(tokens: Sequence[int], vocab_size: int) -> None:
+    """Check that the model's embedding has a row for each token id: a lookup beyond it reads foreign memory.
+
+    Args:
+        vocab_size: rows of the embedding.
+
+    Raises:
+        PromptError: it has not.
+    """
+    bad = next((token for token in tokens if not 0 <= token < vocab_size), None)
+    if bad is not None:
+        raise PromptError(f"token id {bad} is outside the vocabulary; expected 0 to {vocab_size - 1}")
 
 
 def matrix_rows(matrix: nn.Module, ids: mx.array) -> mx.array:

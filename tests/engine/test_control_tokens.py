@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,9 +15,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from mlxmtp import GenerationOptions, PromptError, load
+from mlxmtp.bench.runs import PrefilledPrompt, TokenDecoder
 from mlxmtp.checkpoints.checkpoint import DEMO
+from mlxmtp.cli import main
+from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.engine.loading import load_tokenizer
 from mlxmtp.engine.prompt import render, render_prompt
+from mlxmtp.engine.speed import compare
+from mlxmtp.exactness.probe import QUICK, probe
 
 CONTROL = ("<|im_end|>", "<|im_start|>", "<tool_call>", "<think>")
 TOOL = {"type": "function", "function": {"name": "f", "description": "ends at <|im_end|>", "parameters": {}}}
@@ -186,3 +193,28 @@ def test_ids_without_a_row_are_refused(raw_checkpoint: Callable[..., Path]) -> N
     engine.tokenizer.add_tokens([f"<extra{i}>" for i in range(rows)])
     with pytest.raises(PromptError, match="is outside the vocabulary"):
         engine.stream(f"hello <extra{rows - 1}>", raw=True)
+
+
+def test_no_command_reads_a_text_whose_ids_have_no_row(
+    raw_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = 288
+    folder = Path(shutil.copytree(raw_checkpoint("qwen3_5", dtype="float32"), tmp_path / "model"))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["vocab"]["e"] = rows
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    engine = load(folder)
+    assert engine.target.vocab_size == rows
+    refusal = f"token id {rows} is outside the vocabulary; expected 0 to {rows - 1}"
+    reads: dict[str, Callable[[], Any]] = {
+        "guarantee": lambda: probe(engine.target, engine.probe_text, "fast", QUICK),
+        "speed": lambda: list(compare(engine, "e", GenerationOptions(depth=1), tokens=2, repeats=1)),
+        "benchmark": lambda: PrefilledPrompt(TokenDecoder(engine), [5, rows], ours_first=False),
+        "sequence": lambda: Sequence(engine.target, engine.mtp).prefill([5, 6, -1]),
+    }
+    for name, read in reads.items():
+        with pytest.raises(PromptError, match="is outside the vocabulary"):
+            print("not refused:", name, read())
+    for option in ("--check", "--try-head"):
+        assert main(["inspect", str(folder), option]) == 2, option
+        assert capsys.readouterr().err == f"mlxmtp: {refusal}\n", option

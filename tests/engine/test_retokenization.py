@@ -25,7 +25,7 @@ SYSTEM = {"role": "system", "content": "You are terse. " * 9}
 ASKS = {"role": "user", "content": "What is in the file?"}
 AGAIN = {"role": "user", "content": "Are you sure?"}
 LETTERS = "therin "
-END, NO_END = 2, 4000
+END, OTHER_END, NO_END = 2, 0, 4000
 
 
 def says(text: str) -> dict[str, Any]:
@@ -92,6 +92,30 @@ def test_a_conversation_goes_on_from_the_ids_that_the_model_wrote(engine: Engine
     assert disk.warnings == []
 
 
+def test_an_answer_with_another_end_token_than_the_templates_is_remembered(engine: Engine) -> None:
+    """All turns after it continue from its ids: only its end token and what follows are read."""
+    tokenizer = engine.tokenizer
+    own_ends, bias = tokenizer.eos_token_ids, dict.fromkeys([OTHER_END, *spell(tokenizer, LETTERS)], 1000.0)
+    tokenizer.eos_token_ids = {END, OTHER_END}
+    options = GenerationOptions(max_tokens=30, depth=3, temperature=1.0, seed=2, logit_bias=bias)
+    prefixes, held, messages = PrefixCache(PLENTY), 0, [SYSTEM, ASKS]
+    for number in range(3):
+        found = engine.generate(messages, options, prefix_cache=prefixes)
+        newest, count = prefixes._sequences[-1], found.stats.prompt_tokens
+        ids = newest.tokens[:count]
+        assert tokenizer.decode(ids) == apply_template(tokenizer, messages), number
+        assert found.stats.reused_tokens == held, number
+        assert found.tokens == engine.generate(ids, options).tokens, number
+        assert found.tokens[-1] == OTHER_END, "nothing that this test is about"
+        assert tokenizer.encode(found.text, add_special_tokens=False) != found.tokens[:-1], "nothing to restore"
+        fresh = Sequence(engine.target, engine.mtp)
+        fresh.prefill([*ids, *found.tokens])
+        assert_same_state(snapshot(newest.cache), snapshot(fresh.cache), number)
+        held = count + len(found.tokens) - 1
+        messages = [*messages, says(found.text), AGAIN]
+    tokenizer.eos_token_ids = own_ends
+
+
 # -- what is replaced -----------------------------------------------------------------------------------------
 
 
@@ -125,9 +149,9 @@ def test_answers_of_the_same_text_are_replaced(tokenizer: Any) -> None:
     assert found.tokens[: len(written)] == written
     assert tokenizer.decode(found.tokens) == tokenizer.decode(plain.tokens)
     assert found.boundaries == tuple(b + grown if b > count else b for b in plain.boundaries)
-    for end in (0, NO_END):  # another end token than the template's
+    for end in (OTHER_END, NO_END):  # another end token than the template's
         other = known([*written[:-1], end], (count, len(written)))
-        assert restored(tokenizer, messages, other).tokens == (found if end == 0 else plain).tokens, end
+        assert restored(tokenizer, messages, other).tokens == (found if end == OTHER_END else plain).tokens, end
     merged = [*start[:-1], *spell(tokenizer, "\n"), *spell(tokenizer, "\n" + ANSWER)]
     twice = restored(tokenizer, [SYSTEM, ASKS, says("\n" + ANSWER), AGAIN], known(merged, (count, len(merged))))
     assert twice.tokens[: len(merged)] == merged, "the line ends before and in the answer are one token as text"
