@@ -168,7 +168,7 @@ def engine(arguments: argparse.Namespace) -> None:
 
         stopped_by = None
 
-        def __init__(self, *_: object, thinking: bool = False) -> None:  # noqa: ARG002
+        def __init__(self, *_: object, tool_calls: bool = False) -> None:  # noqa: ARG002
             self._script = script(arguments.text)
             self._text = ""
 

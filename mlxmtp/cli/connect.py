@@ -79,7 +79,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--model", metavar="NAME", type=given, help="what CLIENT calls the model (default: as the server does)")
     window = "tokens that CLIENT may fill (default: as many as the server says)"
     add("--context", metavar="N", type=options.at_least(1), help=window)
-    add("--api-key", metavar="KEY", type=given, default=NAME, help="the server's key, if it has one")
+    options.add_api_key(command, "the server's key, if it has one", type=given)
     add("--write", action="store_true", help="write the settings; a file that is there is kept as a copy")
     command.set_defaults(run=run)
 
@@ -114,7 +114,8 @@ def run(arguments: argparse.Namespace) -> int:
         near = get_close_matches(arguments.client, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
         raise OptionError(f"unknown client {arguments.client!r}; {hint}known are: {', '.join(known)}")
-    client, values = known[arguments.client], values_of(arguments, served_by(arguments))
+    key = options.api_key(arguments.api_key, arguments.api_key_file) or NAME
+    client, values = known[arguments.client], values_of(arguments, key, served_by(arguments, key))
     if arguments.write:
         write_files(arguments.client, client, values)
     else:
@@ -149,11 +150,11 @@ def listing(known: Mapping[str, Client]) -> str:
     )
 
 
-def served_by(arguments: argparse.Namespace) -> Served:
+def served_by(arguments: argparse.Namespace, key: str) -> Served:
     """Return what the server serves, unless the command line says all of it. A guess is told."""
     if arguments.context and arguments.model:
         return Served(arguments.model, arguments.context)
-    answer = ask(arguments.url, arguments.api_key)
+    answer = ask(arguments.url, key)
     if isinstance(answer, Served):
         return answer
     if not arguments.context:
@@ -161,11 +162,11 @@ def served_by(arguments: argparse.Namespace) -> Served:
     return Served(NAME, CONTEXT)
 
 
-def values_of(arguments: argparse.Namespace, served: Served) -> dict[str, str]:
+def values_of(arguments: argparse.Namespace, key: str, served: Served) -> dict[str, str]:
     """Return the values of the placeholders in clients.toml. The command line comes before the server."""
     context = arguments.context or served.context
     numbers = {"context": context, "output": max(1, context // 4)}
-    texts = {"url": arguments.url, "model": arguments.model or served.model, "key": arguments.api_key}
+    texts = {"url": arguments.url, "model": arguments.model or served.model, "key": key}
     return texts | {name: str(number) for name, number in numbers.items()}
 
 

@@ -3,6 +3,7 @@
 A type raises ArgumentTypeError for a text that it cannot take. The error says what was expected and what was found.
 """
 
+import os
 from argparse import SUPPRESS, Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -10,6 +11,11 @@ from typing import Any, NoReturn
 from mlxmtp.errors import OptionError
 from mlxmtp.exactness.guarantee import IDENTITIES
 from mlxmtp.limits import MAX_DEPTH
+
+KEY_VARIABLE = "MLXMTP_API_KEY"
+"""The environment variable that may hold the server's key."""
+MAX_KEY_CHARACTERS = 4096
+"""Characters of the longest key file."""
 
 
 def number(text: str) -> float:
@@ -139,6 +145,36 @@ def head(arguments: Namespace) -> dict[str, Any]:
         if getattr(arguments, option) is not None and arguments.no_mtp:
             raise OptionError(f"--{option.replace('_', '-')} is for a head and --no-mtp wants none; leave one out")
     return {"mtp": not arguments.no_mtp, "head": arguments.head, "draft_vocab": arguments.draft_vocab}
+
+
+def add_api_key(command: ArgumentParser, meaning: str, type: Callable[[str], str] = str) -> None:
+    """Add the options that `api_key` reads.
+
+    Args:
+        meaning: begins the help on the key.
+        type: of a key on the command line.
+    """
+    add = command.add_mutually_exclusive_group().add_argument
+    add("--api-key", metavar="KEY", type=type, help=f"{meaning} (default: ${KEY_VARIABLE}, if set)")
+    add("--api-key-file", metavar="FILE", help="the key is in this file")
+
+
+def api_key(key: str | None, file: str | None) -> str | None:
+    """Return the key: given, or from a file, or from the environment; None: there is none.
+
+    Raises:
+        OptionError: the file cannot be read, or holds something else than a key.
+    """
+    if file is None:
+        return (os.environ.get(KEY_VARIABLE) or None) if key is None else key
+    try:
+        with open(os.path.expanduser(file), encoding="utf-8") as content:
+            text = content.read(MAX_KEY_CHARACTERS + 1).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"--api-key-file {file}: {getattr(error, 'strerror', None) or 'it is no text'}") from error
+    if not text or len(text) > MAX_KEY_CHARACTERS or len(text.splitlines()) > 1:
+        raise OptionError(f"--api-key-file {file}: expected one line with the key")
+    return text
 
 
 def port(text: str) -> int:

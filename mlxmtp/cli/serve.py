@@ -3,15 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from mlxmtp.cli import options
-from mlxmtp.errors import OptionError
-
-KEY_VARIABLE = "MLXMTP_API_KEY"
-"""The environment variable that may hold the key."""
-MAX_KEY_CHARACTERS = 4096
-"""Characters of the longest key file."""
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,9 +25,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     options.add_draft_vocab(add_hidden)
     add("--host", metavar="ADDRESS", default="127.0.0.1", help="where to listen (default: 127.0.0.1)")
     add("--port", metavar="N", type=options.port, default=8080, help="(default: 8080; 0: any that is free)")
-    keys = command.add_mutually_exclusive_group()
-    keys.add_argument("--api-key", metavar="KEY", help=f"clients must send this key (default: ${KEY_VARIABLE}, if set)")
-    keys.add_argument("--api-key-file", metavar="FILE", help="the key is in this file")
+    options.add_api_key(command, "clients must send this key")
     add("--cors", metavar="ORIGIN", action="append", default=[], help="web pages that may ask; '*': all; repeatable")
     allow_host = "a further name of this machine under which clients may ask; repeatable"
     add("--allow-host", metavar="NAME", action="append", default=[], help=allow_host)
@@ -67,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
             depth=arguments.depth,
             host=arguments.host,
             port=arguments.port,
-            api_key=api_key(arguments.api_key, arguments.api_key_file),
+            api_key=options.api_key(arguments.api_key, arguments.api_key_file),
             origins=tuple(arguments.cors),
             hosts=tuple(arguments.allow_host),
             queue=arguments.queue,
@@ -78,21 +69,3 @@ def run(arguments: argparse.Namespace) -> int:
         )
     )
     return 0
-
-
-def api_key(key: str | None, file: str | None) -> str | None:
-    """Return the key: given, or from a file, or from the environment; None: there is none.
-
-    Raises:
-        OptionError: the file cannot be read, or holds more than a key.
-    """
-    if file is None:
-        return (os.environ.get(KEY_VARIABLE) or None) if key is None else key
-    try:
-        with open(os.path.expanduser(file), encoding="utf-8") as content:
-            text = content.read(MAX_KEY_CHARACTERS + 1).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"--api-key-file {file}: {getattr(error, 'strerror', None) or 'it is no text'}") from error
-    if len(text) > MAX_KEY_CHARACTERS or len(text.splitlines()) > 1:
-        raise OptionError(f"--api-key-file {file}: expected one line with the key")
-    return text

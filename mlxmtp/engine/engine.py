@@ -143,7 +143,7 @@ class Engine:
         Args:
             prompt: a text (one user message, unless `raw` or without a chat template), messages, or token ids.
             options: how the turn is generated.
-            raw: continue a text as it is, without the chat template.
+            raw: continue a text as it is, without the chat template. What is generated is one text.
             on_prefill: called with (done, total) tokens after each chunk of the prompt.
             prefill_tokens: tokens of the prompt in one forward pass.
             prefix_cache: caches of earlier turns; this turn reuses the longest prefix, and adds its own caches.
@@ -178,12 +178,12 @@ class Engine:
         before_policy = time.perf_counter()
         policy = self.policy(options.depth)  # the first call may measure the guarantee, which is not this turn's time
         started += time.perf_counter() - before_policy
-        parser = OutputParser(self.tokenizer, tokens, opening)
+        parser = OutputParser(self.tokenizer, tokens, opening, raw=raw)
         turn = TurnGenerator(
             target=self.target,
             head=self.mtp,
             drafting=drafting,
-            detokenizer=StreamingDetokenizer(self.tokenizer, options.stop, thinking=parser.thinking),
+            detokenizer=StreamingDetokenizer(self.tokenizer, options.stop, parser, tool_calls=options.tool_calls),
             parser=parser,
             sampler=sampler,
             policy=policy,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,25 +21,27 @@ class StreamingDetokenizer:
     """Turns the tokens of a turn into text, and finds where the turn ends.
 
     Text that may be the start of a stop string is held back until the next tokens decide. The stop string and the text
-    after it are not part of the turn. Stop strings are not looked for in the thinking. An end token counts as a token
-    of the turn and has no text.
+    after it are not part of the turn. Stop strings are looked for where `parser` finds text: not in the thinking. An
+    end token counts as a token of the turn and has no text.
 
     Args:
         tokenizer: mlx-lm's `TokenizerWrapper`.
         stop: stop strings; they may straddle tokens and rounds.
-        thinking: the prompt has opened the thinking.
+        parser: the parser of the turn, before its first text. It is not changed.
+        tool_calls: stop strings are not looked for in tool calls either.
 
     Attributes:
         stopped_by: the stop string that ended the turn, or None.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str], *, thinking: bool = False) -> None:
+    def __init__(self, tokenizer: Any, stop: Sequence[str], parser: "OutputParser", *, tool_calls: bool) -> None:
         self._detokenizer = tokenizer.detokenizer
         self._detokenizer.reset()
         self._end_tokens = tokenizer.eos_token_ids
-        self._stop = tuple(stop)
-        self._think_start, self._think_end = tokenizer.think_start, tokenizer.think_end
-        self._thinking = thinking
+        self._stop = sorted(stop, key=len, reverse=True)
+        self._parser = copy(parser)
+        self._parser.feed("")  # the opening, which is not of this turn
+        self._without_stop = ("thinking", "tool") if tool_calls else ("thinking",)
         self._held = ""
         self._ready = ""
         self.stopped_by: str | None = None
@@ -58,7 +61,7 @@ class StreamingDetokenizer:
         """End the turn: the text held back is ready."""
         self._detokenizer.finalize()
         if not self._read():
-            self._ready, self._held = self._ready + self._held, ""
+            self._release(len(self._held))
 
     def take(self) -> str:
         """Return the text that has become ready since the last call."""
@@ -67,30 +70,23 @@ class StreamingDetokenizer:
 
     def _read(self) -> bool:
         """Take the detokenizer's new text; return whether it completes a stop string."""
-        self._held += self._detokenizer.last_segment
-        while found := self._first_mark():
-            start, mark = found
-            if self._thinking or mark not in self._stop:
-                self._release(start + len(mark))
-                self._thinking = not self._thinking
-                continue
-            self.stopped_by = mark
-            self._ready, self._held = self._ready + self._held[:start], ""
-            return True
-        self._release(len(self._held) - max((_overlap(self._held, mark) for mark in self._marks()), default=0))
-        return False
-
-    def _marks(self) -> tuple[str, ...]:
-        """What the next text is searched for: stop strings outside the thinking, and the markers of the thinking."""
+        text = self._detokenizer.last_segment
         if not self._stop:
-            return ()
-        marks = (self._think_end,) if self._thinking else (*self._stop, self._think_start)
-        return tuple(mark for mark in marks if mark)
-
-    def _first_mark(self) -> tuple[int, str] | None:
-        """The first mark in the held text, and where it begins; None: there is none."""
-        places = [(start, mark) for mark in self._marks() if (start := self._held.find(mark)) >= 0]
-        return min(places, default=None)
+            self._ready += text
+            return False
+        for character in text:
+            self._held += character
+            is_searched = self._parser.kind not in self._without_stop
+            if is_searched and (found := next(filter(self._held.endswith, self._stop), None)):
+                self.stopped_by = found
+                self._release(len(self._held) - len(found))
+                self._held = ""
+                return True
+            passes_marker = len(self._parser.feed(character)) > 1
+            if passes_marker or not is_searched:
+                self._release(len(self._held))
+        self._release(len(self._held) - max(_overlap(self._held, stop) for stop in self._stop))
+        return False
 
     def _release(self, count: int) -> None:
         """Move characters from the held text to the ready one."""
@@ -122,17 +118,22 @@ class OutputParser:
         tokenizer: mlx-lm's `TokenizerWrapper`.
         prompt: token ids of the prompt; some templates open the thinking at its end.
         opening: text at the end of the prompt that is the beginning of the answer.
-
-    Attributes:
-        thinking: the turn begins in the thinking.
+        raw: the turn is one text; markers are part of it.
     """
 
-    def __init__(self, tokenizer: Any, prompt: list[int], opening: str = "") -> None:
-        thinks = not opening and opens_thinking(tokenizer, prompt)
-        initial = "reasoning" if thinks else tokenizer.response_initial_state or "normal"
-        self.thinking = initial == "reasoning"
-        self._state = make_text_state_machine(tokenizer).make_state(initial)
+    def __init__(self, tokenizer: Any, prompt: list[int], opening: str = "", *, raw: bool = False) -> None:
+        if raw:
+            self._state = TextStateMachine().make_state()
+        else:
+            thinks = not opening and opens_thinking(tokenizer, prompt)
+            initial = "reasoning" if thinks else tokenizer.response_initial_state or "normal"
+            self._state = make_text_state_machine(tokenizer).make_state(initial)
         self._opening = opening
+
+    @property
+    def kind(self) -> SegmentKind:
+        """The kind of the next text."""
+        return _KINDS.get(self._state[0], "text")
 
     def feed(self, text: str) -> tuple[Segment, ...]:
         """Return the segments that the new text completes or extends."""

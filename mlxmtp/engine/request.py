@@ -44,10 +44,12 @@ class GenerationOptions:
         depth: number of drafts in a round, 0 to `MAX_DEPTH`. 0 decodes plainly; None lets the policy choose.
         max_tokens: most tokens of the answer; None: as many as the context has room for.
         thinking: asks the chat template for an answer with or without thinking; None: the template's default.
-        stop: strings that end the turn; they are not part of the text. A single string counts as one.
+        stop: strings that end the turn; they are not part of the text, and not looked for in the thinking. A single
+            string counts as one.
         json_schema: the answer is JSON of this schema, unless `max_tokens` ends it; {"type": "object"} for any object.
             Where the prompt opens the thinking, the schema applies after the end of the thinking.
-        tool_calls: with `json_schema`, tool calls may come instead of the JSON.
+        tool_calls: the turn may call tools: with `json_schema`, calls may come instead of the JSON, and calls are not
+            searched for stop strings.
         call_grammar: the rest of the tool call that the prompt has begun, up to the marker that ends it, as a grammar
             in llguidance's dialect of Lark. The turn ends after the call.
         logprobs: 0 to `MAX_LOGPROBS`; returns the log-probability of each token, and of this many of the most likely

@@ -71,14 +71,12 @@ class JsonObject:
         return float(value)
 
     def integer(self, name: str, low: int, high: int | None = None) -> int | None:
-        value = self.get(name)
-        if value is None:
+        if name not in self:
             return None
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        value = whole_number(self.get(name))
+        if value is None or value < low or (high is not None and value > high):
             self.reject(name, f"a whole number of at least {low}" if high is None else f"{low} to {high}")
-        return int(value)
+        return value
 
     def boolean(self, name: str) -> bool | None:
         value = self.get(name)
@@ -235,6 +233,13 @@ async def read_body(request: Request, max_bytes: int, held: HeldBody) -> JsonObj
     if is_nested_too_deeply(content):
         raise _too_deep()
     return JsonObject(content)
+
+
+def whole_number(value: Any) -> int | None:
+    """The value of a JSON number that is whole, which some clients write as 42.0; None: it is something else."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def short_repr(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlxmtp.engine.request import GenerationOptions
@@ -20,9 +20,11 @@ from mlxmtp.server.adapter import (
 from mlxmtp.server.body import JsonObject
 from mlxmtp.server.errors import ApiError
 from mlxmtp.server.history import (
+    HistoryItem,
     Message,
     assistant_message,
     foreign_text,
+    history_items,
     history_tool_call,
     merge_leading_system,
     newest_user_message,
@@ -204,12 +206,12 @@ def _logprobs_content(context: ResponseContext, tokens: list[Any]) -> list[dict[
 
 
 def _messages(body: JsonObject, tools: ToolSet) -> list[Message]:
-    items = body.objects("messages")
+    items = history_items(body, "messages")
     newest = newest_user_message([ROLES.get(item.string("role") or "", item.string("role") or "") for item in items])
     return [_message(item, tools, newest=i == newest) for i, item in enumerate(items)]
 
 
-def _message(item: JsonObject, tools: ToolSet, *, newest: bool) -> Message:
+def _message(item: HistoryItem, tools: ToolSet, *, newest: bool) -> Message:
     name = item.string("role") or ""
     role = ROLES.get(name, name)
     if role not in ("system", "user", "assistant", "tool"):
@@ -222,8 +224,8 @@ def _message(item: JsonObject, tools: ToolSet, *, newest: bool) -> Message:
     reasoning = text_content(item, tools, "reasoning_content") or text_content(item, tools, "reasoning")
     calls = item.objects("tool_calls")
     if "function_call" in item:  # before there were tools
-        calls.append(JsonObject({"function": item.get("function_call")}, item.path_of("function_call")))
-    known = [call for call in calls if "function" in call or "custom" in call]
+        calls.append(HistoryItem({"function": item.get("function_call")}, item.path_of("function_call")))
+    known = [call for call in calls if isinstance(call.get("function"), str | Mapping) or call.object("custom")]
     lines = [text, *(foreign_text(call) for call in calls if call not in known)]
     return assistant_message("\n".join(filter(None, lines)), reasoning, map(_history_call, known))
 
@@ -231,8 +233,7 @@ def _message(item: JsonObject, tools: ToolSet, *, newest: bool) -> Message:
 def _history_call(item: JsonObject) -> dict[str, Any]:
     if custom := item.object("custom"):
         return history_tool_call(custom.get("name"), freeform_arguments(custom.get("input")), item.get("id"))
-    function = item.object("function")
-    assert function
+    function = item.object("function") or JsonObject({"name": item.get("function")})
     return history_tool_call(function.get("name"), function.get("arguments"), item.get("id"))
 
 

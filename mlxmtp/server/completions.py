@@ -16,7 +16,7 @@ from mlxmtp.server.adapter import (
     completion_usage,
     timings,
 )
-from mlxmtp.server.body import JsonObject
+from mlxmtp.server.body import JsonObject, whole_number
 from mlxmtp.server.chat_completions import ChunkWriter, include_usage
 from mlxmtp.server.request import (
     NeutralValues,
@@ -97,10 +97,10 @@ def _prompt(body: JsonObject) -> str | list[int]:
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
         prompt = prompt[0]
-    is_ids = isinstance(prompt, list) and all(isinstance(id, int) and not isinstance(id, bool) for id in prompt)
-    if not prompt or not (isinstance(prompt, str) or is_ids):
+    ids = [whole_number(item) for item in prompt] if isinstance(prompt, list) else []
+    if not prompt or not (isinstance(prompt, str) or (ids and None not in ids)):
         body.reject("prompt", "one text, or one list of token ids")
-    return prompt  # type: ignore[no-any-return]
+    return prompt if isinstance(prompt, str) else [id for id in ids if id is not None]
 
 
 def _envelope(context: ResponseContext) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from mlxmtp.errors import MlxmtpError
 
 REQUEST_TIMEOUT = 408
 """The only status below 500 whose request may succeed when it is sent again."""
+OUT_OF_MEMORY = "out_of_memory"
+"""The code of an error with a status of 500 whose request fails again: it needs as much memory as before."""
 
 
 class ApiError(MlxmtpError):
@@ -38,7 +40,8 @@ class ApiError(MlxmtpError):
         """The headers of its response. They tell SDKs whether to send the same request again."""
         if self.retry_after:
             return {"retry-after": str(self.retry_after)}
-        return {} if self.status >= 500 or self.status == REQUEST_TIMEOUT else {"x-should-retry": "false"}
+        may_succeed = self.status == REQUEST_TIMEOUT or (self.status >= 500 and self.code != OUT_OF_MEMORY)
+        return {} if may_succeed else {"x-should-retry": "false"}
 
     @property
     def error_type(self) -> str:

@@ -29,8 +29,45 @@ OPAQUE = (
     *("file_data", "image_url", "encrypted_content", "encrypted_index", "encrypted_stdout"),
 )
 """Fields that say nothing to a model."""
+MEDIA_FIELDS = {"images": "image", "audio": "audio"}
+"""Fields of a message, in Ollama's and OpenAI's spelling -> the type of the media that they hold."""
 MAX_WORD = 500
 """Characters. A longer text without a space is encoded data, and no model can read it."""
+
+
+class HistoryItem(JsonObject):
+    """An object of the history: what other servers and clients made. A value of another type is read as it can be."""
+
+    def string(self, name: str) -> str | None:
+        value = self.get(name)
+        if isinstance(value, Mapping) and isinstance(value.get("value"), str):
+            value = value["value"]  # a text of OpenAI's Assistants
+        return None if value is None else _as_text(value)
+
+    def boolean(self, name: str) -> bool | None:
+        value = self.get(name)
+        return value if isinstance(value, bool | None) else str(value).lower() == "true"
+
+    def object(self, name: str) -> HistoryItem | None:
+        """The object; None: there is none."""
+        value = self.get(name)
+        return HistoryItem(value, self.path_of(name)) if isinstance(value, Mapping) else None
+
+    def objects(self, name: str) -> list[JsonObject]:
+        """A list of objects, or a single one. Other values become parts of text."""
+        value = self.get(name)
+        values = value if isinstance(value, list) else [value]
+        path = self.path_of(name)
+        return [_part(item, f"{path}[{i}]") for i, item in enumerate(values) if item is not None]
+
+
+def history_items(body: JsonObject, name: str) -> list[HistoryItem]:
+    """The messages or items in a field of the body.
+
+    Raises:
+        ApiError: it is no list of objects.
+    """
+    return [HistoryItem(item.content, f"{name}[{i}]") for i, item in enumerate(body.objects(name))]
 
 
 def newest_user_message(roles: Sequence[str]) -> int:
@@ -58,7 +95,10 @@ def text_content(item: JsonObject, tools: ToolSet, name: str = "content", *, new
     is_part = isinstance(content, Mapping) and "type" in content
     parts = content if isinstance(content, list) else [content] if is_part else [_as_text(content)]
     path = item.path_of(name)
-    return parts_text([_part(part, f"{path}[{i}]") for i, part in enumerate(parts)], tools, newest=newest)
+    found = [_part(part, f"{path}[{i}]") for i, part in enumerate(parts)]
+    if name == "content":
+        found += _media_fields(item)
+    return parts_text(found, tools, newest=newest)
 
 
 def parts_text(parts: Iterable[JsonObject], tools: ToolSet, *, newest: bool = False, separator: str = "") -> str:
@@ -175,8 +215,18 @@ def later_system_as_user(messages: Iterable[Message]) -> list[Message]:
     return found
 
 
-def _part(value: Any, path: str) -> JsonObject:
-    return JsonObject(value if isinstance(value, Mapping) else {"type": "text", "text": _as_text(value)}, path)
+def _part(value: Any, path: str) -> HistoryItem:
+    return HistoryItem(value if isinstance(value, Mapping) else {"type": "text", "text": _as_text(value)}, path)
+
+
+def _media_fields(item: JsonObject) -> list[HistoryItem]:
+    """A part for each picture or sound that stands in a field of the message, and not in its content."""
+    found = []
+    for name, kind in MEDIA_FIELDS.items():
+        value = item.get(name)
+        values = value if isinstance(value, list) else [value] if value else []
+        found += [HistoryItem({"type": kind}, f"{item.path_of(name)}[{i}]") for i in range(len(values))]
+    return found
 
 
 def _as_text(value: Any) -> str:

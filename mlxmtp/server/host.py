@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from mlxmtp.errors import MlxmtpError
-from mlxmtp.server.errors import ApiError
+from mlxmtp.server.errors import OUT_OF_MEMORY, ApiError
 from mlxmtp.server.queue import FairQueue
 from mlxmtp.worker.client import EngineClient, EngineStartError, Reply
 from mlxmtp.worker.messages import Died, Event, Failed, Generate, Load, Loaded, Warned
@@ -165,6 +165,6 @@ def _api_error(event: Failed | Died) -> ApiError:
         return ApiError(message, status=500, code="engine_died")
     if event.kind == "refused":
         return ApiError(event.message, code="refused")
-    code = "out_of_memory" if event.kind == "memory" else "engine_failed"
+    code = OUT_OF_MEMORY if event.kind == "memory" else "engine_failed"
     hint = "; a shorter prompt needs less" if event.kind == "memory" else ""
     return ApiError(event.message + hint, status=500, code=code)

@@ -13,6 +13,7 @@ from mlxmtp.server.errors import ApiError
 from mlxmtp.server.history import (
     Message,
     assistant_message,
+    history_items,
     history_tool_call,
     merge_leading_system,
     newest_user_message,
@@ -179,7 +180,7 @@ def _continuation(body: JsonObject) -> list[str]:
 
 
 def _messages(body: JsonObject, tools: ToolSet) -> Iterator[Message]:
-    items = body.objects("messages")
+    items = history_items(body, "messages")
     newest = newest_user_message(["tool" if _results(item) else item.string("role") or "" for item in items])
     for i, item in enumerate(items):
         role = item.string("role")
@@ -195,9 +196,7 @@ def _messages(body: JsonObject, tools: ToolSet) -> Iterator[Message]:
 
 def _results(item: JsonObject) -> list[JsonObject]:
     """The tool results of a message."""
-    content = item.get("content")
-    blocks = [] if content is None or isinstance(content, str) else item.objects("content")
-    return [block for block in blocks if block.get("type") == "tool_result"]
+    return [block for block in item.objects("content") if block.get("type") == "tool_result"]
 
 
 def _assistant_message(blocks: list[JsonObject], tools: ToolSet) -> Message:

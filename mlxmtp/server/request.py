@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlxmtp.engine.request import GenerationOptions
-from mlxmtp.server.body import JsonObject
+from mlxmtp.server.body import JsonObject, whole_number
 from mlxmtp.server.history import Message
 from mlxmtp.server.thinking import Thinking
 from mlxmtp.server.tools import Tool, ToolSet
@@ -231,10 +231,10 @@ def _top_p(body: JsonObject) -> float | None:
 
 def _seed(body: JsonObject) -> int | None:
     """The seed; None: none, which clients of llama.cpp and Ollama write as -1."""
-    value = body.get("seed")
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+    value = whole_number(body.get("seed"))
+    if value is None and "seed" in body:
         body.reject("seed", "a whole number")
-    return None if value in (None, -1) else int(value) % 2**64
+    return None if value in (None, -1) else value % 2**64
 
 
 def _repetition_penalty(body: JsonObject) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mlxmtp.engine.request import GenerationOptions
@@ -11,6 +12,7 @@ from mlxmtp.server.history import (
     Message,
     assistant_message,
     foreign_text,
+    history_items,
     history_tool_call,
     merge_leading_system,
     newest_user_message,
@@ -111,10 +113,10 @@ def _messages(body: JsonObject, tool_set: ToolSet) -> list[Message]:
     items = body.get("input")
     if isinstance(items, str):
         return [*messages, {"role": "user", "content": items}]
-    return messages + _input_messages(body.objects("input"), tool_set)
+    return messages + _input_messages(history_items(body, "input"), tool_set)
 
 
-def _input_messages(items: list[JsonObject], tools: ToolSet) -> list[Message]:
+def _input_messages(items: Sequence[JsonObject], tools: ToolSet) -> list[Message]:
     """The chat messages of input items. Reasoning, text and calls of one answer become one message."""
     newest = newest_user_message([_role(item) for item in items])
     messages: list[Message] = []

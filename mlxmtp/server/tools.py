@@ -64,7 +64,7 @@ class ToolSet:
         return [*self.tools, *self.deferred]
 
     def define(self, items: Iterable[JsonObject]) -> str:
-        """Add tools that the conversation defines, and return their definitions as text."""
+        """Add tools that the conversation defines, and return their definitions as text. Nameless ones are dropped."""
         found = [tool for item in items for tool in self._add(item, deferred=True)]
         return "\n".join(map(_definition, found))
 
@@ -74,7 +74,7 @@ class ToolSet:
             return self.define([definition])
         name = reference.string("tool_name") or reference.string("name")
         found = next((tool for tool in self.callable if tool["function"]["name"] == name), None)
-        return _definition(found) if found else f"[{name}: a tool that is not here]"
+        return _definition(found) if found else f"[{name or 'unnamed'}: a tool that is not here]"
 
     def _add(
         self, item: JsonObject, namespace: str | None = None, *, may_defer: bool = True, deferred: bool = False
@@ -83,7 +83,13 @@ class ToolSet:
         if item.get("type") == "namespace":
             inner, name = item.objects("tools"), item.string("name")
             return [tool for one in inner for tool in self._add(one, name, may_defer=may_defer, deferred=deferred)]
-        tool = self.parse_tool(item)
+        try:
+            tool = self.parse_tool(item)
+        except ApiError as error:
+            if not deferred:
+                raise
+            self.dropped.append(str(error))  # a fault of the history ends no session
+            return []
         if tool is None:
             self.dropped.append(f"tool {item.get('name') or item.get('type')}")
             return []

@@ -54,7 +54,7 @@ class TurnEnd:
     Args:
         reason: "stop", "length" or "tool_calls".
         stats: statistics of the turn; None: it was stopped before its first token.
-        stopped_by: the stop string that ended the turn.
+        stopped_by: the stop string that ended a turn without tool calls.
         cache_bytes: size of the prefix cache now.
     """
 
@@ -115,18 +115,20 @@ async def generate_turn(
                             yield TurnEnd("tool_calls", stats)
                             return
                 case Finished():
-                    for parsed in parser.finish(complete=event.reason == "stop" and not event.stopped_by):
+                    for parsed in parser.finish(complete=event.reason == "stop"):
                         yield parsed
-                    reason = "tool_calls" if parser.called and event.reason == "stop" else event.reason
+                    reason, stopped_by = event.reason, event.stopped_by
+                    if parser.called and reason == "stop":
+                        reason, stopped_by = "tool_calls", None
                     cache_bytes = event.memory.caches if event.memory else None
-                    yield TurnEnd(reason, event.stats or stats, event.stopped_by, cache_bytes)
+                    yield TurnEnd(reason, event.stats or stats, stopped_by, cache_bytes)
 
 
 class TurnParser:
     """Turns the segments of a turn into events: parses tool calls, and removes the newlines around other segments.
 
-    A call of a tool that may not be called, or whose arguments are no JSON object, stays text. A call that the limit or
-    a stop string cuts is left out.
+    A call of a tool that may not be called, or whose arguments are no JSON object, stays text. A call that the limit
+    cuts is left out.
 
     Args:
         tokenizer: mlx-lm's `TokenizerWrapper`; it has the model's tool parser.
@@ -168,7 +170,7 @@ class TurnParser:
         """The events of what was held back until the end of the turn.
 
         Args:
-            complete: an end token ended the turn, not a limit or a stop string.
+            complete: the turn was not cut. Stop strings do not cut calls.
         """
         events = self._end_call(complete=complete) if self._call is not None else []
         if self._newlines and self._kind == "text" and not (self._skip_newlines or self.called):

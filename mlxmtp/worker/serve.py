@@ -157,15 +157,13 @@ class Worker:
         )
 
     def _generate(self, command: Generate) -> None:
-        from mlxmtp.engine.output import Segment
-
         engine = self._require_engine()
-        segments: list[Segment] = []
+        segments: list[Any] = []
         logprobs: list[Any] = []
         sent = 0
         with closing(self._stream(command)) as turn:
             for chunk in turn:
-                segments += [Segment("text", chunk.text)] if command.raw else chunk.segments
+                segments += chunk.segments
                 logprobs += [[entry.token, entry.logprob, entry.top] for entry in chunk.logprobs]
                 stopped = self._inbox.stops(command)
                 if chunk.finish_reason or stopped or self._due() or chunk.stats.rounds == 1:  # the first at once
@@ -186,6 +184,7 @@ class Worker:
         return self._require_engine().stream(
             command.messages,
             command.settings,
+            raw=command.raw,
             boundaries=command.boundaries,
             opening=command.opening,
             conversation=not command.raw,

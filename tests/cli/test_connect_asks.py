@@ -65,6 +65,27 @@ def test_the_servers_model_and_context_are_written(main_: Callable[..., Ran], ho
         assert asked == [], "nothing is left to ask for"
 
 
+def test_the_key_is_found_as_serve_finds_it(
+    main_: Callable[..., Ran], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "key").write_text("of-the-file\n")
+    for variable, options, key in (
+        (None, (), "mlxmtp"),
+        ("", (), "mlxmtp"),
+        ("of-the-environment", (), "of-the-environment"),
+        ("of-the-environment", ("--api-key-file", str(home / "key")), "of-the-file"),
+        ("of-the-environment", ("--api-key", "given"), "given"),
+    ):
+        monkeypatch.delenv("MLXMTP_API_KEY", raising=False)
+        if variable is not None:
+            monkeypatch.setenv("MLXMTP_API_KEY", variable)
+        with serving({"data": [MODEL]}) as (url, asked):
+            ran = main_("connect", "codex", "--url", url, *options)
+        assert (ran.code, ran.err, asked) == (0, "", [("/v1/models", f"Bearer {key}")]), (variable, options)
+        assert key in ran.out, (variable, options)
+    assert main_("connect", "codex", "--api-key-file", str(home / "nowhere")).code == 2
+
+
 def test_a_server_that_does_not_say_is_told_and_guessed(main_: Callable[..., Ran]) -> None:
     strange = (
         ({"data": []}, 200, "does not say its context"),

@@ -105,6 +105,18 @@ def test_stop_strings(demo: Engine) -> None:
         assert run.tokens == whole.tokens[: len(run.tokens)]
 
 
+def test_a_raw_completion_has_no_thinking(demo: Engine) -> None:
+    prompt, options = "def add(a, b):\n<think>", GenerationOptions(max_tokens=14, depth=0)
+    whole = demo.generate(prompt, options, raw=True).text
+    for raw in (True, False):
+        given = prompt if raw else demo.tokenizer.encode(prompt)
+        chunks = list(demo.stream(given, replace(options, stop=whole[5:11]), raw=raw))
+        segments = [segment for chunk in chunks for segment in chunk.segments if segment.text]
+        assert {segment.kind for segment in segments} == {"text" if raw else "thinking"}, raw
+        shown = whole[: whole.find(whole[5:11])] if raw else whole
+        assert "".join(segment.text for segment in segments) == shown, raw
+
+
 def test_the_start_of_a_stop_string_is_text_at_the_token_limit(trained: Engine) -> None:
     for depth in (0, 3):
         options = GenerationOptions(max_tokens=20, depth=depth)

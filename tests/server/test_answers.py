@@ -134,13 +134,13 @@ async def test_a_call_that_was_complete_before_the_limit_is_a_call(protocol: Pro
         assert (answer.text, answer.calls, answer.end) == (after.strip(), [CALL], "length"), after
 
 
-@pytest.mark.parametrize("protocol", [one for one in PROTOCOLS if one.stop], ids=protocol_id)
+@each
 @both
 @asynchronous
-async def test_a_call_that_a_stop_string_cuts_is_left_out(protocol: Protocol, stream: bool) -> None:
-    cut = ROME.removesuffix("\n</tool_call>")  # complete for the tool parser, but the model had not ended the call
-    answer = await ask(protocol, stream, turn(cut, stopped_by="\n"), **{str(protocol.stop): ["\n"]})
-    assert (answer.text, answer.calls) == ("", [])
+async def test_a_stop_string_after_a_call(protocol: Protocol, stream: bool) -> None:
+    for after in ("", "\nSo "):
+        answer = await ask(protocol, stream, turn(f"{ROME}{after}", stopped_by="END"))
+        assert (answer.text, answer.calls, answer.end) == (after.strip("\n"), [CALL], "tool_calls"), after
 
 
 @each

@@ -71,6 +71,7 @@ async def test_an_early_failure_has_a_status(path: str, stream: bool, kind: str)
         response = await served.post(path, MINIMAL[path] | {"stream": stream})
         assert response.status_code == status
         assert message in parse_error(path, response.json())["message"]
+        assert response.headers.get("x-should-retry") == (None if kind == "failed" else "false")
         await served.assert_works()
         assert len(served.engines.all) == 1
 

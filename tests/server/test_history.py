@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -242,6 +243,80 @@ async def test_arguments_of_earlier_calls_become_an_object() -> None:
                 assert messages[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": expected}, (path, given)
                 written = "".join(f"{name}={value}" for name, value in expected.items())
                 assert await asked(served, path, [HI, answer]) == f"[user:hi][assistant: f({written})][user:again?]"
+
+
+def test_odd_shapes_are_read_as_they_can_be() -> None:
+    """Other servers made the history. What cannot be read is left out, with a note where a tool is missing."""
+    user, assistant = {"role": "user"}, {"role": "assistant"}
+    thought = {"type": "thinking", "thinking": ["a", "b"]}
+    failed = {"type": "tool_result", "tool_use_id": "t", "is_error": "true", "content": "no"}
+    sealed = {"type": "reasoning", "encrypted_content": ["x"], "summary": [{"type": "summary_text", "text": "Hm."}]}
+    assistants = {"type": "text", "text": {"value": "So.", "annotations": []}}
+    for path, item, expected in (
+        (MESSAGES, user | {"content": ["a", "b"]}, {"role": "user", "content": "a\n\nb"}),
+        (MESSAGES, assistant | {"content": ["a", None, "b"]}, {"role": "assistant", "content": "ab"}),
+        (MESSAGES, assistant | {"content": [thought]}, {"content": "", "reasoning_content": '["a", "b"]'}),
+        (MESSAGES, user | {"content": [failed]}, {"role": "tool", "content": "Error: no"}),
+        (MESSAGES, user | {"content": [failed | {"is_error": "false"}]}, {"role": "tool", "content": "no"}),
+        (CHAT, assistant | {"content": [assistants]}, {"content": "So."}),
+        (CHAT, assistant | {"content": "So.", "tool_calls": [None]}, {"role": "assistant", "content": "So."}),
+        (CHAT, assistant | {"content": "So.", "tool_calls": "none"}, {"content": 'So.\n[text: {"text": "none"}]'}),
+        (RESPONSES, sealed, {"role": "assistant", "content": "", "reasoning_content": "Hm."}),
+    ):
+        message: Any = parse(path, **{TURNS[path]: [HI, item, HI]}).messages[1]  # type: ignore[index]
+        assert message | expected == message, (path, item)
+    odd = assistant | {"tool_calls": [{"id": "c", "function": "look"}]}
+    messages: Any = parse(CHAT, messages=[HI, odd, HI]).messages
+    assert messages[1]["tool_calls"][0]["function"] == {"name": "look", "arguments": {}}
+    for path, item, where in (
+        (RESPONSES, {"type": "additional_tools", "tools": [{"type": "function"}]}, "input[1].tools[0].name"),
+        (MESSAGES, {"role": "system", "content": [{"type": "tool_addition", "tool": {"definition": {"a": 1}}}]}, ""),
+    ):
+        request = parse(path, **{TURNS[path]: [HI, item, HI]})
+        assert any(line.startswith(f"{where}") and "name" in line for line in request.dropped), (path, request.dropped)
+
+
+def test_any_value_may_stand_in_the_fields_of_the_history() -> None:
+    """But for roles: without one it is not known whose words they are."""
+    values: tuple[Any, ...] = (None, True, 7, "x", ["x"], [None, 7, {}], {"value": "x"}, {"type": "x"})
+    call: Body = {"role": "assistant", "content": "so", "tool_calls": [{"id": "c", "function": {"name": "f"}}]}
+    call |= {"reasoning_content": "hm", "reasoning": "hm", "function_call": {"name": "f"}, "images": [DATA]}
+    custom = {"role": "assistant", "tool_calls": [{"id": "c", "type": "custom", "custom": {"name": "f", "input": "x"}}]}
+    result = {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "a"}]}
+    histories: list[tuple[str, Body]] = [(CHAT, item) for item in (call, custom, result)]
+    for block in samples(BetaContentBlockParam).values():
+        histories += [(MESSAGES, {"role": role, "content": [block]}) for role in ("user", "assistant", "system")]
+    items = samples(ResponseInputItemParam).items()
+    histories += [(RESPONSES, dict(item)) for name, item in items if name != "item_reference"]
+    for path, item in histories:
+        odd = [one for one in changed(item, values) if one.get("role") == item.get("role")]
+        odd = [
+            one for one in odd if "type" not in item or one["type"] is not None
+        ]  # an item without a type needs a role
+        assert len(odd) > len(values), item
+        parse(path, **{TURNS[path]: [HI, *odd, {"role": "assistant", "content": "so"}, HI]})
+
+
+def changed(value: Any, values: tuple[Any, ...]) -> Iterator[Any]:
+    """The JSON value with each of its fields and elements, one at a time, replaced by each of `values`."""
+    fields = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in fields:
+        for other in (*values, *changed(inner, values)):
+            copy = value.copy()
+            copy[key] = other
+            yield copy
+
+
+def test_pictures_beside_the_content() -> None:
+    """Ollama has a message's pictures in a field of their own. They are treated as those in the content."""
+    shown = {"role": "user", "content": "What is it?", "images": [DATA, DATA]}
+    line = "[image left out: this model reads text only]"
+    assert contents(CHAT, [shown, {"role": "assistant", "content": "so"}, HI])[0][1] == f"What is it?\n{line}\n{line}"
+    with pytest.raises(ApiError, match="this server reads text only") as refusal:
+        parse(CHAT, messages=[HI, {"role": "assistant", "content": "so"}, shown])
+    assert refusal.value.param == "messages[2].images[0]"
+    answered = {"role": "assistant", "content": None, "audio": {"id": "a", "data": DATA}}
+    assert contents(CHAT, [HI, answered, HI])[1][1] == "[audio left out: this model reads text only]"
 
 
 def test_calls_of_other_kinds_become_text() -> None:

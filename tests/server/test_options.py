@@ -89,6 +89,11 @@ def test_neutral_values() -> None:
     )
     assert parse(CHAT, seed=-1) == parse(CHAT)  # no seed, as llama.cpp's clients write it
     assert parse(CHAT, seed=-2).options.seed == 2**64 - 2
+    for name in ("seed", "top_k", "max_tokens"):  # some clients write each number with a point
+        assert parse(CHAT, **{name: 42.0}) == parse(CHAT, **{name: 42}), name
+    assert parse(CHAT, seed=-1.0) == parse(CHAT)
+    assert parse(CHAT, logprobs=True, top_logprobs=3.0).options.logprobs == 3
+    assert [type(id) for id in parse(COMPLETIONS, prompt=[1.0, 2]).messages] == [int, int]
     assert parse(CHAT, n=1, mirostat=0, modalities=["text"], typical_p=1.0, tfs_z=1) == parse(CHAT)
     nothing: dict[str, Any] = {"grammar": "", "stop_token_ids": [], "min_tokens": 0, "ignore_eos": False, "top_a": 0}
     nothing |= {"xtc_probability": 0.0, "dry_multiplier": 0, "dynatemp_range": 0.0, "best_of": 1}

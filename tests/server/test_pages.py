@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlxmtp.cli.serve import api_key
+from mlxmtp.cli.options import api_key
 from mlxmtp.errors import OptionError
 from mlxmtp.server.main import ServeOptions, check, listening
 from mlxmtp.worker.messages import Generate
@@ -141,7 +141,12 @@ def test_where_the_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert api_key(None, None) == "of-the-environment"
     assert api_key("given", None) == "given"
     assert api_key(None, str(file)) == "of-the-file"
-    for content, found in ((b"one\ntwo", "one line"), (b"x" * 5000, "one line"), (b"\xff", "no text")):
+    for content, found in (
+        (b"one\ntwo", "one line"),
+        (b"x" * 5000, "one line"),
+        (b"\n", "one line"),
+        (b"\xff", "no text"),
+    ):
         file.write_bytes(content)
         with pytest.raises(OptionError, match=found):
             api_key(None, str(file))
