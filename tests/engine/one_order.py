@@ -3,7 +3,8 @@
 mlx-lm adds up two things in another order for one token than for several. A window that is full is a ring for one
 token, and several read its keys in the order of time. Latent attention expands the latents into keys and values for
 several tokens, and moves the query to the latents for one. Without these two, a turn has the bits of plain decoding
-whatever was reused, so a comparison needs no tolerance.
+whatever was reused, so a comparison needs no tolerance. No bound of the difference could be stated: it grows with what
+a model's weights make of the last bits.
 """
 
 from typing import Any
@@ -14,8 +15,10 @@ from mlx_lm.models.base import create_causal_mask
 from mlxmtp.targets import Target
 from mlxmtp.targets.patches.observe import replace_call
 
+ORDERED = ("gemma4", "deepseek_v32")
+"""Of `KINDS` those that add up a token's terms in another order where it is read alone."""
 STEPS = 1 << 20
-"""Steps of 1 into which weights and values are rounded. Products of the two, of all keys, stay far below 2^63."""
+"""Steps of 1 to which weights and values are rounded: the sum over all keys of their products is far below 2^63."""
 
 
 def read_by_latents(target: Target) -> None:
