@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from mlxmtp.decoding.depth import AutoDepth, DepthPolicy, FixedDepth
-from mlxmtp.decoding.logits_processors import LogitsProcessor
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import PREFILL_TOKENS
 from mlxmtp.decoding.stats import Stats
@@ -23,6 +22,7 @@ from mlxmtp.engine.prompt import Prompt, encode, render_prompt
 from mlxmtp.engine.request import GenerationOptions, check_count, check_depth
 from mlxmtp.engine.retokenization import TokenUnits, restore_generated_ids
 from mlxmtp.engine.store import ModelFacts, establish_guarantee
+from mlxmtp.engine.thinking_budget import budget_processors
 from mlxmtp.errors import OptionError, PromptError
 from mlxmtp.exactness.guarantee import Guarantee, Identity
 from mlxmtp.heads import Head, HeadSource
@@ -285,7 +285,7 @@ class Engine:
         sampling = options.sampling
         if bad := [token for token in dict(sampling.logit_bias) if token >= vocab_size]:
             raise OptionError(f"logit_bias names token {bad[0]}; expected tokens from 0 to {vocab_size - 1}")
-        processors: list[LogitsProcessor] = []
+        processors = budget_processors(options, self.tokenizer, prompt)
         if options.json_schema is not None or options.call_grammar is not None:
             processors.append(grammar_of(options, self._token_trie, self.tokenizer, prompt))
         return Sampler(sampling, options.verify, processors)

@@ -44,6 +44,8 @@ class GenerationOptions:
         depth: number of drafts in a round, 0 to `MAX_DEPTH`. 0 decodes plainly; None lets the policy choose.
         max_tokens: most tokens of the answer; None: as many as the context has room for.
         thinking: asks the chat template for an answer with or without thinking; None: the template's default.
+        thinking_budget: most tokens of a thinking that begins the turn; at the limit the model's own marker ends it.
+            None: no limit.
         stop: strings that end the turn; they are not part of the text, and not looked for in the thinking. A single
             string counts as one.
         json_schema: the answer is JSON of this schema, unless `max_tokens` ends it; {"type": "object"} for any object.
@@ -72,6 +74,7 @@ class GenerationOptions:
     depth: int | None = None
     max_tokens: int | None = 256
     thinking: bool | None = None
+    thinking_budget: int | None = None
     stop: str | Sequence[str] = ()
     json_schema: Mapping[str, Any] | None = None
     tool_calls: bool = False
@@ -86,6 +89,8 @@ class GenerationOptions:
         check_depth(self.depth)
         if self.max_tokens is not None:
             check_count("max_tokens", self.max_tokens)
+        if self.thinking_budget is not None:
+            check_count("thinking_budget", self.thinking_budget)
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         if self.logprobs is not None:
             in_range = isinstance(self.logprobs, int) and 0 <= self.logprobs <= MAX_LOGPROBS

@@ -76,9 +76,7 @@ class ChatCompletionsAdapter(ApiAdapter):
         thinking, schema = parse_thinking(body), answer_schema(body)
         return Request(
             messages=messages,
-            options=generation_options(
-                body, defaults, thinking=thinking.enabled, json_schema=schema, logprobs=_logprobs(body)
-            ),
+            options=generation_options(body, defaults, thinking=thinking, json_schema=schema, logprobs=_logprobs(body)),
             thinking=thinking,
             tool_set=tool_set,
             callable_tools=callable_tools,

@@ -75,7 +75,7 @@ class MessagesAdapter(ApiAdapter):
         schema = answer_schema(body, (config.object("format") if config else None) or body.object("output_format"))
         return Request(
             messages=messages,
-            options=generation_options(body, defaults, thinking=thinking.enabled, json_schema=schema),
+            options=generation_options(body, defaults, thinking=thinking, json_schema=schema),
             thinking=thinking,
             tool_set=tool_set,
             callable_tools=callable_tools,

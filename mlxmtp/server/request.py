@@ -113,7 +113,7 @@ def generation_options(
     defaults: GenerationOptions,
     *,
     max_tokens: int | None = None,
-    thinking: bool | None = None,
+    thinking: Thinking | None = None,
     json_schema: dict[str, Any] | None = None,
     logprobs: int | None = None,
 ) -> GenerationOptions:
@@ -142,7 +142,8 @@ def generation_options(
         depth=defaults.depth,
         max_tokens=max_tokens_limit(body, max_tokens),
         stop=[*body.strings("stop"), *body.strings("stop_sequences")],
-        thinking=thinking,
+        thinking=thinking.enabled if thinking else None,
+        thinking_budget=thinking.budget if thinking else None,
         json_schema=json_schema,
         logprobs=logprobs,
     )

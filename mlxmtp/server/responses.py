@@ -69,7 +69,7 @@ class ResponsesAdapter(ApiAdapter):
         schema = answer_schema(body, text.object("format") if text else None)
         return Request(
             messages=messages,
-            options=generation_options(body, defaults, thinking=thinking.enabled, json_schema=schema),
+            options=generation_options(body, defaults, thinking=thinking, json_schema=schema),
             thinking=thinking,
             tool_set=tool_set,
             callable_tools=callable_tools,

@@ -12,8 +12,8 @@ TYPES = {"enabled": True, "disabled": False, "adaptive": None, "auto": None}
 """`thinking.type` -> whether to think; None: the chat template's default."""
 NO_EFFORT = ("none", "minimal", "off", "disabled", "disable", "false", "no")
 """Efforts that ask for an answer without thinking."""
-BUDGETS = ("thinking_budget", "reasoning_budget")
-"""Tokens of thinking, only 0 is honoured: no thinking."""
+BUDGETS = ("thinking_budget", "reasoning_budget", "thinking_token_budget")
+"""Tokens of thinking: 0 for no thinking, -1 for no limit."""
 SWITCHES = ("enable_thinking", "thinking")
 """Names of the switch in chat templates: of Qwen and GLM, and of DeepSeek and Kimi."""
 RESERVED = (
@@ -30,12 +30,14 @@ class Thinking:
 
     Args:
         enabled: None: the chat template's default.
+        budget: most tokens of the thinking; None: no limit.
         shown: whether the answer has the thinking.
         variables: variables of the chat template that the client names itself.
         hints: further variables that follow from the fields. A template that refuses them is rendered without them.
     """
 
     enabled: bool | None = None
+    budget: int | None = None
     shown: bool = True
     variables: Mapping[str, Any] = field(default_factory=dict)
     hints: Mapping[str, Any] = field(default_factory=dict)
@@ -55,6 +57,7 @@ def parse_thinking(body: JsonObject) -> Thinking:
     hints = _hints(body, reasoning)
     return Thinking(
         enabled,
+        _budget(body, reasoning),
         shown=not any(hidden),
         variables={name: value for name, value in variables.items() if name not in SWITCHES},
         hints={name: value for name, value in hints.items() if name not in variables},
@@ -76,8 +79,17 @@ def _wishes(body: JsonObject, template: JsonObject | None, reasoning: JsonObject
         yield _switch(body, "reasoning")
     yield _switch(body, "think")
     yield False if body.boolean("disable_reasoning") else None
-    yield False if any(body.content.get(name) == 0 and not body.get(name) for name in BUDGETS) else None
+    yield False if any(body.integer(name, -1) == 0 for name in BUDGETS) else None
     yield _by_effort(body.string("reasoning_effort"))
+
+
+def _budget(body: JsonObject, reasoning: JsonObject | None) -> int | None:
+    """The lowest limit of the thinking, in Anthropic's, OpenRouter's, Qwen's, llama.cpp's or vLLM's spelling."""
+    thinking = _object_or_none(body, "thinking")
+    budgets = [thinking.integer("budget_tokens", -1) if thinking else None]
+    budgets += [reasoning.integer("max_tokens", 0) if reasoning else None]
+    budgets += [body.integer(name, -1) for name in BUDGETS]
+    return min((budget for budget in budgets if budget and budget > 0), default=None)
 
 
 def _hints(body: JsonObject, reasoning: JsonObject | None) -> dict[str, Any]:

@@ -35,6 +35,7 @@ OFF: list[dict[str, Any]] = [
     *({"reasoning": {"effort": word}} for word in WORDS),
     {"thinking_budget": 0},
     {"reasoning_budget": 0},
+    {"thinking_token_budget": 0},
 ]
 ON: list[dict[str, Any]] = [
     {"chat_template_kwargs": {"thinking": True}},
@@ -80,6 +81,21 @@ def test_thinking_is_switched_in_every_spelling(path: str) -> None:
             request = parse(path, **more)
             assert request.options.thinking is expected, more
             assert request.dropped == (), more
+
+
+def test_budgets_of_the_thinking() -> None:
+    for path in TURNS:
+        for more, budget in (
+            ({}, None),
+            ({"thinking": {"type": "enabled", "budget_tokens": 4000}}, 4000),
+            ({"reasoning": {"max_tokens": 2000}}, 2000),
+            ({"thinking_budget": 300, "max_tokens": 500}, 300),
+            ({"reasoning_budget": -1}, None),
+            ({"reasoning_budget": 0}, None),
+            ({"thinking_token_budget": 9.0, "reasoning_budget": 7}, 7),
+        ):
+            request = parse(path, **more)  # type: ignore[arg-type]
+            assert (request.options.thinking_budget, request.dropped) == (budget, ()), (path, more)
 
 
 def test_variables_of_the_template() -> None:
