@@ -19,7 +19,7 @@ from mlx_lm.models import gemma4_text
 
 from mlxmtp.errors import HeadError, OptionError
 from mlxmtp.heads.family import Family
-from mlxmtp.targets import Cache, HiddenSide, SharedKVCache, Target, matrix_rows
+from mlxmtp.targets import Cache, HiddenSide, SharedKVCache, Target, impossible_count, matrix_rows
 
 TRUNKS = ("gemma4", "gemma4_text", "gemma4_unified")
 _NAME = re.compile(r"gemma-4-(E2B|E4B|12B|26B-A4B|31B)-it(?!\w)", re.IGNORECASE)
@@ -114,6 +114,8 @@ def build(
     text, trunk = config.get("text_config"), target.text_model.args
     if not isinstance(text, dict) or "num_hidden_layers" not in text:
         raise HeadError("the assistant's config has no text_config with num_hidden_layers; download it again")
+    if found := impossible_count(text, len(weights)):
+        raise HeadError(f"the assistant's files do not belong together: {found}")
     args = gemma4_text.ModelArgs.from_dict({**text, "num_kv_shared_layers": text["num_hidden_layers"]})
     clusters = None
     if config.get("use_ordered_embeddings"):

@@ -1,6 +1,13 @@
 """mlx-lm's models as targets of speculative decoding."""
 
-from mlxmtp.targets.loading import TEXT_ONLY, check_architecture, load_target, materialise, stack_experts
+from mlxmtp.targets.loading import (
+    TEXT_ONLY,
+    check_architecture,
+    impossible_count,
+    load_target,
+    materialise,
+    stack_experts,
+)
 from mlxmtp.targets.patches.latent import LatentAttention, has_latents
 from mlxmtp.targets.shared_kv import SharedKVCache
 from mlxmtp.targets.states import CacheState, can_snapshot, is_trimmable, leaf_caches, restore, snapshot
@@ -20,6 +27,7 @@ __all__ = [
     "check_architecture",
     "check_ids",
     "has_latents",
+    "impossible_count",
     "is_trimmable",
     "leaf_caches",
     "load_target",

@@ -1,8 +1,10 @@
 """Load a target through mlx-lm, and convert the layouts that mlx-lm does not read."""
 
+import itertools
 import re
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from shlex import quote
 from typing import Any
@@ -20,11 +22,15 @@ from mlxmtp.targets.target import Target
 TEXT_ONLY = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
 """Model types of text-only checkpoints, and the vision-language types whose modules in mlx-lm load them."""
 _SIZES = ("hidden_size", "vocab_size", "num_hidden_layers")
-_LAYER_COUNT = re.compile(r"(?:\w+_)?(?:num|n)_(?:\w+_)?layers?")
+_COUNT = re.compile(r"(?:\w+_)?(?:num|n)_(?:\w+_)?(?:layers?|loops)|\w+_pattern|hc_mult")
+"""Keys of counts by which mlx-lm makes lists, of caches too, where it builds no module for each."""
 _READABLE = {"F32", "F16", "BF16", "C64", "BOOL", "F8_E4M3", "F8_E8M0"}
 _READABLE |= {f"{sign}{bits}" for sign in "IU" for bits in (8, 16, 32, 64)}
 _MAX_SIZE = 1 << 31
 """MLX counts the rows of an array in 32 bits."""
+_MODULES_A_TENSOR = 64
+"""Most modules that a model has for each tensor of its files. Most have 1 or 2; DBRX, whose files hold the experts of a
+layer in three tensors, has 8."""
 
 
 def load_target(checkpoint: Checkpoint, *, lazy: bool = False) -> Target:
@@ -38,7 +44,7 @@ def load_target(checkpoint: Checkpoint, *, lazy: bool = False) -> Target:
     """
     check_architecture(checkpoint)
     try:
-        classes = partial(_model_classes, in_sidecar=_sidecar_names(checkpoint))
+        classes = partial(_model_classes, in_sidecar=_sidecar_names(checkpoint), tensors=len(checkpoint.tensors))
         model, config = load_model(
             checkpoint.folder, lazy=True, model_config=_tied(checkpoint), get_model_classes=classes
         )
@@ -65,7 +71,7 @@ def check_architecture(checkpoint: Checkpoint) -> None:
         if not re.fullmatch(r"[\w-]+", kind):  # no path to another module
             raise ValueError(kind)
         with redirect_stdout(sys.stderr):  # a module without a package that it needs prints so, and ends the process
-            _model_classes(checkpoint.config, frozenset())
+            _model_classes(checkpoint.config, frozenset(), 0)
     except SystemExit as error:
         raise CheckpointError(f"{name}: mlx-lm's {kind!r} needs a Python package that is not installed") from error
     except (ValueError, AttributeError, TypeError) as error:  # some of mlx-lm's modules are no models
@@ -78,14 +84,25 @@ def check_architecture(checkpoint: Checkpoint) -> None:
 
 def _check_sizes(checkpoint: Checkpoint) -> None:
     """Check the sizes by which mlx-lm builds the model, before it spends time and memory on impossible ones."""
-    text, most = checkpoint.text_config, len(checkpoint.tensors)
+    text = checkpoint.text_config
     for key in _SIZES:
         if (size := text.get(key)) is not None and (type(size) is not int or not 0 < size < _MAX_SIZE):
             raise CheckpointError(f"{checkpoint.name}: its config has {key} {size!r}; expected 1 to {_MAX_SIZE - 1}")
-    for key, size in text.items():
-        if _LAYER_COUNT.fullmatch(key) and isinstance(size, int | float) and size > most:
-            found = f"{key} {size}, and the files hold {most} tensors"
-            raise CheckpointError(f"{checkpoint.name}: its config has {found}; expected at least one for each layer")
+    if found := impossible_count(checkpoint.config, len(checkpoint.tensors)):
+        raise CheckpointError(f"{checkpoint.name}: {found}")
+
+
+def impossible_count(config: Mapping[str, Any], tensors: int) -> str:
+    """Return what is wrong with a config that counts more layers, or passes through them, than its files hold tensors.
+
+    Empty: nothing. Parts of the config, as `text_config`, are searched too.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping) and (found := impossible_count(value, tensors)):
+            return found
+        if _COUNT.fullmatch(key) and isinstance(value, int | float) and value > tensors:
+            return f"its config has {key} {value}, and the files hold {tensors} tensors; expected at most as many"
+    return ""
 
 
 def _tied(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -112,13 +129,17 @@ def _sidecar_names(checkpoint: Checkpoint) -> frozenset[str]:
     return frozenset(n for n, info in checkpoint.tensors.items() if any(info.file.match(s) for s in SIDECARS))
 
 
-def _model_classes(config: dict[str, Any], in_sidecar: frozenset[str]) -> tuple[type[nn.Module], type]:
+def _model_classes(config: dict[str, Any], in_sidecar: frozenset[str], tensors: int) -> tuple[type[nn.Module], type]:
     kind = config["model_type"]
     model, args = _get_classes({**config, "model_type": TEXT_ONLY.get(kind, kind)})
 
     own_sanitize: Any = getattr(model, "sanitize", None)  # several models read their files as they are
 
     class Model(model):  # type: ignore[misc, valid-type]
+        def __init__(self, args: Any) -> None:
+            with _modules_for(tensors):
+                super().__init__(args)
+
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             # mlx-lm keeps the heads of some models, and stacks experts of one layout per family
             trunk = dequantise_fp8(
@@ -127,6 +148,28 @@ def _model_classes(config: dict[str, Any], in_sidecar: frozenset[str]) -> tuple[
             return stack_experts(own_sanitize(self, trunk) if own_sanitize else trunk, self)
 
     return Model, args
+
+
+@contextmanager
+def _modules_for(tensors: int) -> Iterator[None]:
+    """Bound the modules that are built by the tensors of the files: no count in a config, whatever its name, is huge.
+
+    Raises:
+        ValueError: in place of building more.
+    """
+    build, count, most = nn.Module.__init__, itertools.count(1), _MODULES_A_TENSOR * tensors
+
+    def build_one(module: nn.Module) -> None:
+        if next(count) > most:
+            found = f"its config describes a model of more than {most} modules, and the files hold {tensors} tensors"
+            raise ValueError(f"{found}; expected at most {_MODULES_A_TENSOR} for each tensor")
+        build(module)  # type: ignore[no-untyped-call]
+
+    nn.Module.__init__ = build_one  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__init__ = build  # type: ignore[method-assign]
 
 
 def stack_experts(weights: dict[str, mx.array], model: nn.Module | None = None) -> dict[str, mx.array]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.nn as nn
 import pytest
 
 from mlxmtp.checkpoints import open_checkpoint
@@ -16,6 +17,7 @@ from mlxmtp.errors import CheckpointError
 from mlxmtp.files import MAX_FILE_BYTES
 from mlxmtp.targets import load_target
 from tests import tiny
+from tests.targets.sweep import write_checkpoint
 from tests.within import within
 
 DEEP = "[" * 100_000
@@ -175,6 +177,33 @@ def test_impossible_configurations(model: Path) -> None:
     for kind in ("base", "cache", "switch_layers", "..generate", "qwen3_5.x", "no_such_type", ""):
         (model / "config.json").write_text(json.dumps(config | {"model_type": kind}))
         assert f"mlx-lm has no model type {kind!r}" in load_refusal(model), kind
+
+
+def test_counts_of_all_kinds_are_bounded_by_what_the_files_hold(tmp_path: Path) -> None:
+    """Modules, whatever the count's name is; lists in the model's arguments; caches."""
+    counts: list[tuple[str, str, str, int, str]] = [
+        ("gemma3n", "text_config", "altup_num_inputs", 40_000, "a model of more than "),
+        ("dbrx", "ffn_config", "moe_num_experts", 10**9, "a model of more than 2368 modules, and the files hold 37 te"),
+        ("nanbeige", "", "num_loops", 10**9, "its config has num_loops 1000000000, and the files hold "),
+        (
+            "gemma4",
+            "text_config",
+            "sliding_window_pattern",
+            10**9,
+            "its config has sliding_window_pattern 1000000000, ",
+        ),
+        ("deepseek_v41", "", "hc_mult", 30_000, "its config has hc_mult 30000, and the files hold "),
+    ]
+    for kind, part, name, value, says in counts:
+        write_checkpoint(kind, tmp_path / kind)
+        config = json.loads((tmp_path / kind / "config.json").read_text())
+        (config[part] if part else config)[name] = value
+        (tmp_path / kind / "config.json").write_text(json.dumps(config))
+        assert says in load_refusal(tmp_path / kind), kind
+    build = nn.Module.__init__
+    write_checkpoint("dbrx", tmp_path / "dbrx")
+    assert load_target(open_checkpoint(tmp_path / "dbrx")).vocab_size
+    assert nn.Module.__init__ is build
 
 
 def test_names_of_layers_beyond_all_numbers(model: Path) -> None:

@@ -265,6 +265,7 @@ def test_an_assistant_without_clusters_need_not_count_them(gemma_checkpoint: Che
     ("change", "says"),
     [
         ({"text_config": {"vocab_size": 288}}, "no text_config with num_hidden_layers"),
+        ({"text": {"num_hidden_layers": 10**9}}, "its config has num_hidden_layers 1000000000, and the files hold "),
         ({"centroid_intermediate_top_k": 99}, "looks into 99 of 8 clusters of 288 tokens"),
         ({"centroid_intermediate_top_k": 0}, "looks into 0 of 8 clusters"),
         ({"num_centroids": 7}, "2 of 7 clusters of 288 tokens"),
