@@ -39,6 +39,7 @@ from tests.scripted import assert_same_state, snapshot
 SAMPLING = {
     "greedy": {},
     "endless": {"logit_bias": {2: -100.0}},
+    "repeated": {"logit_bias": dict.fromkeys((3, 4, 5), 60.0)},
     "penalised": {"repetition_penalty": 1.3, "frequency_penalty": 0.5, "logit_bias": {2: -100.0}},
     "seeded": {"temperature": 1.0, "seed": 5, "logit_bias": {2: -3.0}},
     "filtered": {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "seed": 6, "presence_penalty": 0.5},
@@ -75,7 +76,7 @@ ASKS = st.builds(
     Ask,
     program=st.integers(0, 1),
     depth=st.sampled_from(["auto", "whims", "whims", 3, 0, 7]),
-    sampling=st.sampled_from(list(SAMPLING)),
+    sampling=st.sampled_from([*SAMPLING, "repeated", "repeated"]),
     max_tokens=st.sampled_from([1, 7, MOST, MOST]),
     stop=st.none() | st.tuples(st.floats(0, 1), st.integers(1, 4)),
     logprobs=st.sampled_from([None, 0, 3]),
@@ -365,7 +366,7 @@ EVENTS = (
     "evictions",
     "loaded",
     "accepted",
-    "looked up",
+    "looked up, accepted",
 )
 
 
