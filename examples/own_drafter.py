@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlxmtp import GenerationOptions, load
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.loop import generate, never_stop
-from mlxmtp.decoding.sampler import NO_DRAFT, Draft, Sampler
+from mlxmtp.decoding.sampler import Draft, Sampler, no_draft
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.engine.prompt import encode
 
@@ -29,7 +29,7 @@ class Bigrams:
             token = after[token]
             drafts.append(token)
         # without distributions: each draft was the only token that could have come
-        return Draft(mx.array([drafts], mx.uint32), []) if drafts else NO_DRAFT
+        return Draft(mx.array([drafts], mx.uint32), []) if drafts else no_draft()
 
 
 engine = load(mtp=False)

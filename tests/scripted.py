@@ -15,7 +15,7 @@ from mlx_lm.models.cache import RotatingKVCache
 
 from mlxmtp.decoding.depth import Plan
 from mlxmtp.decoding.loop import StopDecision
-from mlxmtp.decoding.sampler import NO_DRAFT, Draft, Sampler
+from mlxmtp.decoding.sampler import Draft, Sampler, no_draft
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 
@@ -40,7 +40,7 @@ class ScriptedDrafter:
         assert sequence.take_pending() is None, "a scripted drafter leaves a head's rows unread"
         right = next(self._right)
         if not depth:
-            return NO_DRAFT
+            return no_draft()
         truth = self._truth[len(sequence.tokens) : len(sequence.tokens) + depth]
         tokens = [t if i < right else (t + 1) % self._vocabulary for i, t in enumerate(truth)]
         return Draft(mx.array([tokens], mx.uint32), [one_hot(t, self._vocabulary) for t in tokens])
@@ -201,7 +201,7 @@ class TableDrafter:
             tokens.append(token[:, None])
             laws += [] if q is None else [q]
             row = row % self._table.shape[-1] * self._table.shape[-1] + token
-        return Draft(mx.concatenate(tokens, axis=1), laws) if depth else NO_DRAFT
+        return Draft(mx.concatenate(tokens, axis=1), laws) if depth else no_draft()
 
 
 def random_table(vocabulary: int, seed: int, spread: float = 1.0) -> mx.array:

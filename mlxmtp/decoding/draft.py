@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import mlx.core as mx
 
-from mlxmtp.decoding.sampler import NO_DRAFT, Draft, Sampler
+from mlxmtp.decoding.sampler import Draft, Sampler, no_draft
 
 if TYPE_CHECKING:
     from mlxmtp.decoding.sequence import Sequence
@@ -23,7 +23,7 @@ MAX_CANDIDATES = 16
 
 
 class Drafter(Protocol):
-    """Proposes up to `depth` tokens, lazily; fewer, or NO_DRAFT, where it has nothing to propose."""
+    """Proposes up to `depth` tokens, lazily; fewer, or no_draft(), where it has nothing to propose."""
 
     def propose(self, sequence: Sequence, depth: int, sampler: Sampler) -> Draft:
         """Drafts for the tokens after the sequence's last. The caches are as before afterwards."""
@@ -38,7 +38,7 @@ class MTPChain:
     def propose(self, sequence: Sequence, depth: int, sampler: Sampler) -> Draft:
         pending = sequence.take_pending()
         if pending is None:
-            return NO_DRAFT
+            return no_draft()
         hidden, tokens = pending
         if hidden.shape[1] > 1:  # only the cache needs these; their outputs are never evaluated
             self._head(hidden[:, :-1], tokens[:, :-1], sequence.head_cache)
@@ -78,7 +78,7 @@ class PromptLookup:
 
     def propose(self, sequence: Sequence, depth: int, sampler: Sampler) -> Draft:  # noqa: ARG002
         if not self.match:
-            return NO_DRAFT
+            return no_draft()
         return Draft(mx.array([self.after(depth)], mx.uint32), [], from_lookup=True)
 
     def extend(self, tokens: List[int]) -> None:

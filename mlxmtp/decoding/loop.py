@@ -12,7 +12,7 @@ import mlx.core as mx
 
 from mlxmtp.decoding.depth import PLAIN
 from mlxmtp.decoding.draft import PromptLookup
-from mlxmtp.decoding.sampler import NO_DRAFT, TopLogprobs, emitted
+from mlxmtp.decoding.sampler import TopLogprobs, emitted, no_draft
 from mlxmtp.decoding.stats import PhaseTimes, Round
 from mlxmtp.errors import NumericsError
 
@@ -122,12 +122,12 @@ class _Turn:
         self._round_end = time.perf_counter()
 
     def draft(self) -> Draft:
-        """Propose the round's drafts, lazily; NO_DRAFT makes it a plain round."""
+        """Propose the round's drafts, lazily; no_draft() makes it a plain round."""
         plan = PLAIN if self._queued else self._policy.plan(self._lookup.match)
         depth = min(plan.depth, self._left - 1)
         drafter = self._drafters[plan.source] if depth else None
         if drafter is None:
-            return NO_DRAFT
+            return no_draft()
         self._clock = _PhaseClock(timed=self._draft_rounds % TIMED_EVERY == TIMED_FIRST)
         self._draft_rounds += 1
         draft = drafter.propose(self._sequence, depth, self._sampler)
@@ -202,7 +202,7 @@ class _Turn:
         if min(self._policy.plan(self._lookup.match).depth, self._left - 2) > 0:
             return None
         token = forward.acceptance.token[:, None]
-        return self._forward(token, NO_DRAFT, pending_token=token).start()
+        return self._forward(token, no_draft(), pending_token=token).start()
 
     def _learn(self, round: Round) -> None:
         """Tell the policy of the round, and the lookup of its tokens."""

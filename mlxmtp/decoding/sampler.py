@@ -41,7 +41,9 @@ class Draft:
         return self.tokens.shape[1]
 
 
-NO_DRAFT = Draft(mx.zeros((1, 0), mx.uint32), [])
+def no_draft() -> Draft:
+    """A draft of no token. It is made anew, for a lazy array belongs to the thread that made it."""
+    return Draft(mx.zeros((1, 0), mx.uint32), [])
 
 
 class Sampler:
@@ -98,7 +100,7 @@ class Sampler:
         """
         step = len(drafts)
         if processors := [each for each in self._processors if step == 0 or not each.reads_tokens]:
-            before = mx.concatenate([NO_DRAFT.tokens, *drafts], axis=1)
+            before = mx.concatenate([no_draft().tokens, *drafts], axis=1)
             for processor in processors:
                 logits = processor.process(logits[:, None], before)[:, 0]
         if self.sampling.greedy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from mlxmtp.engine.store import KERNELS, ModelFacts, guarantee_file
+from mlxmtp.engine.store import ModelFacts, guarantee_file, own_kernels
 from mlxmtp.exactness.greedy import GreedyRun, greedy_run
 from mlxmtp.exactness.guarantee import IDENTITIES, Guarantee, Identity
 from mlxmtp.exactness.probe import Finding, ProbePlan, Strategy, apply_guarantee, probe
@@ -69,7 +69,7 @@ def _examine_identity(
         done = sum(other == strategy for other, _ in tried)
         on_progress(f"{identity}: one row held against several", done, len(plan))
 
-    guarantee = probe(facts.target, text, identity, plan, KERNELS, on_finding)
+    guarantee = probe(facts.target, text, identity, plan, own_kernels(), on_finding)
     first, last = tried[0], tried[-1]
     findings = tuple(finding for strategy, finding in tried if strategy == last[0])
     if first[1].error or facts.head is None:

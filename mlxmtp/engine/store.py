@@ -27,8 +27,11 @@ from mlxmtp.targets import Target
 
 KEY_FORMAT = 4
 """Part of every key; a new number makes all older files unused."""
-KERNELS: tuple[Kernel, ...] = (few_row_matmul,) if available() else ()
-"""Our own kernels, which strict identity uses where they give the same bits and are faster."""
+
+
+def own_kernels() -> tuple[Kernel, ...]:
+    """Return our kernels for this device, which strict identity uses where they give the same bits and are faster."""
+    return (few_row_matmul,) if available() else ()
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,12 @@ def establish_guarantee(facts: ModelFacts, identity: Identity, text: list[int]) 
     Args:
         text: token ids to measure on.
     """
-    file = guarantee_file(facts, identity)
+    file, kernels = guarantee_file(facts, identity), own_kernels()
     if saved := load_guarantee(file):
-        apply_guarantee(facts.target, saved, KERNELS)
-        uses_own_kernels = KERNELS and saved.promise == "identical-one-row"
-        if not uses_own_kernels or still_holds(facts.target, text, saved, KERNELS):
+        apply_guarantee(facts.target, saved, kernels)
+        uses_own_kernels = kernels and saved.promise == "identical-one-row"
+        if not uses_own_kernels or still_holds(facts.target, text, saved, kernels):
             return saved
-    measured = probe(facts.target, text, identity, kernels=KERNELS)
+    measured = probe(facts.target, text, identity, kernels=kernels)
     save_guarantee(file, measured)
     return measured

@@ -118,10 +118,16 @@ def _tied(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def materialise(module: nn.Module) -> None:
-    """Evaluate a module's weights one at a time, so that the sources of one are freed before the next is read."""
-    weights: list[tuple[str, mx.array]] = tree_flatten(module.parameters())  # type: ignore[assignment]
-    for _, weight in weights:
-        mx.eval(weight)
+    """Evaluate a module's arrays one at a time, so that the sources of one are freed before the next is read.
+
+    Those that are no parameters, such as the frequencies of a scaled RoPE, are among them: only the thread that made a
+    lazy array can evaluate it.
+    """
+    for part in module.modules():
+        held: Any = tree_flatten([*part.values(), *vars(part).values()], is_leaf=nn.Module.is_module)
+        for _, array in held:
+            if isinstance(array, mx.array):
+                mx.eval(array)
 
 
 def _sidecar_names(checkpoint: Checkpoint) -> frozenset[str]:

@@ -17,6 +17,7 @@ from mlxmtp.targets.patches.latent import LatentAttention, has_latents
 from mlxmtp.targets.patches.observe import observe
 from mlxmtp.targets.patches.window import WindowCache, patch_windows
 from mlxmtp.targets.states import is_trimmable, leaf_caches
+from mlxmtp.threads import note_thread
 
 Cache = list[Any]
 HiddenSide = Literal["post", "pre"]
@@ -135,6 +136,7 @@ class Target:
 
     def forward(self, tokens: mx.array, cache: Cache) -> tuple[mx.array, mx.array]:
         """Run the model over tokens [B, T]; return logits [B, T, V] and hidden states [B, T, H] at `hidden_at`."""
+        note_thread()
         logits: mx.array = self.model(tokens, cache=cache)
         if self._final_norm is None:
             return logits, mx.zeros((*tokens.shape, 0))

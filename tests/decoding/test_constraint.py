@@ -13,7 +13,7 @@ import pytest
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.logits_processors import TokenMask
 from mlxmtp.decoding.loop import TIMED_FIRST, generate, never_stop
-from mlxmtp.decoding.sampler import NO_DRAFT, Draft, Sampler, VerifyMode
+from mlxmtp.decoding.sampler import Draft, Sampler, VerifyMode, no_draft
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
@@ -56,7 +56,7 @@ class ForbiddenDrafter:
         tokens: list[int] = []
         for _ in range(depth):
             tokens.append(allowed([*sequence.tokens[len(PROMPT) :], *tokens]).index(False))
-        return Draft(mx.array([tokens], mx.uint32), [one_hot(token, V) for token in tokens]) if depth else NO_DRAFT
+        return Draft(mx.array([tokens], mx.uint32), [one_hot(token, V) for token in tokens]) if depth else no_draft()
 
 
 class LookedUpDrafter:
@@ -67,7 +67,7 @@ class LookedUpDrafter:
         for _ in range(depth):
             tokens.append(int(table[tokens[-2] * V + tokens[-1]].argmax()))
         drafts = tokens[len(sequence.tokens) :]
-        return Draft(mx.array([drafts], mx.uint32), [], from_lookup=True) if depth else NO_DRAFT
+        return Draft(mx.array([drafts], mx.uint32), [], from_lookup=True) if depth else no_draft()
 
 
 def turn(

@@ -14,7 +14,7 @@ from mlxmtp.decoding import sampler as sampler_module
 from mlxmtp.decoding import verify as verify_module
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.loop import generate, never_stop
-from mlxmtp.decoding.sampler import NO_DRAFT, Draft, Sampler, VerifyMode
+from mlxmtp.decoding.sampler import Draft, Sampler, VerifyMode, no_draft
 from mlxmtp.decoding.sampling import Sampling, distribution, gumbel
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.verify import Acceptance
@@ -193,5 +193,5 @@ def test_no_token_comes_from_a_row_that_is_not_finite(verify: Any, broken: list[
 @pytest.mark.parametrize("sampling", [Sampling(), SOFT, Sampling(0.8, top_p=0.5, min_p=0.1, top_k=2)], ids=str)
 def test_a_plain_row_that_is_not_finite_is_not_sound(broken: list[float], sampling: Sampling) -> None:
     for verify in ("token", "seeded"):
-        _, sound = Sampler(sampling, verify).verify(mx.array([[broken]]), NO_DRAFT, 0)
+        _, sound = Sampler(sampling, verify).verify(mx.array([[broken]]), no_draft(), 0)
         assert sound.tolist() == [False]

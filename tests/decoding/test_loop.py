@@ -19,7 +19,7 @@ from mlxmtp.decoding import sequence as decoding_sequence
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.draft import MTPChain
 from mlxmtp.decoding.loop import TIMED_EVERY, TIMED_FIRST, StopCheck, generate, never_stop
-from mlxmtp.decoding.sampler import NO_DRAFT, Sampler
+from mlxmtp.decoding.sampler import Sampler, no_draft
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
@@ -99,7 +99,7 @@ def by_hand(target: Target, head: Head, law: Sampler) -> Plain:
     while len(tokens) < len(PROMPT) + LENGTH:
         states.append(snapshot(cache))
         logits, _ = target.forward(mx.array([tokens[-1:]]), cache)
-        verdict, _ = law.verify(logits, NO_DRAFT, len(tokens))
+        verdict, _ = law.verify(logits, no_draft(), len(tokens))
         tokens.append(verdict.token.item())
     return Plain(target, head, law, tokens, states)
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm import sample_utils
 
-from mlxmtp.decoding.sampler import NO_DRAFT, Sampler
+from mlxmtp.decoding.sampler import Sampler, no_draft
 from mlxmtp.decoding.sampling import Sampling, distribution, gumbel, log_probs
 
 ROWS, VOCABULARY = 64, 200
@@ -127,7 +127,7 @@ def near_tie() -> mx.array:
 
 
 def test_greedy_takes_its_argmax_where_mlx_lm_does() -> None:
-    verdict, sound = Sampler(Sampling()).verify(near_tie()[None], NO_DRAFT, 0)
+    verdict, sound = Sampler(Sampling()).verify(near_tie()[None], no_draft(), 0)
     assert verdict.token.tolist() == [0]
     assert sound.tolist() == [True]
 

@@ -13,7 +13,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxmtp import Engine, GenerationOptions
-from mlxmtp.decoding.sampler import NO_DRAFT, Sampler
+from mlxmtp.decoding.sampler import Sampler, no_draft
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import PREFILL_TOKENS
 from mlxmtp.decoding.stats import TokenLogprob
@@ -95,7 +95,7 @@ class Plain:
         sampler.begin(prompt)
 
         def choose(logits: mx.array, number: int) -> int:
-            acceptance, _ = sampler.verify(logits[None], NO_DRAFT, len(prompt) + number)
+            acceptance, _ = sampler.verify(logits[None], no_draft(), len(prompt) + number)
             token = int(acceptance.token.item())
             sampler.advance([token])
             return token

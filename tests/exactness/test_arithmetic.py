@@ -196,7 +196,7 @@ def test_a_kept_verdict_is_tried_again_where_kernels_are_chosen_anew(
         assert load(small, identity="strict").guarantee.promise == "identical-one-row"
     with backend(narrow, norms=own):  # as if what is chosen now did not hold
         assert load(small, identity="strict").guarantee.promise == "identical-one-row"
-        monkeypatch.setattr("mlxmtp.engine.store.KERNELS", (Kernel(),))
+        monkeypatch.setattr("mlxmtp.engine.store.own_kernels", lambda: (Kernel(),))
         assert load(small, identity="strict").head is None
 
 
