@@ -17,8 +17,9 @@ from mlxmtp.targets.patches.observe import replace_call
 
 ORDERED = ("gemma4", "deepseek_v32")
 """Of `KINDS` those that add up a token's terms in another order where it is read alone."""
-STEPS = 1 << 20
-"""Steps of 1 to which weights and values are rounded: the sum over all keys of their products is far below 2^63."""
+STEPS = 1 << 18
+"""Steps of 1 to which queries, keys, values and weights are rounded. A sum of their products is a whole number of
+STEPS^-2, which float64 holds exactly up to 2^17."""
 
 
 def read_by_latents(target: Target) -> None:
@@ -40,18 +41,17 @@ def read_by_latents(target: Target) -> None:
 def attention_of_whole_numbers(
     queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, mask: Any = None, **_: object
 ) -> mx.array:
-    """Attention of queries [B, heads, m, D] in sums of whole numbers, which no order of the keys changes."""
+    """Attention of queries [B, heads, m, D] in sums of whole steps, which no order of the keys changes."""
     rows, count, groups = queries.shape[2], keys.shape[2], queries.shape[1] // keys.shape[1]
-    keys, values = (mx.repeat(each, groups, axis=1)[:, :, None] for each in (keys, values))
-    scores = (queries[:, :, :, None] * keys).sum(-1) * scale
+    keys, values = (mx.repeat(each, groups, axis=1) for each in (keys, values))
+    scores = (_whole(queries) @ _whole(keys).swapaxes(-1, -2)).astype(mx.float32) * scale
     if mask == "causal":
         mask = create_causal_mask(rows, count - rows)
     if mask is not None:
         scores = mx.where(mask, scores, -mx.inf)
     weights = _whole(mx.exp(scores - scores.max(axis=-1, keepdims=True)))
-    sums = (weights[..., None] * _whole(values)).sum(-2).astype(mx.float32)
-    return sums / weights.sum(-1, keepdims=True).astype(mx.float32) / STEPS
+    return ((weights @ _whole(values)) / weights.sum(-1, keepdims=True)).astype(mx.float32)
 
 
 def _whole(values: mx.array) -> mx.array:
-    return mx.round(values.astype(mx.float32) * STEPS).astype(mx.int64)
+    return mx.round(values.astype(mx.float32) * STEPS).astype(mx.float64) / STEPS

@@ -42,10 +42,10 @@ def test_the_bits_of_a_prompt(kind: str, raw_checkpoint: Callable[..., Path], mo
 
 
 def test_the_attention_of_whole_numbers_is_attention() -> None:
-    """Values up to 1: each of n weights is off by half a step, and so is their sum's every value."""
+    """Within what is rounded: 30 weights and as many values, and twice 16 products of a score."""
     mx.random.seed(0)
     queries, keys, values = (mx.random.uniform(-1, 1, (1, heads, 30, 16)) for heads in (4, 2, 2))
     for mask in (None, "causal", mx.random.uniform(shape=(30, 30)) < 0.5):
         expected = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=0.5, mask=mask)
         found = attention_of_whole_numbers(queries, keys, values, scale=0.5, mask=mask)
-        assert float(mx.abs(found - expected).max()) < (30 + 1) / STEPS, mask
+        assert float(mx.abs(found - expected).max()) < (30 + 1 + 2 * 16 * 0.5) / STEPS, mask
