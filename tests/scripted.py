@@ -16,6 +16,7 @@ from mlx_lm.models.cache import RotatingKVCache
 from mlxmtp.decoding.depth import Plan
 from mlxmtp.decoding.loop import StopDecision
 from mlxmtp.decoding.sampler import Draft, Sampler, no_draft
+from mlxmtp.decoding.sampling import Distribution
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round
 
@@ -89,9 +90,9 @@ class KeepUntil:
         return StopDecision(count, None if self._left else "stop")
 
 
-def one_hot(token: int, vocabulary: int) -> mx.array:
-    """Log-probabilities [1, V] of a draft that could only be `token`."""
-    return mx.where(mx.arange(vocabulary) == token, 0.0, -mx.inf)[None]
+def one_hot(token: int, vocabulary: int) -> Distribution:
+    """The distribution, over the whole vocabulary, of a draft that could only be `token`."""
+    return Distribution(mx.where(mx.arange(vocabulary) == token, 0.0, -mx.inf)[None])
 
 
 # -- cache states ---------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import mlx.core as mx
 from mlxmtp.decoding.sampler import Draft, Sampler, no_draft
 
 if TYPE_CHECKING:
+    from mlxmtp.decoding.sampling import Distribution
     from mlxmtp.decoding.sequence import Sequence
     from mlxmtp.heads import Head
 
@@ -44,7 +45,7 @@ class MTPChain:
             self._head(hidden[:, :-1], tokens[:, :-1], sequence.head_cache)
             hidden, tokens = hidden[:, -1:], tokens[:, -1:]
         drafts: list[mx.array] = []
-        distributions: list[mx.array] = []
+        distributions: list[Distribution] = []
         for _ in range(depth):
             states = self._head(hidden, tokens, sequence.head_cache)
             token, q = sampler.draw_draft(self._head.logits(states)[:, 0], len(sequence.tokens), drafts)

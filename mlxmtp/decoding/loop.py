@@ -131,7 +131,7 @@ class _Turn:
         self._clock = _PhaseClock(timed=self._draft_rounds % TIMED_EVERY == TIMED_FIRST)
         self._draft_rounds += 1
         draft = drafter.propose(self._sequence, depth, self._sampler)
-        self._clock.phase_ends(draft.tokens, *draft.distributions)
+        self._clock.phase_ends(draft.tokens, *(one.logs for one in draft.distributions))
         return draft
 
     def verify(self, draft: Draft) -> _Forward:

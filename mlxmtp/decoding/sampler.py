@@ -10,7 +10,7 @@ from typing import get_args
 import mlx.core as mx
 
 from mlxmtp.decoding.logits_processors import LogitsProcessor, logits_processors
-from mlxmtp.decoding.sampling import Sampling, distribution, fold, gumbel, log_probs
+from mlxmtp.decoding.sampling import Distribution, Sampling, distribution, fold, gumbel, log_probs, most_likely
 from mlxmtp.decoding.stats import TokenLogprob
 from mlxmtp.decoding.verify import Acceptance, block, draw, matching, rejection
 from mlxmtp.limits import VerifyMode
@@ -26,13 +26,13 @@ class Draft:
     """Proposed tokens [B, k].
 
     Args:
-        distributions: k log-probability arrays [B, V] that the tokens were drawn from; empty where a token was
+        distributions: the k distributions of rows [B] that the tokens were drawn from; empty where the tokens were
             certain, or where verification does not need them.
         from_lookup: the tokens come from the text.
     """
 
     tokens: mx.array
-    distributions: list[mx.array]
+    distributions: list[Distribution]
     from_lookup: bool = False
 
     @property
@@ -90,13 +90,13 @@ class Sampler:
 
     def draw_draft(
         self, logits: mx.array, position: int, drafts: Sequence[mx.array]
-    ) -> tuple[mx.array, mx.array | None]:
+    ) -> tuple[mx.array, Distribution | None]:
         """The round's next draft from the head's logits [B, V], after its drafts so far, each [B, 1].
 
         Processors that read tokens process the first draft only: for a deeper one they would wait for those before.
 
         Returns:
-            The tokens [B] and, where verification needs them, the log-probabilities [B, V] that they were drawn from.
+            The tokens [B] and, where verification needs it, the distribution that they were drawn from.
         """
         step = len(drafts)
         if processors := [each for each in self._processors if step == 0 or not each.reads_tokens]:
@@ -105,9 +105,10 @@ class Sampler:
                 logits = processor.process(logits[:, None], before)[:, 0]
         if self.sampling.greedy:
             return mx.argmax(logits, axis=-1), None
-        q = distribution(logits, self.sampling)
         if self.mode == "seeded":
-            return mx.argmax(q + gumbel(self._key, position + step, 1, q.shape[-1]), axis=-1), None
+            row = distribution(logits[:, None], self.sampling)
+            return self._choices(row, position + step, logits.shape[-1])[:, 0], None
+        q = distribution(logits, self.sampling)
         return draw(q, fold(self._key, position, _DRAFT_KEY + step)), q
 
     def verify(
@@ -124,18 +125,22 @@ class Sampler:
         tokens = draft.tokens if pending_token is None else mx.concatenate([pending_token, draft.tokens], axis=1)
         for processor in self._processors:
             logits = processor.process(logits, tokens)
-        p = log_probs(logits) if self.sampling.greedy else distribution(logits, self.sampling)
+        p = Distribution(log_probs(logits)) if self.sampling.greedy else distribution(logits, self.sampling)
         if self.sampling.greedy or self.mode == "seeded":
-            scores = p if self.sampling.greedy else p + gumbel(self._key, position, p.shape[1], p.shape[-1])
-            acceptance = matching(mx.argmax(scores, axis=-1), draft.tokens)
+            acceptance = matching(self._choices(p, position, logits.shape[-1]), draft.tokens)
         elif draft.depth == 0:
-            token = draw(p[:, 0], fold(self._key, position, _ACCEPTANCE_KEY))
+            token = draw(p.map(lambda rows: rows[:, 0]), fold(self._key, position, _ACCEPTANCE_KEY))
             acceptance = Acceptance(mx.zeros(token.shape, mx.int32), token)
         else:
             accept = block if self.mode == "block" else rejection
-            q = mx.stack(draft.distributions, axis=1) if draft.distributions else _certain(draft.tokens, p.shape[-1])
-            acceptance = accept(p, draft.tokens, q, fold(self._key, position, _ACCEPTANCE_KEY))
+            acceptance = accept(p, draft.tokens, _drawn_from(draft), fold(self._key, position, _ACCEPTANCE_KEY))
         return acceptance, _finite(p, draft, acceptance)
+
+    def _choices(self, p: Distribution, position: int, vocabulary: int) -> mx.array:
+        """The tokens [B, n] of positions from `position` on: the most likely ones, under a seed with its noise."""
+        if self.sampling.greedy:
+            return p.best(p.logs)
+        return p.best(p.logs + gumbel(self._key, position, p.logs.shape[1], vocabulary, p.tokens))
 
 
 class TopLogprobs:
@@ -150,13 +155,8 @@ class TopLogprobs:
 
     def __init__(self, logits: mx.array, tokens: mx.array, top: int) -> None:
         law = log_probs(logits[0].astype(mx.float32))
-        order = mx.argsort(-law, axis=-1) if top else mx.zeros(law.shape, mx.uint32)
-        most_likely = order[:, :top]  # the sort is stable: of equals, the lower id comes first
-        self.arrays = [
-            mx.take_along_axis(law, tokens[0][:, None], axis=-1)[:, 0],
-            most_likely,
-            mx.take_along_axis(law, most_likely, axis=-1),
-        ]
+        values, ids = most_likely(law, min(top, law.shape[-1])) if top else (law[:, :0], tokens[0][:, None][:, :0])
+        self.arrays = [mx.take_along_axis(law, tokens[0][:, None], axis=-1)[:, 0], ids, values]
 
     def read(self, tokens: list[int]) -> tuple[TokenLogprob, ...]:
         """The records of the round's first tokens."""
@@ -177,15 +177,19 @@ def emitted(draft: Draft, acceptance: Acceptance) -> mx.array:
     return mx.where(accepted, mx.concatenate([draft.tokens, token], axis=1), token)
 
 
-def _certain(tokens: mx.array, vocabulary: int) -> mx.array:
-    """The log-probabilities [B, k, V] of drafts [B, k] that had probability 1."""
-    return mx.where(mx.arange(vocabulary) == tokens[..., None], 0.0, -mx.inf)
+def _drawn_from(draft: Draft) -> Distribution:
+    """The distributions of rows [B, k] that the drafts were drawn from; certain ones had probability 1."""
+    if not draft.distributions:
+        return Distribution(mx.zeros((*draft.tokens.shape, 1)), draft.tokens[..., None])
+    logs = mx.stack([one.logs for one in draft.distributions], axis=1)
+    tokens = [one.tokens for one in draft.distributions if one.tokens is not None]
+    return Distribution(logs, mx.stack(tokens, axis=1) if tokens else None)
 
 
-def _finite(p: mx.array, draft: Draft, acceptance: Acceptance) -> mx.array:
-    """Whether the emitted tokens' log-probabilities in p [B, k + 1, V] are finite [B]."""
-    own = mx.take_along_axis(p, emitted(draft, acceptance)[..., None], axis=-1)[..., 0]
+def _finite(p: Distribution, draft: Draft, acceptance: Acceptance) -> mx.array:
+    """Whether the emitted tokens' log-probabilities in p, of rows [B, k + 1], are finite [B]."""
+    own = p.of(emitted(draft, acceptance)[..., None])[..., 0]
     finite = own > -mx.inf  # they are never above 0, and a comparison with NaN is false
     if draft.depth == 0:
         return finite[:, 0]
-    return mx.all(finite | (mx.arange(p.shape[1])[None] > acceptance.accepted[:, None]), axis=1)
+    return mx.all(finite | (mx.arange(own.shape[1])[None] > acceptance.accepted[:, None]), axis=1)

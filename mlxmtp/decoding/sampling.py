@@ -2,14 +2,19 @@
 
 The chain is mlx-lm's (`mlx_lm.sample_utils.make_sampler`): log-probabilities, then top-p, min-p and top-k on them,
 then the temperature. Target and draft go through the same functions, so that verification compares like with like.
-All shapes end in the vocabulary V; the axes before it are free.
+Shapes end in the vocabulary V, or in the K tokens that top-k keeps; the axes before are free.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
+
+_LEAST_MASS = 1e-9
+"""A top-p that keeps only the most likely token in any vocabulary. A smaller one is 0 in float32 and keeps none."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,41 @@ class Sampling:
         return self.temperature == 0
 
 
+@dataclass(frozen=True)
+class Distribution:
+    """What a token is drawn from: log-probabilities [..., K] in float32 of K tokens; no other token can come.
+
+    Args:
+        logs: -inf where a filter has dropped the token.
+        tokens: [..., K], the ids of the tokens. None: K is V, and column i belongs to token i.
+    """
+
+    logs: mx.array
+    tokens: mx.array | None = None
+
+    def of(self, tokens: mx.array) -> mx.array:
+        """Log-probabilities [..., n] of tokens [..., n]."""
+        if self.tokens is None:
+            return mx.take_along_axis(self.logs, tokens, axis=-1)
+        same = self.tokens[..., None, :] == tokens[..., None]
+        return mx.where(same, self.logs[..., None, :], -mx.inf).max(axis=-1)
+
+    def at_tokens_of(self, other: Distribution) -> mx.array:
+        """Log-probabilities [..., K] of the K tokens of `other`."""
+        if other.tokens is not None:
+            return self.of(other.tokens)
+        return self.logs if self.tokens is None else self.of(mx.arange(other.logs.shape[-1], dtype=mx.uint32))
+
+    def best(self, scores: mx.array) -> mx.array:
+        """The token [...] with the highest score of scores [..., K]."""
+        column = mx.argmax(scores, axis=-1, keepdims=True)
+        return (column if self.tokens is None else mx.take_along_axis(self.tokens, column, axis=-1))[..., 0]
+
+    def map(self, function: Callable[[mx.array], mx.array]) -> Distribution:
+        """The distribution of other rows, which `function` takes from both arrays."""
+        return Distribution(function(self.logs), None if self.tokens is None else function(self.tokens))
+
+
 def log_probs(logits: mx.array) -> mx.array:
     """Normalised log-probabilities in the dtype of `logits`.
 
@@ -59,37 +99,71 @@ def log_probs(logits: mx.array) -> mx.array:
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def distribution(logits: mx.array, sampling: Sampling) -> mx.array:
-    """Log-probabilities [..., V] in float32 of the law that a token is drawn from; -inf where it is filtered out."""
-    x = logits.astype(mx.float32)
+def distribution(logits: mx.array, sampling: Sampling) -> Distribution:
+    """The distribution that a token is drawn from, by logits [..., V].
+
+    Each filter keeps the most likely tokens, however many. Top-k is therefore applied first: the others then see k
+    values in descending order. Top-p still counts mass in the whole vocabulary.
+    """
+    x, vocabulary = logits.astype(mx.float32), logits.shape[-1]
+    few = 0 < sampling.top_k < vocabulary
+    total = mx.logsumexp(x, axis=-1, keepdims=True) if few or sampling.top_p < 1 else None
+    tokens = None
+    if few:
+        x, tokens = most_likely(x, sampling.top_k)
+    if total is not None:
+        x = x - total  # a row with NaN becomes NaN, whichever tokens were taken
     if sampling.top_p < 1:
-        x = top_p(log_probs(x), sampling.top_p)
+        mass = max(sampling.top_p, _LEAST_MASS)
+        edge = last_within(x, mass) if few else least_likely_within(x, mass)
+        x = mx.where(x < edge, -mx.inf, x)
     if sampling.min_p > 0:
-        x = min_p(x, sampling.min_p)
-    if 0 < sampling.top_k < x.shape[-1]:
-        x = top_k(x, sampling.top_k)
-    return log_probs(x / sampling.temperature)
+        x = mx.where(x < x.max(axis=-1, keepdims=True) + math.log(sampling.min_p), -mx.inf, x)
+    x = log_probs(x / sampling.temperature)
+    if tokens is None or sampling.top_k**2 <= vocabulary:
+        return Distribution(x, tokens)
+    # so many tokens cost more to compare in pairs than the vocabulary costs
+    return Distribution(mx.put_along_axis(mx.full(logits.shape, -mx.inf), tokens, x, axis=-1))
 
 
-def top_p(x: mx.array, mass: float) -> mx.array:
-    """Keep the most likely tokens until they hold `mass`; the one that crosses it stays."""
-    ordered = mx.sort(x, axis=-1)
-    probabilities = mx.exp(ordered)
-    above = mx.cumsum(probabilities, axis=-1, reverse=True, inclusive=False)
-    total = above[..., :1] + probabilities[..., :1]
-    dropped = mx.minimum((above >= mass * total).sum(axis=-1, keepdims=True), x.shape[-1] - 1)
-    return mx.where(x < mx.take_along_axis(ordered, dropped, axis=-1), -mx.inf, x)
+def most_likely(x: mx.array, count: int) -> tuple[mx.array, mx.array]:
+    """The `count` largest of x [..., V] in descending order, and their columns; of equals, the lower columns first.
+
+    They lie in the `count` blocks with the largest maxima: each of these has a value that is no smaller than those
+    of any other block. Only these blocks are sorted.
+    """
+    vocabulary = x.shape[-1]
+    width = 2 ** int(math.log2(vocabulary / count) / 2)  # about as many maxima as values to sort
+    padding = [(0, 0)] * (x.ndim - 1) + [(0, -vocabulary % width)]
+    blocks = mx.pad(x, padding, constant_values=-mx.inf) if vocabulary % width else x
+    blocks = mx.unflatten(blocks, -1, (-1, width))
+    chosen = mx.argpartition(-blocks.max(axis=-1), kth=count - 1, axis=-1)[..., :count]
+    chosen = mx.sort(chosen, axis=-1)[..., None]  # the sort of their values is stable: keep the order of the columns
+    values = mx.flatten(mx.take_along_axis(blocks, chosen, axis=-2), -2)
+    columns = mx.flatten(chosen * width + mx.arange(width, dtype=chosen.dtype), -2)
+    order = mx.argsort(-values, axis=-1)[..., :count]
+    return mx.take_along_axis(values, order, axis=-1), mx.take_along_axis(columns, order, axis=-1)
 
 
-def min_p(x: mx.array, share: float) -> mx.array:
-    """Drop tokens less likely than `share` of the most likely one."""
-    return mx.where(x < x.max(axis=-1, keepdims=True) + math.log(share), -mx.inf, x)
+def last_within(x: mx.array, mass: float) -> mx.array:
+    """The last of descending log-probabilities [..., K] before which there is less than `mass`: [..., 1]."""
+    above = mx.cumsum(mx.exp(x), axis=-1, inclusive=False)
+    return mx.where(above < mass, x, mx.inf).min(axis=-1, keepdims=True)
 
 
-def top_k(x: mx.array, count: int) -> mx.array:
-    """Keep exactly `count` tokens; ties at the edge fall as `argpartition` orders them, as in mlx-lm."""
-    rest = mx.argpartition(-x, kth=count - 1, axis=-1)[..., count:]
-    return mx.put_along_axis(x, rest, mx.array(-mx.inf, x.dtype), axis=-1)
+def least_likely_within(x: mx.array, share: float) -> mx.array:
+    """The last of log-probabilities [..., V], in any order, that tokens with less than this share are before: [..., 1].
+
+    Bit by bit: the bits of floats that are not negative are integers in the same order.
+    """
+    p, bits = mx.exp(x), (-x).view(mx.int32)
+    mass = share * p.sum(axis=-1, keepdims=True)  # rounding leaves a sum that is not quite 1
+    edge = mx.zeros(mass.shape, mx.int32)
+    for bit in reversed(range(31)):
+        higher = edge + (1 << bit)
+        before = mx.where(bits < higher, p, 0).sum(axis=-1, keepdims=True)
+        edge = mx.where(before < mass, higher, edge)
+    return -edge.view(mx.float32)
 
 
 def fold(key: mx.array, counter: int, purpose: int = 0) -> mx.array:
@@ -102,11 +176,14 @@ def _use(counter: int, purpose: int = 0) -> list[int]:
     return [counter & 0xFFFFFFFF, purpose]
 
 
-def gumbel(key: mx.array, start: int, rows: int, vocabulary: int) -> mx.array:
-    """Gumbel noise [rows, V] of the absolute positions `start`, `start` + 1, ...
+def gumbel(key: mx.array, start: int, rows: int, vocabulary: int, tokens: mx.array | None = None) -> mx.array:
+    """Gumbel noise [rows, V] of the absolute positions `start`, `start` + 1, ...; of tokens [..., rows, K], theirs.
 
-    The noise of a position depends on (key, position) alone, so that a draft, its verification and plain decoding
-    see the same noise for the same token, whatever the depth.
+    The noise of a token depends on (key, position, token) alone, so that a draft, its verification and plain decoding
+    see the same noise for the same token, whatever the depth and the filters.
     """
     keys = key + mx.array([_use(start + row) for row in range(rows)], mx.uint32)
-    return mx.vmap(lambda one: mx.random.gumbel((vocabulary,), key=one))(keys)
+    uniform = mx.vmap(lambda one: mx.random.uniform(shape=(vocabulary,), key=one))(keys)
+    if tokens is not None:
+        uniform = mx.take_along_axis(uniform.reshape(*[1] * (tokens.ndim - 2), rows, vocabulary), tokens, axis=-1)
+    return -mx.log(-mx.log(uniform))

@@ -21,7 +21,7 @@ import pytest
 
 from mlxmtp.decoding import verify as verify_module
 from mlxmtp.decoding.sampler import Draft, Sampler, VerifyMode
-from mlxmtp.decoding.sampling import log_probs
+from mlxmtp.decoding.sampling import Distribution, log_probs
 from tests.scripted import chance_of_more, replaced
 
 V, EMITTED = 4, 3  # vocabulary; how many tokens the joint law is over
@@ -115,20 +115,26 @@ def chain(logits: np.ndarray, temperature: float, top_p: float = 1, min_p: float
 # -- instrument 1: exact enumeration --------------------------------------------------------------------------
 
 
+def whole(law: Distribution, vocabulary: int = V) -> mx.array:
+    """The log-probabilities [..., V] of all tokens."""
+    return law.at_tokens_of(Distribution(mx.zeros(vocabulary)))
+
+
 class Controlled:
     """Given uniforms, and a draw that notes its law instead of drawing."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabulary: int = V) -> None:
         self.uniforms = mx.zeros((0,))
         self.law = mx.zeros((0,))
+        self._vocabulary = vocabulary
 
     def uniform(self, *, shape: Any, key: mx.array) -> mx.array:
         assert tuple(shape) == self.uniforms.shape
         return self.uniforms
 
-    def draw(self, law: mx.array, key: mx.array) -> mx.array:
-        self.law = log_probs(law)
-        return mx.argmax(law, axis=-1)
+    def draw(self, law: Distribution, key: mx.array) -> mx.array:
+        self.law = log_probs(whole(law, self._vocabulary))
+        return law.best(law.logs)
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,7 @@ def enumerated(
     logits, draft, chance = along(table, law, roots, drafts)
     possible = mx.array(np.flatnonzero(np.array(chance)))
     roots, drafts, chance, logits = (x[possible] for x in (roots, drafts, chance, logits))
-    draft = Draft(drafts, [q[possible] for q in draft.distributions])
+    draft = Draft(drafts, [q.map(lambda rows: rows[possible]) for q in draft.distributions])
 
     numbers = Controlled()
     with pytest.MonkeyPatch.context() as patch:
@@ -213,11 +219,13 @@ def thresholds(accepted: Callable[[mx.array], mx.array], shape: tuple[int, ...],
 def along(table: Tables, law: Sampler, roots: mx.array, drafts: mx.array) -> tuple[mx.array, Draft, mx.array]:
     """Given drafts [B, k]: the target's logits [B, k + 1, V] along them, their laws, their probability [B]."""
     target, proposal = mx.array(table.target), mx.array(table.draft)
-    node, chance, rows, laws = roots, mx.ones(roots.shape), [target[roots]], []
+    laws: list[Distribution] = []
+    node, chance, rows = roots, mx.ones(roots.shape), [target[roots]]
     for step in range(drafts.shape[1]):
         _, q = law.draw_draft(proposal[node], 0, [drafts[:, i : i + 1] for i in range(step)])
+        assert q is not None
         laws.append(q)
-        chance = chance * mx.exp(mx.take_along_axis(q, drafts[:, step, None], axis=1)[:, 0])
+        chance = chance * mx.exp(q.of(drafts[:, step, None])[:, 0])
         node = child(node, drafts[:, step])
         rows.append(target[node])
     return mx.stack(rows, axis=1), Draft(drafts, laws), chance

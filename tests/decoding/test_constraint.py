@@ -193,7 +193,7 @@ def test_the_first_draft_is_drawn_from_the_law_that_is_reported(verify: VerifyMo
     law = Sampler(Sampling(TEMPERATURE, seed=1), verify, [Sums()])
     tokens, reported = law.draw_draft(mx.broadcast_to(DRAFT[:1], (40_000, V)), 0, [])
     assert reported is not None
-    assert np.exp(np.array(reported[0])) == pytest.approx(weights / weights.sum(), abs=1e-6)
+    assert np.exp(np.array(reported.logs[0])) == pytest.approx(weights / weights.sum(), abs=1e-6)
     assert chance_of_worse(np.bincount(np.array(tokens), minlength=V), weights / weights.sum()) > FALSE_ALARM
 
 

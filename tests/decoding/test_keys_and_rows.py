@@ -15,7 +15,7 @@ from mlxmtp.decoding import verify as verify_module
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.loop import generate, never_stop
 from mlxmtp.decoding.sampler import Draft, Sampler, VerifyMode, no_draft
-from mlxmtp.decoding.sampling import Sampling, distribution, gumbel
+from mlxmtp.decoding.sampling import Distribution, Sampling, distribution, gumbel
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.verify import Acceptance
 from tests.decoding.law_tables import (
@@ -74,10 +74,10 @@ def test_a_seeded_token_follows_the_targets_law_and_stands_as_often_as_theory_sa
     positions = 20_000
     law, table = Sampler(Sampling(1.0, seed=4)), tables("near", 1)
     target, proposal = (mx.array(x[:1]) for x in (table.target, table.draft))
-    own = mx.broadcast_to(distribution(target, law.sampling), (positions, V))
+    own = mx.broadcast_to(distribution(target, law.sampling).logs, (positions, V))
     shared = gumbel(law._key, 0, positions, V)
     tokens = np.array(mx.argmax(own + shared, axis=-1))
-    drafts = np.array(mx.argmax(distribution(proposal, law.sampling) + shared, axis=-1))
+    drafts = np.array(mx.argmax(distribution(proposal, law.sampling).logs + shared, axis=-1))
     p, q = (chain(x[0].astype(np.float64), 1.0) for x in (table.target, table.draft))
     assert chance_of_worse(np.bincount(tokens, minlength=V), p) > FALSE_ALARM
     theory = sum(1 / np.maximum(p / p[x], q / q[x]).sum() for x in range(V))
@@ -123,7 +123,7 @@ def judged(
     law: Sampler, logits: mx.array, proposal: mx.array, tokens: mx.array | None = None
 ) -> tuple[Acceptance, mx.array]:
     """The verdict on drafts drawn from proposal [B, k, V], or on given ones."""
-    drawn: list[tuple[mx.array, mx.array | None]] = []
+    drawn: list[tuple[mx.array, Distribution | None]] = []
     for i in range(proposal.shape[1]):
         drawn.append(law.draw_draft(proposal[:, i], 0, [token[:, None] for token, _ in drawn]))
     drafts = mx.stack([token for token, _ in drawn], axis=1) if tokens is None else tokens

@@ -10,6 +10,7 @@ from mlx_lm import sample_utils
 
 from mlxmtp.decoding.sampler import Sampler, no_draft
 from mlxmtp.decoding.sampling import Sampling, distribution, gumbel, log_probs
+from tests.decoding.law_tables import whole
 
 ROWS, VOCABULARY = 64, 200
 # We divide by the temperature, mlx-lm multiplies by its reciprocal: a rounding of numbers as large as 20 / 0.1.
@@ -31,12 +32,18 @@ FILTERS: list[Filters] = [
     {"top_p": 0.5, "top_k": 3},
     {"min_p": 0.02, "top_k": 40},
     {"top_p": 0.95, "min_p": 0.01, "top_k": 20},
+    {"top_p": 0.95, "min_p": 0.01, "top_k": 14},
 ]
 TEMPERATURES = (0.1, 0.7, 1.0, 1.3, 10.0)
 
 
 def random_logits(*, spread: float, seed: int = 0) -> mx.array:
     return spread * mx.random.normal((ROWS, VOCABULARY), key=mx.random.key(seed))
+
+
+def law_of(logits: mx.array, sampling: Sampling) -> mx.array:
+    """Our log-probabilities [..., V]."""
+    return whole(distribution(logits, sampling), logits.shape[-1])
 
 
 def mlx_lm_law(logits: mx.array, sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> mx.array:
@@ -57,7 +64,7 @@ def mlx_lm_law(logits: mx.array, sampling: Sampling, monkeypatch: pytest.MonkeyP
 def test_distribution_is_what_mlx_lm_draws_from(monkeypatch: pytest.MonkeyPatch, filters: Filters) -> None:
     for temperature, spread in itertools.product(TEMPERATURES, (0.3, 3.0)):
         sampling, logits = Sampling(temperature, **filters), random_logits(spread=spread)
-        ours, theirs = distribution(logits, sampling), mlx_lm_law(logits, sampling, monkeypatch)
+        ours, theirs = law_of(logits, sampling), mlx_lm_law(logits, sampling, monkeypatch)
         assert mx.array_equal(mx.isinf(ours), mx.isinf(theirs)), "another set of tokens was kept"
         assert mx.abs(mx.exp(ours) - mx.exp(theirs)).max() < TOLERANCE
         assert mx.allclose(mx.exp(ours).sum(axis=-1), mx.ones(ROWS), atol=1e-5)
@@ -66,11 +73,11 @@ def test_distribution_is_what_mlx_lm_draws_from(monkeypatch: pytest.MonkeyPatch,
 def test_the_order_of_the_filters_shows() -> None:
     """Another order than mlx-lm's, or filters after the temperature, would keep other tokens."""
     logits = random_logits(spread=3.0)
-    ours = mx.isinf(distribution(logits, Sampling(2.0, top_p=0.6, top_k=20)))
-    hot_first = mx.isinf(distribution(logits / 2, Sampling(1.0, top_p=0.6, top_k=20)))
-    top_k_first = mx.where(mx.isinf(distribution(logits, Sampling(1.0, top_k=20))), -mx.inf, logits)
+    ours = mx.isinf(law_of(logits, Sampling(2.0, top_p=0.6, top_k=20)))
+    hot_first = mx.isinf(law_of(logits / 2, Sampling(1.0, top_p=0.6, top_k=20)))
+    top_k_first = mx.where(mx.isinf(law_of(logits, Sampling(1.0, top_k=20))), -mx.inf, logits)
     assert not mx.array_equal(ours, hot_first)
-    assert not mx.array_equal(ours, mx.isinf(distribution(top_k_first, Sampling(2.0, top_p=0.6))))
+    assert not mx.array_equal(ours, mx.isinf(law_of(top_k_first, Sampling(2.0, top_p=0.6))))
 
 
 @pytest.mark.parametrize(
@@ -85,13 +92,13 @@ def test_the_order_of_the_filters_shows() -> None:
 )
 def test_ties(sampling: Sampling, kept: int) -> None:
     """Of equal tokens top-k keeps exactly k; the thresholds of top-p and min-p keep all of them, as mlx-lm does."""
-    law = distribution(mx.zeros((2, VOCABULARY)), sampling)
+    law = law_of(mx.zeros((2, VOCABULARY)), sampling)
     assert mx.isfinite(law).sum(axis=-1).tolist() == [kept, kept]
 
 
 def test_a_cold_law_is_the_argmax() -> None:
     logits = random_logits(spread=3.0)
-    law = distribution(logits, Sampling(1e-6, top_p=0.9))
+    law = law_of(logits, Sampling(1e-6, top_p=0.9))
     assert mx.array_equal(mx.argmax(law, axis=-1), mx.argmax(logits, axis=-1))
     assert mx.allclose(law.max(axis=-1), mx.zeros(ROWS), atol=1e-6)
 
@@ -100,8 +107,8 @@ def test_a_cold_law_is_the_argmax() -> None:
 def test_the_law_is_float32_whatever_the_model_is(dtype: mx.Dtype) -> None:
     logits = random_logits(spread=3.0).astype(dtype)
     sampling = Sampling(0.7, top_p=0.9, top_k=50)
-    assert mx.array_equal(distribution(logits, sampling), distribution(logits.astype(mx.float32), sampling))
-    assert distribution(logits, sampling).dtype == mx.float32
+    assert mx.array_equal(law_of(logits, sampling), law_of(logits.astype(mx.float32), sampling))
+    assert law_of(logits, sampling).dtype == mx.float32
 
 
 def test_an_unknown_verification_is_named() -> None:

@@ -15,7 +15,7 @@ import pytest
 from mlxmtp.decoding import sampler as sampler_module
 from mlxmtp.decoding import verify as verify_module
 from mlxmtp.decoding.sampler import Draft, Sampler, VerifyMode
-from mlxmtp.decoding.sampling import Sampling, distribution, fold, log_probs
+from mlxmtp.decoding.sampling import Distribution, Sampling, distribution, fold, log_probs
 from tests.decoding.law_tables import (
     ALARM_AT,
     DRAFTS,
@@ -94,17 +94,18 @@ def draft_key(key: mx.array) -> mx.array:
 
 def residual_from_p(patch: Patch) -> None:
     """After a rejection, the token from p instead of norm(max(0, p - q))."""
-    honest = verify_module._residual
-    patch.setattr(verify_module, "_residual", lambda p, q, key, weight=1.0: honest(p, mx.zeros_like(q), key))
+    honest = verify_module._after
+    patch.setattr(verify_module, "_after", lambda accepted, rest, p, key: honest(accepted, mx.zeros_like(rest), p, key))
 
 
 def ratio_at_temperature_one(patch: Patch) -> None:
     """Drafted and emitted at the temperature asked for, accepted by the ratio at temperature 1."""
     honest = verify_module._probabilities
 
-    def probabilities(target: mx.array, drafts: mx.array, draft: mx.array) -> tuple[mx.array, ...]:
+    def probabilities(target: Distribution, drafts: mx.array, draft: Distribution) -> tuple[mx.array, ...]:
         p, q, _, _ = honest(target, drafts, draft)
-        *_, px, qx = honest(log_probs(HOT * target), drafts, log_probs(HOT * draft))
+        hot = (Distribution(log_probs(HOT * law.logs), law.tokens) for law in (target, draft))
+        *_, px, qx = honest(next(hot), drafts, next(hot))
         return p, q, px, qx
 
     patch.setattr(verify_module, "_probabilities", probabilities)
@@ -113,11 +114,12 @@ def ratio_at_temperature_one(patch: Patch) -> None:
 def bonus_without_top_p(patch: Patch) -> None:
     """The token after a draft that stands whole, from the law before the filters."""
 
-    def without(logits: mx.array, sampling: Sampling) -> mx.array:
+    def without(logits: mx.array, sampling: Sampling) -> Distribution:
         law = distribution(logits, sampling)
         if logits.ndim == 2:
             return law
-        return mx.concatenate([law[:, :-1], distribution(logits[:, -1:], Sampling(sampling.temperature))], axis=1)
+        bonus = distribution(logits[:, -1:], Sampling(sampling.temperature))
+        return Distribution(mx.concatenate([law.logs[:, :-1], bonus.logs], axis=1))
 
     patch.setattr(sampler_module, "distribution", without)
 
