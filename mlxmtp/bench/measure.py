@@ -100,9 +100,7 @@ class Measurement:
 
     def _options(self, unit: BenchUnit) -> GenerationOptions:
         """Return the options of a unit. Each repeat and prompt has a seed of its own, the same in every run."""
-        verify = self._plan.settings.verify if unit.temperature else None
-        seed = 1000 * unit.repeat + unit.number
-        return GenerationOptions(temperature=unit.temperature, seed=seed, verify=verify)
+        return self._plan.settings.options(unit.temperature, seed=1000 * unit.repeat + unit.number)
 
     def _warm_up(self, prompt: PrefilledPrompt, unit: BenchUnit) -> None:
         """Run each arm untimed before the first unit of a kind: other shapes need other kernels."""

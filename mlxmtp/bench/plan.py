@@ -23,6 +23,8 @@ from mlxmtp.limits import VerifyMode
 MLX_LM, PLAIN, AUTO = "mlx-lm", "plain", "auto"
 CONTEXTS = (1024, 2048, 4096, 8192, 16384, 32768)
 """Default context lengths, in tokens."""
+FILTERS = ("top_p", "top_k", "min_p")
+"""Settings that a model's files can recommend, beside the temperature."""
 MIN_COST_TOKENS = 8
 """Tokens of the widest pass that is timed, at least. Fixed depths beyond 7 widen it."""
 COST_ROOM = 64
@@ -43,6 +45,7 @@ class BenchSettings:
         repeats: runs of each arm on each prompt.
         verify: verification mode above temperature 0.
         acceptance: probability with which each draft is accepted, whatever it is. None: drafts are verified.
+        top_p, top_k, min_p: filters above temperature 0, as in `GenerationOptions`.
     """
 
     depths: tuple[int, ...] = (1, 2, 3, 4)
@@ -52,6 +55,18 @@ class BenchSettings:
     repeats: int = 3
     verify: VerifyMode = "block"
     acceptance: float | None = None
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+    def options(self, temperature: float, seed: int | None = None) -> GenerationOptions:
+        """Return the options of a run. At temperature 0 filters and verification mode have no effect.
+
+        Raises:
+            OptionError: a value is out of range.
+        """
+        sampled: dict[str, Any] = {name: getattr(self, name) for name in ("verify", *FILTERS)} if temperature else {}
+        return GenerationOptions(temperature=temperature, seed=seed, **sampled)
 
     def checked(self) -> BenchSettings:
         """Return these settings.
@@ -68,6 +83,7 @@ class BenchSettings:
                 GenerationOptions(temperature=temperature)
             except ValueError as error:
                 raise OptionError(f"--temps: {error}") from error
+        self.options(1.0)
         return self
 
 

@@ -169,7 +169,7 @@ class PrefilledPrompt:
         """Generate `count` tokens with mlx-lm's own loop, caches and sampler, and return the measurements."""
         held = self._settle()
         mx.random.seed(options.seed or 0)
-        sampler = make_sampler(options.temperature)
+        sampler = make_sampler(options.temperature, options.top_p, options.min_p, top_k=options.top_k)
         last, cache = mx.array(self.tokens[-1:]), deepcopy(self._mlx_lm_cache)
         model = self._decoder.target.model
         start = time.perf_counter()

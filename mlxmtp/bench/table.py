@@ -38,11 +38,21 @@ def about(report: Row) -> list[str]:
         f"runs     {settings['tokens']} tokens, {settings['repeats']} repeats, arms in turn; medians, in brackets the "
         "lowest and highest",
     ]
+    if any(settings.get("temperatures", ())):
+        lines.append(f"sampling above temperature 0: {filters(settings)}, verified by {settings['verify']}")
     if report["synthetic"] is not None:
         lines.append(f"NOTE     synthetic: each draft stood with probability {report['synthetic']}, whatever it was")
     if not report["complete"]:
         lines.append(f"PARTIAL  {report['measured']} of {report['planned']} measurements")
     return lines
+
+
+def filters(settings: Row) -> str:
+    """Return the filters above temperature 0 in words."""
+    off = {"top_p": 1.0, "top_k": 0, "min_p": 0.0}
+    values = {name: settings.get(name, value) for name, value in off.items()}  # an older report has none
+    used = [f"{name.replace('_', '-')} {value:g}" for name, value in values.items() if value != off[name]]
+    return ", ".join(used) or "no filters"
 
 
 def speed(report: Row) -> list[str]:

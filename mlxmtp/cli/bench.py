@@ -8,15 +8,17 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlxmtp
 from mlxmtp.cli import options
 from mlxmtp.cli.progress import Progress
 from mlxmtp.cli.report import warn
+from mlxmtp.engine.request import recommended_in_words
 from mlxmtp.terminal import say
 
 if TYPE_CHECKING:
+    from mlxmtp import Engine
     from mlxmtp.bench.plan import BenchPlan, BenchSettings
     from mlxmtp.bench.records import Records
 
@@ -55,7 +57,9 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--repeats", metavar="N", type=positive, default=3, help="of each arm at each prompt (default: 3)")
     depths = "fixed drafts a round (default: 1 2 3 4; without a K, none)"
     add("--depths", metavar="K", type=options.fixed_depth, nargs="*", default=[1, 2, 3, 4], help=depths)
-    add("--temps", metavar="T", type=options.number, nargs="+", help="temperatures of the workloads (default: 0 0.7)")
+    temps = "temperatures of the workloads (default: 0, and as the model recommends, else 0.7)"
+    add("--temps", metavar="T", type=options.number, nargs="+", help=temps)
+    options.add_filters(add)
     modes = ("token", "block", "seeded")
     add("--verify", choices=modes, default="block", help="above temperature 0 (default: block)")
     contexts = "lengths, as 4096 or 4k (default: 1k to 32k, those that fit; without an N, none)"
@@ -74,10 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
     from mlxmtp.bench.records import Records
     from mlxmtp.bench.workloads import load_prompts, select
 
-    settings = settings_of(arguments).checked()
+    settings_of(arguments, {}).checked()  # before a model is loaded
     prompts = select(load_prompts(arguments.prompts), arguments.workload, arguments.limit)
     engine = mlxmtp.load(arguments.model, identity=arguments.identity, **options.head(arguments))
-    plan = make_plan(engine, settings, prompts)
+    plan = make_plan(engine, settings_of(arguments, recommended(engine, arguments)), prompts)
     for note in plan.notes:
         warn(note)
     folder = arguments.out or bench.default_folder(plan)
@@ -97,22 +101,39 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def settings_of(arguments: argparse.Namespace) -> BenchSettings:
-    """Return the benchmark's settings from the command line."""
-    from mlxmtp.bench.plan import CONTEXTS, BenchSettings
+def recommended(engine: Engine, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the temperature and the filters that the model's files recommend; say which of them are used."""
+    from mlxmtp.bench.plan import FILTERS
+    from mlxmtp.engine.recommended import recommended_sampling
+
+    fields = recommended_sampling(engine.path, warn)
+    fields = {name: value for name, value in fields.items() if name in ("temperature", *FILTERS)}
+    settings = settings_of(arguments, fields)
+    chosen = options.filters(arguments) | ({"temperature": max(settings.temperatures)} if arguments.temps else {})
+    if any(settings.temperatures) and (words := recommended_in_words(fields, chosen)):
+        say(f"mlxmtp: sampling as the model recommends: {words}", out=sys.stderr)
+    return fields
+
+
+def settings_of(arguments: argparse.Namespace, recommended: dict[str, Any]) -> BenchSettings:
+    """Return the benchmark's settings. `recommended` holds where the command line leaves a field of sampling out."""
+    from mlxmtp.bench.plan import CONTEXTS, FILTERS, BenchSettings
 
     synthetic = arguments.synthetic_acceptance
-    default = (0.0,) if synthetic is not None else (0.0, 0.7)
+    default = (0.0,) if synthetic is not None else (0.0, recommended.get("temperature", 0.7))
+    temperatures = tuple(dict.fromkeys(arguments.temps or default))
+    filters = {name: recommended[name] for name in FILTERS if name in recommended} if any(temperatures) else {}
     return BenchSettings(
         depths=tuple(
             sorted({depth for depth in arguments.depths if depth})
         ),  # depth 0 is the arm "plain", always measured
-        temperatures=tuple(dict.fromkeys(arguments.temps or default)),
+        temperatures=temperatures,
         contexts=CONTEXTS if arguments.contexts is None else tuple(sorted(set(arguments.contexts))),
         tokens=arguments.tokens,
         repeats=arguments.repeats,
         verify=arguments.verify,
         acceptance=synthetic,
+        **filters | options.filters(arguments),
     )
 
 

@@ -95,24 +95,29 @@ def for_experiments(command: ArgumentParser) -> Callable[..., None]:
 
 def sampling(arguments: Namespace) -> dict[str, Any]:
     """Return the fields of `GenerationOptions` that --temp, --top-p, --top-k, --min-p and --seed set."""
-    fields = {
-        "temperature": arguments.temp,
-        "top_p": arguments.top_p,
-        "top_k": arguments.top_k,
-        "min_p": arguments.min_p,
-        "seed": arguments.seed,
-    }
+    fields = {"temperature": arguments.temp, "seed": arguments.seed}
+    return filters(arguments) | {name: value for name, value in fields.items() if value is not None}
+
+
+def filters(arguments: Namespace) -> dict[str, Any]:
+    """Return the fields of `GenerationOptions` that --top-p, --top-k and --min-p set."""
+    fields = {"top_p": arguments.top_p, "top_k": arguments.top_k, "min_p": arguments.min_p}
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def add_sampling(add: Callable[..., Any]) -> None:
     """Add the options that `sampling` reads, with the `add_argument` of a parser or group."""
     add("--temp", metavar="T", type=number, help="temperature; 0 is greedy (default: as the model recommends, else 0)")
+    add_filters(add)
+    seed = "draw the same tokens again; with MTP too, where mlxmtp doctor finds them identical"
+    add("--seed", metavar="S", type=whole, help=seed)
+
+
+def add_filters(add: Callable[..., Any]) -> None:
+    """Add the options that `filters` reads, with the `add_argument` of a parser or group."""
     add("--top-p", metavar="P", type=number, help="keep the likeliest tokens that hold this mass")
     add("--top-k", metavar="K", type=whole, help="keep the K likeliest tokens")
     add("--min-p", metavar="M", type=number, help="drop tokens below this share of the likeliest")
-    seed = "draw the same tokens again; with MTP too, where mlxmtp doctor finds them identical"
-    add("--seed", metavar="S", type=whole, help=seed)
 
 
 def add_identity(add: Callable[..., Any]) -> None:

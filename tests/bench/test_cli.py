@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlx_lm.sample_utils import make_sampler
 
+from mlxmtp.bench import runs
 from mlxmtp.bench.measure import Measurement
 from mlxmtp.bench.plan import BenchUnit
 from mlxmtp.cli import bench as command
@@ -52,6 +56,49 @@ def test_progress_table_json_and_page(bench: Cli, tmp_path: Path):
     assert [row["arm"] for row in report["speed"]] == ["mlx-lm", "plain", "depth 1", "auto"]
     assert report["differences"] == []
     assert (tmp_path / "out" / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_the_model_s_own_sampling_is_measured_and_named(
+    main_: Cli, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    copy, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(model, copy)
+    advice = {"temperature": 0.6, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.1}
+    (copy / "generation_config.json").write_text(json.dumps(advice))
+    few = FEW[: FEW.index("--temps")]
+    of_mlx_lm: set[object] = set()
+
+    def noting(*chain: object, **more: object) -> object:
+        of_mlx_lm.add((chain, *more.items()))
+        return make_sampler(*chain, **more)
+
+    monkeypatch.setattr(runs, "make_sampler", noting)
+    ran = main_("bench", "--model", str(copy), "--out", str(out), *few, "--contexts", "--top-k", "7")
+    assert ran.code == 0
+    assert "sampling as the model recommends: temperature 0.6, top-p 0.9\n" in ran.err
+    assert "sampling above temperature 0: top-p 0.9, top-k 7, verified by block" in ran.out
+    assert of_mlx_lm == {((0.0, 1.0, 0.0), ("top_k", 0)), ((0.6, 0.9, 0.0), ("top_k", 7))}
+    report = json.loads((out / "report.json").read_text())
+    assert {row["temperature"] for row in report["speed"]} == {0.0, 0.6}
+    assert "above temperature 0: top-p 0.9, top-k 7" in (out / "report.html").read_text()
+
+
+def test_what_the_command_line_says_goes_before_what_a_model_recommends():
+    advice = {"temperature": 0.6, "top_p": 0.9, "top_k": 5}
+    cases: dict[tuple[str, ...], tuple[object, ...]] = {
+        (): ((0.0, 0.6), 0.9, 5, 0.0),
+        ("--temps", "0", "1"): ((0.0, 1.0), 0.9, 5, 0.0),
+        ("--top-p", "1", "--top-k", "0", "--min-p", "0.1"): ((0.0, 0.6), 1.0, 0, 0.1),
+        ("--temps", "0"): ((0.0,), 1.0, 0, 0.0),
+        ("--synthetic-acceptance", "0.5"): ((0.0,), 1.0, 0, 0.0),
+    }
+    parser = argparse.ArgumentParser()
+    command.register(parser.add_subparsers())
+    for words, expected in cases.items():
+        arguments = parser.parse_args(["bench", *words])
+        found = command.settings_of(arguments, advice)
+        assert (found.temperatures, found.top_p, found.top_k, found.min_p) == expected, words
+    assert command.settings_of(parser.parse_args(["bench"]), {}).temperatures == (0.0, 0.7)
 
 
 def test_a_report_that_cannot_be_written_is_printed_still(bench: Cli, monkeypatch: pytest.MonkeyPatch):
@@ -152,6 +199,7 @@ def test_malformed_prompts_are_refused_before_a_model_is_loaded(main_: Cli, tmp_
         (("--synthetic-acceptance", "2"), "expected a number from 0 to 1"),
         (("--synthetic-acceptance", "0.5", "--temps", "0.7"), "leave --temps out"),
         (("--temps", "0", "1e-9"), "--temps: temperature is 1e-09; expected 0 (greedy) or at least 1e-6"),
+        (("--top-p", "2", "--model", "/absent/model"), "top_p is 2.0; expected a number in (0, 1]"),
         (("--compare", "/absent/a", "/absent/b"), "expected a report of `mlxmtp bench`"),
     ],
 )
