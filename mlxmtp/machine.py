@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -24,6 +25,10 @@ USABLE_FRACTION = 0.75
 """The part of the memory that weights and caches may take: macOS lets a GPU wire about this much."""
 MIN_FILES = 2048
 """Open files that mlx-lm wants for checkpoints of many shards."""
+GPU_SWITCH = "MLX_METAL_GPU_ARCH"
+"""MLX's variable of the environment that names the GPU for which it chooses kernels."""
+_APPLE_GPU = re.compile(r"applegpu_g(\d\d)([a-z])")
+"""A GPU's architecture: generation, and the class of the chip (g: base, s: Max, d: Ultra)."""
 _HOW_TO_GET_MLX = (
     "install it with pip install mlx, in an arm64 Python on Apple silicon"
     if sys.platform == "darwin"
@@ -141,6 +146,25 @@ def kernel_facts() -> dict[str, Any]:
         "device_info": {name: value for name, value in device.items() if isinstance(value, str)},
         "switches": {name: value for name, value in os.environ.items() if name.startswith("MLX_")},
     }
+
+
+def on_metal() -> bool:
+    """Return whether MLX computes on an Apple GPU."""
+    import mlx.core as mx
+
+    return mx.default_device() == mx.Device(mx.gpu) and bool(mx.metal.is_available())
+
+
+def apple_gpu_generation() -> int:
+    """Return the generation of Apple's GPUs for which MLX chooses its kernels; 0: not known.
+
+    13 is M1, 14 M2, 15 M3, 16 M4. MLX's own switch names another GPU than there is.
+    """
+    import mlx.core as mx
+
+    name = os.environ.get(GPU_SWITCH) or mx.device_info().get("architecture", "")
+    found = _APPLE_GPU.fullmatch(str(name))
+    return int(found[1]) if found else 0
 
 
 def _device_name() -> str:

@@ -164,14 +164,22 @@ def as_json(one: Examination) -> dict[str, Any]:
 
 def finding(one: Examination) -> str:
     """Return the result for one identity as a line."""
-    guarantee, last = one.guarantee, one.findings[-1]
-    facts = [PROMISES[guarantee.promise], guarantee.because or last.description]
+    guarantee = one.guarantee
+    facts = [PROMISES[guarantee.promise], guarantee.because or compared(one)]
     if one.run and one.run.same:
         facts.append(f"{one.run.tokens} greedy tokens are the same with and without MTP")
     elif one.run:
         kind = "not explained by rounding" if one.broken else "a near-tie"
         facts.append(f"greedy texts part after {one.run.tokens} tokens, at a gap of {one.run.gap:.2g} nats: {kind}")
     return "; ".join(facts)
+
+
+def compared(one: Examination) -> str:
+    """Return up to how many rows a guarantee holds, and what was found beyond."""
+    rows, context = min(finding.agreed for finding in one.findings), one.guarantee.context
+    first = next((finding for finding in one.findings if not finding.equal), None)
+    beyond = f", for --depth up to {rows - 1}; {first.description}" if first else ""
+    return f"the same bits in passes of up to {rows} rows after up to {context:,} tokens{beyond}"
 
 
 def say_rows(arguments: argparse.Namespace, rows: dict[str, str]) -> None:

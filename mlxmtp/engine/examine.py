@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from mlxmtp.engine.store import ModelFacts, guarantee_file, own_kernels
+from mlxmtp.exactness.compare import Finding
 from mlxmtp.exactness.greedy import GreedyRun, greedy_run
 from mlxmtp.exactness.guarantee import IDENTITIES, Guarantee, Identity
-from mlxmtp.exactness.probe import Finding, ProbePlan, Strategy, apply_guarantee, probe
+from mlxmtp.exactness.probe import ProbePlan, apply_guarantee, probe
 from mlxmtp.exactness.store import save_guarantee
+from mlxmtp.exactness.strategy import Strategy, strategy_of
 
 DEPTH = 3
 """Drafts in a round of the greedy run."""
@@ -24,7 +26,7 @@ class Examination:
 
     Args:
         guarantee: what holds.
-        findings: the comparisons that it rests on, those of the last strategy tried.
+        findings: the comparisons that it rests on; where nothing holds, those of the last strategy tried.
         run: a greedy text with and without MTP; None without a head.
         broken: a difference that rounding does not explain; empty where there is none.
     """
@@ -64,14 +66,13 @@ def _examine_identity(
 ) -> Examination:
     tried: list[tuple[Strategy, Finding]] = []
 
-    def on_finding(strategy: Strategy, finding: Finding) -> None:
-        tried.append((strategy, finding))
-        done = sum(other == strategy for other, _ in tried)
-        on_progress(f"{identity}: one row held against several", done, len(plan))
+    def on_pass(done: int, total: int) -> None:
+        on_progress(f"{identity}: passes over several rows and over one", done, total)
 
-    guarantee = probe(facts.target, text, identity, plan, own_kernels(), on_finding)
+    guarantee = probe(facts.target, text, identity, plan, own_kernels(), lambda *found: tried.append(found), on_pass)
     first, last = tried[0], tried[-1]
-    findings = tuple(finding for strategy, finding in tried if strategy == last[0])
+    chosen = strategy_of(guarantee) if guarantee.identical else last[0]
+    findings = tuple(finding for strategy, finding in tried if strategy == chosen)
     if first[1].error or facts.head is None:
         return Examination(identity, guarantee, findings, None, first[1].error)
     depth = min(DEPTH, guarantee.num_tokens - 1)
@@ -85,6 +86,6 @@ def _examine_identity(
     broken = "" if run.same or near_tie else PARTED
     if not run.same and guarantee.identical:
         because = f"a greedy text with MTP parts from plain decoding after {run.tokens} tokens, though all bits agreed"
-        guarantee = replace(guarantee, promise="distribution", min_tokens=1, because=because)
+        guarantee = replace(guarantee, promise="distribution", min_tokens=1, because=because, ways={})
         apply_guarantee(facts.target, guarantee)
     return Examination(identity, guarantee, findings, run, broken)

@@ -16,11 +16,11 @@ from typing import Any
 import mlx.core as mx
 
 from mlxmtp.checkpoints.tensors import weight_files
-from mlxmtp.exactness.batch_invariant import Kernel
 from mlxmtp.exactness.few_rows import available, few_row_matmul
 from mlxmtp.exactness.guarantee import Guarantee, Identity
 from mlxmtp.exactness.probe import apply_guarantee, probe, still_holds
 from mlxmtp.exactness.store import cache_file, load_guarantee, save_guarantee
+from mlxmtp.exactness.variants import Kernel
 from mlxmtp.heads import Head, HeadSource
 from mlxmtp.machine import versions
 from mlxmtp.targets import Target
@@ -100,8 +100,7 @@ def establish_guarantee(facts: ModelFacts, identity: Identity, text: list[int]) 
     file, kernels = guarantee_file(facts, identity), own_kernels()
     if saved := load_guarantee(file):
         apply_guarantee(facts.target, saved, kernels)
-        uses_own_kernels = kernels and saved.promise == "identical-one-row"
-        if not uses_own_kernels or still_holds(facts.target, text, saved, kernels):
+        if not saved.ways or still_holds(facts.target, text, saved, kernels):
             return saved
     measured = probe(facts.target, text, identity, kernels=kernels)
     save_guarantee(file, measured)

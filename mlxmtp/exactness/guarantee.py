@@ -1,6 +1,7 @@
 """What can be guaranteed about the text: words and records, without MLX."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 Identity = Literal["fast", "strict", "canonical"]
@@ -23,13 +24,16 @@ class Guarantee:
     """What was shown for a model on a machine. Passes that could not be compared count as different.
 
     Args:
-        promise: what holds while the target computes by `strategy` (exactness/probe.py).
-        num_tokens: passes of 2 to `num_tokens` tokens were compared with passes of one, bit for bit.
+        promise: what holds while the target computes by `strategy_of(guarantee)` (exactness/strategy.py).
+        num_tokens: passes of 2 to `num_tokens` tokens were compared with passes of one after each context, bit for bit.
         context: the longest context, in tokens, at which they were compared.
         min_tokens: every pass is padded to this many tokens; 1: no padding.
         row_by_row: every matrix product runs row by row, because gathered products were not equal.
+        stock, attention: by one-row arithmetic: MLX's own product of several rows is among the variants; attention
+            runs over all rows in one call.
         because: what differed, for the promise "distribution"; else empty.
         complete: no error kept the probe from comparing.
+        ways: by one-row arithmetic: the variant of each kind of module and number of rows (exactness/variants.py).
     """
 
     promise: Promise
@@ -37,8 +41,11 @@ class Guarantee:
     context: int
     min_tokens: int = 1
     row_by_row: bool = False
+    stock: bool = False
+    attention: bool = False
     because: str = ""
     complete: bool = True
+    ways: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def identical(self) -> bool:
@@ -57,6 +64,8 @@ class Guarantee:
             "context": self.context,
             "width": self.min_tokens,
             "alone": self.row_by_row,
+            "stock": self.stock,
+            "attention": self.attention,
             "because": self.because,
             "complete": self.complete,
         }

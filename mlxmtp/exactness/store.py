@@ -15,7 +15,7 @@ from mlxmtp.exactness.guarantee import PROMISES, Guarantee
 from mlxmtp.files import data_folder, write_whole
 from mlxmtp.machine import kernel_facts
 
-FORMAT = 3
+FORMAT = 4
 """Part of every file's name; files of another format are never read."""
 MAX_BYTES = 1 << 16
 """Bytes that are read of a file; a longer file counts as damaged."""
@@ -64,11 +64,16 @@ def _parse(content: Mapping[str, Any]) -> Guarantee:
         "context": int,
         "min_tokens": int,
         "row_by_row": bool,
+        "stock": bool,
+        "attention": bool,
         "because": str,
         "complete": bool,
+        "ways": dict,
     }
     if any(type(getattr(guarantee, item.name)) is not types[item.name] for item in fields(guarantee)):
         raise TypeError("a field has another type")
-    if guarantee.promise not in PROMISES or guarantee.min_tokens < 1 or not guarantee.complete:
+    if guarantee.promise not in PROMISES or min(guarantee.min_tokens, guarantee.num_tokens - 1) < 1:
         raise ValueError("not a guarantee of this version")
+    if not guarantee.complete or not all(type(way) is str for way in guarantee.ways.values()):
+        raise ValueError("not what a whole probe writes")
     return guarantee

@@ -1,8 +1,8 @@
 """mlx-lm's models as targets: logits with hidden states, and passes that can be rolled back to any token."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 import mlx.core as mx
@@ -12,6 +12,7 @@ from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 
 from mlxmtp.checkpoints import stated_context, text_config
 from mlxmtp.errors import PromptError
+from mlxmtp.machine import apple_gpu_generation, on_metal
 from mlxmtp.targets.patches.gated_delta import RecurrentLayer, RecurrentRows, is_gated_delta
 from mlxmtp.targets.patches.latent import LatentAttention, has_latents
 from mlxmtp.targets.patches.observe import observe
@@ -23,6 +24,11 @@ Cache = list[Any]
 HiddenSide = Literal["post", "pre"]
 """Hidden states after a norm ("post") or before it ("pre")."""
 
+_QUERY_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head")
+_KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
+"""What mlx-lm's attention modules call their numbers of heads."""
+_STATED_KEY_HEADS = ("num_key_value_heads", "num_global_key_value_heads")
+"""What configs call them."""
 SEES_AHEAD = {"phi3small": "attention to later tokens of a pass"}
 """Model types that mlx-lm computes otherwise than token by token, and how."""
 
@@ -112,15 +118,25 @@ class Target:
 
         At most 8, which the exactness probe compares too. On Metal, attention leaves its fast kernel for more than 8
         rows, and for more than 32 products of rows and query heads per key head; it is then 2 to 7 times slower.
-        Source: MLX 0.32.1, backend/metal/scaled_dot_product_attention.cpp.
+        Before M3, a product with a large matrix leaves the kernel for one row at 6 rows.
+        Source: MLX 0.32.4, backend/metal/scaled_dot_product_attention.cpp and quantized.cpp.
         """
-        if mx.default_device() != mx.Device(mx.gpu):
-            return 2**31 - 1
-        if not mx.metal.is_available():
-            return 8
-        heads = self.text_config.get("num_attention_heads") or 1
-        gqa = heads // (self.text_config.get("num_key_value_heads") or heads)
-        return max(min(8, 32 // gqa), 2)
+        if not on_metal():
+            return 8 if mx.default_device() == mx.Device(mx.gpu) else 2**31 - 1
+        return max(min(8, 32 // self._heads_per_key, 5 if 0 < apple_gpu_generation() < 15 else 8), 2)
+
+    @property
+    def shares_one_row_kernel(self) -> bool:
+        """Whether products of up to `max_fast_tokens` rows with an affine matrix run the kernel for one row.
+
+        So they do on Apple's GPUs before M3: a row of the grid for each row.
+        Source: MLX 0.32.4, backend/metal/quantized.cpp.
+        """
+        return on_metal() and 0 < apple_gpu_generation() < 15
+
+    @cached_property
+    def _heads_per_key(self) -> int:
+        return heads_per_key(self.text_config, self.model.modules())
 
     @property
     def text_model(self) -> Any:
@@ -204,6 +220,21 @@ def check_ids(tokens: Sequence[int], vocab_size: int) -> None:
     bad = next((token for token in tokens if not 0 <= token < vocab_size), None)
     if bad is not None:
         raise PromptError(f"token id {bad} is outside the vocabulary; expected 0 to {vocab_size - 1}")
+
+
+def heads_per_key(config: Mapping[str, Any], modules: Iterable[nn.Module]) -> int:
+    """Return the query heads per key head, the most of all layers, which may differ in it."""
+    stated = _first_count(config.get, _QUERY_HEADS)
+    pairs = [(stated, _first_count(config.get, (name,))) for name in _STATED_KEY_HEADS]
+    for module in modules:
+        value_of = partial(getattr, module)
+        pairs.append((_first_count(value_of, _QUERY_HEADS), _first_count(value_of, _KEY_HEADS)))
+    return max([1, *(queries // keys for queries, keys in pairs if keys)])
+
+
+def _first_count(value_of: Callable[[str, None], Any], names: tuple[str, ...]) -> int:
+    """Return the first value of these names that is a number; 0: there is none."""
+    return next((value for name in names if isinstance(value := value_of(name, None), int)), 0)
 
 
 def matrix_rows(matrix: nn.Module, ids: mx.array) -> mx.array:

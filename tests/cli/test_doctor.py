@@ -22,8 +22,8 @@ TOKENS = 12
 @pytest.fixture(autouse=True)
 def short(data, monkeypatch):
     """A short context, a few lengths of passes, a short greedy run, and no guarantees saved by other tests."""
-    monkeypatch.setattr(probe, "FULL", ((32, (2, 8)),))
-    monkeypatch.setattr(probe, "LONG_PASSES", ((32, (9, probe.MAX_TOKENS)),))
+    monkeypatch.setattr(probe, "FULL", probe.ProbePlan((32,)))
+    monkeypatch.setattr(probe, "LONG_LENGTHS", {32: (9, probe.MAX_TOKENS)})
     monkeypatch.setattr("mlxmtp.engine.examine.TOKENS", TOKENS)
 
 
@@ -54,6 +54,13 @@ def test_a_backend_that_depends_on_rows(main_, raw):
     assert found["canonical"].startswith("token-identical to plain decoding at canonical width")
     assert found["promise"] == "same distribution as plain decoding; near-ties may differ", "of what nobody asked for"
     assert found[""].startswith("--identity strict gives plain decoding's tokens")
+
+
+def test_a_backend_that_changes_at_five_rows(main_, raw):
+    with backend(lambda rows: 1 if rows < 5 else 3):
+        found = rows(main_("doctor", "--model", str(raw)))["fast"]
+    assert "the same bits in passes of up to 4 rows after up to 32 tokens, for --depth up to 3; logits differ" in found
+    assert "in passes of 5 rows after 32 tokens" in found
 
 
 @pytest.mark.exhaustive

@@ -2,14 +2,21 @@
 
 Products of one row stay as they are, and so does each expert of a gathered product; several rows are added up in
 another order. What a product of so many rows is made of can be chosen, so that a test can take any promise away.
+`machine` is the backend of an Apple GPU: rows at which bits change, limits of its kernels, and costs on a clock of its
+own. The numbers were read in MLX 0.32.4 and not measured.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import pytest
+
+from mlxmtp.exactness import compare, variants
+from mlxmtp.targets import Target
 
 Law = Callable[[int], int]
 """The order of addition for so many rows: the number of slices that are summed one after the other; 1: MLX's own."""
@@ -30,6 +37,69 @@ def narrow(rows: int) -> int:
     return 1
 
 
+@dataclass
+class Clock:
+    """Seconds in which a product of one row with any matrix takes 1; every operation adds its cost when it is built."""
+
+    now: float = 0.0
+
+    def spend(self, seconds: float) -> None:
+        self.now += seconds
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(frozen=True)
+class Machine:
+    """An Apple GPU, as a table says of its products with affine matrices.
+
+    Args:
+        generation: 13 is M1, 15 M3, 17 M5.
+        order: of addition, by the rows of a product.
+        cost: of a product of so many rows, in products of one row.
+    """
+
+    generation: int
+    order: Law
+    cost: Callable[[int], float]
+
+
+def _m1_order(rows: int) -> int:
+    """The kernel for one row up to 5 rows, then another."""
+    return 1 if rows < 6 else 3
+
+
+def _m3_order(rows: int) -> int:
+    """A kernel for one row, one for a tile of up to 5 rows, one for two tiles."""
+    return 1 if rows < 2 else 3 if rows < 6 else 2
+
+
+M1 = Machine(13, _m1_order, lambda rows: 1 + (rows - 1) / 4 if rows < 6 else 3.0)
+M3 = Machine(15, _m3_order, lambda rows: 1.0 if rows < 2 else 1.1 if rows < 6 else 2.1)
+M5 = Machine(17, _m3_order, lambda rows: 1.0 if rows < 2 else 1.05 if rows < 6 else 2.0)
+LAUNCH = 0.01
+"""Cost of any operation besides its products."""
+
+
+@contextmanager
+def machine(which: Machine, heads_per_key: int = 6, **laws: Any) -> Iterator[Clock]:
+    """The backend of a machine; `laws` as in `backend`. Yields the clock that replaces the time of passes."""
+    clock = Clock()
+
+    def attends(rows: int, _: int) -> int:
+        return 1 if rows <= 8 and rows * heads_per_key <= 32 else 3
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlxmtp.targets.target.on_metal", lambda: True)
+        patch.setattr("mlxmtp.targets.target.apple_gpu_generation", lambda: which.generation)
+        patch.setattr(Target, "_heads_per_key", property(lambda _: heads_per_key))
+        for module in (variants, compare):
+            patch.setattr(module, "time", SimpleNamespace(perf_counter=clock))
+        with backend(which.order, **{"attends": attends, "spend": clock.spend, "cost": which.cost, **laws}):
+            yield clock
+
+
 def only(width: int) -> Law:
     """Another order in passes of so many rows, and in no others."""
     return lambda rows: 3 if rows == width else 1
@@ -37,15 +107,24 @@ def only(width: int) -> Law:
 
 @contextmanager
 def backend(
-    law: Law = wide, *, gathered: Law = narrow, norms: Law = narrow, attends: Callable[[int, int], int] | None = None
+    law: Law = wide,
+    *,
+    gathered: Law = narrow,
+    norms: Law = narrow,
+    dense: Law | None = None,
+    attends: Callable[[int, int], int] | None = None,
+    spend: Callable[[float], None] = lambda _: None,
+    cost: Callable[[int], float] = float,
 ) -> Iterator[None]:
     """MLX with other orders of addition.
 
     Args:
-        law: of products with matrices, dense and quantised. gathered: of gathered products, by the rows in a launch.
+        law: of products with matrices, dense and quantised. dense: of dense ones, if that is another.
+        gathered: of gathered products, by the rows in a launch.
         norms: of RMSNorm, by its rows. attends: of attention, by rows and keys; None: by rows, as `law`.
+        spend: called with the cost of each operation. cost: of a product with a matrix, by rows.
     """
-    attends = attends or (lambda rows, _: law(rows))
+    attends, dense = attends or (lambda rows, _: law(rows)), dense or law
     stock: Any = {name: getattr(mx, name) for name in ("quantized_matmul", "addmm", "gather_qmm", "gather_mm")}
     dot, attention, norm = mx.array.__matmul__, mx.fast.scaled_dot_product_attention, mx.fast.rms_norm
 
@@ -62,15 +141,19 @@ def backend(
         return a.size // a.shape[-1] if ndim == 2 else a.shape[-2]
 
     def matmul(a: mx.array, b: mx.array) -> mx.array:
-        pieces = law(rows_of(a, b.ndim)) if a.ndim > 1 else 1
+        rows = rows_of(a, b.ndim) if a.ndim > 1 else 1
+        spend(LAUNCH + cost(rows) * (b.ndim == 2))
+        pieces = dense(rows)
         return dot(a, b) if pieces == 1 else sliced(a, b, pieces)
 
     def addmm(c: mx.array, a: mx.array, b: mx.array, *rest: Any, **options: Any) -> mx.array:
-        pieces = law(rows_of(a, b.ndim))
+        pieces = dense(rows_of(a, b.ndim))
         return stock["addmm"](c, a, b, *rest, **options) if pieces == 1 else c + sliced(a, b, pieces)
 
     def quantized_matmul(x: mx.array, w: mx.array, scales: mx.array, *rest: Any, **options: Any) -> mx.array:
-        pieces = law(rows_of(x, w.ndim))
+        rows = rows_of(x, w.ndim)
+        pieces = law(rows)
+        spend(LAUNCH + cost(rows))
         if pieces == 1:
             return stock["quantized_matmul"](x, w, scales, *rest, **options)
         transpose = options.pop("transpose", True)
@@ -81,12 +164,14 @@ def backend(
     def perturbing(name: str) -> Callable[..., mx.array]:
         def product(x: mx.array, *rest: Any, **options: Any) -> mx.array:
             y = stock[name](x, *rest, **options)
+            spend(LAUNCH + x.size // x.shape[-1])  # the weights are read once for each row
             return y if gathered(x.size // x.shape[-1]) == 1 else y * (1 + 2.0**-6)
 
         return product
 
     def attend(q: mx.array, k: mx.array, v: mx.array, *, scale: float, mask: Any = None, **rest: Any) -> mx.array:
         rows, keys = q.shape[2], k.shape[2]
+        spend(LAUNCH)
         if attends(rows, keys) == 1:
             return attention(q, k, v, scale=scale, mask=mask, **rest)
         if isinstance(mask, str):

@@ -7,8 +7,8 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp import Engine, GenerationOptions, OptionError, load
-from mlxmtp.exactness import batch_invariant
-from mlxmtp.exactness.probe import GPU_TOKENS, probe
+from mlxmtp.exactness import batch_invariant, variants
+from mlxmtp.exactness.probe import GPU_TOKENS, ProbePlan, probe
 from mlxmtp.targets import Target
 from tests.exactness.conftest import KINDS, text
 from tests.exactness.stand_in import backend, narrow, own, wide
@@ -16,8 +16,7 @@ from tests.grids import cases
 from tests.running import generated, reference
 
 Engines = Callable[[str], Engine]
-SHORT = ((32, (2, 4, GPU_TOKENS)),)
-"""The lengths of the passes at depths 1, 3 and 7."""
+SHORT = ProbePlan((32,))
 TOKENS = 10
 PARTING = {"4-bit": 28, "half": 12}
 """Prompt lengths after which texts of TOKENS tokens part at depth 3: of "4-bit" with `wide`, of "half" with `own`."""
@@ -179,7 +178,7 @@ def shown(engine: Engine, kernel: Kernel) -> int:
     """Calls of the kernel in a text, once the ways are chosen; its tokens are plain decoding's."""
     with backend():
         expected = reference(engine, prompt(engine, "4-bit"), TOKENS)
-        guarantee = probe(engine.target, text(engine), "strict", ((32, (2, 3, 4)),), kernels=[kernel])
+        guarantee = probe(engine.target, text(engine), "strict", SHORT, kernels=[kernel])
         assert (guarantee.promise, guarantee.row_by_row) == ("identical-one-row", False), (
             "no way that is not equal was taken"
         )
@@ -188,21 +187,21 @@ def shown(engine: Engine, kernel: Kernel) -> int:
         return kernel.calls - before
 
 
-def test_a_kept_verdict_is_tried_again_where_kernels_are_chosen_anew(
-    small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without kernels of our own nothing is chosen that was not measured, and the guarantee is taken as it is."""
+def test_kept_ways_are_compared_once_more_and_not_chosen_again(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with backend():
-        assert load(small, identity="strict").guarantee.promise == "identical-one-row"
-    with backend(narrow, norms=own):  # as if what is chosen now did not hold
-        assert load(small, identity="strict").guarantee.promise == "identical-one-row"
-        monkeypatch.setattr("mlxmtp.engine.store.own_kernels", lambda: (Kernel(),))
+        first = load(small, identity="strict").guarantee
+        assert first.promise == "identical-one-row"
+        assert set(first.ways.values()) <= {"gathered", "row by row"}
+        with monkeypatch.context() as patch:
+            patch.setattr(batch_invariant, "fastest_equal", lambda *_: pytest.fail("a way was chosen again"))
+            assert load(small, identity="strict").guarantee == first
+    with backend(narrow, norms=own):  # as if what was kept did not hold
         assert load(small, identity="strict").head is None
 
 
 def test_a_kernel_is_used_where_it_is_equal_and_faster(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"variant": 1.0}
-    monkeypatch.setattr(batch_invariant, "_seconds", lambda variant, *_: seconds.get(variant.__name__, 2.0))
+    monkeypatch.setattr(variants, "_seconds", lambda variant, *_: seconds.get(variant.__name__, 2.0))
     assert shown(engine("4-bit"), Kernel()) > 0
     seconds["variant"] = 3.0
     assert shown(engine("4-bit"), Kernel()) == 0, "slower"

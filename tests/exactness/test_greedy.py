@@ -9,13 +9,13 @@ import pytest
 from mlxmtp import Engine, load
 from mlxmtp.engine.examine import PARTED, Examination, examine
 from mlxmtp.exactness.greedy import NEAR_TIE_FACTOR, GreedyRun, greedy_run
-from mlxmtp.exactness.probe import EVERY, ProbePlan
+from mlxmtp.exactness.probe import ProbePlan
 from tests.exactness.conftest import text
 from tests.exactness.stand_in import backend, own
 from tests.grids import cases
 from tests.running import generated, reference
 
-SHORT: ProbePlan = ((32, EVERY),)
+SHORT = ProbePlan((32,))
 Engines = Callable[[str], Engine]
 
 

@@ -1,24 +1,17 @@
 """The probe finds every dependence on the number of rows, and shows nothing that is not so."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
 from mlxmtp import Engine, load
+from mlxmtp.exactness.compare import MEMORY_FRACTION, PREFIX_TOKENS, Finding
 from mlxmtp.exactness.guarantee import IDENTITIES, Identity
-from mlxmtp.exactness.probe import (
-    EVERY,
-    FULL,
-    GPU_TOKENS,
-    MEMORY_FRACTION,
-    PREFIX_TOKENS,
-    QUICK,
-    Finding,
-    Strategy,
-    probe,
-)
+from mlxmtp.exactness.probe import FULL, GPU_TOKENS, QUICK, ProbePlan, probe
+from mlxmtp.exactness.strategy import Strategy
 from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.targets import Target, is_trimmable, leaf_caches, snapshot
 from tests.exactness.conftest import KINDS, text
@@ -26,7 +19,7 @@ from tests.exactness.stand_in import backend, narrow, only
 from tests.grids import cases
 
 Engines = Callable[[str], Engine]
-SHORT = ((PREFIX_TOKENS, EVERY),)
+SHORT = ProbePlan((PREFIX_TOKENS,))
 
 
 @pytest.mark.parametrize("kind", cases(KINDS, ("next", "sparse", "window")))
@@ -76,14 +69,16 @@ def test_a_single_row_is_found(engine: Engines, monkeypatch: pytest.MonkeyPatch)
             return found
 
         monkeypatch.setattr(model.target, "open", spoilt)
-        assert probe(model.target, text(model)).promise == "distribution", row
+        assert probe(model.target, text(model), plan=SHORT).num_tokens == 2, row
 
 
 def test_a_single_width_is_found(engine: Engines) -> None:
     model = engine("dense")
     for width in range(2, GPU_TOKENS + 1):
         with backend(only(width)):
-            assert probe(model.target, text(model)).promise == "distribution", width
+            guarantee = probe(model.target, text(model))
+        assert guarantee.identical == (width > 2), width
+        assert guarantee.num_tokens == (width - 1 if width > 2 else GPU_TOKENS), width
 
 
 @pytest.mark.parametrize("width", cases(range(GPU_TOKENS + 1, MAX_DEPTH + 2), (GPU_TOKENS + 1, 13, MAX_DEPTH + 1)))
@@ -105,14 +100,14 @@ def test_a_context_that_memory_has_no_room_for_is_not_promised(
 
     def leave_room_for(context: int) -> None:
         room = int(a_token * context / MEMORY_FRACTION)
-        monkeypatch.setattr("mlxmtp.exactness.probe.usable_memory", lambda: mx.get_active_memory() + room)
+        monkeypatch.setattr("mlxmtp.exactness.compare.usable_memory", lambda: mx.get_active_memory() + room)
 
     leave_room_for(5_000)
     guarantee = probe(model.target, text(model))
     assert (guarantee.promise, guarantee.context, guarantee.complete) == ("distribution", 16_800, True)
-    assert guarantee.because.endswith("behind 16,800 tokens: it takes too much memory")
+    assert guarantee.because.endswith("after 16,800 tokens: it takes too much memory")
     leave_room_for(20_000)
-    guarantee = probe(model.target, text(model), plan=((PREFIX_TOKENS, (2,)), (16_800, (2,)), (33_600, (2,))))
+    guarantee = probe(model.target, text(model), plan=ProbePlan((PREFIX_TOKENS, 16_800, 33_600)))
     assert (guarantee.promise, guarantee.context) == ("identical", 16_800)
 
 
@@ -143,15 +138,15 @@ def test_attention_that_changes_at_a_long_context_is_found(engine: Engines, thre
     with backend(narrow, attends=lambda rows, keys: 3 if rows > 1 and keys >= threshold else 1):
         guarantee = probe(model.target, text(model), on_finding=lambda _, finding: found.append(finding))
     assert guarantee.promise == "distribution"
-    assert [finding.equal for finding in found] == [context < threshold for context, _ in QUICK][: len(found)]
+    assert [finding.equal for finding in found] == [context < threshold for context in QUICK.contexts][: len(found)]
 
 
-def test_the_doctors_plan_finds_every_length_at_long_contexts(engine: Engines) -> None:
-    """The plan at load leaves out 3, 4, 6 and 7 tokens there."""
+def test_every_length_is_compared_at_long_contexts(engine: Engines) -> None:
     model = engine("dense")
-    for width in (3, 4, 6, 7):
-        with backend(narrow, attends=lambda rows, keys, width=width: 3 if rows == width and keys >= 1000 else 1):
-            assert probe(model.target, text(model), plan=FULL[:3]).promise == "distribution", width
+    for plan in (QUICK, replace(FULL, contexts=FULL.contexts[:3])):
+        for width in (3, 4, 6, 7):
+            with backend(narrow, attends=lambda rows, keys, width=width: 3 if rows == width and keys >= 1000 else 1):
+                assert probe(model.target, text(model), plan=plan).num_tokens == width - 1, (plan, width)
 
 
 def test_logits_that_are_not_finite_show_nothing(engine: Engines) -> None:
@@ -185,3 +180,50 @@ def test_what_breaks_shows_nothing(engine: Engines, monkeypatch: pytest.MonkeyPa
 def test_a_single_token_is_text_enough(engine: Engines) -> None:
     model = engine("dense")
     assert probe(model.target, [5]).promise == "identical"
+
+
+def test_a_window_that_fills_within_a_pass_is_compared(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows attend as they do alone: to the filled slots, without a mask, which can have other kernels."""
+    model, stock = engine("window"), mx.fast.scaled_dot_product_attention
+    window, contexts = model.target.text_config["sliding_window"], []
+
+    def attend(q: mx.array, k: mx.array, v: mx.array, *, mask: Any = None, **options: Any) -> mx.array:
+        y = stock(q, k, v, mask=mask, **options)
+        return y[..., ::-1] if isinstance(mask, mx.array) and k.shape[0] > 1 else y
+
+    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", attend)
+    assert probe(model.target, text(model), plan=SHORT, on_finding=lambda _, f: contexts.append(f.context)).identical
+    assert contexts == [PREFIX_TOKENS, window - 3]
+
+
+def test_what_a_pass_leaves_is_compared(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rejected draft that stays in the cache shows in the next token."""
+    model, opens = engine("dense"), Target.open
+
+    def keeps_all(target: Target, tokens: mx.array, cache: Any) -> Any:
+        found = opens(target, tokens, cache)
+        commit = found.commit
+        found.commit = lambda kept: commit(tokens.shape[1] if tokens.shape[1] == 4 else kept)
+        return found
+
+    monkeypatch.setattr(Target, "open", keeps_all)
+    assert probe(model.target, text(model), plan=SHORT).num_tokens == 3
+
+
+def test_passes_at_load(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every length that auto uses after every context, in some 70 passes at most; the total is known."""
+    model = engine("dense")
+    model.target.text_config["max_position_embeddings"] = 1 << 15
+    for most, passes in ((4, 32), (5, 41), (GPU_TOKENS, 68)):
+        found: list[Finding] = []
+        counted: list[tuple[int, int]] = []
+        monkeypatch.setattr(Target, "max_fast_tokens", most)
+        probe(
+            model.target,
+            text(model),
+            on_finding=lambda _, finding, found=found: found.append(finding),
+            on_pass=lambda *count, counted=counted: counted.append(count),
+        )
+        assert [finding.context for finding in found] == list(QUICK.contexts)
+        assert {finding.agreed for finding in found} == {most}
+        assert counted == [(done, passes) for done in range(1, passes + 1)]

@@ -18,7 +18,7 @@ from mlxmtp.exactness.store import cache_file, load_guarantee, save_guarantee
 from mlxmtp.targets import Target
 from tests.exactness.stand_in import backend
 
-GUARANTEE = Guarantee("identical-canonical", 8, 1100, 2)
+GUARANTEE = Guarantee("identical-canonical", 8, 1100, 2, ways={"a": "gathered"})
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 
 from mlxmtp import load
 from mlxmtp.targets import Target
+from mlxmtp.targets.target import heads_per_key
 
 
 @pytest.mark.parametrize("metal", [True, False])
@@ -24,9 +25,10 @@ def test_on_a_gpu(
     """m at most 8, and on Metal m rows of gqa queries a key's head at most 32; two always."""
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
+    monkeypatch.setattr("mlxmtp.targets.target.apple_gpu_generation", lambda: 15)
     config = {"num_attention_heads": heads, "num_key_value_heads": key_heads}
-    rows = rows if metal else 8
-    assert Target.max_fast_tokens.fget(SimpleNamespace(text_config=config)) == rows  # type: ignore[attr-defined]
+    target = SimpleNamespace(_heads_per_key=heads_per_key(config, ()))
+    assert Target.max_fast_tokens.fget(target) == (rows if metal else 8)  # type: ignore[attr-defined]
 
 
 def test_auto_keeps_within_them(raw_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,8 +130,16 @@ def patch_windows(modules: Iterable[nn.Module], windows: int) -> bool:
     return True
 
 
-def _attend(queries: mx.array, keys: mx.array, *rest: Any, **options: Any) -> mx.array:
+def _attend(queries: mx.array, keys: mx.array, values: mx.array, *rest: Any, **options: Any) -> mx.array:
     if keys.shape[0] == queries.shape[0]:
-        return _attention(queries, keys, *rest, **options)
-    rows_as_batch = queries.transpose(2, 1, 0, 3)  # [m, heads, 1, D]
-    return _attention(rows_as_batch, keys, *rest, **options).transpose(2, 1, 0, 3)
+        return _attention(queries, keys, values, *rest, **options)
+    if (filled := options.get("mask")) is None:
+        rows_as_batch = queries.transpose(2, 1, 0, 3)  # [m, heads, 1, D]
+        return _attention(rows_as_batch, keys, values, *rest, **options).transpose(2, 1, 0, 3)
+    # The one pass of a sequence that fills the window: a mask would have other kernels than fewer keys without one.
+    rows, outputs = {**options, "mask": None}, []
+    counts: Any = mx.sum(filled, axis=(1, 2, 3)).tolist()
+    for i, count in enumerate(counts):
+        own_keys, own_values = (kept[i : i + 1, :, :count] for kept in (keys, values))
+        outputs.append(_attention(queries[:, :, i : i + 1], own_keys, own_values, *rest, **rows))
+    return mx.concatenate(outputs, axis=2)
