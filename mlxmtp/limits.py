@@ -1,6 +1,6 @@
 """Limits and choices that the command line, the screen, the server and the engine share."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 MAX_DEPTH = 16
 """Most drafts in a round."""
@@ -9,3 +9,7 @@ MAX_LOGPROBS = 20
 
 VerifyMode = Literal["token", "block", "seeded"]
 """How drafts are verified when sampling."""
+
+Device = Literal["cpu", "gpu"]
+"""A device that MLX computes on; "gpu" is Metal or CUDA."""
+DEVICES: tuple[Device, ...] = get_args(Device)

@@ -18,7 +18,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mlxmtp.errors import BackendError
+from mlxmtp.errors import BackendError, OptionError
+from mlxmtp.limits import DEVICES, Device
 from mlxmtp.version import __version__
 
 USABLE_FRACTION = 0.75
@@ -56,6 +57,26 @@ def missing_backend(error: ImportError) -> ImportError:
     if error.name not in ("mlx", "mlx.core") and "libmlx" not in str(error):
         return error
     return BackendError(f"MLX cannot be imported ({error}); {_HOW_TO_GET_MLX}")
+
+
+def use_device(device: Device | None) -> None:
+    """Have MLX compute on a device from now on, in every thread of this process. None: leave it as it is.
+
+    Call it before the arrays are made that the device is to work on.
+
+    Raises:
+        OptionError: there is no such device, or this machine lacks it.
+    """
+    if device is None:
+        return
+    if device not in DEVICES:
+        raise OptionError(f"device is {device!r}; expected one of {', '.join(DEVICES)}")
+    import mlx.core as mx
+
+    kind = mx.gpu if device == "gpu" else mx.cpu
+    if not mx.device_count(kind):
+        raise OptionError(f"MLX finds no {device} on this machine; leave out --device {device}")
+    mx.set_default_device(kind)
 
 
 class FileLimit(MetaPathFinder):

@@ -1,18 +1,66 @@
 """Fixtures that more than one package's tests use."""
 
+import os
 import signal
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from mlxmtp.conversion.convert import Quantization, convert
+from mlxmtp.machine import use_device
 from tests import tiny
+from tests.row_invariance import compares_rows, rows_differ
 
 REPO = Path(__file__).resolve().parent.parent
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that Ctrl-C is ignored
+
+# -- the device: the CPU, here and in every Python process that the tests start, but for those marked `metal` --------
+
+PIN = str(REPO / "tests" / "pinned_cpu")
+"""Folder of a module that pins a process to the CPU. An explicit `--device gpu` still moves it."""
+mx.set_default_device(mx.cpu)
+_start = subprocess.Popen.__init__
+
+
+def _start_pinned(self: Any, *args: Any, env: Mapping[str, str] | None = None, **options: Any) -> None:
+    env = dict(os.environ if env is None else env)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [PIN, env.get("PYTHONPATH")]))
+    _start(self, *args, env=env, **options)
+
+
+subprocess.Popen.__init__ = _start_pinned  # type: ignore[method-assign]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that compare with passes over one row."""
+    for item in items:
+        if isinstance(item, pytest.Function) and compares_rows(item.function):
+            item.add_marker("exact")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this machine cannot show, with the reason."""
+    if item.get_closest_marker("metal") and not mx.metal.is_available():
+        pytest.skip("no Metal GPU")
+    if item.get_closest_marker("exact") and (reason := rows_differ()):
+        pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _metal(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests marked `metal` compute on the GPU."""
+    if not request.node.get_closest_marker("metal"):
+        yield
+        return
+    use_device("gpu")
+    yield
+    use_device("cpu")
 
 
 @pytest.fixture(scope="session", autouse=True)

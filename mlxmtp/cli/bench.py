@@ -39,6 +39,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--model", metavar="PATH|REPO", help="a model folder or a Hugging Face repo (default: the bundled demo)")
     add("--head", metavar="PATH|REPO", help="take the MTP head from here")
     add("--no-mtp", action="store_true", help="measure plain decoding only")
+    options.add_device(add)
     options.add_identity(add)
     options.add_draft_vocab(add)
     out = "measurements and report (default: mlxmtp-bench/MODEL-...; of a comparison: none)"
@@ -80,7 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings_of(arguments, {}).checked()  # before a model is loaded
     prompts = select(load_prompts(arguments.prompts), arguments.workload, arguments.limit)
-    engine = mlxmtp.load(arguments.model, identity=arguments.identity, **options.head(arguments))
+    engine = mlxmtp.load(
+        arguments.model, identity=arguments.identity, device=arguments.device, **options.head(arguments)
+    )
     plan = make_plan(engine, settings_of(arguments, recommended(engine, arguments)), prompts)
     for note in plan.notes:
         warn(note)

@@ -23,6 +23,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--head", metavar="PATH|REPO", help="take the MTP head from here")
     add("--system", metavar="TEXT", default="", help="instructions that stand before the chat")
     add("--max-tokens", metavar="N", type=options.at_least(1), default=4096, help="at most N an answer (default: 4096)")
+    options.add_device(add)
     options.add_sampling(add)
     depth = command.add_mutually_exclusive_group()
     depth.add_argument("--depth", metavar="N", type=options.depth, help="drafts a round; 0: plain (default: auto)")
@@ -58,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = ChatOptions(
         model=None if model == "demo" else model,
         identity=arguments.identity,
+        device=arguments.device,
         **head,
         choose=model is None,
         system=arguments.system,

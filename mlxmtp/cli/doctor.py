@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlxmtp
 from mlxmtp import machine
+from mlxmtp.cli import options
 from mlxmtp.cli.progress import Progress
 from mlxmtp.errors import CheckpointError, MlxmtpError, OptionError
 from mlxmtp.exactness.guarantee import PROMISES
@@ -46,6 +47,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     command.add_argument("--model", metavar="PATH|REPO", help="(default: the bundled demo)")
     command.add_argument("--head", metavar="PATH|REPO", help="take the MTP head from here")
+    options.add_device(command.add_argument)
     command.add_argument("--json", action="store_true", help="print one JSON object")
     command.set_defaults(run=run)
 
@@ -70,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
     """Fill the report, and return the exit code. Without `--json`, print each finding at once."""
     load = mlxmtp.load  # imports MLX, or raises with what to install
+    machine.use_device(arguments.device)
     report["machine"] = machine_facts()
     say_rows(arguments, machine_rows(report["machine"]))
     import mlx.core as mx

@@ -55,6 +55,7 @@ def add_arguments(command: argparse.ArgumentParser, prompt: str | None = None) -
     add("--stop", metavar="S", action="append", default=[], help="stop before this text; may be repeated")
     add("--json", action="store_true", help="print one JSON object with text, tokens and statistics")
 
+    options.add_device(add)
     options.add_sampling(command.add_argument_group("sampling").add_argument)
     speculation = command.add_argument_group("speculation")
     depth = speculation.add_mutually_exclusive_group()
@@ -74,7 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = read_prompt(arguments.prompt)
     if not prompt:
         raise PromptError("the prompt is empty; give a text, or - to read one from standard input")
-    engine = mlxmtp.load(arguments.model, identity=arguments.identity, **options.head(arguments))
+    engine = mlxmtp.load(
+        arguments.model, identity=arguments.identity, device=arguments.device, **options.head(arguments)
+    )
     from mlxmtp.engine.recommended import recommended_sampling
 
     recommended = recommended_sampling(engine.path, report.warn)

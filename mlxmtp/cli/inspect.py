@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxmtp.cli import options
 from mlxmtp.errors import HeadError, OptionError, PromptError
 from mlxmtp.terminal import say
 from mlxmtp.units import size
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mlxmtp.conversion.weights import Weights
     from mlxmtp.engine.conventions import ConventionTrial
     from mlxmtp.heads import SelfCheck
+    from mlxmtp.limits import Device
 
 WHERE = {"folder": "", "cache": ", in the Hub cache", "hub": ", on the Hub, not downloaded"}
 VERDICTS = {"speculates": "speculates", "plain": "decodes plainly", "refused": "refuses it"}
@@ -39,6 +41,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument("--try-head", action="store_true", help=conventions)
     command.add_argument("--text", metavar="FILE", type=Path, help="the text to try it on (default: a built-in one)")
     command.add_argument("--head", metavar="PATH|REPO", help="the head to try (default: the model's own)")
+    options.add_device(command.add_argument)
     command.set_defaults(run=run)
 
 
@@ -46,8 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the description of a model, and return the exit code."""
     tries = arguments.check or arguments.try_head
     given = arguments.head is not None
-    if not tries and (arguments.text or given):
-        raise OptionError("--text and --head are for trying a head; add --check or --try-head")
+    if not tries and (arguments.text or given or arguments.device):
+        raise OptionError("--text, --head and --device are for trying a head; add --check or --try-head")
     if arguments.model is None:
         if tries:
             raise OptionError("--check and --try-head load a model; name the one to try")
@@ -98,7 +101,9 @@ def check(engine: Engine, tokens: list[int]) -> SelfCheck:
     return self_check(engine.target, engine.mtp, tokens)
 
 
-def head_and_text(model: str, head: str | None, file: Path | None) -> tuple[Engine, list[int]]:
+def head_and_text(
+    model: str, head: str | None, file: Path | None, device: Device | None = None
+) -> tuple[Engine, list[int]]:
     """Return a model with its head, and the token ids to try the head on.
 
     Args:
@@ -118,7 +123,7 @@ def head_and_text(model: str, head: str | None, file: Path | None) -> tuple[Engi
         raise PromptError(f"{file}: cannot be read ({error.strerror})") from error
     except UnicodeError as error:
         raise PromptError(f"{file}: not UTF-8 text ({error}); convert it first") from error
-    engine = mlxmtp.load(model, head=head)
+    engine = mlxmtp.load(model, head=head, device=device)
     if engine.mtp is None:
         raise HeadError(f"{model}: no head to try: {engine.plain_because}")
     return engine, encode(engine.tokenizer, text, raw=True)
@@ -131,7 +136,7 @@ def tries_as_json(arguments: argparse.Namespace, has_head: bool) -> dict[str, An
     if not has_head:
         asked = {"check": arguments.check, "readings": arguments.try_head}
         return {name: None for name, wanted in asked.items() if wanted}
-    engine, tokens = head_and_text(arguments.model, arguments.head, arguments.text)
+    engine, tokens = head_and_text(arguments.model, arguments.head, arguments.text, arguments.device)
     fields: dict[str, Any] = {"check": asdict(check(engine, tokens))} if arguments.check else {}
     if arguments.try_head:
         fields["readings"] = [one.to_dict() for one in try_conventions(engine, tokens)]
@@ -142,7 +147,7 @@ def show_tries(arguments: argparse.Namespace) -> None:
     """Print the results of `--check` and `--try-head`."""
     from mlxmtp.engine.conventions import try_conventions
 
-    engine, tokens = head_and_text(arguments.model, arguments.head, arguments.text)
+    engine, tokens = head_and_text(arguments.model, arguments.head, arguments.text, arguments.device)
     if arguments.check:
         say(row("check", outcome(check(engine, tokens))))
     if arguments.try_head:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from mlxmtp.errors import OptionError
 from mlxmtp.exactness.guarantee import IDENTITIES
-from mlxmtp.limits import MAX_DEPTH
+from mlxmtp.limits import DEVICES, MAX_DEPTH
 
 KEY_VARIABLE = "MLXMTP_API_KEY"
 """The environment variable that may hold the server's key."""
@@ -129,6 +129,11 @@ def add_identity(add: Callable[..., Any]) -> None:
         help="strict: the tokens of plain decoding, by slower arithmetic where that is needed; canonical: those of "
         "plain decoding that computes as MTP does; fast: what this machine gives, said with the answer (default: fast)",
     )
+
+
+def add_device(add: Callable[..., Any]) -> None:
+    """Add `--device` with the `add_argument` of a parser or group."""
+    add("--device", choices=DEVICES, help="where MLX computes (default: on the GPU, if there is one that it can use)")
 
 
 def add_draft_vocab(add: Callable[..., Any]) -> None:

@@ -21,6 +21,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     how = command.add_mutually_exclusive_group()
     how.add_argument("--depth", metavar="K", type=options.depth, help="drafts a round; 0: plain (default: auto)")
     how.add_argument("--no-mtp", action="store_true", help="do not load the head")
+    options.add_device(add)
     options.add_identity(add)
     options.add_draft_vocab(add_hidden)
     add("--host", metavar="ADDRESS", default="127.0.0.1", help="where to listen (default: 127.0.0.1)")
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         ServeOptions(
             model=arguments.model,
             identity=arguments.identity,
+            device=arguments.device,
             **options.head(arguments),
             depth=arguments.depth,
             host=arguments.host,

@@ -21,6 +21,8 @@ from mlxmtp.errors import CheckpointError, HeadError, OptionError, in_one_line
 from mlxmtp.exactness.guarantee import IDENTITIES, Identity
 from mlxmtp.files import parse_json, read_json
 from mlxmtp.heads import Head, HeadSource, NoHeadError, load_head, resolve_head
+from mlxmtp.limits import Device
+from mlxmtp.machine import use_device
 from mlxmtp.targets import load_target
 
 _EXPECTED_IDS = "token ids, as a JSON list or one a line"
@@ -33,6 +35,7 @@ def load(
     head: str | Path | None = None,
     identity: Identity = "fast",
     draft_vocab: int | str | Path | None = None,
+    device: Device | None = None,
 ) -> Engine:
     """Load a model and, unless `mtp` is False, its MTP head.
 
@@ -47,14 +50,17 @@ def load(
         draft_vocab: a number: draft only this many of the tokenizer's most frequent tokens. A path: draft only the
             token ids of this file, a JSON list or one a line. Special tokens can always be drafted. A draft is then
             cheaper and is accepted less often; the text is the same.
+        device: "cpu" or "gpu" has MLX compute there, for the whole process from now on. None: where MLX computes by
+            itself.
 
     Raises:
-        OptionError: no such identity or no such tokens, or a draft vocabulary without a head.
+        OptionError: no such identity, tokens or device, or a draft vocabulary without a head.
         CheckpointError: no such model, incomplete or damaged files, or an unsupported architecture.
         HeadError: there is a head, but it cannot be run.
     """
     if identity not in IDENTITIES:
         raise OptionError(f"identity is {identity!r}; expected one of {', '.join(IDENTITIES)}")
+    use_device(device)
     checkpoint = open_checkpoint(DEMO if path_or_repo is None else path_or_repo)
     target = load_target(checkpoint)
     tokenizer = load_tokenizer(checkpoint.folder, target.config.get("eos_token_id"), target.vocab_size)

@@ -22,6 +22,7 @@ from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.engine.template import renderer
 from mlxmtp.errors import OptionError
 from mlxmtp.exactness.guarantee import PROMISES, Identity
+from mlxmtp.limits import Device
 from mlxmtp.server.app import Service, create_app
 from mlxmtp.server.connections import BACKLOG, Connection, Connections
 from mlxmtp.server.guards import is_loopback
@@ -45,7 +46,7 @@ class ServeOptions:
     """The options of `mlxmtp serve`.
 
     Args:
-        model, head, mtp, cache_bytes, cache_dir, identity, draft_vocab: as in `Load`.
+        model, head, mtp, cache_bytes, cache_dir, identity, draft_vocab, device: as in `Load`.
         depth: drafts in a round; 0: plain decoding; None: chosen by the policy.
         api_key: the key that clients must send; it may be left out on loopback only.
         origins: origins of web pages that may call the server.
@@ -71,12 +72,13 @@ class ServeOptions:
     cache_dir: str | None = None
     identity: Identity = "fast"
     draft_vocab: str | None = None
+    device: Device | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self, number: int) -> Load:
         """The command that loads the model, with the id `number`."""
         cache = self.cache_bytes, self.cache_dir
-        return Load(number, self.model, self.head, self.mtp, *cache, self.identity, self.draft_vocab)
+        return Load(number, self.model, self.head, self.mtp, *cache, self.identity, self.draft_vocab, self.device)
 
 
 def serve(options: ServeOptions, start: StartTransport = WorkerProcess.start) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from mlxmtp.decoding.stats import Stats
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.exactness.guarantee import Identity, Promise, promise_at
-from mlxmtp.limits import MAX_DEPTH
+from mlxmtp.limits import MAX_DEPTH, Device
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Load(Command):
 
     Args:
         model: None for the bundled demo.
-        head, mtp, identity, draft_vocab: as in `mlxmtp.load`.
+        head, mtp, identity, draft_vocab, device: as in `mlxmtp.load`.
         cache_bytes: memory for the prefix cache in bytes; None for half of what the model leaves.
         cache_dir: folder that keeps the prefix cache across restarts, in as many bytes again (10 GB by default).
     """
@@ -34,6 +34,7 @@ class Load(Command):
     cache_dir: str | None = None
     identity: Identity = "fast"
     draft_vocab: str | None = None
+    device: Device | None = None
 
 
 @dataclass(frozen=True)

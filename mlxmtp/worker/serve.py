@@ -110,9 +110,10 @@ class Worker:
 
     def _load(self, command: Load) -> None:
         started = time.perf_counter()
-        from mlxmtp.machine import import_backend, usable_memory
+        from mlxmtp.machine import import_backend, usable_memory, use_device
 
         import_backend()
+        use_device(command.device)
         from mlxmtp.checkpoints import open_checkpoint
         from mlxmtp.checkpoints.checkpoint import local_path
         from mlxmtp.engine.loading import load

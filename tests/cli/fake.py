@@ -71,6 +71,7 @@ class Engine:
         head: str | None = None,
         identity: str = "fast",
         draft_vocab: str | None = None,
+        device: str | None = None,
     ) -> "Engine":
         self.loaded.append((path_or_repo, mtp))
         self.identity = identity

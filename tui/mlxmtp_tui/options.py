@@ -8,6 +8,7 @@ from typing import Any
 
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.exactness.guarantee import Identity
+from mlxmtp.limits import Device
 from mlxmtp.worker.messages import Load
 
 
@@ -16,7 +17,7 @@ class ChatOptions:
     """The model and the settings of a chat.
 
     Args:
-        model, head, mtp, identity, draft_vocab: as in `mlxmtp.load`.
+        model, head, mtp, identity, draft_vocab, device: as in `mlxmtp.load`.
         choose: whether to ask for a model first.
         system: the system prompt.
         settings: of the turns, where neither the model nor the user says otherwise.
@@ -32,7 +33,9 @@ class ChatOptions:
     sampling: Mapping[str, Any] = field(default_factory=dict)
     identity: Identity = "fast"
     draft_vocab: str | None = None
+    device: Device | None = None
 
     def load_command(self, id: int) -> Load:
         """The command that loads the model."""
-        return Load(id, self.model, self.head, self.mtp, identity=self.identity, draft_vocab=self.draft_vocab)
+        chosen = {"identity": self.identity, "draft_vocab": self.draft_vocab, "device": self.device}
+        return Load(id, self.model, self.head, self.mtp, **chosen)  # type: ignore[arg-type]

@@ -1,0 +1,150 @@
+"""One switch for the device: options, the library, the worker; the tests' own pin and markers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from mlxmtp_tui.options import ChatOptions
+
+from mlxmtp import OptionError, cli, load
+from mlxmtp.engine import depth_store
+from mlxmtp.engine.store import guarantee_file
+from mlxmtp.server.main import ServeOptions
+from mlxmtp.worker.messages import Failed, Load
+from tests import row_invariance
+from tests.conftest import REPO
+from tests.conversion import test_formats
+from tests.decoding import test_loop
+from tests.engine import test_equal_to_plain
+from tests.exactness import test_probe
+from tests.exactness.stand_in import backend, wide
+from tests.targets import test_every_model, test_rollback, test_window
+from tests.worker.driving import serve
+
+COMMANDS = ("chat", "serve", "generate", "bench", "doctor", "inspect")
+ABSENT = "MLX finds no gpu on this machine"
+
+
+@pytest.fixture
+def devices(monkeypatch: pytest.MonkeyPatch) -> list[mx.DeviceType]:
+    """The devices that MLX was given, on a machine that has both."""
+    given: list[mx.DeviceType] = []
+    monkeypatch.setattr(mx, "device_count", lambda _: 1)
+    monkeypatch.setattr(mx, "set_default_device", given.append)
+    return given
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    (found,) = (action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return found.choices
+
+
+def test_every_command_that_loads_a_model_has_the_switch() -> None:
+    switched = {name for name, parser in commands().items() if "--device" in parser._option_string_actions}
+    assert switched == set(COMMANDS)
+
+
+def test_the_device_is_set_before_the_model_is_read(
+    devices: list[mx.DeviceType], capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = ["--model", "/nowhere/at/all"]
+    lines = [["generate", "--prompt", "a", *nowhere], ["bench", *nowhere], ["doctor", *nowhere]]
+    for device, kind in (("cpu", mx.cpu), ("gpu", mx.gpu)):
+        for line in lines:
+            assert cli.main([*line, "--device", device]) == 2, line
+            assert devices, line
+            assert set(devices) == {kind}, (line, device)
+            devices.clear()
+        (failed,) = serve(Load(1, "/nowhere/at/all", device=device))
+        assert isinstance(failed, Failed)
+        assert devices == [kind], device
+        devices.clear()
+    for line in lines:
+        assert cli.main(line) == 2
+    assert not devices, "without the switch MLX's default stays"
+    capsys.readouterr()
+
+
+def test_the_worker_the_chat_and_the_server_pass_it_on() -> None:
+    for options in (ServeOptions(device="gpu").load(1), ChatOptions(device="gpu").load_command(1)):
+        assert options == Load(1, device="gpu")
+
+
+@pytest.mark.skipif(bool(mx.device_count(mx.gpu)), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for line in (["generate", "--prompt", "a"], ["bench"], ["doctor"], ["inspect", "demo", "--check"]):
+        assert cli.main([*line, "--device", "gpu"]) == 2, line
+        errors = capsys.readouterr().err
+        assert ABSENT in errors, line
+        assert errors.count("\n") == 1, line
+    with pytest.raises(OptionError, match="expected one of cpu, gpu"):
+        load(device="tpu")  # type: ignore[arg-type]
+    (failed,) = serve(Load(1, device="gpu"))
+    assert isinstance(failed, Failed)
+    assert (failed.kind, failed.message) == ("refused", f"{ABSENT}; leave out --device gpu")
+
+
+def test_what_is_kept_is_kept_for_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = load(REPO / "tests" / "trained" / "glm4_moe").facts
+    cpu = guarantee_file(facts, "fast"), depth_store.file_for(facts, "fast"), facts.model_key()
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu, 1))
+    monkeypatch.setattr(mx, "device_info", lambda _: {})
+    gpu = guarantee_file(facts, "fast"), depth_store.file_for(facts, "fast"), facts.model_key()
+    assert not set(cpu) & set(gpu)
+
+
+# -- the tests' own pin and markers -------------------------------------------------------------------------------
+
+
+def test_children_are_pinned_to_the_cpu(tmp_path: Path) -> None:
+    """By a stand-in for MLX that says what it was told."""
+    (tmp_path / "mlx").mkdir()
+    (tmp_path / "mlx" / "__init__.py").touch()
+    (tmp_path / "mlx" / "core.py").write_text("cpu = 'the CPU'\nset_default_device = print\n")
+    for path in ({}, {"PYTHONPATH": str(tmp_path)}):
+        ran = subprocess.run(
+            [sys.executable, "-P", "-c", "import mlx.core"],
+            env={**os.environ, **path},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (ran.returncode, ran.stdout) == (0, "the CPU\n" if path else ""), ran.stderr
+    assert mx.default_device() == mx.Device(mx.cpu)
+
+
+def test_tests_that_compare_rows_are_found() -> None:
+    """By what they name, also in the functions that they call."""
+    for test in (
+        test_equal_to_plain.test_random_checkpoints,
+        test_equal_to_plain.test_the_demo,
+        test_equal_to_plain.test_after_a_stop_and_a_continuation,
+        test_loop.test_every_acceptance_count_leaves_what_plain_decoding_leaves,
+        test_every_model.test_every_model_type_of_mlx_lm_runs_here,
+        test_rollback.test_commit_leaves_the_rows_that_it_keeps,
+        test_window.test_decoding_goes_on_from_a_commit,
+        test_probe.test_the_demo,
+        test_formats.test_the_turn_is_exact,
+    ):
+        assert row_invariance.compares_rows(test), test
+    assert not row_invariance.compares_rows(test_every_command_that_loads_a_model_has_the_switch)
+
+
+def test_exact_tests_are_never_skipped_on_linux() -> None:
+    if sys.platform == "linux":
+        assert row_invariance.rows_differ() == ""
+        assert row_invariance.probed() == "", "on Linux's CPU this is a bug"
+
+
+def test_exact_tests_are_skipped_with_the_reason_of_the_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    with backend(wide):
+        reason = row_invariance.probed()
+    assert reason.startswith("rows are not computed as one row is (float32): logits differ by up to")
