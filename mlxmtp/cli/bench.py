@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlxmtp
+from mlxmtp import machine
 from mlxmtp.cli import options
 from mlxmtp.cli.progress import Progress
 from mlxmtp.cli.report import warn
@@ -73,6 +74,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def run(arguments: argparse.Namespace) -> int:
     if arguments.compare:
         return compare(arguments)
+    machine.use_device(arguments.device)  # mlx-lm makes its stream when it is imported
     from mlxmtp.bench import run as bench
     from mlxmtp.bench.compare import REPORT
     from mlxmtp.bench.plan import make_plan
@@ -81,9 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings_of(arguments, {}).checked()  # before a model is loaded
     prompts = select(load_prompts(arguments.prompts), arguments.workload, arguments.limit)
-    engine = mlxmtp.load(
-        arguments.model, identity=arguments.identity, device=arguments.device, **options.head(arguments)
-    )
+    engine = mlxmtp.load(arguments.model, identity=arguments.identity, **options.head(arguments))
     plan = make_plan(engine, settings_of(arguments, recommended(engine, arguments)), prompts)
     for note in plan.notes:
         warn(note)
