@@ -157,7 +157,7 @@ def _show(
         compared.total = compared.done + sum(ahead)
         finding = compared.at(strategy, context, lengths, commits=commits)
         if finding is None and context > QUICK.contexts[-1]:
-            break  # only the doctor asks for it
+            continue  # only the doctor asks for it
         finding = finding or Finding(context, shown.num_tokens, 1, error=NO_ROOM)
         if on_finding:
             on_finding(strategy, finding)

@@ -196,6 +196,17 @@ def test_a_window_that_fills_within_a_pass_is_compared(engine: Engines, monkeypa
     assert contexts == [PREFIX_TOKENS, window - 3]
 
 
+def test_a_window_is_compared_though_the_doctors_longest_context_has_no_room(
+    engine: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, contexts = engine("window"), []
+    model.target.text_config["max_position_embeddings"] = 1 << 16
+    monkeypatch.setattr("mlxmtp.exactness.compare.usable_memory", mx.get_active_memory)
+    plan = ProbePlan((PREFIX_TOKENS, FULL.contexts[-1]))
+    assert probe(model.target, text(model), plan=plan, on_finding=lambda _, f: contexts.append(f.context)).identical
+    assert contexts == [PREFIX_TOKENS, model.target.text_config["sliding_window"] - 3]
+
+
 def test_what_a_pass_leaves_is_compared(engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rejected draft that stays in the cache shows in the next token."""
     model, opens = engine("dense"), Target.open
