@@ -123,7 +123,7 @@ def main() -> int:
     add("--model", help="a model's folder or Hub repo (default: random weights)")
     positive = options.at_least(1)
     add("--vocab", type=positive, default=248_320, help="of the random model (default: 248320)")
-    add("--hidden", type=positive, default=1024, help="of the random model (default: 1024)")
+    add("--hidden", type=positive, default=128, help="of the random model (default: 128)")
     add("--layers", type=positive, default=4, help="of the random model (default: 4)")
     add("--depth", type=positive, default=3, help="drafts a round (default: 3)")
     add("--rounds", type=positive, default=30, help="of each setting (default: 30)")
