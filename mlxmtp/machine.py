@@ -20,10 +20,13 @@ from typing import Any
 
 from mlxmtp.errors import BackendError, OptionError
 from mlxmtp.limits import DEVICES, Device
+from mlxmtp.units import memory
 from mlxmtp.version import __version__
 
-USABLE_FRACTION = 0.75
-"""The part of the memory that weights and caches may take: macOS lets a GPU wire about this much."""
+USABLE_FRACTION = 2 / 3 if sys.platform == "darwin" else 0.75
+"""The part of the memory that weights and caches may take where no driver recommends an amount."""
+FULL_FRACTION = 0.9
+"""The part of the usable memory from which a model is said to be slow, as in mlx-lm."""
 MIN_FILES = 2048
 """Open files that mlx-lm wants for checkpoints of many shards."""
 GPU_SWITCH = "MLX_METAL_GPU_ARCH"
@@ -111,8 +114,18 @@ def memory_bytes() -> int:
 
 
 def usable_memory() -> int:
-    """Return the bytes that weights and caches may take."""
-    return int(USABLE_FRACTION * memory_bytes())
+    """Return the bytes that weights and caches may take: what Metal recommends, if MLX is imported and runs on it."""
+    mx: Any = sys.modules.get("mlx.core")
+    info = mx.device_info(mx.default_device()) if mx else {}
+    return int(info.get("max_recommended_working_set_size") or USABLE_FRACTION * memory_bytes())
+
+
+def memory_warning(weight_bytes: int) -> str | None:
+    """Return the warning if a loaded model leaves little of the usable memory, or None."""
+    usable = usable_memory()
+    if weight_bytes <= FULL_FRACTION * usable:
+        return None
+    return f"the model takes {memory(weight_bytes)} of the {memory(usable)} that it can use here; it can be slow"
 
 
 def versions(packages: Sequence[str] = ("mlx", "mlx-lm")) -> dict[str, str]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from dataclasses import asdict
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import wired_limit
 
 from mlxmtp.bench.cost_curve import measure_cost
 from mlxmtp.bench.plan import MLX_LM, PLAIN, BenchPlan, BenchUnit, depth_of
@@ -55,8 +52,7 @@ class Measurement:
             "time": time.time(),
         }
         try:
-            with redirect_stdout(sys.stderr), wired_limit(self._decoder.target.model):  # mlx-lm prints its warning
-                return record | self._arms(unit)
+            return record | self._arms(unit)
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise

@@ -12,6 +12,7 @@ from mlxmtp.cli import options, report
 from mlxmtp.cli.progress import PrefillProgress, Progress
 from mlxmtp.engine.request import GenerationOptions, recommended_in_words
 from mlxmtp.errors import MlxmtpError, PromptError
+from mlxmtp.machine import memory_warning
 from mlxmtp.terminal import say
 
 if TYPE_CHECKING:
@@ -78,8 +79,12 @@ def run(arguments: argparse.Namespace) -> int:
     engine = mlxmtp.load(
         arguments.model, identity=arguments.identity, device=arguments.device, **options.head(arguments)
     )
+    import mlx.core as mx
+
     from mlxmtp.engine.recommended import recommended_sampling
 
+    if warning := memory_warning(mx.get_active_memory()):
+        report.warn(warning)
     recommended = recommended_sampling(engine.path, report.warn)
     if words := recommended_in_words(recommended, options.sampling(arguments)):
         say(f"mlxmtp: sampling as the model recommends: {words}", out=sys.stderr)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, closing, redirect_stdout
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.generate import wired_limit
 
 from mlxmtp.decoding.depth import DepthPolicy
 from mlxmtp.decoding.draft import MTPChain
@@ -86,25 +84,22 @@ class TurnGenerator:
             started: `time.perf_counter()` at the request.
         """
         mx.reset_peak_memory()
-        with ExitStack() as stack:
-            with redirect_stdout(sys.stderr):  # mlx-lm prints its warning about large models
-                stack.enter_context(wired_limit(self.target.model))
-            sequence = self.prefix_cache.fetch(prompt, self.target, self.head, drafting=self.drafting)
-            reused = len(sequence.tokens)
-            totals = StatsAccumulator(len(prompt), started, reused)
-            sequence.prefill(prompt[reused:], prefill_tokens, self._prefill_watcher(sequence, on_prefill), boundaries)
-            totals.prefilled(time.perf_counter())
-            with closing(self._rounds(sequence, max_tokens)) as rounds:
-                for item in rounds:
-                    totals.add(item, time.perf_counter())
-                    chunk = self._chunk(item, totals)
-                    try:
-                        yield chunk
-                    except GeneratorExit:  # the reader has enough: the caches hold all tokens so far
-                        rounds.close()
-                        self.prefix_cache.insert(sequence)
-                        raise
-            self.prefix_cache.insert(sequence)
+        sequence = self.prefix_cache.fetch(prompt, self.target, self.head, drafting=self.drafting)
+        reused = len(sequence.tokens)
+        totals = StatsAccumulator(len(prompt), started, reused)
+        sequence.prefill(prompt[reused:], prefill_tokens, self._prefill_watcher(sequence, on_prefill), boundaries)
+        totals.prefilled(time.perf_counter())
+        with closing(self._rounds(sequence, max_tokens)) as rounds:
+            for item in rounds:
+                totals.add(item, time.perf_counter())
+                chunk = self._chunk(item, totals)
+                try:
+                    yield chunk
+                except GeneratorExit:  # the reader has enough: the caches hold all tokens so far
+                    rounds.close()
+                    self.prefix_cache.insert(sequence)
+                    raise
+        self.prefix_cache.insert(sequence)
 
     def _prefill_watcher(
         self, sequence: Sequence, on_prefill: Callable[[int, int], None] | None

@@ -63,6 +63,7 @@ def load(
     use_device(device)
     checkpoint = open_checkpoint(DEMO if path_or_repo is None else path_or_repo)
     target = load_target(checkpoint)
+    utils.maybe_set_recommended_wired_limit()  # stays for the process: changing it while the GPU works is not safe
     tokenizer = load_tokenizer(checkpoint.folder, target.config.get("eos_token_id"), target.vocab_size)
     source: HeadSource | None = None
     loaded: Head | None = None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
-from mlx_lm.generate import generate_step, wired_limit
+from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_sampler
 
 from mlxmtp.decoding.depth import DepthPolicy
@@ -77,23 +77,22 @@ def compare(
     depth, sampling = options.depth, options.sampling
     policy = engine.policy(depth)
     speed = Speed(depth, 0, 2 * (WARM_UP + repeats * tokens))
-    with wired_limit(engine.target.model):
-        prefilled = Sequence(engine.target, None if depth == 0 else engine.mtp)
-        prefilled.prefill(ids, PREFILL_TOKENS, on_prefill)
-        for run in range(repeats + 1):
-            count = tokens if run else WARM_UP
-            rates = []
-            for generated in (_plain(engine, prefilled, sampling, count), _ours(prefilled, sampling, policy, count)):
-                rate = 0.0
-                for num_tokens, rate_so_far in _timed(generated):
-                    rate = rate_so_far
-                    speed = replace(speed, done=speed.done + num_tokens)
-                    if speed.done < speed.total:
-                        yield speed
-                rates.append(rate)
-            if run:
-                speed = replace(speed, plain=(*speed.plain, rates[0]), mtp=(*speed.mtp, rates[1]))
-        yield speed
+    prefilled = Sequence(engine.target, None if depth == 0 else engine.mtp)
+    prefilled.prefill(ids, PREFILL_TOKENS, on_prefill)
+    for run in range(repeats + 1):
+        count = tokens if run else WARM_UP
+        rates = []
+        for generated in (_plain(engine, prefilled, sampling, count), _ours(prefilled, sampling, policy, count)):
+            rate = 0.0
+            for num_tokens, rate_so_far in _timed(generated):
+                rate = rate_so_far
+                speed = replace(speed, done=speed.done + num_tokens)
+                if speed.done < speed.total:
+                    yield speed
+            rates.append(rate)
+        if run:
+            speed = replace(speed, plain=(*speed.plain, rates[0]), mtp=(*speed.mtp, rates[1]))
+    yield speed
 
 
 def _timed(generated: Iterator[int]) -> Iterator[tuple[int, float]]:

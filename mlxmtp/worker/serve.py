@@ -110,10 +110,12 @@ class Worker:
 
     def _load(self, command: Load) -> None:
         started = time.perf_counter()
-        from mlxmtp.machine import import_backend, usable_memory, use_device
+        from mlxmtp.machine import import_backend, memory_warning, usable_memory, use_device
 
         import_backend()
         use_device(command.device)
+        import mlx.core as mx
+
         from mlxmtp.checkpoints import open_checkpoint
         from mlxmtp.checkpoints.checkpoint import local_path
         from mlxmtp.engine.loading import load
@@ -133,6 +135,8 @@ class Worker:
             identity=command.identity,
             draft_vocab=command.draft_vocab,
         )
+        if warning := memory_warning(mx.get_active_memory()):
+            self._emit(Warned(0, warning))
         self._prefix_cache = self._make_cache(command)
         source = engine.head_source
         unmeasured = engine.head is None and command.identity == "fast"  # plain decoding is what others compare with
