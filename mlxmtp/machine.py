@@ -109,7 +109,9 @@ class FileLimit(MetaPathFinder):
 
 
 def memory_bytes() -> int:
-    """Return the bytes of physical memory."""
+    """Return the bytes of physical memory; those of the CUDA GPU, if MLX is imported and computes there."""
+    if (mx := sys.modules.get("mlx.core")) and mx.default_device() == mx.Device(mx.gpu) and not mx.metal.is_available():
+        return int(mx.device_info(mx.default_device())["total_memory"])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

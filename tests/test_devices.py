@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 from mlxmtp_tui.options import ChatOptions
 
-from mlxmtp import OptionError, cli, load
+from mlxmtp import OptionError, cli, load, machine
 from mlxmtp.engine import depth_store
 from mlxmtp.engine.store import guarantee_file
 from mlxmtp.server.main import ServeOptions
@@ -97,6 +97,15 @@ def test_what_is_kept_is_kept_for_its_device(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(mx, "device_info", lambda _: {})
     gpu = guarantee_file(facts, "fast"), depth_store.file_for(facts, "fast"), facts.model_key()
     assert not set(cpu) & set(gpu)
+
+
+def test_memory_is_the_devices_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = machine.memory_bytes()
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    monkeypatch.setattr(mx, "device_info", lambda _: {"total_memory": 24 << 30, "free_memory": 23 << 30})
+    assert machine.memory_bytes() == 24 << 30
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    assert machine.memory_bytes() == host, "Apple's GPUs share the machine's"
 
 
 # -- the tests' own pin and markers -------------------------------------------------------------------------------
