@@ -16,7 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxmtp.checkpoints.tensors import weight_files
-from mlxmtp.exactness.few_rows import available, few_row_matmul
+from mlxmtp.exactness.few_rows import available, few_row_matmul, fused_few_row_matmul
 from mlxmtp.exactness.guarantee import Guarantee, Identity
 from mlxmtp.exactness.probe import apply_guarantee, probe, still_holds
 from mlxmtp.exactness.store import cache_file, load_guarantee, save_guarantee
@@ -31,7 +31,7 @@ KEY_FORMAT = 4
 
 def own_kernels() -> tuple[Kernel, ...]:
     """Return our kernels for this device, which strict identity uses where they give the same bits and are faster."""
-    return (few_row_matmul,) if available() else ()
+    return (few_row_matmul, fused_few_row_matmul) if available() else ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@
 // group. It adds x * q over them, then scale * that + (sum of x) * bias to its total; the 32 totals are added last.
 // Nothing that a row adds, nor when, depends on the other rows. The weights are read and unpacked once for all rows,
 // four inputs at a time, so that few values are alive at once. The expressions are as they stand because Metal's
-// compiler fuses a product with the sum it goes into: other expressions, other bits.
+// compiler fuses a product with the sum it goes into: other expressions, other bits. With FUSED the fused products are
+// written out, in the order in which LLVM fuses these expressions: the first product goes into the sum.
 
 const int K = x_shape[1];
 const int N = w_shape[0];
@@ -69,7 +70,12 @@ for (int k = lane * LANE; k < K; k += 32 * LANE) {
           v[3] *= 0.000244140625f;
 #pragma unroll
           for (int o = 0; o < OUTPUTS; o++) {
-            dots[r][o] += v[0] * q[o][0] + v[1] * q[o][1] + v[2] * q[o][2] + v[3] * q[o][3];
+            if (FUSED) {
+              const float two = fma(v[0], q[o][0], v[1] * q[o][1]);
+              dots[r][o] += fma(v[3], q[o][3], fma(v[2], q[o][2], two));
+            } else {
+              dots[r][o] += v[0] * q[o][0] + v[1] * q[o][1] + v[2] * q[o][2] + v[3] * q[o][3];
+            }
           }
         } else {
 #pragma unroll
@@ -77,7 +83,11 @@ for (int k = lane * LANE; k < K; k += 32 * LANE) {
             sums[r] += v[i];
 #pragma unroll
             for (int o = 0; o < OUTPUTS; o++) {
-              dots[r][o] += v[i] * q[o][i];
+              if (FUSED) {
+                dots[r][o] = fma(v[i], q[o][i], dots[r][o]);
+              } else {
+                dots[r][o] += v[i] * q[o][i];
+              }
             }
           }
         }
@@ -91,7 +101,11 @@ for (int k = lane * LANE; k < K; k += 32 * LANE) {
     const float shift = float(biases[outputs[o] * groups + k / GROUP]);
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-      totals[r][o] += scale * dots[r][o] + sums[r] * shift;
+      if (FUSED) {
+        totals[r][o] += fma(scale, dots[r][o], sums[r] * shift);
+      } else {
+        totals[r][o] += scale * dots[r][o] + sums[r] * shift;
+      }
     }
   }
 }

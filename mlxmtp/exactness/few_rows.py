@@ -3,8 +3,9 @@
 On Apple GPUs from M3 on, `mx.quantized_matmul` uses different kernels for one row and for two, which add in different
 orders. The kernel here (few_rows.metal) adds in the order that MLX 0.32.4 has for one row, and reads the weights once
 for all rows. It was written without a Mac: its arithmetic is tested on the host. Its speed is not known, nor whether
-Metal's compiler fuses the same products with sums as in MLX's own kernel. `BatchInvariant`
-(exactness/batch_invariant.py) therefore compares it on the machine, with the weights, for each number of rows.
+Metal's compiler fuses the same products with sums as in MLX's own kernel. There are two variants for that reason, one
+with the fused products written out. `BatchInvariant` (exactness/batch_invariant.py) compares them on the machine, with
+the weights, for each number of rows.
 
 The order of addition: a lane takes 4, 8 or 16 inputs of each block (`lane_values`), and the 32 lanes are added last.
 Shapes: x [..., K] with m rows in all, w [N, K * bits / 32] as uint32, scales and biases [N, K / group_size].
@@ -88,12 +89,15 @@ def few_row_matmul(
     group_size: int,
     bits: int,
     launch: Launch | None = None,
+    *,
+    fused: bool = False,
 ) -> mx.array:
     """Return x · dequantised(w)ᵀ, [..., N] of x's type. Use it only where a comparison showed equal bits.
 
     Args:
         x: [..., K], 2 to 8 rows in all; of one type with scales and biases: float16, bfloat16 or float32.
         launch: runs instead of the Metal kernel.
+        fused: products are fused with sums explicitly, and not as the compiler likes.
 
     Raises:
         OptionError: the kernel does not support the product, or there is no Metal GPU and no `launch`.
@@ -115,7 +119,7 @@ def few_row_matmul(
         inputs=[x.reshape(rows, inputs), w, scales, biases],
         template=[
             *[("T", x.dtype), ("ROWS", rows), ("OUTPUTS", each), ("BITS", bits), ("GROUP", group_size)],
-            ("LANE", lane_values(inputs, bits)),
+            *[("LANE", lane_values(inputs, bits)), ("FUSED", fused)],
         ],
         grid=(32, SIMD_GROUPS * groups, 1),
         threadgroup=(32, SIMD_GROUPS, 1),
@@ -123,6 +127,13 @@ def few_row_matmul(
         output_dtypes=[x.dtype],
     )
     return y.reshape(*x.shape[:-1], outputs)
+
+
+def fused_few_row_matmul(
+    x: mx.array, w: mx.array, scales: mx.array, biases: mx.array | None, group_size: int, bits: int
+) -> mx.array:
+    """As `few_row_matmul`, `fused`."""
+    return few_row_matmul(x, w, scales, biases, group_size, bits, fused=True)
 
 
 @cache

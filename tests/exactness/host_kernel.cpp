@@ -1,4 +1,4 @@
-// Runs the body of mlxmtp/identity/few_rows.metal on the host, bit for bit as written: no fused products.
+// Runs the body of mlxmtp/exactness/few_rows.metal on the host, bit for bit as written: no product is fused but by fma.
 //
 // The lanes of a SIMD-group run one after the other, twice. The first time `simd_sum` only takes down what each lane
 // brings; the second time it returns the sums, which a lane may use as it likes as long as it brings the same values
@@ -6,11 +6,13 @@
 //
 // Compile with -DBODY='"/path/to/few_rows.metal"'.
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
 #include <vector>
 
+using std::fma;
 using half = _Float16;
 
 struct bfloat {
@@ -80,7 +82,7 @@ struct SimdGroup {
 };
 
 struct Call {
-  int bits, group, wide, inputs, outputs;
+  int bits, group, wide, fused, inputs, outputs;
   const void *x;
   const uint32_t *w;
   const void *scales, *biases;
@@ -92,6 +94,7 @@ struct Call {
 template <typename T, int ROWS, int OUTPUTS>
 static void run_lane(SimdGroup &group, Call &call, uint3 thread_position_in_grid, unsigned thread_index_in_simdgroup) {
   const int BITS = call.bits, GROUP = call.group, LANE = call.wide;
+  const bool FUSED = call.fused != 0;
   const long rows = ROWS, inputs = call.inputs, outs = call.outputs;
   const Checked<const T> x{(const T *)call.x, rows * inputs, &call.other_reads};
   const Checked<const uint32_t> w{call.w, outs * inputs * BITS / 32, &call.reads};
@@ -138,9 +141,9 @@ template <typename T> static bool run_rows(Call &call, int rows, int each, unsig
 }
 
 // How often words of w were read; -1 where rows and outputs were not foreseen here, -2 where the body went astray.
-extern "C" long few_rows(int type, int rows, int each, int bits, int group, int wide, unsigned simd_groups, int inputs,
-                         int outputs, const void *x, const uint32_t *w, const void *scales, const void *biases, void *y) {
-  Call call{bits, group, wide, inputs, outputs, x, w, scales, biases, y, 0, 0};
+extern "C" long few_rows(int type, int rows, int each, int bits, int group, int wide, int fused,
+                         unsigned simd_groups, int inputs, int outputs, const void *x, const uint32_t *w, const void *scales, const void *biases, void *y) {
+  Call call{bits, group, wide, fused, inputs, outputs, x, w, scales, biases, y, 0, 0};
   try {
     const bool known = type == 0   ? run_rows<half>(call, rows, each, simd_groups)
                        : type == 1 ? run_rows<bfloat>(call, rows, each, simd_groups)

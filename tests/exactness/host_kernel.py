@@ -63,7 +63,7 @@ class HostKernel:
         assert inputs[0].shape[0] == named["ROWS"] == rows
         x, w, scales, biases = (as_bits(array) for array in inputs)
         y = np.full((rows, outputs), -1, x.dtype)  # a not-a-number where nothing is written
-        parameters = [named[name] for name in ("OUTPUTS", "BITS", "GROUP", "LANE")]
+        parameters = [int(named[name]) for name in ("OUTPUTS", "BITS", "GROUP", "LANE", "FUSED")]
         sizes = [grid[1], inputs[0].shape[1], outputs]
         pointers = [ctypes.c_void_p(array.ctypes.data) for array in (x, w, scales, biases, y)]
         self.library.few_rows.restype = ctypes.c_long

@@ -32,13 +32,13 @@ class Product:
     group_size: int
     bits: int
 
-    def few(self, rows: int, launch: Callable[..., list[mx.array]] | None = None) -> mx.array:
-        return few_row_matmul(
-            self.x[:rows], self.w, self.scales, self.biases, self.group_size, self.bits, launch=launch
-        )
+    def few(self, rows: int, launch: Callable[..., list[mx.array]] | None = None, *, fused: bool = False) -> mx.array:
+        weights = self.w, self.scales, self.biases, self.group_size, self.bits
+        return few_row_matmul(self.x[:rows], *weights, launch=launch, fused=fused)
 
-    def alone(self, host: HostKernel, row: int) -> mx.array:
-        return one(host, self.x[row : row + 1], self.w, self.scales, self.biases, self.group_size, self.bits)
+    def alone(self, host: HostKernel, row: int, *, fused: bool = False) -> mx.array:
+        weights = self.w, self.scales, self.biases, self.group_size, self.bits
+        return one(host, self.x[row : row + 1], *weights, fused=fused)
 
 
 def product(inputs: int, outputs: int, group_size: int, bits: int, dtype: mx.Dtype) -> Product:
@@ -52,10 +52,18 @@ def product(inputs: int, outputs: int, group_size: int, bits: int, dtype: mx.Dty
 
 
 def one(
-    host: HostKernel, x: mx.array, w: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
+    host: HostKernel,
+    x: mx.array,
+    w: mx.array,
+    scales: mx.array,
+    biases: mx.array,
+    group_size: int,
+    bits: int,
+    *,
+    fused: bool = False,
 ) -> mx.array:
     """The body for one row, which `few_row_matmul` leaves to MLX."""
-    names = {"T": x.dtype, "ROWS": 1, "OUTPUTS": 4, "BITS": bits, "GROUP": group_size}
+    names = {"T": x.dtype, "ROWS": 1, "OUTPUTS": 4, "BITS": bits, "GROUP": group_size, "FUSED": fused}
     (y,) = host(
         inputs=[x, w, scales, biases],
         template=[*names.items(), ("LANE", lane_values(x.shape[1], bits))],

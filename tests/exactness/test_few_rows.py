@@ -16,7 +16,7 @@ from mlxmtp.errors import OptionError
 from mlxmtp.exactness import few_rows
 from mlxmtp.exactness.few_rows import MAX_ROWS, available, few_row_matmul, lane_values
 from tests.exactness.host_kernel import BODY, HostKernel
-from tests.exactness.one_row import reference
+from tests.exactness.one_row import fma, reference
 from tests.exactness.products import built, product, same
 from tests.grids import grid
 
@@ -39,7 +39,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> HostKernel:
         [4, 8],
         SHAPES,
         DTYPES,
-        default=lambda bits, group_size, dtype: (bits == 4) == (dtype == "bfloat16") and group_size == 64,
+        default=lambda bits, group_size, dtype: group_size == 64 and dtype != ("float16" if bits == 4 else "bfloat16"),
     ),
 )
 def test_every_row_has_the_bits_of_the_one_row_order(host: HostKernel, bits: int, group_size: int, dtype: str) -> None:
@@ -47,11 +47,13 @@ def test_every_row_has_the_bits_of_the_one_row_order(host: HostKernel, bits: int
         given = product(inputs, outputs, group_size, bits, DTYPES[dtype])
         filled = inputs % (512 if bits == 4 else 256) == 0
         each = (16 if bits == 4 else 8) if filled else (8 if bits == 4 else 4)
-        expected = reference(given.x, given.q, given.scales, given.biases, bits, each)
-        for row in range(MAX_ROWS):
-            assert same(given.alone(host, row), expected[row : row + 1]), (inputs, outputs, "alone", row)
-        for rows in range(2, MAX_ROWS + 1):
-            assert same(given.few(rows, host), expected[:rows]), (inputs, outputs, rows)
+        for fused in (False, True):
+            expected = reference(given.x, given.q, given.scales, given.biases, bits, each, fused=fused)
+            for row in range(MAX_ROWS):
+                case = inputs, outputs, "alone", row, fused
+                assert same(given.alone(host, row, fused=fused), expected[row : row + 1]), case
+            for rows in range(2, MAX_ROWS + 1):
+                assert same(given.few(rows, host, fused=fused), expected[:rows]), (inputs, outputs, rows, fused)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -61,13 +63,26 @@ def test_the_reference_tells_orders_of_addition_apart(bits: int) -> None:
     assert not same(orders[0], orders[1])
     assert not same(orders[1], orders[2])
     assert mx.allclose(orders[0], orders[2], rtol=1e-3, atol=1e-2)
+    fused = reference(given.x, given.q, given.scales, given.biases, bits, 16, fused=True)
+    assert not same(fused, orders[2])
+    assert mx.allclose(fused, orders[2], rtol=1e-3, atol=1e-2)
+
+
+def test_a_fused_product_is_rounded_once() -> None:
+    """(1 + e)^2 - 1 - 2e is e^2, which a rounded product loses; and a tie that only the exact sum breaks."""
+    e = np.float32(2.0**-20)
+    one = np.array([1 + e], np.float32)
+    assert fma(one, one, np.array([-1 - 2 * e], np.float32)) == e * e
+    above, below = (np.array([2.0**-12 * (1 + sign * e)], np.float32) for sign in (1, -1))
+    odd = np.array([1 + 2.0**-23], np.float32)  # the exact sum is below the tie by 2^-64, which float64 loses
+    assert fma(above, below, odd) == odd
 
 
 @pytest.mark.exhaustive  # each compiles a kernel
 @pytest.mark.parametrize(
     ("changed", "to"),
     [
-        ("sums[r] * shift", "sums[0] * shift"),  # a row takes another's
+        ("+ sums[r] * shift;", "+ sums[0] * shift;"),  # a row takes another's
         ("4 * four;", "4 * (8 / BITS - 1 - four);"),  # the same terms, in another order
         ("* dots[r][o]", "* float(T(dots[r][o]))"),  # rounded on the way
     ],
@@ -189,6 +204,6 @@ def test_the_body_asks_for_what_the_harness_gives() -> None:
     ]
     names += ["grid_origin", "grid_size", "per_grid", "per_threadgroup", "per_simdgroup", "execution_width"]
     names += [f"{array}_{what}" for array in ("x", "w", "scales", "biases") for what in ("shape", "strides", "ndim")]
-    body = BODY.read_text("utf-8")
+    body = BODY.read_text("ascii")  # MLX passes it on as it is, and Metal's compiler takes nothing else
     found = {name for name in names if name in body}
     assert found == {"thread_position_in_grid", "thread_index_in_simdgroup", "x_shape", "w_shape"}
