@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import mlxmtp
 from mlxmtp import machine
 from mlxmtp.cli import options
-from mlxmtp.cli.progress import Progress
+from mlxmtp.cli.progress import LoadProgress, Progress
 from mlxmtp.cli.report import warn
 from mlxmtp.engine.request import recommended_in_words
 from mlxmtp.terminal import say
@@ -83,7 +83,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings_of(arguments, {}).checked()  # before a model is loaded
     prompts = select(load_prompts(arguments.prompts), arguments.workload, arguments.limit)
-    engine = mlxmtp.load(arguments.model, identity=arguments.identity, **options.head(arguments))
+    with LoadProgress(sys.stderr) as loading:
+        engine = mlxmtp.load(
+            arguments.model, identity=arguments.identity, on_check=loading.update, **options.head(arguments)
+        )
+        if engine.head:
+            engine.guarantee  # noqa: B018 - measured now, not within a measurement
     plan = make_plan(engine, settings_of(arguments, recommended(engine, arguments)), prompts)
     for note in plan.notes:
         warn(note)

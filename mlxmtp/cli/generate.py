@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlxmtp
 from mlxmtp.cli import options, report
-from mlxmtp.cli.progress import PrefillProgress, Progress
+from mlxmtp.cli.progress import LoadProgress, PrefillProgress
 from mlxmtp.engine.request import GenerationOptions, recommended_in_words
 from mlxmtp.errors import MlxmtpError, PromptError
 from mlxmtp.machine import memory_warning
@@ -76,9 +76,16 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = read_prompt(arguments.prompt)
     if not prompt:
         raise PromptError("the prompt is empty; give a text, or - to read one from standard input")
-    engine = mlxmtp.load(
-        arguments.model, identity=arguments.identity, device=arguments.device, **options.head(arguments)
-    )
+    with LoadProgress(sys.stderr) as loading:
+        engine = mlxmtp.load(
+            arguments.model,
+            identity=arguments.identity,
+            device=arguments.device,
+            on_check=loading.update,
+            **options.head(arguments),
+        )
+        if engine.head and not arguments.no_mtp and arguments.depth != 0:
+            engine.guarantee  # noqa: B018 - measured now, so that the answer is not interrupted
     import mlx.core as mx
 
     from mlxmtp.engine.recommended import recommended_sampling
@@ -94,9 +101,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def answer(engine: Engine, prompt: str, generation: GenerationOptions, arguments: argparse.Namespace) -> int:
     """Write one turn to standard output as it is generated, then its statistics to standard error; return 0."""
-    if engine.head and generation.depth != 0:
-        with Progress(sys.stderr, "Comparing passes over one row and several, once for a model", lambda *_: ""):
-            engine.guarantee  # noqa: B018 - measured now, so that the answer is not interrupted
     chunks: list[Chunk] = []
     try:
         for chunk in stream(engine, prompt, generation, raw=arguments.raw):

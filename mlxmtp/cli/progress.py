@@ -90,6 +90,23 @@ class PrefillProgress(Progress):
         super().__init__(out, "Reading the prompt", lambda done, total: f"{done} of {total} tokens")
 
 
+class LoadProgress(Progress):
+    """Shows how many passes of the exactness probe are done; nothing where the verdict was kept."""
+
+    def __init__(self, out: TextIO) -> None:
+        super().__init__(out, "Checking exactness", lambda done, total: f"{done} of {total} passes")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def update(self, done: int, total: int) -> None:
+        """Report that `done` of `total` passes are done; the first starts the timer."""
+        first = self._done is None
+        super().update(done, total)
+        if first:
+            self._timer.start()
+
+
 class ByteProgress(Progress):
     """Shows how many bytes are copied."""
 

@@ -24,6 +24,7 @@ from mlxmtp.engine.retokenization import TokenUnits, restore_generated_ids
 from mlxmtp.engine.store import ModelFacts, establish_guarantee
 from mlxmtp.engine.thinking_budget import budget_processors
 from mlxmtp.errors import OptionError, PromptError
+from mlxmtp.exactness.compare import OnPass
 from mlxmtp.exactness.guarantee import Guarantee, Identity
 from mlxmtp.heads import Head, HeadSource
 from mlxmtp.heads.check import TEXT
@@ -60,7 +61,7 @@ class Engine:
         mtp: the MTP head; None decodes plainly.
         plain_because: why there is no head; None with a head.
         head_source: where the head comes from.
-        identity: as in `mlxmtp.load`.
+        identity, on_check: as in `mlxmtp.load`.
         draft_tokens: the only token ids that the head drafts; None: all.
 
     Attributes:
@@ -78,16 +79,16 @@ class Engine:
         head_source: HeadSource | None = None,
         identity: Identity = "fast",
         draft_tokens: list[int] | None = None,
+        on_check: OnPass = lambda *_: None,
     ) -> None:
-        self.path = path
-        self.name = name
+        self.path, self.name = path, name
         self.target = target
         self.tokenizer = tokenizer
         self.mtp = mtp
         self.head = mtp.family if mtp else None
         self.plain_because = plain_because
         self.head_source = head_source
-        self.identity = identity
+        self.identity, self._on_check = identity, on_check
         self.draft_tokens = draft_tokens
 
     @property
@@ -112,7 +113,7 @@ class Engine:
         It is loaded, or else measured and saved: this takes as long as some hundred tokens, once for a model on a
         machine.
         """
-        return establish_guarantee(self.facts, self.identity, self.probe_text)
+        return establish_guarantee(self.facts, self.identity, self.probe_text, self._on_check)
 
     @property
     def token_identical(self) -> bool:

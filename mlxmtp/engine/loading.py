@@ -18,6 +18,7 @@ from mlxmtp.engine.engine import Engine
 from mlxmtp.engine.template import bound_template
 from mlxmtp.engine.token_texts import text_for_every_id
 from mlxmtp.errors import CheckpointError, HeadError, OptionError, in_one_line
+from mlxmtp.exactness.compare import OnPass
 from mlxmtp.exactness.guarantee import IDENTITIES, Identity
 from mlxmtp.files import parse_json, read_json
 from mlxmtp.heads import Head, HeadSource, NoHeadError, load_head, resolve_head
@@ -36,6 +37,7 @@ def load(
     identity: Identity = "fast",
     draft_vocab: int | str | Path | None = None,
     device: Device | None = None,
+    on_check: OnPass = lambda *_: None,
 ) -> Engine:
     """Load a model and, unless `mtp` is False, its MTP head.
 
@@ -52,6 +54,8 @@ def load(
             cheaper and is accepted less often; the text is the same.
         device: "cpu" or "gpu" has MLX compute there, for the whole process from now on. None: where MLX computes by
             itself.
+        on_check: called with (done, total) passes while exactness is measured, here or before the first turn with
+            drafts. An exception of it ends the measurement.
 
     Raises:
         OptionError: no such identity, tokens or device, or a draft vocabulary without a head.
@@ -94,6 +98,7 @@ def load(
         head_source=source,
         identity=identity,
         draft_tokens=tokens,
+        on_check=on_check,
     )
     engine.enforce_identity()
     return engine

@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxmtp.checkpoints.tensors import weight_files
+from mlxmtp.exactness.compare import OnPass
 from mlxmtp.exactness.few_rows import available, few_row_matmul, fused_few_row_matmul
 from mlxmtp.exactness.guarantee import Guarantee, Identity
 from mlxmtp.exactness.probe import apply_guarantee, probe, still_holds
@@ -88,7 +89,9 @@ def guarantee_file(facts: ModelFacts, identity: Identity) -> Path:
     return cache_file("identity", model=facts.target_key(), identity=identity)
 
 
-def establish_guarantee(facts: ModelFacts, identity: Identity, text: list[int]) -> Guarantee:
+def establish_guarantee(
+    facts: ModelFacts, identity: Identity, text: list[int], on_pass: OnPass = lambda *_: None
+) -> Guarantee:
     """Return what holds of the text under `identity`, and have the target compute in that way from now on.
 
     The guarantee of an earlier run is loaded. Otherwise it is measured, which takes as long as some hundred tokens,
@@ -96,12 +99,13 @@ def establish_guarantee(facts: ModelFacts, identity: Identity, text: list[int]) 
 
     Args:
         text: token ids to measure on.
+        on_pass: called with (done, total) passes while it is measured. An exception of it ends the measurement.
     """
     file, kernels = guarantee_file(facts, identity), own_kernels()
     if saved := load_guarantee(file):
         apply_guarantee(facts.target, saved, kernels)
         if not saved.ways or still_holds(facts.target, text, saved, kernels):
             return saved
-    measured = probe(facts.target, text, identity, kernels=kernels)
+    measured = probe(facts.target, text, identity, kernels=kernels, on_pass=on_pass)
     save_guarantee(file, measured)
     return measured

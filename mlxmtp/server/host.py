@@ -15,7 +15,7 @@ from mlxmtp.errors import MlxmtpError
 from mlxmtp.server.errors import OUT_OF_MEMORY, ApiError
 from mlxmtp.server.queue import FairQueue
 from mlxmtp.worker.client import EngineClient, EngineStartError, Reply
-from mlxmtp.worker.messages import Died, Event, Failed, Generate, Load, Loaded, Warned
+from mlxmtp.worker.messages import CheckProgress, Died, Event, Failed, Generate, Load, Loaded, Warned
 from mlxmtp.worker.process import StartTransport
 
 STOP_S = 120.0
@@ -40,6 +40,7 @@ class Host:
         loaded: describes the model, once `open` has returned.
         restarts: number of engines that were replaced.
         warn: called with each warning of the engine.
+        on_check: called with the progress of a measurement of exactness while a model loads.
     """
 
     def __init__(self, start: StartTransport, load: Callable[[int], Load], queue: int) -> None:
@@ -47,6 +48,7 @@ class Host:
         self.loaded: Loaded | None = None
         self.restarts = 0
         self.warn: Callable[[str], None] = lambda _: None
+        self.on_check: Callable[[CheckProgress], None] = lambda _: None
         self._closed = False
         self._load = load
         self._client = EngineClient(start, self._on_event)
@@ -104,6 +106,8 @@ class Host:
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Warned):
             self.warn(event.message)
+        elif isinstance(event, CheckProgress):
+            self.on_check(event)
 
     async def _open(self) -> Loaded:
         try:

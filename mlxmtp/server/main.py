@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,11 +32,13 @@ from mlxmtp.server.host import Host
 from mlxmtp.server.prompting import PromptBuilder
 from mlxmtp.terminal import visible
 from mlxmtp.units import size
-from mlxmtp.worker.messages import Load, Loaded
+from mlxmtp.worker.messages import CheckProgress, Load, Loaded
 from mlxmtp.worker.process import StartTransport, WorkerProcess
 
 SHUTDOWN_S = 2
 """Seconds that open connections have to end after a signal."""
+CHECK_S = 10.0
+"""Least seconds between two lines on the progress of a measurement."""
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+")
 """The form of an `Origin` header. A value of --cors in another form would never match."""
 HOST_NAME = re.compile(r"[^\s:/?#\[\]A-Z]+")
@@ -186,6 +190,7 @@ async def _serve(options: ServeOptions, start: StartTransport, listener: socket.
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     host = Host(start, options.load, options.queue)
     host.warn = lambda text: _print(f"warning: {text}")
+    host.on_check = _CheckLines()
     try:
         _print(f"loading {options.model or 'the demo model'} …")
         opening, stopped = asyncio.create_task(host.open()), asyncio.create_task(stop.wait())
@@ -233,6 +238,18 @@ def _print_start(options: ServeOptions, loaded: Loaded, name: str, listener: soc
     _print("`mlxmtp connect` shows the settings of clients; ctrl+c ends the server")
     if options.cache_bytes is not None:
         _print(f"prefix cache: up to {size(options.cache_bytes)}")
+
+
+class _CheckLines:
+    """Prints the progress of a measurement of exactness, a line every `CHECK_S` seconds."""
+
+    def __init__(self) -> None:
+        self._printed_at = -math.inf
+
+    def __call__(self, progress: CheckProgress) -> None:
+        if time.monotonic() - self._printed_at >= CHECK_S:
+            self._printed_at = time.monotonic()
+            _print(f"{progress.text} …")
 
 
 def _print(text: str) -> None:

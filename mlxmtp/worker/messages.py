@@ -7,6 +7,8 @@ from mlxmtp.decoding.stats import Stats
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.exactness.guarantee import Identity, Promise, promise_at
 from mlxmtp.limits import MAX_DEPTH, Device
+from mlxmtp.worker.records import CachedModel as CachedModel
+from mlxmtp.worker.records import Memory as Memory
 
 
 @dataclass(frozen=True)
@@ -132,18 +134,16 @@ class Loaded(Event):
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Memory in bytes.
+class CheckProgress(Event):
+    """Exactness is measured for a `Load`: `done` of `total` passes."""
 
-    Args:
-        active: in use by MLX.
-        peak: most that was in use by MLX.
-        caches: held by the prefix cache.
-    """
+    done: int
+    total: int
 
-    active: int
-    peak: int
-    caches: int
+    @property
+    def text(self) -> str:
+        """The progress in words."""
+        return f"checking exactness, {self.done} of {self.total} passes"
 
 
 @dataclass(frozen=True)
@@ -201,24 +201,6 @@ class Comparison(Event):
     total: int
     plain: list[float]
     mtp: list[float]
-
-
-@dataclass(frozen=True)
-class CachedModel:
-    """A model of the Hub cache.
-
-    Args:
-        nbytes: size of its weights.
-        head: family of its head.
-        support: what `generate` would do with it: "speculates", "plain" or "refused".
-        reason: why.
-    """
-
-    name: str
-    nbytes: int
-    head: str | None
-    support: str
-    reason: str
 
 
 @dataclass(frozen=True)

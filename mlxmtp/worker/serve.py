@@ -21,6 +21,7 @@ from mlxmtp.worker import downloads
 from mlxmtp.worker.inbox import Inbox
 from mlxmtp.worker.lines import encode
 from mlxmtp.worker.messages import (
+    CheckProgress,
     Command,
     Compare,
     Comparison,
@@ -134,6 +135,7 @@ class Worker:
             head=command.head,
             identity=command.identity,
             draft_vocab=command.draft_vocab,
+            on_check=partial(self._on_check, command),
         )
         if warning := memory_warning(mx.get_active_memory()):
             self._emit(Warned(0, warning))
@@ -212,6 +214,11 @@ class Worker:
                 if speed.done == speed.total or self._due():
                     rates = list(speed.plain), list(speed.mtp)
                     self._emit(Comparison(command.id, speed.depth, speed.done, speed.total, *rates))
+
+    def _on_check(self, command: Command, done: int, total: int) -> None:
+        self._raise_if_stopped(command)
+        if done >= total or self._due():
+            self._emit(CheckProgress(command.id, done, total))
 
     def _on_download(self, command: Command, repo: str, done: int, total: int) -> None:
         if done >= total or self._due():

@@ -72,6 +72,7 @@ class Engine:
         identity: str = "fast",
         draft_vocab: str | None = None,
         device: str | None = None,
+        on_check: Any = None,
     ) -> "Engine":
         self.loaded.append((path_or_repo, mtp))
         self.identity = identity

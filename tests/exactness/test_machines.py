@@ -15,6 +15,7 @@ from mlxmtp.exactness.guarantee import Guarantee
 from mlxmtp.exactness.probe import QUICK, ProbePlan, _show, probe
 from mlxmtp.exactness.strategy import Strategy, strategies, strategy_of
 from mlxmtp.targets import Target
+from mlxmtp.targets.target import heads_per_key
 from tests.exactness.conftest import text
 from tests.exactness.stand_in import LAUNCH, M1, M3, M5, Clock, machine, narrow, own, wide
 from tests.running import generated, reference
@@ -44,6 +45,8 @@ def test_the_longest_fast_pass_knows_heads_and_generation(engine: Engines) -> No
     heads = target.text_config["num_attention_heads"] // target.text_config["num_global_key_value_heads"]
     assert heads > target.text_config["num_attention_heads"] // target.text_config["num_key_value_heads"]
     assert target._heads_per_key == heads, "layers differ, and the most counts"
+    stated = {"num_attention_heads": 16, "num_key_value_heads": 8, "num_global_key_value_heads": 2}
+    assert heads_per_key(stated, ()) == 8
     for which, per_key, expected in [
         *((M1, 1, 5), (M1, 6, 5), (M1, 8, 4), (M1, 16, 2), (M1, 64, 2)),
         *((M3, 1, 8), (M3, 6, 5), (M3, 8, 4)),

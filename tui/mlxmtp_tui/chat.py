@@ -166,12 +166,13 @@ class Chat:
         self._send(lambda id: worker.Compare(id, self.conversation.messages_to_measure(), self.settings))
 
     def stop(self) -> bool:
-        """End the turn or the measurement soon and keep what was generated. Returns whether one was running."""
+        """End the turn or a measurement soon and keep what was generated. Returns whether one was running."""
         if self._waiting:
             self._waiting = False
             self._finish_turn(Answer(partial_message([]), "interrupted"))
             return True
-        if self.state.status not in ("answering", "measuring") or not self._client.running:
+        stoppable = ("answering", "measuring") if self.state.check is None else ("loading",)
+        if self.state.status not in stoppable or not self._client.running:
             return False
         self._client.stop(self._command)
         self._set_status("stopping")
@@ -224,10 +225,8 @@ class Chat:
                 self._set_status("ready")
                 if self._waiting:
                     self._generate()
-            case worker.PromptProgress():
-                self.state.prompt_progress = event
-            case worker.Downloading():
-                self.state.download = event
+            case worker.PromptProgress() | worker.Downloading() | worker.CheckProgress():
+                self.state.note_progress(event)
             case worker.TurnDelta():
                 self.log.extend_answer(event.segments)
                 self.state.add_delta(event.stats, event.memory)
@@ -242,7 +241,7 @@ class Chat:
                     self._post(Measured(event))
             case worker.Stopped():
                 self._abandon()
-                self._set_status("ready")
+                self._set_status("ready" if self.loaded else "choosing")
             case worker.Warned():
                 self._notify(event.message)
             case worker.Failed():

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Literal
 
 from mlxmtp.decoding.stats import Stats
-from mlxmtp.worker.messages import Comparison, Downloading, Memory, PromptProgress
+from mlxmtp.worker.messages import CheckProgress, Comparison, Downloading, Memory, PromptProgress
 
 Status = Literal["starting", "choosing", "loading", "ready", "answering", "stopping", "measuring", "gone"]
 BUSY = ("starting", "loading", "answering", "stopping", "measuring")
@@ -46,6 +46,7 @@ class ChatState:
     memory: Memory | None = None
     prompt_progress: PromptProgress | None = None
     download: Downloading | None = None
+    check: CheckProgress | None = None
     comparison: Comparison | None = None
     rates: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_RATES))
     turns: list[PlottedTurn] = field(default_factory=list)
@@ -54,7 +55,7 @@ class ChatState:
     def set_status(self, status: Status) -> None:
         self.status = status
         self.status_since = self.last_event_at = self.clock()
-        self.download = None
+        self.download = self.check = None
 
     def begin_turn(self) -> None:
         self.set_status("answering")
@@ -71,6 +72,16 @@ class ChatState:
             self._window.popleft()
         if rate := self.current_tps:
             self.rates.append(rate)
+
+    def note_progress(self, event: PromptProgress | Downloading | CheckProgress) -> None:
+        """Show how far the present work is."""
+        match event:
+            case PromptProgress():
+                self.prompt_progress = event
+            case Downloading():
+                self.download = event
+            case CheckProgress():
+                self.check = event
 
     def set_turns(self, turns: Iterable[Stats]) -> None:
         """Plot the turns of another chat."""

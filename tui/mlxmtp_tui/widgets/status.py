@@ -39,7 +39,8 @@ def status_text(chat: Chat, *, folded: bool) -> str:
     if silence_s := chat.state.silence_s:
         text = f"the engine has said nothing for {silence_s:.0f} s · ctrl+r restarts it"
     elif chat.state.status == "loading":
-        text = f"loading {shortened(chat.model_name, MODEL_WIDTH)} …"
+        check = chat.state.check
+        text = f"loading {shortened(chat.model_name, MODEL_WIDTH)} …" + (f" {check.text} · esc stops" if check else "")
     if not folded:
         return text or "enter sends · ctrl+j new line · f1 help"
     model = " · ".join([visible(chat.model_name), *head_lines(chat.loaded, chat.settings)])
