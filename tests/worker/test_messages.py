@@ -11,6 +11,7 @@ from mlxmtp.errors import MlxmtpError
 from mlxmtp.worker.lines import ProtocolError, decode, encode
 from mlxmtp.worker.messages import (
     CachedModel,
+    CheckProgress,
     Command,
     Compare,
     Comparison,
@@ -86,6 +87,7 @@ EXAMPLES: list[Command | Event] = [
     Comparison(5, 3, 200, 200, [40.5, 41.0], [60.0, 61.5]),
     Models(6, [], 2**35),
     Models(6, [CachedModel("a/b", 5, None, "plain", "no head"), CachedModel("c/d", 2**40, "nextn", "x", "")], 1),
+    CheckProgress(1, 12, 60),
     Downloading(7, "owner/name", 0, 2**40),
     Downloaded(8, "owner/name", None),
     Downloaded(8, "owner/name", "it is large"),
