@@ -21,7 +21,7 @@ class EveryId:
     def __init__(self, tokenizer: Any, count: int) -> None:
         self._tokenizer = tokenizer
         self._count = count
-        self._known = frozenset(tokenizer.get_vocab().values())
+        self._tokens = {id: token for token, id in tokenizer.get_vocab().items()}
 
     def __len__(self) -> int:
         return self._count
@@ -30,12 +30,10 @@ class EveryId:
         return self._tokenizer.encode(text, **options)
 
     def decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode([one for one in ids if one in self._known]))
+        return str(self._tokenizer.decode([one for one in ids if one in self._tokens]))
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-        known = [one for one in ids if one in self._known]
-        tokens = dict(zip(known, self._tokenizer.convert_ids_to_tokens(known), strict=True))
-        return [tokens.get(one, "") for one in ids]
+        return [self._tokens.get(one, "") for one in ids]
 
 
 @contextmanager
