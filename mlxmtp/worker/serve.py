@@ -129,7 +129,7 @@ class Worker:
         if self._prefix_cache:
             self._prefix_cache.close()
         self._engine = self._prefix_cache = None  # two models may not fit
-        self._engine = engine = load(
+        engine = load(
             command.model,
             mtp=command.mtp,
             head=command.head,
@@ -139,10 +139,11 @@ class Worker:
         )
         if warning := memory_warning(mx.get_active_memory()):
             self._emit(Warned(0, warning))
-        self._prefix_cache = self._make_cache(command)
-        source = engine.head_source
         unmeasured = engine.head is None and command.identity == "fast"  # plain decoding is what others compare with
         guarantee = Guarantee("identical", MAX_DEPTH + 1, 0) if unmeasured else engine.guarantee
+        self._engine = engine  # not before: a stop of the measurement leaves no model behind
+        self._prefix_cache = self._make_cache(command)
+        source = engine.head_source
         self._emit(
             Loaded(
                 command.id,

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from mlxmtp_tui.widgets.status import status_text
 
-from mlxmtp import load
+from mlxmtp import GenerationOptions, load
 from mlxmtp.cli.progress import LoadProgress
 from mlxmtp.exactness.probe import GPU_TOKENS
 from mlxmtp.server import main as server_main
 from mlxmtp.server.host import Host
 from mlxmtp.targets import Target
-from mlxmtp.worker.messages import CheckProgress, Load, Loaded, Stopped
+from mlxmtp.worker.messages import CheckProgress, Failed, Generate, Load, Loaded, Stopped
 from tests.scripted_engine import asynchronous
 from tests.tui.states import in_state
 from tests.worker.driving import serve
@@ -28,8 +28,11 @@ def test_the_worker_reports_each_pass_once_and_ends_where_it_is_stopped(
     monkeypatch.setattr(Target, "max_fast_tokens", GPU_TOKENS)
     monkeypatch.setattr("mlxmtp.worker.serve.MIN_INTERVAL_S", 0.0)
     asked: list[int] = []
-    *_, last = serve(Load(1, model), stops=lambda _: bool(asked.append(1) or len(asked) > 5))
+    stopped = Load(1, model)
+    turn = Generate(2, [{"role": "user", "content": "a"}], GenerationOptions(max_tokens=1))
+    *_, last, refused = serve(stopped, turn, stops=lambda one: one is stopped and len(asked.append(1) or asked) > 5)
     assert isinstance(last, Stopped)
+    assert isinstance(refused, Failed), "no model is loaded"
     assert not list(data.rglob("*.json")), "a verdict of a stopped measurement"
     events = serve(Load(1, model))
     shown = [(event.done, event.total) for event in events if isinstance(event, CheckProgress)]

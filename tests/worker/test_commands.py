@@ -227,7 +227,7 @@ def test_settings_are_passed_on() -> None:
     wanted = GenerationOptions(temperature=0.7, seed=11, depth=2, max_tokens=17, stop=["#"], logprobs=2)
     engine = Scripted(chunk("a", "stop"))
     serve(Generate(1, HELLO, wanted, [1], "<"), engine=engine)
-    assert engine.asked == [((HELLO, wanted), {"opening": "<", "boundaries": [1], "conversation": True})]
+    assert engine.asked == [((HELLO, wanted), {"raw": False, "opening": "<", "boundaries": [1], "conversation": True})]
 
 
 def test_log_probabilities_are_those_of_the_engine(engine: Engine) -> None:
