@@ -35,11 +35,6 @@ ADVICE = {
     "neither text is the better one",
 }
 
-OLDER_KERNELS = (
-    "{0} mlxmtp doctor compares an M1's kernels on this GPU, which may give several rows the bits of one; "
-    "where it finds so, the same setting of chat, serve and generate, with --no-mtp too, decodes by them"
-)
-
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
@@ -105,9 +100,6 @@ def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
     report["promise"] = fast.guarantee.promise
     report["best"] = {"identity": best.identity, "promise": best.guarantee.promise}
     say_rows(arguments, {"promise": PROMISES[fast.guarantee.promise], "": advice(engine, best)})
-    if engine.head and not fast.guarantee.identical and (name := machine.older_gpu_name()):
-        report["try"] = f"{machine.GPU_SWITCH}={name}"
-        say_rows(arguments, {"try": OLDER_KERNELS.format(report["try"])})
     faults = [one.broken for one in results if one.broken]
     return broken(arguments, report, faults[0]) if faults else 0
 

@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 import mlxmtp
-from mlxmtp import load, machine
+from mlxmtp import load
 from mlxmtp.bench import precision
 from mlxmtp.cli import doctor
 from mlxmtp.errors import BackendError, NumericsError
@@ -61,22 +61,6 @@ def test_a_backend_that_changes_at_five_rows(main_, raw):
         found = rows(main_("doctor", "--model", str(raw)))["fast"]
     assert "the same bits in passes of up to 4 rows after up to 32 tokens, for --depth up to 3; logits differ" in found
     assert "in passes of 5 rows after 32 tokens" in found
-
-
-def test_an_m1s_kernels_are_named_on_an_m3_and_an_m4(main_, raw, monkeypatch):
-    monkeypatch.setattr("mlxmtp.machine.on_metal", lambda: True)
-    info = {"architecture": "applegpu_g15s"}
-    monkeypatch.setattr(mx, "device_info", lambda *_: info)
-    for architecture, name in (("g15s", "g13s"), ("g16d", "g13d"), ("g13g", ""), ("g17s", ""), ("of another form", "")):
-        info["architecture"] = f"applegpu_{architecture}"
-        assert machine.older_gpu_name() == (name and f"applegpu_{name}"), architecture
-    info["architecture"] = "applegpu_g15s"
-    with backend():
-        found = rows(main_("doctor", "--model", str(raw)))
-    assert found["try"].startswith("MLX_METAL_GPU_ARCH=applegpu_g13s mlxmtp doctor compares")
-    assert "try" not in rows(main_("doctor", "--model", str(raw))), "identical as it is"
-    monkeypatch.setenv("MLX_METAL_GPU_ARCH", "applegpu_g13s")
-    assert machine.older_gpu_name() == "", "that is what was compared"
 
 
 @pytest.mark.exhaustive
