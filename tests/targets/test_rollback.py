@@ -44,17 +44,22 @@ def prompt(request: pytest.FixtureRequest) -> list[int]:
     return found
 
 
-@pytest.fixture(params=["states kept", "inputs replayed"])
+@pytest.fixture(params=["states kept", "inputs replayed", "inputs replayed by MLX"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How a recurrent layer finds its state: kept row by row, or, as on Metal, recomputed from the pass's inputs.
+    """How a recurrent layer finds its state: kept row by row, or recomputed from the pass's inputs.
 
-    Only the choice is forced: mlx-lm's recurrence itself still sees this machine's device.
+    They are recomputed by mlx-lm's recurrence, as on Metal, or by MLX's own, as on CUDA. Only the choice is forced: the
+    recurrence itself still sees this machine's device.
     """
-    if request.param == "inputs replayed":
-        metal = replaced(mx.metal, is_available=lambda: True)
-        pretend = replaced(mx, default_device=lambda: mx.gpu, metal=metal)
-        monkeypatch.setattr(gated_delta, "mx", pretend)
+    if request.param != "states kept":
+        pretend_gpu(monkeypatch, metal=request.param == "inputs replayed")
     return str(request.param)
+
+
+def pretend_gpu(monkeypatch: pytest.MonkeyPatch, *, metal: bool, **others: Any) -> None:
+    """Let the recurrence be chosen as on Metal, or as on CUDA."""
+    gpu = replaced(mx.metal, is_available=lambda: metal)
+    monkeypatch.setattr(gated_delta, "mx", replaced(mx, default_device=lambda: mx.gpu, metal=gpu, **others))
 
 
 def prefilled(target: Target, prompt: list[int]) -> list[Any]:
@@ -124,10 +129,34 @@ def test_replay_is_reached(target: Target, monkeypatch: pytest.MonkeyPatch) -> N
     target.open(mx.array([FED[:3]]), target.make_cache()).commit(1)
     layers = sum(isinstance(layer, ArraysCache) for layer in target.make_cache())
     assert len(calls) == layers > 0
-    metal = replaced(mx.metal, is_available=lambda: True)
-    monkeypatch.setattr(gated_delta, "mx", replaced(mx, default_device=lambda: mx.gpu, metal=metal))
-    target.open(mx.array([FED[:3]]), target.make_cache()).commit(1)
-    assert len(calls) == layers
+    for metal in (True, False):
+        pretend_gpu(monkeypatch, metal=metal)
+        target.open(mx.array([FED[:3]]), target.make_cache()).commit(1)
+        assert len(calls) == layers, metal
+
+
+def test_mlxs_own_recurrence_is_used_only_where_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, stock = ((2, 32), (4, 16)), mx.fast.gated_delta_update
+
+    def refused(*_: Any) -> Any:
+        raise RuntimeError("no kernel for CUDA")
+
+    def other_bits(q: mx.array, *rest: Any) -> Any:
+        y, state = stock(q, *rest)
+        return (y * (1 + 1e-6) if q.shape[1] > 1 else y), state
+
+    def wrong(*given: Any) -> Any:
+        y, state = stock(*given)
+        return y, 1.01 * state
+
+    for law in (stock, refused, other_bits, wrong, None):
+        fast = replaced(mx.fast, gated_delta_update=law)
+        if law is None:
+            del fast.gated_delta_update
+        pretend_gpu(monkeypatch, metal=False, fast=fast)
+        gated_delta.mlx_agrees.cache_clear()
+        assert gated_delta.kernel_for_all_rows(*sizes) == (gated_delta.mlx_update if law is stock else None), law
+    gated_delta.mlx_agrees.cache_clear()
 
 
 def test_one_wrong_row_would_be_seen(target: Target, prompt: list[int]) -> None:
