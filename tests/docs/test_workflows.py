@@ -74,6 +74,17 @@ def test_the_checks_run_on_linux_and_on_apple_silicon() -> None:
     assert shown < checked
 
 
+def test_the_gpus_bits_are_shown_for_every_kind_of_kernels() -> None:
+    (job,) = yaml.safe_load((REPO / ".github/workflows/metal.yml").read_text())["jobs"].values()
+    kinds = {"g13g", "g13s", "g14g", "g14d", "g15g", "g15s", "g15d", "g16s"}
+    assert set(job["strategy"]["matrix"]["arch"]) == {f"applegpu_{kind}" for kind in kinds}
+    assert job["env"]["MLX_METAL_GPU_ARCH"] == "${{ matrix.arch }}"
+    order = ["device_info()", "-m metal", "mlxmtp doctor --device gpu", "scripts/demo --device gpu"]
+    said = "\n".join(step.get("run", "") for step in job["steps"])
+    assert sorted(order, key=said.index) == order
+    assert job["steps"][-1]["with"]["path"] == "findings/", "what was found is kept, also after a failure"
+
+
 def test_a_release_is_tried_before_it_is_published() -> None:
     jobs = yaml.safe_load((REPO / ".github/workflows/release.yml").read_text())["jobs"]
     publish = jobs["publish"]
