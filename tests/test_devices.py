@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -17,7 +19,7 @@ from mlxmtp.engine import depth_store
 from mlxmtp.engine.store import guarantee_file
 from mlxmtp.server.main import ServeOptions
 from mlxmtp.worker.messages import Failed, Load
-from tests import row_invariance
+from tests import conftest, row_invariance
 from tests.conftest import REPO
 from tests.conversion import test_formats
 from tests.decoding import test_loop
@@ -157,3 +159,24 @@ def test_exact_tests_are_skipped_with_the_reason_of_the_probe(monkeypatch: pytes
     with backend(wide):
         reason = row_invariance.probed()
     assert reason.startswith("rows are not computed as one row is (float32): logits differ by up to")
+
+
+def test_what_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By marker, for a machine with and without Metal, whose CPU does and does not compute rows alike."""
+    for metal, reason, marks, skipped in [
+        (False, "", {"exact"}, ""),
+        (False, "", {"metal"}, "no Metal GPU"),
+        (True, "rows differ", {"exact"}, "rows differ"),
+        (True, "rows differ", {"process"}, ""),
+        (True, "rows differ", {"exact", "metal"}, ""),
+        (False, "rows differ", {"exact", "metal"}, "no Metal GPU"),
+    ]:
+        monkeypatch.setattr(conftest, "rows_differ", lambda reason=reason: reason)
+        monkeypatch.setattr(mx.metal, "is_available", lambda metal=metal: metal)
+        item: Any = SimpleNamespace(get_closest_marker=lambda name, marks=marks: name in marks)
+        try:
+            conftest.pytest_runtest_setup(item)
+            found = ""
+        except pytest.skip.Exception as skip:
+            found = str(skip)
+        assert found == skipped, (metal, reason, marks)
