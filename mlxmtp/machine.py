@@ -203,6 +203,24 @@ def apple_gpu_generation() -> int:
     return int(found[1]) if found else 0
 
 
+def older_gpu_name() -> str:
+    """Return the name for `GPU_SWITCH` by which an M3 or M4 gets an M1's kernels; empty: another GPU, or it is set.
+
+    The letter, the class of the chip, is kept. M5 has kernels of its own for prompts.
+    """
+    import mlx.core as mx
+
+    if not on_metal() or GPU_SWITCH in os.environ:
+        return ""
+    found = _APPLE_GPU.fullmatch(str(mx.device_info().get("architecture", "")))
+    return f"applegpu_g13{found[2]}" if found and int(found[1]) in (15, 16) else ""
+
+
+def platform_facts() -> dict[str, str]:
+    """Return the system and the processor's name, without MLX."""
+    return {"system": platform.platform(), "processor": _processor_name()}
+
+
 def _device_name() -> str:
     import mlx.core as mx
 

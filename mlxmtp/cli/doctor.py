@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import shlex
 import sys
@@ -13,7 +14,8 @@ import mlxmtp
 from mlxmtp import machine
 from mlxmtp.cli import options
 from mlxmtp.cli.progress import Progress
-from mlxmtp.errors import CheckpointError, MlxmtpError, OptionError
+from mlxmtp.errors import CheckpointError, MlxmtpError, OptionError, in_one_line
+from mlxmtp.exactness import switch
 from mlxmtp.exactness.guarantee import PROMISES
 from mlxmtp.terminal import say
 from mlxmtp.units import memory
@@ -26,6 +28,7 @@ FOUND_FAULT = 1
 """Exit code if something is broken."""
 PACKAGES = ("mlx", "mlx-lm", "transformers", "textual")
 """Packages whose versions the report states."""
+SWITCH_KEPT = "chat and serve use it with --identity strict; set it for generate and bench"
 ADVICE = {
     "identical": "MTP writes what plain decoding writes, token for token; there is nothing to set",
     "identical-one-row": "--identity strict gives plain decoding's tokens, by one-row arithmetic; it costs some speed",
@@ -100,6 +103,11 @@ def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
     report["promise"] = fast.guarantee.promise
     report["best"] = {"identity": best.identity, "promise": best.guarantee.promise}
     say_rows(arguments, {"promise": PROMISES[fast.guarantee.promise], "": advice(engine, best)})
+    if engine.head:
+        del engine, states  # two models may not fit
+        gc.collect()
+        mx.clear_cache()
+        examine_switch(arguments, report)
     faults = [one.broken for one in results if one.broken]
     return broken(arguments, report, faults[0]) if faults else 0
 
@@ -162,7 +170,33 @@ def as_json(one: Examination) -> dict[str, Any]:
     """Return the result for one identity as JSON values."""
     run = None if one.run is None else asdict(one.run)
     findings = [finding.as_json() for finding in one.findings]
-    return {"verdict": one.guarantee.as_json(), "findings": findings, "greedy_run": run, "broken": one.broken}
+    return {
+        "verdict": one.guarantee.as_json(),
+        "findings": findings,
+        "greedy_run": run,
+        "broken": one.broken,
+        "pass_seconds": one.pass_seconds,
+    }
+
+
+def examine_switch(arguments: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Measure strict identity with MLX's switch of the GPU's name too, on an M3 or M4, and keep what is better."""
+    name, strict = machine.older_gpu_name(), report["identities"].get("strict")
+    if not name or strict is None:
+        return
+    given = {"--model": arguments.model, "--head": arguments.head, "--device": arguments.device}
+    options = [word for option, value in given.items() if value for word in (option, value)]
+    try:
+        fast = switch.measured_with(name, options)["identities"]["fast"]
+        better, milliseconds = switch.is_better(fast, strict), 1000 * fast["pass_seconds"]
+        finding = f"with {machine.GPU_SWITCH}={name}: {PROMISES[fast['verdict']['promise']]}; "
+        finding += f"a pass takes {milliseconds:.3g} ms, by strict {1000 * strict['pass_seconds']:.3g} ms; "
+        finding += SWITCH_KEPT if better else "it is not used"
+    except Exception as error:  # nothing was shown, so nothing is kept
+        better, finding = False, f"with {machine.GPU_SWITCH}={name} nothing was measured ({in_one_line(error)})"
+    switch.keep_switch(arguments.model, name if better else None)
+    report["switch"] = {"name": name, "used": better, "finding": finding}
+    say_rows(arguments, {"switch": finding})
 
 
 def finding(one: Examination) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from mlxmtp.engine.store import ModelFacts, guarantee_file, own_kernels
-from mlxmtp.exactness.compare import Finding
+from mlxmtp.exactness.compare import Comparison, Finding
 from mlxmtp.exactness.greedy import GreedyRun, greedy_run
 from mlxmtp.exactness.guarantee import IDENTITIES, Guarantee, Identity
 from mlxmtp.exactness.probe import ProbePlan, apply_guarantee, probe
@@ -29,6 +29,7 @@ class Examination:
         findings: the comparisons that it rests on; where nothing holds, those of the last strategy tried.
         run: a greedy text with and without MTP; None without a head.
         broken: a difference that rounding does not explain; empty where there is none.
+        pass_seconds: time of a pass over 4 tokens, or as many as the guarantee covers.
     """
 
     identity: Identity
@@ -36,6 +37,7 @@ class Examination:
     findings: tuple[Finding, ...]
     run: GreedyRun | None
     broken: str
+    pass_seconds: float = 0.0
 
 
 def examine(
@@ -88,4 +90,6 @@ def _examine_identity(
         because = f"a greedy text with MTP parts from plain decoding after {run.tokens} tokens, though all bits agreed"
         guarantee = replace(guarantee, promise="distribution", min_tokens=1, because=because, ways={})
         apply_guarantee(facts.target, guarantee)
-    return Examination(identity, guarantee, findings, run, broken)
+    compared = Comparison(facts.target, text, own_kernels())
+    seconds = compared.seconds(strategy_of(guarantee), min(DEPTH + 1, guarantee.num_tokens))
+    return Examination(identity, guarantee, findings, run, broken, seconds)

@@ -70,6 +70,7 @@ class Worker:
         self._engine: Any = None
         self._prefix_cache: Any = None
         self._sent_at = 0.0
+        self._switch: str | None = None
 
     def run(self) -> None:
         """Execute commands until the input ends, then write the prefix cache to disk."""
@@ -113,6 +114,7 @@ class Worker:
         started = time.perf_counter()
         from mlxmtp.machine import import_backend, memory_warning, usable_memory, use_device
 
+        self._use_switch(command)
         import_backend()
         use_device(command.device)
         import mlx.core as mx
@@ -163,6 +165,19 @@ class Worker:
                 sampling=recommended_sampling(engine.path, lambda text: self._emit(Warned(0, text))),
             )
         )
+
+    def _use_switch(self, command: Load) -> None:
+        """Name the GPU to MLX as the doctor found best for the model, which works before MLX is imported alone."""
+        from mlxmtp.exactness.switch import kept_switch
+        from mlxmtp.machine import GPU_SWITCH
+
+        wanted = kept_switch(command.model) if command.identity == "strict" else None
+        if wanted == self._switch or (self._switch is None and GPU_SWITCH in os.environ):
+            return
+        if "mlx.core" in sys.modules:
+            self._emit(Warned(0, f"a restart would be faster: {GPU_SWITCH} works from an engine's start on"))
+        elif wanted:
+            os.environ[GPU_SWITCH] = self._switch = wanted
 
     def _generate(self, command: Generate) -> None:
         engine = self._require_engine()

@@ -63,6 +63,18 @@ def test_a_backend_that_changes_at_five_rows(main_, raw):
     assert "in passes of 5 rows after 32 tokens" in found
 
 
+def test_an_m1s_kernels_are_named_on_an_m3_and_an_m4(monkeypatch):
+    monkeypatch.setattr("mlxmtp.machine.on_metal", lambda: True)
+    info = {"architecture": "applegpu_g15s"}
+    monkeypatch.setattr(mx, "device_info", lambda *_: info)
+    for architecture, name in (("g15s", "g13s"), ("g16d", "g13d"), ("g13g", ""), ("g17s", ""), ("of another form", "")):
+        info["architecture"] = f"applegpu_{architecture}"
+        assert machine.older_gpu_name() == (name and f"applegpu_{name}"), architecture
+    info["architecture"] = "applegpu_g15s"
+    monkeypatch.setenv("MLX_METAL_GPU_ARCH", "applegpu_g13s")
+    assert machine.older_gpu_name() == "", "that is what was compared"
+
+
 @pytest.mark.exhaustive
 def test_a_backend_on_which_only_a_width_helps(main_, raw):
     with backend(narrow, norms=own):
