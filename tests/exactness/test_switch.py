@@ -7,12 +7,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mlxmtp import machine
-from mlxmtp.exactness import switch
+from mlxmtp import cli, machine
+from mlxmtp.cli import doctor
+from mlxmtp.exactness import probe, switch
 from mlxmtp.machine import GPU_SWITCH
 from mlxmtp.worker.messages import Load, Warned
 from tests.exactness.stand_in import backend
@@ -42,23 +44,24 @@ def test_it_is_better_where_it_is_exact_and_faster() -> None:
 def test_the_doctor_keeps_it_where_it_is_exact_and_faster(
     raw_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mlxmtp import cli
-    from mlxmtp.exactness import probe
-
     model = str(raw_checkpoint("qwen3_5"))
     monkeypatch.setattr(probe, "FULL", probe.ProbePlan((32,)))
     monkeypatch.setattr("mlxmtp.engine.examine.TOKENS", 4)
     monkeypatch.setattr(machine, "older_gpu_name", lambda: NAME)
     asked: list[Any] = []
-    monkeypatch.setattr(switch, "measured_with", lambda *given: asked.append(given) or report.pop(0))
-    report: list[Any] = [{"identities": {"fast": found(promise, 1e-9)}} for promise in ("identical", "distribution")]
-    report.append({"error": "no model"})
-    for used in (True, False, False):
-        with backend():
-            assert cli.main(["doctor", "--json", "--model", model]) == 0
-        shown = json.loads(capsys.readouterr().out)["switch"]
-        assert (shown["name"], shown["used"]) == (NAME, used), shown
-        assert switch.kept_switch(model) == (NAME if used else None)
+    monkeypatch.setattr(switch, "measured_with", lambda *given: asked.append(given) or answers.pop(0))
+    answers: list[Any] = [{"identities": {"fast": found("identical", 1e-9)}}]
+    with backend():
+        assert cli.main(["doctor", "--json", "--model", model]) == 0
+    shown = json.loads(capsys.readouterr().out)["switch"]
+    assert (shown["name"], shown["used"], switch.kept_switch(model)) == (NAME, True, NAME), shown
+    arguments: Any = SimpleNamespace(model=model, head=None, device=None, json=True)
+    for answer in ({"identities": {"fast": found("distribution", 1e-9)}}, {"error": "no model"}):
+        switch.keep_switch(model, NAME)
+        answers.append(answer)
+        report = {"identities": {"strict": found("identical-one-row", 0.1)}}
+        doctor.examine_switch(arguments, report)
+        assert (report["switch"]["used"], switch.kept_switch(model)) == (False, None), report
     assert asked == [(NAME, ["--model", model])] * 3
 
 
