@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 import mlxmtp
-from mlxmtp import load
+from mlxmtp import load, machine
 from mlxmtp.bench import precision
 from mlxmtp.cli import doctor
 from mlxmtp.errors import BackendError, NumericsError
