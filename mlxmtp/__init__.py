@@ -26,8 +26,8 @@ from mlxmtp.version import __version__
 
 if TYPE_CHECKING:
     from mlxmtp.decoding.stats import Stats, TokenLogprob
-    from mlxmtp.engine.engine import Engine, Result
-    from mlxmtp.engine.generate import Chunk
+    from mlxmtp.engine.engine import Engine
+    from mlxmtp.engine.generate import Chunk, Result
     from mlxmtp.engine.loading import load
 
 __all__ = [
@@ -54,7 +54,7 @@ sys.meta_path.insert(0, FileLimit())
 _LAZY = {
     "Chunk": "mlxmtp.engine.generate",
     "Engine": "mlxmtp.engine.engine",
-    "Result": "mlxmtp.engine.engine",
+    "Result": "mlxmtp.engine.generate",
     "load": "mlxmtp.engine.loading",
     "Stats": "mlxmtp.decoding.stats",
     "TokenLogprob": "mlxmtp.decoding.stats",

@@ -24,8 +24,9 @@ from statistics import fmean, median, stdev
 from mlxmtp import Engine, GenerationOptions, load
 from mlxmtp.bench.workloads import WorkloadPrompt, load_prompts, select
 from mlxmtp.cli import Parser, guarded, options
-from mlxmtp.decoding.depth import AutoDepth, DepthPolicy, FixedDepth
-from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.auto_depth import AutoDepth
+from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
+from mlxmtp.decoding.draft import MTPChain, narrowed_chain
 from mlxmtp.decoding.loop import generate, never_stop
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import Sequence
@@ -108,7 +109,9 @@ def runs_of(
         sequence.drafting = head is not None
         sampler = Sampler(GenerationOptions(temperature=args.temp, seed=number).sampling, "seeded")
         drafter = MTPChain(head) if head else None
-        found[arm] = list(generate(engine.target, drafter, sequence, sampler, arms[arm], never_stop, args.tokens))[1:]
+        narrowed = narrowed_chain(head, engine.narrowed)
+        turn = (engine.target, drafter, sequence, sampler, arms[arm], never_stop, args.tokens, None, narrowed)
+        found[arm] = list(generate(*turn))[1:]
     step = median(one.seconds for one in found[PLAIN])
     return [Run(prompt.workload, arm, rounds, step) for arm, rounds in found.items()]
 

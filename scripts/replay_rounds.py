@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, cast
 from mlxmtp import Engine, GenerationOptions, load
 from mlxmtp.bench.workloads import WorkloadPrompt, load_prompts, select
 from mlxmtp.cli import Parser, guarded, options
-from mlxmtp.decoding.depth import PLAIN, AutoDepth, FixedDepth
+from mlxmtp.decoding.auto_depth import AutoDepth
+from mlxmtp.decoding.depth import PLAIN, FixedDepth
 from mlxmtp.decoding.draft import MTPChain, PromptLookup
 from mlxmtp.decoding.loop import StopDecision, generate
 from mlxmtp.decoding.sampler import Sampler

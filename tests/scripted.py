@@ -58,7 +58,7 @@ class Depths:
     why = ""
     max_lookup = 0
 
-    def begin_turn(self) -> None:
+    def begin_turn(self, tokens: object = ()) -> None:
         pass
 
     def plan(self, match: int = 0) -> Plan:

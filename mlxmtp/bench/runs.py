@@ -16,7 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 
 from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
-from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.draft import MTPChain, narrowed_chain
 from mlxmtp.decoding.loop import generate, never_stop
 from mlxmtp.decoding.sampler import Draft, Sampler
 from mlxmtp.decoding.sampling import Sampling
@@ -105,7 +105,9 @@ class TokenDecoder:
         sequence.drafting = sequence.drafting and head is not None
         drafter = MTPChain(head) if head else None
         policy = self.policy(depth) if head else FixedDepth(0)
-        return generate(self.target, drafter, sequence, self._sampler(options), policy, never_stop, count)
+        narrowed = narrowed_chain(head, self._engine.narrowed)
+        sampler = self._sampler(options)
+        return generate(self.target, drafter, sequence, sampler, policy, never_stop, count, None, narrowed)
 
     def _sampler(self, options: GenerationOptions) -> Sampler:
         if self._acceptance is None:

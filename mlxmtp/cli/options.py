@@ -141,7 +141,8 @@ def add_draft_vocab(add: Callable[..., Any]) -> None:
     add(
         "--draft-vocab",
         metavar="N|FILE",
-        help="draft only the N most frequent tokens, or those of a file of token ids: cheaper drafts, the same text",
+        help="draft only the N most frequent tokens, or those of a file of token ids: cheaper drafts, the same text; "
+        "full: all tokens (default: auto finds out where the vocabulary is large)",
     )
 
 

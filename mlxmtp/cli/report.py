@@ -91,6 +91,8 @@ def speculation(stats: Stats) -> str:
     if stats.drafted:
         by_depth = ", ".join(f"{share:.0%}" for share in stats.acceptance_by_depth)
         facts.append(f"drafts accepted at depth 1, 2, ...: {by_depth}")
+    if stats.narrowed:
+        facts.append(f"{stats.narrowed} of {stats.drafted} drafted from the narrowed vocabulary")
     if stats.looked_up:
         facts.append(f"looked up in the text: {stats.looked_up_accepted} of {stats.looked_up} accepted")
     return "; ".join(facts)

@@ -13,7 +13,7 @@ from mlxmtp.decoding.sampler import Draft, Sampler, no_draft
 if TYPE_CHECKING:
     from mlxmtp.decoding.sampling import Distribution
     from mlxmtp.decoding.sequence import Sequence
-    from mlxmtp.heads import Head
+    from mlxmtp.heads import Head, NarrowedLogits
 
 MIN_MATCH = 4
 """Tokens that must be equal for a match. Shorter matches are mostly chance."""
@@ -31,10 +31,15 @@ class Drafter(Protocol):
 
 
 class MTPChain:
-    """The head's recursion: each draft is made from the hidden state of the one before it."""
+    """The head's recursion: each draft is made from the hidden state of the one before it.
 
-    def __init__(self, head: Head) -> None:
+    Args:
+        narrowed: the head's logits over the narrowed draft vocabulary; None: it drafts from its own.
+    """
+
+    def __init__(self, head: Head, narrowed: NarrowedLogits | None = None) -> None:
         self._head = head
+        self._narrowed = narrowed
 
     def propose(self, sequence: Sequence, depth: int, sampler: Sampler) -> Draft:
         pending = sequence.take_pending()
@@ -44,18 +49,24 @@ class MTPChain:
         if hidden.shape[1] > 1:  # only the cache needs these; their outputs are never evaluated
             self._head(hidden[:, :-1], tokens[:, :-1], sequence.head_cache)
             hidden, tokens = hidden[:, -1:], tokens[:, -1:]
+        logits = self._narrowed or self._head.logits
         drafts: list[mx.array] = []
         distributions: list[Distribution] = []
         for _ in range(depth):
             states = self._head(hidden, tokens, sequence.head_cache)
-            token, q = sampler.draw_draft(self._head.logits(states)[:, 0], len(sequence.tokens), drafts)
+            token, q = sampler.draw_draft(logits(states)[:, 0], len(sequence.tokens), drafts)
             hidden, tokens = self._head.next_hidden(states), token[:, None]
             mx.async_eval(tokens)  # the device drafts while the host builds the next step
             drafts.append(tokens)
             distributions += [] if q is None else [q]
         for layer in sequence.head_cache:
             layer.trim(depth - 1)  # entries made from drafts, not from the target's hidden states
-        return Draft(mx.concatenate(drafts, axis=1), distributions)
+        return Draft(mx.concatenate(drafts, axis=1), distributions, narrowed=self._narrowed is not None)
+
+
+def narrowed_chain(head: Head | None, narrowed: NarrowedLogits | None) -> MTPChain | None:
+    """The chain over the narrowed vocabulary; None: there is no head or no such vocabulary."""
+    return MTPChain(head, narrowed) if head and narrowed else None
 
 
 class PromptLookup:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Literal
 
-Source = Literal["head", "lookup"]
-"""Where the drafts of a round come from: the head, or prompt lookup in the text so far."""
+Source = Literal["head", "narrowed", "lookup"]
+"""Where a round's drafts come from: the head, the head over a narrowed vocabulary, or prompt lookup in the text."""
 
 HEAD_PRIOR = 0.7
 """Share of the head's first drafts that is expected to be accepted before any was verified."""
@@ -32,6 +32,8 @@ SAVED_ROUNDS = 10
 """Rounds that a cost of an earlier run weighs as much as."""
 MAX_ROUNDS = 50
 """Rounds after which the newest one keeps its weight, 1/50, in the cost of its depth."""
+MIN_NARROWED = 0.1
+"""Share of a round's cost that narrowed drafts are expected to leave at least, whatever their saving."""
 SURE_ROUNDS = 4
 """Rounds, those of the prior included, from which on a cost is saved for the next run."""
 
@@ -58,12 +60,14 @@ class AcceptanceRate:
         """By position, without the factor of the text: what the next run starts from."""
         return [odds / (1 + odds) for odds in self._positions]
 
-    def observe(self, drafted: int, accepted: int) -> None:
-        """Learn from a round. Drafts after the first rejected one teach nothing."""
+    def observe(self, drafted: int, accepted: int, skipped: Container[int] = ()) -> None:
+        """Learn from a round. Drafts after the first rejected one teach nothing; nor do those at skipped positions."""
         for i in range(min(accepted + 1, drafted)):
             if i == len(self._positions):  # a new position is expected to be like the one before
                 self._positions.append(self._positions[-1] if i else self._prior)
                 self._drafts.append(PRIOR_DRAFTS)
+            if i in skipped:
+                continue
             self._drafts[i] += 1
             before = self._positions[i] * self._text
             share = before / (1 + before)
@@ -71,15 +75,18 @@ class AcceptanceRate:
             self._positions[i] *= _odds(share + error / min(self._drafts[i], MAX_DRAFTS)) / before
             self._text *= _odds(share + error * TEXT_WEIGHT) / before
 
-    def tokens(self, depth: int) -> list[float]:
-        """The expected tokens of a round at depths 0 to `depth`: E(k) = 1 + a_1 + a_1 a_2 + ..."""
+    def tokens(self, depth: int, factor: float = 1.0, more: float = 0.0) -> list[float]:
+        """The expected tokens of a round at depths 0 to `depth`: E(k) = 1 + a_1 + a_1 a_2 + ...
+
+        Each share is first multiplied by `factor`, and `more` is added to it.
+        """
         expected = accepted = 1.0
         tokens, share = [1.0], self._prior * self._text / (1 + self._prior * self._text)
         for i in range(depth):
             if i < len(self._positions):
                 odds = self._positions[i] * self._text
                 share = odds / (1 + odds)
-            accepted *= share
+            accepted *= share * factor + more
             expected += accepted
             tokens.append(expected)
         return tokens
@@ -113,18 +120,33 @@ class RoundCosts:
     both: the cost becomes the mean over its rounds, and the pace follows what is left of the error. So a machine that
     slows down does not make a depth look expensive.
 
+    A round of narrowed drafts costs as much as one of the head's, less one saving for each draft. What it takes longer
+    or shorter than expected corrects the saving after the cost, and before the pace.
+
     Args:
         head: costs from an earlier run, by depth. lookup: the same of rounds with drafts from prompt lookup.
+        saving: of a narrowed draft, in plain steps, from an earlier run.
+
+    Attributes:
+        saving: plain steps that a narrowed draft takes less.
+        narrowed_rounds: rounds that it rests on, up to MAX_ROUNDS; 0: it was not measured.
     """
 
-    def __init__(self, head: Mapping[int, float] | None = None, lookup: Mapping[int, float] | None = None) -> None:
+    def __init__(
+        self,
+        head: Mapping[int, float] | None = None,
+        lookup: Mapping[int, float] | None = None,
+        saving: float | None = None,
+    ) -> None:
         saved: dict[Source, Mapping[int, float]] = {"head": head or {}, "lookup": lookup or {}}
         self._costs = {source: {k: costs[k] for k in sorted(costs) if k} for source, costs in saved.items()}
         self._rounds = {source: dict.fromkeys(costs, SAVED_ROUNDS) for source, costs in self._costs.items()}
         self._tables: dict[Source, list[float]] = {}
         self._pace = 0.0  # seconds of a plain step; 0: not measured
         self._plain_measured = bool(head)
-        self._warm = False
+        self._warm: set[bool] = set()
+        self.saving = saving or 0.0
+        self.narrowed_rounds = 0 if saving is None else SAVED_ROUNDS
 
     @property
     def known(self) -> bool:
@@ -146,28 +168,43 @@ class RoundCosts:
             self._pace = self._pace or seconds
             self._follow(math.log(seconds / self._pace), 1.0)
             return
-        if not (self._warm and self._plain_measured):  # a run's first drafts compile what later ones only run
-            self._warm = True
+        narrowed = source == "narrowed"
+        if not (narrowed in self._warm and self._plain_measured):  # a run's first drafts compile, or copy rows
+            self._warm.add(narrowed)
             return
+        source = "head" if narrowed else source
         costs, rounds = self._costs[source], self._rounds[source]
         if depth not in costs:
             costs, rounds = self._add(source, depth, seconds)
-        self._pace = self._pace or seconds / costs[depth]
-        error = math.log(seconds / (self._pace * costs[depth]))
+        cost = self._narrowed_cost(depth, costs[depth]) if narrowed else costs[depth]
+        self._pace = self._pace or seconds / cost
+        error = math.log(seconds / (self._pace * cost))
+        bounded = max(min(error, PACE_JUMP), -PACE_JUMP)
         rounds[depth] += 1
         weight = 1 / min(rounds[depth], MAX_ROUNDS)
-        costs[depth] *= math.exp(weight * max(min(error, PACE_JUMP), -PACE_JUMP))
-        self._follow(error, 1 - weight)
+        costs[depth] *= math.exp(weight * bounded)
+        left = 1 - weight
+        if narrowed:
+            self.narrowed_rounds = min(self.narrowed_rounds + 1, MAX_ROUNDS)
+            weight = left / (self.narrowed_rounds + PRIOR_ROUNDS)
+            self.saving -= weight * bounded * cost / depth
+            left -= weight
+        self._follow(error, left)
         self._tables.pop(source, None)
 
     def table(self, source: Source, depth: int) -> list[float]:
         """The costs at depths 0 to `depth` or more: of those not measured, on the lines between their neighbours."""
+        if source == "narrowed":
+            return [self._narrowed_cost(k, cost) for k, cost in enumerate(self.table("head", depth))]
         if not self._costs[source]:
             source = "head"
         table = self._tables.get(source)
         if table is None or len(table) <= depth:
             table = self._tables[source] = _interpolate(self._costs[source], depth)
         return table
+
+    def _narrowed_cost(self, depth: int, cost: float) -> float:
+        return max(cost - depth * self.saving, MIN_NARROWED * cost)
 
     def _follow(self, error: float, share: float) -> None:
         """Correct the pace by a share of a round's relative error."""

@@ -58,6 +58,7 @@ def generate(
     stop_check: StopCheck,
     max_tokens: int,
     logprobs: int | None = None,
+    narrowed: Drafter | None = None,
 ) -> Iterator[Round]:
     """Generate tokens, a record a round. The reader may stop after any round.
 
@@ -70,13 +71,14 @@ def generate(
         stop_check: gets each round's tokens once, in order, and decides which of them belong to the turn.
         max_tokens: at least 1; there the turn ends with "length".
         logprobs: also report each token's log-probability and this many of the most likely tokens; None: no report.
+        narrowed: the source of drafts from the narrowed vocabulary; None where `policy` plans none.
 
     Raises:
         NumericsError: the target's logits are not finite. No token is taken from them.
 
     After an exception the caches may be ahead of the tokens: the sequence cannot be used again.
     """
-    turn = _Turn(target, drafter, sequence, sampler, policy, stop_check, max_tokens, logprobs)
+    turn = _Turn(target, drafter, sequence, sampler, policy, stop_check, max_tokens, logprobs, narrowed)
     try:
         while turn.finish is None:
             draft = turn.draft()
@@ -103,6 +105,7 @@ class _Turn:
         stop_check: StopCheck,
         max_tokens: int,
         logprobs: int | None,
+        narrowed: Drafter | None,
     ) -> None:
         self.finish: str | None = None
         self._target = target
@@ -113,12 +116,16 @@ class _Turn:
         self._left = max_tokens
         self._logprobs = logprobs
         self._lookup = PromptLookup(sequence.tokens if policy.max_lookup else ())
-        self._drafters: dict[str, Drafter | None] = {"head": drafter, "lookup": self._lookup}
+        self._drafters: dict[str, Drafter | None] = {
+            "head": drafter,
+            "narrowed": narrowed or drafter,
+            "lookup": self._lookup,
+        }
         self._queued: _Forward | None = None
         self._draft_rounds = 0
         self._clock = _PhaseClock(timed=False)
         sampler.begin(sequence.tokens)
-        policy.begin_turn()
+        policy.begin_turn(sequence.tokens)
         self._round_end = time.perf_counter()
 
     def draft(self) -> Draft:
@@ -171,6 +178,7 @@ class _Turn:
             logprobs=forward.logprobs(tokens),
             seconds=self._round_end - started,
             from_lookup=draft.from_lookup,
+            narrowed=draft.narrowed,
         )
         self._learn(round)
         if len(self._sequence.tokens) % CLEAR_EVERY < len(tokens):

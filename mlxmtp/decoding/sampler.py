@@ -29,11 +29,13 @@ class Draft:
         distributions: the k distributions of rows [B] that the tokens were drawn from; empty where the tokens were
             certain, or where verification does not need them.
         from_lookup: the tokens come from the text.
+        narrowed: the head drafted them from the narrowed vocabulary.
     """
 
     tokens: mx.array
     distributions: list[Distribution]
     from_lookup: bool = False
+    narrowed: bool = False
 
     @property
     def depth(self) -> int:

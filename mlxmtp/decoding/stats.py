@@ -41,6 +41,7 @@ class Round:
         logprobs: a record for each of `tokens`, where they were asked for.
         seconds: since the end of the previous round, or since the start. The time of the reader is included.
         from_lookup: the drafts come from the text so far.
+        narrowed: the head drafted from the narrowed vocabulary.
     """
 
     tokens: tuple[int, ...]
@@ -52,6 +53,7 @@ class Round:
     logprobs: tuple[TokenLogprob, ...] = ()
     seconds: float = 0.0
     from_lookup: bool = False
+    narrowed: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Stats:
         reused_tokens: prompt tokens that the caches held from an earlier turn.
         drafted, accepted: proposed and accepted drafts of the head. A round that a stop cuts short counts whole.
         looked_up, looked_up_accepted: the same for drafts from prompt lookup.
+        narrowed: of `drafted`, the drafts from the narrowed vocabulary.
         tokens_per_round: generated tokens a round.
         acceptance_by_depth: at i, the accepted share of the head's drafts at depth i + 1. A draft after a rejected one
             counts as rejected: over full rounds of drafts, tokens_per_round is 1 + the sum.
@@ -99,6 +102,7 @@ class Stats:
     policy: str = ""
     looked_up: int = 0
     looked_up_accepted: int = 0
+    narrowed: int = 0
 
     @property
     def accepted_by_depth(self) -> tuple[int, ...]:
@@ -133,7 +137,7 @@ class StatsAccumulator:
         self._tokens = self._first_tokens = self._rounds = self._evaluations = 0
         self._drafted: list[int] = []
         self._accepted: list[int] = []
-        self._looked_up = self._looked_up_accepted = 0
+        self._looked_up = self._looked_up_accepted = self._narrowed = 0
         self._phases: list[PhaseTimes] = []
 
     def prefilled(self, clock: float) -> None:
@@ -153,6 +157,7 @@ class StatsAccumulator:
             self._looked_up_accepted += one.accepted
         else:
             self._count(one)
+            self._narrowed += one.drafted * one.narrowed
         if one.phases:
             self._phases.append(one.phases)
 
@@ -183,6 +188,7 @@ class StatsAccumulator:
             policy=policy,
             looked_up=self._looked_up,
             looked_up_accepted=self._looked_up_accepted,
+            narrowed=self._narrowed,
         )
 
     def _count(self, one: Round) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlxmtp.decoding.depth import AutoDepth
+from mlxmtp.decoding.auto_depth import AutoDepth
+from mlxmtp.decoding.coverage import Coverage
 from mlxmtp.engine.store import ModelFacts
 from mlxmtp.exactness.guarantee import Identity
 from mlxmtp.exactness.store import cache_file, read_json, write_json
@@ -15,12 +16,12 @@ def file_for(facts: ModelFacts, identity: Identity) -> Path:
     return cache_file("depth", model=facts.drafting_key(), identity=identity)
 
 
-def load(file: Path, max_depth: int, max_lookup: int) -> AutoDepth:
+def load(file: Path, max_depth: int, max_lookup: int, coverage: Coverage | None = None) -> AutoDepth:
     """The policy that the file has the state of; without a sound file, one that begins with nothing known."""
     try:
-        return AutoDepth.from_state(read_json(file), max_depth, max_lookup)
+        return AutoDepth.from_state(read_json(file), max_depth, max_lookup, coverage)
     except ValueError:
-        return AutoDepth(max_depth, max_lookup)
+        return AutoDepth(max_depth, max_lookup, coverage=coverage)
 
 
 def save(file: Path, policy: AutoDepth) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlxmtp.decoding.depth import AutoDepth, DepthPolicy, FixedDepth
+from mlxmtp.decoding.auto_depth import AutoDepth
+from mlxmtp.decoding.coverage import Coverage
+from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import PREFILL_TOKENS
-from mlxmtp.decoding.stats import Stats
 from mlxmtp.engine import depth_store
-from mlxmtp.engine.generate import Chunk, TurnGenerator
+from mlxmtp.engine.generate import Chunk, Result, TurnGenerator
 from mlxmtp.engine.grammar import grammar_of, token_trie
 from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer, assistant_message
 from mlxmtp.engine.prefix_cache import PrefixCache
@@ -26,7 +27,7 @@ from mlxmtp.engine.thinking_budget import budget_processors
 from mlxmtp.errors import OptionError, PromptError
 from mlxmtp.exactness.compare import OnPass
 from mlxmtp.exactness.guarantee import Guarantee, Identity
-from mlxmtp.heads import Head, HeadSource
+from mlxmtp.heads import Head, HeadSource, NarrowedLogits
 from mlxmtp.heads.check import TEXT
 from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.targets import Target, check_ids
@@ -34,22 +35,6 @@ from mlxmtp.targets import Target, check_ids
 MAX_AUTO_DEPTH = 8
 """Most drafts of the head in a round where the policy chooses."""
 DEFAULTS = GenerationOptions()
-
-
-@dataclass(frozen=True)
-class Result:
-    """A whole turn.
-
-    Args:
-        tokens: the generated ids, an end token included; the text ends before it.
-        finish_reason: "stop" or "length".
-    """
-
-    text: str
-    tokens: list[int]
-    prompt_tokens: int
-    finish_reason: str
-    stats: Stats
 
 
 class Engine:
@@ -63,6 +48,7 @@ class Engine:
         head_source: where the head comes from.
         identity, on_check: as in `mlxmtp.load`.
         draft_tokens: the only token ids that the head drafts; None: all.
+        narrowed: the head's logits over a narrowed draft vocabulary that the policy may use; None: there is none.
 
     Attributes:
         head: the name of the head's family, or None.
@@ -80,6 +66,7 @@ class Engine:
         identity: Identity = "fast",
         draft_tokens: list[int] | None = None,
         on_check: OnPass = lambda *_: None,
+        narrowed: NarrowedLogits | None = None,
     ) -> None:
         self.path, self.name = path, name
         self.target = target
@@ -90,6 +77,7 @@ class Engine:
         self.head_source = head_source
         self.identity, self._on_check = identity, on_check
         self.draft_tokens = draft_tokens
+        self.narrowed = narrowed
 
     @property
     def context(self) -> int:
@@ -190,6 +178,7 @@ class Engine:
             policy=policy,
             prefix_cache=prefix_cache or PrefixCache(0),
             logprobs=options.logprobs,
+            narrowed=self.narrowed,
         )
         chunks = turn.run(
             tokens,
@@ -254,12 +243,15 @@ class Engine:
         """Return a policy like `policy(None)` that has learned nothing, for measurements of their own.
 
         Args:
-            lookup: drafts may also come from prompt lookup.
+            lookup: drafts may also come from prompt lookup and from a narrowed vocabulary.
         """
         if self.mtp is None:
             return FixedDepth(0)
         max_depth, max_lookup = self._auto_depths
-        return AutoDepth(max_depth, max_lookup if lookup else 0)
+        return AutoDepth(max_depth, max_lookup, coverage=self._coverage()) if lookup else AutoDepth(max_depth)
+
+    def _coverage(self) -> Coverage | None:
+        return Coverage(self.narrowed.vocabulary) if self.narrowed else None
 
     @property
     def _auto_depths(self) -> tuple[int, int]:
@@ -269,7 +261,7 @@ class Engine:
 
     @cached_property
     def _auto(self) -> AutoDepth:
-        return depth_store.load(self._depth_file, *self._auto_depths)
+        return depth_store.load(self._depth_file, *self._auto_depths, self._coverage())
 
     @cached_property
     def _depth_file(self) -> Path:

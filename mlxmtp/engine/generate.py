@@ -11,14 +11,14 @@ from typing import Any
 import mlx.core as mx
 
 from mlxmtp.decoding.depth import DepthPolicy
-from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.draft import MTPChain, narrowed_chain
 from mlxmtp.decoding.loop import generate
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round, Stats, StatsAccumulator, TokenLogprob
 from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer
 from mlxmtp.engine.prefix_cache import PrefixCache
-from mlxmtp.heads import Head
+from mlxmtp.heads import Head, NarrowedLogits
 from mlxmtp.targets import Target
 
 
@@ -46,6 +46,22 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Result:
+    """A whole turn.
+
+    Args:
+        tokens: the generated ids, an end token included; the text ends before it.
+        finish_reason: "stop" or "length".
+    """
+
+    text: str
+    tokens: list[int]
+    prompt_tokens: int
+    finish_reason: str
+    stats: Stats
+
+
+@dataclass(frozen=True)
 class TurnGenerator:
     """Generates one turn; each has a detokenizer, a parser and a sampler of its own.
 
@@ -55,6 +71,7 @@ class TurnGenerator:
         policy: chooses the drafts of each round.
         prefix_cache: gives the caches of the longest known prefix, and takes those of this turn.
         logprobs: as in `GenerationOptions`.
+        narrowed: the head's logits over a narrowed draft vocabulary; None: `policy` plans no such drafts.
     """
 
     target: Target
@@ -66,6 +83,7 @@ class TurnGenerator:
     policy: DepthPolicy
     prefix_cache: PrefixCache
     logprobs: int | None
+    narrowed: NarrowedLogits | None
 
     def run(
         self,
@@ -143,4 +161,5 @@ class TurnGenerator:
             self.detokenizer.feed,
             max_tokens,
             self.logprobs,
+            narrowed_chain(self.head, self.narrowed),
         )

@@ -21,11 +21,13 @@ from mlxmtp.errors import CheckpointError, HeadError, OptionError, in_one_line
 from mlxmtp.exactness.compare import OnPass
 from mlxmtp.exactness.guarantee import IDENTITIES, Identity
 from mlxmtp.files import parse_json, read_json
-from mlxmtp.heads import Head, HeadSource, NoHeadError, load_head, resolve_head
+from mlxmtp.heads import Head, HeadSource, NoHeadError, load_head, narrowed_logits, resolve_head
 from mlxmtp.limits import Device
 from mlxmtp.machine import use_device
 from mlxmtp.targets import load_target
 
+FULL_VOCAB = "full"
+"""The draft vocabulary of all tokens, as an option."""
 _EXPECTED_IDS = "token ids, as a JSON list or one a line"
 
 
@@ -49,13 +51,10 @@ def load(
             tokens of plain decoding, if necessary with row-by-row arithmetic. "canonical" gives the tokens of plain
             decoding that uses the same arithmetic as MTP. Where the wish cannot be met, decoding is plain, and
             `Engine.plain_because` says so.
-        draft_vocab: a number: draft only this many of the tokenizer's most frequent tokens. A path: draft only the
-            token ids of this file, a JSON list or one a line. Special tokens can always be drafted. A draft is then
+        draft_vocab: None: where the vocabulary is large, the policy finds out whether a narrowed one pays. "full":
+            draft all tokens. A number: draft only this many of the tokenizer's most frequent tokens. A path: draft only
+            the token ids of this file, a JSON list or one a line. Special tokens can always be drafted. A draft is then
             cheaper and is accepted less often; the text is the same.
-        device: "cpu" or "gpu" has MLX compute there, for the whole process from now on. None: where MLX computes by
-            itself.
-        on_check: called with (done, total) passes while exactness is measured, here or before the first turn with
-            drafts. An exception of it ends the measurement.
 
     Raises:
         OptionError: no such identity, tokens or device, or a draft vocabulary without a head.
@@ -83,9 +82,10 @@ def load(
         except HeadError as error:
             raise HeadError(f"{error}; to run the model without its head: --no-mtp, load(..., mtp=False)") from error
     tokens: list[int] | None = None
-    if draft_vocab is not None:
-        if loaded is None:
-            raise OptionError(f"a draft vocabulary is for a head, and there is none: {plain_because}")
+    narrowed = narrowed_logits(loaded, target, _special_tokens(tokenizer)) if loaded and draft_vocab is None else None
+    if draft_vocab is not None and loaded is None:
+        raise OptionError(f"a draft vocabulary is for a head, and there is none: {plain_because}")
+    if loaded and draft_vocab is not None and draft_vocab != FULL_VOCAB:
         tokens = draft_tokens(draft_vocab, tokenizer, target.output["weight"].shape[0])
         loaded.restrict_vocab(tokens)
     engine = Engine(
@@ -99,6 +99,7 @@ def load(
         identity=identity,
         draft_tokens=tokens,
         on_check=on_check,
+        narrowed=narrowed,
     )
     engine.enforce_identity()
     return engine
@@ -182,8 +183,11 @@ def draft_tokens(draft_vocab: int | str | Path, tokenizer: Any, vocab_size: int)
         if count < 1:
             raise OptionError(f"--draft-vocab is {count}; expected at least 1 token, or a file of {_EXPECTED_IDS}")
         chosen = _tokens_by_frequency(tokenizer)[:count]
-    special = [*tokenizer.added_tokens_decoder, *tokenizer.eos_token_ids]
-    return sorted({token for token in (*chosen, *special) if token < vocab_size})
+    return sorted({token for token in (*chosen, *_special_tokens(tokenizer)) if token < vocab_size})
+
+
+def _special_tokens(tokenizer: Any) -> list[int]:
+    return [*tokenizer.added_tokens_decoder, *tokenizer.eos_token_ids]
 
 
 def _tokens_by_frequency(tokenizer: Any) -> list[int]:

@@ -9,7 +9,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_sampler
 
 from mlxmtp.decoding.depth import DepthPolicy
-from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.draft import MTPChain, narrowed_chain
 from mlxmtp.decoding.loop import generate, never_stop
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sampling import Sampling
@@ -82,7 +82,10 @@ def compare(
     for run in range(repeats + 1):
         count = tokens if run else WARM_UP
         rates = []
-        for generated in (_plain(engine, prefilled, sampling, count), _ours(prefilled, sampling, policy, count)):
+        for generated in (
+            _plain(engine, prefilled, sampling, count),
+            _ours(engine, prefilled, sampling, policy, count),
+        ):
             rate = 0.0
             for num_tokens, rate_so_far in _timed(generated):
                 rate = rate_so_far
@@ -112,7 +115,9 @@ def _plain(engine: Engine, prefilled: Sequence, sampling: Sampling, tokens: int)
         yield 1
 
 
-def _ours(prefilled: Sequence, sampling: Sampling, policy: DepthPolicy, tokens: int) -> Iterator[int]:
+def _ours(engine: Engine, prefilled: Sequence, sampling: Sampling, policy: DepthPolicy, tokens: int) -> Iterator[int]:
     drafter = MTPChain(prefilled.head) if prefilled.head else None
-    for item in generate(prefilled.target, drafter, prefilled.fork(), Sampler(sampling), policy, never_stop, tokens):
+    narrowed = narrowed_chain(prefilled.head, engine.narrowed)
+    sequence, sampler = prefilled.fork(), Sampler(sampling)
+    for item in generate(prefilled.target, drafter, sequence, sampler, policy, never_stop, tokens, None, narrowed):
         yield len(item.tokens)

@@ -14,12 +14,15 @@ from mlxmtp.heads.loading import (
     resolve_head,
     trunk_is_raw,
 )
+from mlxmtp.heads.narrowed import DraftVocabulary, NarrowedLogits, narrowed_logits
 
 __all__ = [
     "Convention",
+    "DraftVocabulary",
     "Family",
     "Head",
     "HeadSource",
+    "NarrowedLogits",
     "NoHeadError",
     "Recursion",
     "SelfCheck",
@@ -27,6 +30,7 @@ __all__ = [
     "download_head",
     "family_of",
     "load_head",
+    "narrowed_logits",
     "norms_of",
     "register",
     "resolve_head",

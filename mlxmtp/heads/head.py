@@ -97,6 +97,18 @@ class Recursion:
         """Draft only these tokens from now on."""
         self.draft_output = DraftOutput(self.output, tokens)
 
+    @abstractmethod
+    def logits(self, states: mx.array) -> mx.array:
+        """Return logits as `Head.logits`, by `draft_output` where it is set."""
+
+    def logits_with(self, output: DraftOutput, states: mx.array) -> mx.array:
+        """Return logits by another restriction of the output matrix, for this call."""
+        own, self.draft_output = self.draft_output, output
+        try:
+            return self.logits(states)
+        finally:
+            self.draft_output = own
+
     def normed(self, states: mx.array, norm: Any, *, for_logits: bool) -> mx.array:
         """Apply the last norm where `convention` puts it: to returned states, or only to the logits' input."""
         here = for_logits == (self.convention.recycled == "pre")

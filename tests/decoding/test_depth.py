@@ -15,7 +15,8 @@ from itertools import takewhile
 
 import pytest
 
-from mlxmtp.decoding.depth import AutoDepth, Plan
+from mlxmtp.decoding.auto_depth import AutoDepth
+from mlxmtp.decoding.depth import Plan
 from mlxmtp.decoding.estimates import AcceptanceRate
 from mlxmtp.decoding.stats import Round
 from tests.grids import cases, grid

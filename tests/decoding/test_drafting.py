@@ -12,7 +12,8 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp import load
-from mlxmtp.decoding.depth import PLAIN, AutoDepth, DepthPolicy, FixedDepth, Plan
+from mlxmtp.decoding.auto_depth import AutoDepth
+from mlxmtp.decoding.depth import PLAIN, DepthPolicy, FixedDepth, Plan
 from mlxmtp.decoding.draft import MTPChain
 from mlxmtp.decoding.estimates import AcceptanceRate, RoundCosts
 from mlxmtp.decoding.loop import generate, never_stop

@@ -11,7 +11,8 @@ from random import Random
 from typing import Any
 
 from mlxmtp import Chunk, Engine
-from mlxmtp.decoding.depth import AutoDepth, Plan
+from mlxmtp.decoding.auto_depth import AutoDepth
+from mlxmtp.decoding.depth import Plan
 from mlxmtp.decoding.estimates import RoundCosts
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round, TokenLogprob
@@ -44,7 +45,7 @@ class Whims:
     def __init__(self, seed: int) -> None:
         self._seed, self._rounds = seed, 0
 
-    def begin_turn(self) -> None:
+    def begin_turn(self, tokens: object = ()) -> None:
         pass
 
     def plan(self, match: int = 0) -> Plan:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mlxmtp import GenerationOptions, load
-from mlxmtp.decoding.depth import AutoDepth, Plan
+from mlxmtp.decoding.auto_depth import AutoDepth
+from mlxmtp.decoding.depth import Plan
 from mlxmtp.decoding.estimates import AcceptanceRate, LookupAcceptance, RoundCosts
 from mlxmtp.engine import depth_store
 from tests.engine.kinds import TRAINED

@@ -15,12 +15,15 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from mlxmtp import Engine, GenerationOptions, OptionError, load
-from mlxmtp.decoding.draft import MTPChain
+from mlxmtp.decoding.depth import FixedDepth
+from mlxmtp.decoding.draft import MTPChain, narrowed_chain
+from mlxmtp.decoding.loop import generate, never_stop
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.engine.depth_store import file_for
 from mlxmtp.engine.loading import draft_tokens
 from mlxmtp.heads.draft_output import DraftOutput
+from mlxmtp.heads.narrowed import DraftVocabulary
 from tests.grids import cases
 
 FEW = [3, 40, 41, 97, 150]
@@ -146,3 +149,38 @@ def test_nothing_to_draft(trained: Engine, asked: Any, told: str) -> None:
 def test_without_a_head_there_is_nothing_to_narrow(trained: Engine, file: Path) -> None:
     with pytest.raises(OptionError, match="a draft vocabulary is for a head, and there is none: MTP was switched off"):
         load(trained.path, mtp=False, draft_vocab=file)
+
+
+def test_auto_drafts_from_a_narrowed_vocabulary_and_writes_the_same(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("FIRST_TOKENS", 64), ("MAX_OTHERS", 16), ("MIN_SAVING", 0.0)):
+        monkeypatch.setattr(f"mlxmtp.heads.narrowed.{name}", value)
+    assert load(model, draft_vocab="full").narrowed is None
+    engine = load(model)
+    assert engine.narrowed
+    engine.narrowed.vocabulary.add(PROMPT)
+    chain = narrowed_chain(engine.mtp, engine.narrowed)
+    for fields in ({}, {"temperature": 0.9, "seed": 3}, {"temperature": 0.9, "verify": "block"}):
+        options = GenerationOptions(**fields)  # type: ignore[arg-type]
+        sampler, sequence = Sampler(options.sampling, options.verify), Sequence(engine.target, engine.mtp)
+        sequence.prefill(PROMPT)
+        rounds = list(generate(engine.target, chain, sequence, sampler, FixedDepth(3), never_stop, 24))
+        assert any(one.narrowed for one in rounds), fields
+        if "verify" not in fields:
+            plain = engine.generate(PROMPT, replace(options, max_tokens=24, depth=0)).tokens
+            assert [token for one in rounds for token in one.tokens][: len(plain)] == plain, fields
+
+
+def test_the_first_rows_and_those_that_occurred() -> None:
+    """The newest stay, the special ones too; all logits are the matrix's own."""
+    matrix = nn.Linear(64, 200).to_quantized(bits=4, group_size=32)
+    vocabulary = DraftVocabulary(32, [190])
+    output, states = DraftOutput(matrix, vocabulary.others, vocabulary.first), mx.random.normal((1, 2, 64))
+    vocabulary.add([3, 100, 77, 100])
+    assert (vocabulary.others, len(vocabulary)) == ([190, 100, 77], 35)
+    output.choose(vocabulary.others)
+    found, expected = output(states), matrix(states)
+    inside = mx.array([token for token in range(200) if token in vocabulary])
+    assert mx.array_equal(found[..., inside], expected[..., inside])
+    assert mx.sum(found > -mx.inf).item() == 2 * 35

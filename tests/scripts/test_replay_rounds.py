@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlxmtp import GenerationOptions, load
-from mlxmtp.decoding.depth import AutoDepth
+from mlxmtp.decoding.auto_depth import AutoDepth
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "replay_rounds.py"))
 TRAINED = Path(__file__).parents[1] / "trained" / "glm4_moe"
