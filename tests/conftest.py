@@ -11,6 +11,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+mx.set_default_device(mx.cpu)  # before mlx-lm is imported, which makes its stream then
+
 from mlxmtp.conversion.convert import Quantization, convert
 from mlxmtp.machine import use_device
 from tests import tiny
@@ -23,7 +25,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the backgro
 
 PIN = str(REPO / "tests" / "pinned_cpu")
 """Folder of a module that pins a process to the CPU. An explicit `--device gpu` still moves it."""
-mx.set_default_device(mx.cpu)
 _start = subprocess.Popen.__init__
 
 

@@ -30,6 +30,7 @@ from tests.targets import test_every_model, test_rollback, test_window
 from tests.worker.driving import serve
 
 COMMANDS = ("chat", "serve", "generate", "bench", "doctor", "inspect")
+ALONE: dict[str, list[str]] = {"chat": [], "serve": [], "bench": [], "doctor": []}
 ABSENT = "MLX finds no gpu on this machine"
 
 
@@ -80,7 +81,8 @@ def test_the_worker_the_chat_and_the_server_pass_it_on() -> None:
 
 @pytest.mark.skipif(bool(mx.device_count(mx.gpu)), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    for line in (["generate", "--prompt", "a"], ["bench"], ["doctor"], ["inspect", "demo", "--check"]):
+    for command, rest in {"generate": ["--prompt", "a"], "inspect": ["demo", "--check"], **ALONE}.items():
+        line = [command, *rest]
         assert cli.main([*line, "--device", "gpu"]) == 2, line
         errors = capsys.readouterr().err
         assert ABSENT in errors, line
@@ -129,6 +131,14 @@ def test_children_are_pinned_to_the_cpu(tmp_path: Path) -> None:
         )
         assert (ran.returncode, ran.stdout) == (0, "the CPU\n" if path else ""), ran.stderr
     assert mx.default_device() == mx.Device(mx.cpu)
+
+
+def test_this_process_is_pinned_before_mlx_lm_makes_its_stream() -> None:
+    """mlx-lm's stream, on which `generate_step` runs, is one of the device at its import."""
+    text = Path(conftest.__file__).read_text(encoding="utf-8")
+    assert text.index("mx.set_default_device(mx.cpu)") < text.index("from mlxmtp")
+    fresh = "import mlx.core as mx, pytest; assert 'mlx_lm' not in __import__('sys').modules"
+    assert subprocess.run([sys.executable, "-c", fresh], timeout=60).returncode == 0
 
 
 def test_tests_that_compare_rows_are_found() -> None:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from mlxmtp.cli import attach, bench, chat, connect, convert, doctor, generate, inspect, pull, serve
 from mlxmtp.errors import MlxmtpError, is_device_failure, is_out_of_memory
-from mlxmtp.machine import missing_backend
+from mlxmtp.machine import missing_backend, use_device
 from mlxmtp.terminal import visible
 from mlxmtp.version import __version__
 
@@ -71,6 +71,7 @@ def run(argv: Sequence[str] | None) -> int:
         top.print_help(sys.stderr)
         return BAD_INPUT
     try:
+        use_device(getattr(arguments, "device", None))  # before mlx-lm is imported, which makes its stream then
         code: int = arguments.run(arguments)
     except ImportError as error:  # MLX is imported by the modules that a command needs, after --help was answered
         raise missing_backend(error) from error

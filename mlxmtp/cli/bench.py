@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlxmtp
-from mlxmtp import machine
 from mlxmtp.cli import options
 from mlxmtp.cli.progress import LoadProgress, Progress
 from mlxmtp.cli.report import warn
@@ -74,7 +73,6 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def run(arguments: argparse.Namespace) -> int:
     if arguments.compare:
         return compare(arguments)
-    machine.use_device(arguments.device)  # mlx-lm makes its stream when it is imported
     from mlxmtp.bench import run as bench
     from mlxmtp.bench.compare import REPORT
     from mlxmtp.bench.plan import make_plan

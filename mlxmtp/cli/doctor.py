@@ -75,7 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
 def examine(arguments: argparse.Namespace, report: dict[str, Any]) -> int:
     """Fill the report, and return the exit code. Without `--json`, print each finding at once."""
     load = mlxmtp.load  # imports MLX, or raises with what to install
-    machine.use_device(arguments.device)
     report["machine"] = machine_facts()
     say_rows(arguments, machine_rows(report["machine"]))
     import mlx.core as mx

@@ -80,7 +80,6 @@ def run(arguments: argparse.Namespace) -> int:
         engine = mlxmtp.load(
             arguments.model,
             identity=arguments.identity,
-            device=arguments.device,
             on_check=loading.update,
             **options.head(arguments),
         )

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from mlxmtp.conversion.weights import Weights
     from mlxmtp.engine.conventions import ConventionTrial
     from mlxmtp.heads import SelfCheck
-    from mlxmtp.limits import Device
 
 WHERE = {"folder": "", "cache": ", in the Hub cache", "hub": ", on the Hub, not downloaded"}
 VERDICTS = {"speculates": "speculates", "plain": "decodes plainly", "refused": "refuses it"}
@@ -101,9 +100,7 @@ def check(engine: Engine, tokens: list[int]) -> SelfCheck:
     return self_check(engine.target, engine.mtp, tokens)
 
 
-def head_and_text(
-    model: str, head: str | None, file: Path | None, device: Device | None = None
-) -> tuple[Engine, list[int]]:
+def head_and_text(model: str, head: str | None, file: Path | None) -> tuple[Engine, list[int]]:
     """Return a model with its head, and the token ids to try the head on.
 
     Args:
@@ -123,7 +120,7 @@ def head_and_text(
         raise PromptError(f"{file}: cannot be read ({error.strerror})") from error
     except UnicodeError as error:
         raise PromptError(f"{file}: not UTF-8 text ({error}); convert it first") from error
-    engine = mlxmtp.load(model, head=head, device=device)
+    engine = mlxmtp.load(model, head=head)
     if engine.mtp is None:
         raise HeadError(f"{model}: no head to try: {engine.plain_because}")
     return engine, encode(engine.tokenizer, text, raw=True)
@@ -136,7 +133,7 @@ def tries_as_json(arguments: argparse.Namespace, has_head: bool) -> dict[str, An
     if not has_head:
         asked = {"check": arguments.check, "readings": arguments.try_head}
         return {name: None for name, wanted in asked.items() if wanted}
-    engine, tokens = head_and_text(arguments.model, arguments.head, arguments.text, arguments.device)
+    engine, tokens = head_and_text(arguments.model, arguments.head, arguments.text)
     fields: dict[str, Any] = {"check": asdict(check(engine, tokens))} if arguments.check else {}
     if arguments.try_head:
         fields["readings"] = [one.to_dict() for one in try_conventions(engine, tokens)]
@@ -147,7 +144,7 @@ def show_tries(arguments: argparse.Namespace) -> None:
     """Print the results of `--check` and `--try-head`."""
     from mlxmtp.engine.conventions import try_conventions
 
-    engine, tokens = head_and_text(arguments.model, arguments.head, arguments.text, arguments.device)
+    engine, tokens = head_and_text(arguments.model, arguments.head, arguments.text)
     if arguments.check:
         say(row("check", outcome(check(engine, tokens))))
     if arguments.try_head:

@@ -132,7 +132,7 @@ def add_identity(add: Callable[..., Any]) -> None:
 
 
 def add_device(add: Callable[..., Any]) -> None:
-    """Add `--device` with the `add_argument` of a parser or group."""
+    """Add `--device` with the `add_argument` of a parser or group. It is set before the command runs."""
     add("--device", choices=DEVICES, help="where MLX computes (default: on the GPU, if there is one that it can use)")
 
 
