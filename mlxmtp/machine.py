@@ -180,8 +180,13 @@ def kernel_facts() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "device": str(mx.default_device()),
         "device_info": {name: value for name, value in device.items() if isinstance(value, str)},
-        "switches": {name: value for name, value in os.environ.items() if name.startswith("MLX_")},
+        "switches": switches(),
     }
+
+
+def switches() -> dict[str, str]:
+    """Return the switches of MLX's environment, some of which choose kernels."""
+    return {name: value for name, value in os.environ.items() if name.startswith("MLX_")}
 
 
 def on_metal() -> bool:

@@ -23,7 +23,7 @@ from mlxmtp.exactness.probe import apply_guarantee, probe, still_holds
 from mlxmtp.exactness.store import cache_file, load_guarantee, save_guarantee
 from mlxmtp.exactness.variants import Kernel
 from mlxmtp.heads import Head, HeadSource
-from mlxmtp.machine import versions
+from mlxmtp.machine import switches, versions
 from mlxmtp.targets import Target
 
 KEY_FORMAT = 4
@@ -62,6 +62,7 @@ class ModelFacts:
             **more,
             "versions": versions(),
             "device": str(mx.default_device()),
+            "switches": switches(),
             "dtype": str(self.target.embed(mx.array([[0]])).dtype),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -209,7 +209,9 @@ def test_two_models_share_a_folder(hybrid: Engine, tmp_path: Path) -> None:
     assert one.warnings == other.warnings == []
 
 
-def test_what_a_key_depends_on(raw_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_what_a_key_depends_on(
+    raw_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = raw_checkpoint("qwen3_5", dtype="float32", vocab=8)
     keys = {}
 
@@ -219,6 +221,9 @@ def test_what_a_key_depends_on(raw_checkpoint: Callable[..., Path], tmp_path: Pa
 
     keys["as it is"] = load(copied("a")).facts.model_key()
     assert load(copied("b")).facts.model_key() == keys["as it is"], "the same files in another position"
+    with monkeypatch.context() as patch:
+        patch.setenv("MLX_METAL_GPU_ARCH", "applegpu_g13s")
+        keys["another GPU's kernels"] = load(tmp_path / "b").facts.model_key()
     keys["without its head"] = load(copied("c"), mtp=False).facts.model_key()
     config = copied("d") / "config.json"
     config.write_text(config.read_text().replace("4096", "4095"))
