@@ -29,6 +29,8 @@ FULL_LOOKUPS = 3
 TRIAL_ROUNDS = 7
 """Rounds with narrowed drafts in their first trial, in turn with as many of the full vocabulary. The first is not
 timed, and six tell the time of a round to about 3 %."""
+COMPARE_EVERY = 8
+"""Rounds between two comparisons of the vocabularies: each takes as long as the choice of the depth."""
 MIN_COST, MAX_COST = 1e-2, 1e3
 """Plain steps: a saved cost out of this range is damaged."""
 
@@ -64,6 +66,7 @@ class AutoDepth:
         self._source: Source = "head"
         self._other: Plan | None = None  # the best depth of the other vocabulary, once its costs are known
         self._other_speedup, self._other_tried = 1.0, 0
+        self._choices = 0
         self._tokens = 0
         self._tried = [0] * (max_depth + 1)  # by depth: tokens so far when it was planned or run last
         self._probes: list[Plan] = []  # the next rounds, planned in order to learn
@@ -183,7 +186,8 @@ class AutoDepth:
         best = self._speedups.index(max(self._speedups))
         if self._speedups[best] > (HYSTERESIS if best else PLAIN_HYSTERESIS) * self._speedups[self._depth]:
             self._depth = best
-        if not (self.coverage and self.costs.narrowed_rounds):
+        self._choices += 1
+        if not (self.coverage and self.costs.narrowed_rounds) or self._choices % COMPARE_EVERY != 1:
             return
         source: Source = "head" if self._narrowed else "narrowed"
         speedups = self._expected(source)

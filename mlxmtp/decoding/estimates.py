@@ -195,7 +195,9 @@ class RoundCosts:
     def table(self, source: Source, depth: int) -> list[float]:
         """The costs at depths 0 to `depth` or more: of those not measured, on the lines between their neighbours."""
         if source == "narrowed":
-            return [self._narrowed_cost(k, cost) for k, cost in enumerate(self.table("head", depth))]
+            saving, full = self.saving, self.table("head", depth)
+            left = [cost - k * saving for k, cost in enumerate(full)]
+            return left if min(left) > MIN_NARROWED * full[-1] else [*map(self._narrowed_cost, range(len(full)), full)]
         if not self._costs[source]:
             source = "head"
         table = self._tables.get(source)
