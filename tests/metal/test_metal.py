@@ -3,13 +3,16 @@
 What is expected was read in MLX 0.32.4. Where a machine differs, the test ends as an expected failure that says what
 was found, and the workflow keeps it. What `strict` promises is asserted.
 
-The same tests run on the CPU, but for the kernel's, so that they are known to run.
+The same tests run on the CPU, so that they are known to run.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -19,11 +22,14 @@ from mlxmtp.engine.store import own_kernels
 from mlxmtp.exactness.few_rows import MAX_ROWS, few_row_matmul
 from mlxmtp.exactness.greedy import greedy_run
 from mlxmtp.exactness.probe import QUICK, ProbePlan, probe
+from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.machine import apple_gpu_generation
 from mlxmtp.worker.messages import Generate, Load, Loaded, TurnDelta
 from tests.conftest import REPO
 from tests.exactness.conftest import engine, text  # noqa: F401 - a fixture
-from tests.exactness.products import product
+from tests.exactness.products import Product, built, product
+from tests.scripted import assert_same_state, snapshot
+from tests.targets.test_rollback import one_by_one
 from tests.worker.driving import Driven, is_gone
 
 METAL = pytest.param("gpu", marks=pytest.mark.metal)
@@ -44,22 +50,32 @@ def report(found: object, expected: object, what: str) -> None:
         pytest.xfail(f"{what}: read {expected}, found {found} (generation {apple_gpu_generation()})")
 
 
-@pytest.mark.metal
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_the_few_row_kernel_has_the_bits_of_one_row(bits: int, dtype: str) -> None:
+@on_both
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_few_row_kernel_has_the_bits_of_one_row(
+    tmp_path_factory: pytest.TempPathFactory, fused: bool, device: str
+) -> None:
+    """On the GPU those of MLX's product of one row; on the CPU the kernel's body runs on the host, for one row too."""
+    host = None if device == "gpu" else built(tmp_path_factory)
+    sizes = [(1056, 32), (256, 64)] if host else [(n, group) for n in (256, 512, 768, 2048) for group in (32, 64, 128)]
+    dtypes = (mx.bfloat16,) if host else (mx.float16, mx.bfloat16, mx.float32)
     different = []
-    for inputs in (256, 512, 768, 2048):
-        for group in (32, 64, 128):
-            case = product(inputs, 72, group, bits, getattr(mx, dtype))
-            matrix = (case.w, case.scales, case.biases)
-            options = {"group_size": group, "bits": bits}
-            alone = [mx.quantized_matmul(case.x[row : row + 1], *matrix, **options) for row in range(MAX_ROWS)]
-            for rows in range(2, MAX_ROWS + 1):
-                few = few_row_matmul(case.x[:rows], *matrix, **options)
-                if not mx.array_equal(few, mx.concatenate(alone[:rows])):
-                    different.append((inputs, group, rows))
-    report(different, [], f"few rows of {bits} bits in {dtype} (inputs, group, rows)")
+    for bits, dtype, (inputs, group) in itertools.product((4, 8), dtypes, sizes):
+        case = product(inputs, 11 if host else 72, group, bits, dtype)
+        matrix, options = (case.w, case.scales, case.biases), {"group_size": group, "bits": bits}
+
+        def one_row(row: int, case: Product = case, matrix: Any = matrix, options: Any = options) -> mx.array:
+            if host:
+                return case.alone(host, row, fused=fused)
+            return mx.quantized_matmul(case.x[row : row + 1], *matrix, **options)
+
+        alone = [one_row(row) for row in range(MAX_ROWS)]
+        for rows in range(2, MAX_ROWS + 1):
+            few = few_row_matmul(case.x[:rows], *matrix, **options, launch=host, fused=fused)
+            if not mx.array_equal(few, mx.concatenate(alone[:rows])):
+                different.append((bits, str(dtype), inputs, group, rows))
+    assert not (host and different), different
+    report(different, [], f"few rows, fused: {fused} (bits, type, inputs, group, rows)")
 
 
 def shapes(device: str) -> list[object]:
@@ -88,8 +104,16 @@ def test_the_probe_finds_what_was_read(
     assert greedy_run(strict.target, strict.mtp, text(strict), min(DEPTH, kept.num_tokens - 1), 24).same
     fast = load(folder)
     guarantee = probe(fast.target, text(fast), "fast", PLANS[device])
-    expected = "distribution" if device == "gpu" and apple_gpu_generation() >= NEW else "identical"
-    report(guarantee.promise, expected, f"fast, {heads} heads a key, head dimension {dim}; {guarantee.because}")
+    case = f"{heads} heads a key, head dimension {dim}"
+    if device == "cpu":
+        assert (guarantee.promise, guarantee.num_tokens) == ("identical", MAX_DEPTH + 1)
+    elif apple_gpu_generation() < NEW:
+        found = guarantee.promise, guarantee.num_tokens
+        report(found, ("identical", fast.target.max_fast_tokens), f"fast, {case}; {guarantee.because}")
+    else:
+        canonical = probe(fast.target, text(fast), "canonical", PLANS[device])
+        found = guarantee.promise, canonical.promise, canonical.min_tokens
+        report(found, ("distribution", "identical-canonical", 2), f"fast and canonical, {case}; {canonical.because}")
 
 
 @pytest.mark.parametrize(
@@ -99,8 +123,8 @@ def test_the_probe_finds_what_was_read(
         *(pytest.param("cpu", kind, marks=[pytest.mark.exhaustive] * (kind != "window")) for kind in KINDS),
     ],
 )
-def test_replay_windows_and_latents_give_plain_decodings_tokens(
-    engine: Callable[[str], object],  # noqa: F811
+def test_replay_windows_and_latents_leave_what_plain_decoding_leaves(
+    engine: Callable[[str], Any],  # noqa: F811
     device: str,
     kind: str,
 ) -> None:
@@ -109,6 +133,18 @@ def test_replay_windows_and_latents_give_plain_decodings_tokens(
     assert kept.identical, kept.because
     run = greedy_run(model.target, model.mtp, text(model), min(DEPTH, kept.num_tokens - 1), 48)
     assert run.same, f"parts after {run.tokens} tokens"
+    tokens = text(model, DEPTH + 1)
+    for length in (1, 20):  # a window is shorter than the second
+        cache = model.target.make_cache()
+        model.target.forward(mx.array([text(model, length)]), cache)
+        states, logits = one_by_one(model.target, deepcopy(cache), tokens)
+        for rows in range(2, min(len(tokens), kept.num_tokens) + 1):
+            for rest in range(rows + 1):
+                again = deepcopy(cache)
+                opened = model.target.open(mx.array([tokens[:rows]]), again)
+                assert mx.array_equal(opened.logits, mx.concatenate(logits[:rows], axis=1)), (length, rows)
+                opened.commit(rest)
+                assert_same_state(snapshot(again), states[rest], (length, rows, rest))
 
 
 @on_both
