@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from mlxmtp.engine.store import ModelFacts, guarantee_file, own_kernels
-from mlxmtp.exactness.compare import Comparison, Finding
+from mlxmtp.exactness.compare import Finding, PassComparison
 from mlxmtp.exactness.greedy import GreedyRun, greedy_run
 from mlxmtp.exactness.guarantee import IDENTITIES, Guarantee, Identity
 from mlxmtp.exactness.probe import ProbePlan, apply_guarantee, probe
@@ -90,6 +90,6 @@ def _examine_identity(
         because = f"a greedy text with MTP parts from plain decoding after {run.tokens} tokens, though all bits agreed"
         guarantee = replace(guarantee, promise="distribution", min_tokens=1, because=because, ways={})
         apply_guarantee(facts.target, guarantee)
-    compared = Comparison(facts.target, text, own_kernels())
+    compared = PassComparison(facts.target, text, own_kernels())
     seconds = compared.seconds(strategy_of(guarantee), min(DEPTH + 1, guarantee.num_tokens))
     return Examination(identity, guarantee, findings, run, broken, seconds)

@@ -76,7 +76,7 @@ class Finding:
 
 
 @dataclass
-class Comparison:
+class PassComparison:
     """Compares the passes of one target by any strategy; what one token at a time gives is computed once.
 
     Args:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mlxmtp.exactness.compare import NO_ROOM, PREFIX_TOKENS, Comparison, Finding, OnPass
+from mlxmtp.exactness.compare import NO_ROOM, PREFIX_TOKENS, Finding, OnPass, PassComparison
 from mlxmtp.exactness.guarantee import Guarantee, Identity
 from mlxmtp.exactness.strategy import NATIVE, Strategy, batch_invariant, strategies, strategy_of
 from mlxmtp.exactness.variants import Kernel
@@ -90,7 +90,7 @@ def probe(
     check_ids(tokens, target.vocab_size)
     most = min(target.max_fast_tokens, GPU_TOKENS)
     enough = min(most, ENOUGH_TOKENS)
-    compared = Comparison(target, tokens, kernels, on_pass)
+    compared = PassComparison(target, tokens, kernels, on_pass)
     shown: list[_Shown] = []
     for strategy in strategies(target, identity, most):
         shown.append(_show(compared, strategy, plan, most, on_finding))
@@ -128,11 +128,11 @@ def apply_guarantee(target: Target, guarantee: Guarantee, kernels: Sequence[Kern
 def still_holds(target: Target, tokens: Sequence[int], guarantee: Guarantee, kernels: Sequence[Kernel]) -> bool:
     """Return whether passes at a short context are equal in this process, as the guarantee says."""
     lengths = range(2, min(guarantee.num_tokens, GPU_TOKENS) + 1)
-    finding = Comparison(target, tokens, kernels).at(strategy_of(guarantee), PREFIX_TOKENS, lengths, commits=False)
+    finding = PassComparison(target, tokens, kernels).at(strategy_of(guarantee), PREFIX_TOKENS, lengths, commits=False)
     return finding is not None and finding.equal
 
 
-def _best(compared: Comparison, shown: Sequence[_Shown], enough: int) -> _Shown:
+def _best(compared: PassComparison, shown: Sequence[_Shown], enough: int) -> _Shown:
     """Return the fastest of what holds for enough tokens; else the first of what holds for most."""
     holding = [one for one in shown if one.num_tokens >= enough]
     if len(holding) > 1:
@@ -142,7 +142,7 @@ def _best(compared: Comparison, shown: Sequence[_Shown], enough: int) -> _Shown:
 
 
 def _show(
-    compared: Comparison,
+    compared: PassComparison,
     strategy: Strategy,
     plan: ProbePlan,
     most: int,
@@ -183,7 +183,7 @@ def _contexts(target: Target, plan: ProbePlan, most: int) -> Iterator[tuple[int,
             yield window - min(3, most - 1), True
 
 
-def _long_passes_equal(compared: Comparison, strategy: Strategy) -> bool:
+def _long_passes_equal(compared: PassComparison, strategy: Strategy) -> bool:
     for context, lengths in LONG_LENGTHS.items():
         commits = context == PREFIX_TOKENS
         compared.total = compared.done + compared.passes(strategy, context, lengths, commits=commits)

@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp import Engine
-from mlxmtp.exactness.compare import Comparison
+from mlxmtp.exactness.compare import PassComparison
 from mlxmtp.exactness.guarantee import Guarantee
 from mlxmtp.exactness.probe import QUICK, ProbePlan, _show, probe
 from mlxmtp.exactness.strategy import Strategy, strategies, strategy_of
@@ -89,7 +89,7 @@ def chosen_and_true(
     """What strict chooses, the cost of a pass over 4 rows by each strategy that holds, and by the chosen one."""
     target = model.target
     guarantee = probe(target, text(model), "strict", SHORT, kernels)
-    compared, most, costs = Comparison(target, text(model), kernels), target.max_fast_tokens, {}
+    compared, most, costs = PassComparison(target, text(model), kernels), target.max_fast_tokens, {}
     for strategy in strategies(target, "strict", most):
         if _show(compared, strategy, SHORT, most, None).num_tokens >= 4:
             costs[strategy] = compared.seconds(strategy, 4)
