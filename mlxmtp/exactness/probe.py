@@ -150,7 +150,7 @@ def _show(
 ) -> _Shown:
     """Compare passes of 2 to `most` tokens, the longest that is equal after each context."""
     shown = _Shown(strategy, most)
-    contexts = list(_contexts(compared.target, plan, most))
+    contexts = list(_contexts(compared.target, plan, most, strategy.min_tokens))
     for number, (context, commits) in enumerate(contexts):
         lengths = range(2, shown.num_tokens + 1)
         ahead = (compared.passes(strategy, c, lengths, commits=kept) for c, kept in contexts[number:])
@@ -168,10 +168,12 @@ def _show(
     return shown
 
 
-def _contexts(target: Target, plan: ProbePlan, most: int) -> Iterator[tuple[int, bool]]:
+def _contexts(target: Target, plan: ProbePlan, most: int, min_tokens: int) -> Iterator[tuple[int, bool]]:
     """Yield the contexts that the model is long enough for, and whether passes are kept in part there.
 
-    A sliding window that a pass fills is a class of its own: its keys are cut (targets/patches/window.py).
+    A sliding window that a pass fills is a class of its own: its keys are cut, so that each row attends alone
+    (targets/patches/window.py). Padded passes fill it at other tokens than the passes they are compared with do, from
+    the last context on that a padded pass leaves room in.
     """
     limit = target.context or plan.contexts[-1] + 2 * GPU_TOKENS
     for number, context in enumerate(plan.contexts):
@@ -181,6 +183,8 @@ def _contexts(target: Target, plan: ProbePlan, most: int) -> Iterator[tuple[int,
     for window in sorted(windows):
         if window - (most - 1) > 0 and window + GPU_TOKENS <= limit:
             yield window - min(3, most - 1), True
+            if min_tokens > 1:
+                yield window - min_tokens, True
 
 
 def _long_passes_equal(compared: PassComparison, strategy: Strategy) -> bool:

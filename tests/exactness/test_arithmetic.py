@@ -47,10 +47,24 @@ def test_strict_writes_what_plain_decoding_writes(engine: Engines, kind: str) ->
         assert reference(model, prompt(model, kind), TOKENS) == expected, "mlx-lm's own decoding is as it was"
 
 
+def one_order(rows: int, keys: int) -> int:
+    """Attention of several rows as of one."""
+    return 1
+
+
+def test_canonical_is_not_kept_where_a_window_fills_at_other_tokens(engine: Engines) -> None:
+    """Rows of a pass that fills a window attend alone; padded plain decoding fills it earlier than a longer pass."""
+    model = engine("window")
+    for law in (wide, own):
+        with backend(narrow, attends=lambda rows, _, law=law: law(rows)):
+            guarantee = probe(model.target, text(model), "canonical", SHORT)
+            assert (guarantee.promise, model.target.min_tokens) == ("distribution", 1)
+
+
 @pytest.mark.parametrize("kind", cases(KINDS, ("4-bit",)))
 def test_canonical_writes_the_same_at_every_depth(engine: Engines, kind: str) -> None:
     model = engine(kind)
-    with backend():
+    with backend(attends=one_order if kind == "window" else None):
         guarantee = probe(model.target, text(model), "canonical", SHORT)
         assert (guarantee.promise, guarantee.min_tokens) == ("identical-canonical", 2)
         expected = generated(model, prompt(model, kind), TOKENS, 0)
@@ -61,7 +75,7 @@ def test_canonical_writes_the_same_at_every_depth(engine: Engines, kind: str) ->
 @pytest.mark.parametrize("kind", cases(["half", "4-bit", "window"], ("window",)))
 def test_where_each_width_has_an_order_of_its_own_all_passes_get_one_width(engine: Engines, kind: str) -> None:
     model = engine(kind)
-    with backend(own):
+    with backend(own, attends=one_order if kind == "window" else None):
         plain = reference(model, prompt(model, kind), TOKENS)
         if kind == "half":
             assert generated(model, prompt(model, kind), TOKENS, 3) != plain, "the backend shows nothing"
