@@ -12,7 +12,7 @@ MAX_TOKENS = 100
 """Tokens after which the newest one keeps its weight, 1/100: another language is noticed within about 50."""
 
 
-class Vocabulary(Protocol):
+class NarrowedVocabulary(Protocol):
     """The token ids of narrowed drafts (`mlxmtp.heads.DraftVocabulary`).
 
     `max_saving`: the share of a draft step's time that they save at most, by bytes.
@@ -40,7 +40,7 @@ class Coverage:
         outside: share of full drafts accepted in place of the others.
     """
 
-    def __init__(self, vocabulary: Vocabulary, inside: float = 1.0, outside: float = HEAD_PRIOR) -> None:
+    def __init__(self, vocabulary: NarrowedVocabulary, inside: float = 1.0, outside: float = HEAD_PRIOR) -> None:
         self.vocabulary = vocabulary
         self.inside = inside
         self.outside = outside
