@@ -29,7 +29,7 @@ from tests.exactness.stand_in import backend, wide
 from tests.targets import test_every_model, test_rollback, test_window
 from tests.worker.driving import serve
 
-COMMANDS = ("chat", "serve", "generate", "bench", "doctor", "inspect")
+COMMANDS = ("chat", "serve", "generate", "bench", "report", "doctor", "inspect")
 ALONE: dict[str, list[str]] = {"chat": [], "serve": [], "bench": [], "doctor": []}
 ABSENT = "MLX finds no gpu on this machine"
 

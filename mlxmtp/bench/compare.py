@@ -21,7 +21,7 @@ ENOUGH = 3
 
 
 def load_report(path: Path) -> Row:
-    """Return a report, from its JSON file or from the folder that holds one.
+    """Return a report, from its JSON file or from the folder that holds one; of `mlxmtp report`, its benchmark.
 
     Raises:
         OptionError: the file is missing, is not a report, or has another schema.
@@ -33,6 +33,8 @@ def load_report(path: Path) -> Row:
         raise OptionError(f"{file}: {error.strerror or error}; expected a report of `mlxmtp bench`") from error
     except ValueError as error:
         raise OptionError(f"{file}: not JSON ({error}); expected a report of `mlxmtp bench`") from error
+    if isinstance(report, dict) and "parts" in report:
+        report = report["parts"].get("bench") if isinstance(report["parts"], dict) else None
     if not isinstance(report, dict) or not {"schema", "speed", "contexts", "costs", "settings"} <= set(report):
         raise OptionError(f"{file}: not a report of `mlxmtp bench`; expected its {REPORT}")
     if report["schema"] != 1:

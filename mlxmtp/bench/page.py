@@ -42,12 +42,16 @@ def as_html(report: Row) -> str:
     """Return the page of one report."""
     name = report["model"]["name"]
     partial = "" if report["complete"] else f" (partial: {report['measured']} of {report['planned']} measurements)"
-    sections = [f"<h1>mlxmtp bench: {escape(name)}{partial}</h1>", about(report), summary(report)]
+    return document(f"mlxmtp bench: {name}", [f"<h1>mlxmtp bench: {escape(name)}{partial}</h1>", *body(report)])
+
+
+def body(report: Row) -> list[str]:
+    """Return the sections of a page below its title."""
+    sections = [about(report), summary(report)]
     for temperature in dict.fromkeys(row["temperature"] for row in report["speed"]):
         rows = [row for row in report["speed"] if row["temperature"] == temperature]
         sections += [f"<h2>Speed-up at temperature {temperature:g}</h2>", speed_plot(rows), speed_table(rows)]
-    sections += [acceptance(report), costs(report), contexts(report)]
-    return document(f"mlxmtp bench: {name}", sections)
+    return [*sections, acceptance(report), costs(report), contexts(report)]
 
 
 def document(title: str, sections: Sequence[str]) -> str:
