@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import re
 import socket
 import subprocess
@@ -28,8 +29,10 @@ INTERRUPTED = 130
 """Exit code of an interrupted command."""
 LEFT_OUT = "(left out)"
 """Text in place of a name of the user."""
-PRIVATE = ("path", "key", "command", "head_repo")
+PRIVATE = ("path", "key", "command", "head_repo", "uuid", "pci_bus_id")
 """Fields that are not shared."""
+SENTENCES = ("error", "failed", "because", "plain_because", "notes", "broken")
+"""Fields with sentences, in which the names of user and host are left out. Elsewhere such a word is another's."""
 MAX_SIDE = 4096
 """Inputs of a few-row product, at most: a larger one takes no other kernel."""
 FEW = ("--limit", "1", "--repeats", "1", "--tokens", "32")
@@ -97,29 +100,39 @@ def measure(folder: Path, part: Part, program: Sequence[str] = PROGRAM) -> Row:
     return printed
 
 
-def report(model: str, machine: Row, found: Mapping[str, Row], products: list[Row], names: Sequence[str]) -> Row:
+def report(model: str, machine: Row, found: Mapping[str, Row], products: list[Row], names: PrivateNames) -> Row:
     """Return the report to share.
 
     Args:
         model: what the model is called in it.
         found: result by name of its part.
         products: of few_row_products.
-        names: names of the user, which are left out wherever they occur.
+        names: what is left out.
     """
     results = {name: _named(result, model) for name, result in found.items()}
     whole = {"schema": 1, "mlxmtp": __version__, "model": model, "machine": machine, "products": products}
-    cleaned: Row = _without(whole | {"parts": results}, re.compile("|".join(names) or "(?!)"))
+    cleaned: Row = _without(whole | {"parts": results}, names)
     return cleaned
 
 
-def private_names(*paths: Path | str) -> list[str]:
-    """Return patterns of what must not be in the report: these paths, the home folder, the user, the host."""
-    places = {str(Path(path).expanduser().absolute()) for path in (*paths, Path.home(), Path.cwd()) if str(path)}
-    words = {socket.gethostname(), socket.gethostname().split(".")[0]}
-    with suppress(KeyError, OSError):  # a process without a user
-        words.add(getpass.getuser())
-    longest = sorted((place for place in places if place != "/"), key=len, reverse=True)
-    return [re.escape(place) for place in longest] + [rf"\b{re.escape(word)}\b" for word in words if word]
+@dataclass(frozen=True)
+class PrivateNames:
+    """Patterns of what must not be in the report: paths, and in sentences the names of user and host too."""
+
+    paths: re.Pattern[str]
+    all: re.Pattern[str]
+
+    @classmethod
+    def of(cls, *paths: Path | str) -> PrivateNames:
+        """Return those of this process, with these paths as they were typed and where they are."""
+        typed = [str(path) for path in (*paths, Path.home(), Path.cwd()) if str(path)]
+        places = {*typed, *(str(Path(path).expanduser().absolute()) for path in typed), *map(os.path.realpath, typed)}
+        longest = [re.escape(place) for place in sorted(places - {"/", "."}, key=len, reverse=True)]
+        words = {socket.gethostname(), socket.gethostname().split(".")[0]} - {""}
+        with suppress(KeyError, OSError):  # a process without a user
+            words.add(getpass.getuser())
+        alone = [rf"\b{re.escape(word)}\b" for word in words]
+        return cls(re.compile("|".join(longest)), re.compile("|".join((*longest, *alone))))
 
 
 def description(checkpoint: Checkpoint) -> str:
@@ -177,14 +190,14 @@ def _named(result: Row, model: str) -> Row:
     return result | {"model": result["model"] | {"name": model}} if isinstance(result.get("model"), dict) else result
 
 
-def _without(value: Any, names: re.Pattern[str]) -> Any:
-    """Return a JSON value without the private fields and names."""
+def _without(value: Any, names: PrivateNames, field: str = "") -> Any:
+    """Return a JSON value, of a field, without the private fields and names."""
     if isinstance(value, str):
-        return names.sub(LEFT_OUT, value)
+        return (names.all if field in SENTENCES else names.paths).sub(LEFT_OUT, value)
     if isinstance(value, list):
-        return [_without(item, names) for item in value]
+        return [_without(item, names, field) for item in value]
     if isinstance(value, dict):
-        return {field: _without(item, names) for field, item in value.items() if field not in PRIVATE}
+        return {name: _without(item, names, name) for name, item in value.items() if name not in PRIVATE}
     return value
 
 

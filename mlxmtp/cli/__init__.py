@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from mlxmtp.cli import attach, bench, chat, connect, convert, doctor, generate, inspect, machine_report, pull, serve
+from mlxmtp.cli import attach, bench, chat, connect, convert, doctor, generate, inspect, pull, report, serve
 from mlxmtp.errors import MlxmtpError, is_device_failure, is_out_of_memory
 from mlxmtp.machine import missing_backend, use_device
 from mlxmtp.terminal import visible
@@ -25,7 +25,7 @@ FAILED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 GRACE_S = 5.0
 """Seconds from an interrupt to the hard exit. The Hub client's threads would each finish their file first."""
 
-COMMANDS = (chat, serve, connect, generate, bench, doctor, machine_report, inspect, convert, attach, pull)
+COMMANDS = (chat, serve, connect, generate, bench, doctor, report, inspect, convert, attach, pull)
 
 
 class Parser(argparse.ArgumentParser):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlxmtp.cli.inspect import checked, outcome
 from mlxmtp.cli.progress import ByteProgress
-from mlxmtp.cli.report import warn
+from mlxmtp.cli.statistics import warn
 from mlxmtp.terminal import say
 from mlxmtp.units import size
 

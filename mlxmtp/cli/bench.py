@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import mlxmtp
 from mlxmtp.cli import options
 from mlxmtp.cli.progress import LoadProgress, Progress
-from mlxmtp.cli.report import warn
+from mlxmtp.cli.statistics import warn
 from mlxmtp.engine.request import recommended_in_words
 from mlxmtp.terminal import say
 

@@ -19,9 +19,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mlxmtp.cli import options
-from mlxmtp.cli.report import warn
 from mlxmtp.cli.served import Served, ask
 from mlxmtp.cli.settings_file import change, write
+from mlxmtp.cli.statistics import warn
 from mlxmtp.errors import OptionError, SettingsError
 from mlxmtp.terminal import say
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlxmtp.cli import options
 from mlxmtp.cli.progress import ByteProgress
-from mlxmtp.cli.report import warn
+from mlxmtp.cli.statistics import warn
 from mlxmtp.errors import CheckpointError, OptionError
 from mlxmtp.terminal import say
 from mlxmtp.units import size

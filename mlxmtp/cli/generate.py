@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import mlxmtp
-from mlxmtp.cli import options, report
+from mlxmtp.cli import options, statistics
 from mlxmtp.cli.progress import LoadProgress, PrefillProgress
 from mlxmtp.engine.request import GenerationOptions, recommended_in_words
 from mlxmtp.errors import MlxmtpError, PromptError
@@ -90,8 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     from mlxmtp.engine.recommended import recommended_sampling
 
     if warning := memory_warning(mx.get_active_memory()):
-        report.warn(warning)
-    recommended = recommended_sampling(engine.path, report.warn)
+        statistics.warn(warning)
+    recommended = recommended_sampling(engine.path, statistics.warn)
     if words := recommended_in_words(recommended, options.sampling(arguments)):
         say(f"mlxmtp: sampling as the model recommends: {words}", out=sys.stderr)
     generation = chosen_options(arguments, recommended)
@@ -156,13 +156,13 @@ def stream(engine: Engine, prompt: str, generation: GenerationOptions, *, raw: b
 
 def show(engine: Engine, chunks: list[Chunk], generation: GenerationOptions, arguments: argparse.Namespace) -> None:
     """Print what follows the text: a warning, if any, and the statistics; with --json, the whole object."""
-    if warning := report.warning(chunks[-1].stats):
-        report.warn(warning)
+    if warning := statistics.warning(chunks[-1].stats):
+        statistics.warn(warning)
     plain = engine.plain_because or ("--depth is 0" if arguments.depth == 0 else None)
     if arguments.json:
-        say(json.dumps(report.as_json(engine, chunks, plain, arguments.depth), ensure_ascii=False))
+        say(json.dumps(statistics.as_json(engine, chunks, plain, arguments.depth), ensure_ascii=False))
         return
     text = "".join(chunk.text for chunk in chunks)
     if text and not text.endswith("\n"):
         say("")
-    say(report.as_text(engine, chunks[-1], plain, arguments.depth, chosen=generation.deterministic), out=sys.stderr)
+    say(statistics.as_text(engine, chunks[-1], plain, arguments.depth, chosen=generation.deterministic), out=sys.stderr)

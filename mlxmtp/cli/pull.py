@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mlxmtp.cli.report import warn
+from mlxmtp.cli.statistics import warn
 from mlxmtp.errors import CheckpointError
 from mlxmtp.terminal import say
 from mlxmtp.units import size

@@ -1,124 +1,79 @@
-"""Reports on a turn: statistics as lines of text or as one JSON object, and warnings."""
+"""`mlxmtp report`: measure this machine with a model, and write one file to share."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import re
+import shlex
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from mlxmtp.exactness.guarantee import in_words
-from mlxmtp.terminal import visible
+from mlxmtp import machine
+from mlxmtp.cli import options
+from mlxmtp.files import write_whole
+from mlxmtp.terminal import say
 
-if TYPE_CHECKING:
-    from mlxmtp import Chunk, Engine, Stats
-
-JUDGED_ROUNDS = 16
-"""First drafts before their acceptance is judged. With fewer, no warning is given."""
-INTERRUPTED = "interrupted"
+REPORT, PAGE = "mlxmtp-report.json", "mlxmtp-report.html"
+"""Names of the files."""
 
 
-def warn(message: str) -> None:
-    """Print a warning to standard error."""
-    print(f"mlxmtp: warning: {visible(message)}", file=sys.stderr)  # noqa: T201
-
-
-def as_json(engine: Engine, chunks: list[Chunk], plain: str | None, depth: int | None) -> dict[str, object]:
-    """Return a turn as a JSON object.
-
-    Args:
-        plain: why the turn was decoded plainly. None: it was not.
-        depth: drafts a round. None: auto.
-    """
-    last = chunks[-1]
-    stats = last.stats.to_dict()
-    del stats["prompt_tokens"], stats["tokens"]  # both are fields of the answer
-    answer: dict[str, object] = {
-        "text": "".join(chunk.text for chunk in chunks),
-        "tokens": [token for chunk in chunks for token in chunk.tokens],
-        "prompt_tokens": last.stats.prompt_tokens,
-        "finish_reason": last.finish_reason or INTERRUPTED,
-        "model": engine.name,
-        "head": engine.head,
-        "stats": stats,
-    }
-    if engine.head_source and engine.head_source.repo:
-        answer |= {"head_source": engine.head_source.repo, "head_found_by_name": engine.head_source.by_name}
-    if plain is None:
-        answer["promise"] = engine.guarantee.at(depth)
-    else:
-        answer["plain_because"] = plain
-    return answer
-
-
-def as_text(engine: Engine, last: Chunk, plain: str | None, depth: int | None, *, chosen: bool) -> str:
-    """Return the statistics of a turn as lines. The first line is empty, to set them off from the text.
-
-    Args:
-        last: the turn's last chunk.
-        plain, depth: as for `as_json`.
-        chosen: the logits determine the tokens, because the turn is greedy or has a seed.
-    """
-    stats, ending = last.stats, last.finish_reason or INTERRUPTED
-    rate = f" at {stats.decode_tps:,.1f} tok/s" if stats.decode_tps else ""  # a turn of one round has no rate
-    rows = {
-        "model": f"{engine.name} with {head(engine)}" if engine.head else engine.name,
-        "prompt": f"{stats.prompt_tokens} tokens at {stats.prefill_tps:,.0f} tok/s, "
-        f"first token after {stats.ttft_s:.2f} s",
-        "output": f"{stats.tokens} tokens{rate} ({ending})",
-        "MTP": f"off: {plain}" if plain else speculation(stats),
-        "depth": stats.policy,
-        "exact": "" if plain else in_words(engine.guarantee.at(depth), chosen=chosen),
-        "time": shares(stats),
-        "memory": f"{stats.peak_memory_bytes / 1e6:,.0f} MB at the peak",
-    }
-    return "".join(f"\n{name:8}{row}" for name, row in rows.items() if row)
-
-
-def head(engine: Engine) -> str:
-    """Return the name of the head, with its repository if it is not the model's own."""
-    source = engine.head_source
-    if source is None or source.repo is None:
-        named = f"its {engine.head} head"
-    else:
-        named = f"the {engine.head} head {source.repo}" + (", found by the model's name" if source.by_name else "")
-    return named + (f", which drafts {len(engine.draft_tokens):,} tokens" if engine.draft_tokens else "")
-
-
-def speculation(stats: Stats) -> str:
-    """Return the tokens a round and the acceptance of drafts."""
-    if not stats.drafted and not stats.looked_up:
-        return "nothing was drafted"
-    facts = [f"{stats.tokens_per_round:.2f} tokens a round"]
-    if stats.drafted:
-        by_depth = ", ".join(f"{share:.0%}" for share in stats.acceptance_by_depth)
-        facts.append(f"drafts accepted at depth 1, 2, ...: {by_depth}")
-    if stats.narrowed:
-        facts.append(f"{stats.narrowed} of {stats.drafted} drafted from the narrowed vocabulary")
-    if stats.looked_up:
-        facts.append(f"looked up in the text: {stats.looked_up_accepted} of {stats.looked_up} accepted")
-    return "; ".join(facts)
-
-
-def shares(stats: Stats) -> str:
-    """Return the shares of the phases in decoding time, estimated from the rounds that were timed by phase."""
-    phases = {"verify": stats.verify_s, "draft": stats.draft_s, "other": stats.other_s}
-    total = sum(phases.values())
-    if not stats.timed_rounds or not total:
-        return ""
-    split = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in phases.items())
-    return f"{split} (estimated from {stats.timed_rounds} of {stats.rounds} rounds)"
-
-
-def warning(stats: Stats) -> str | None:
-    """Return a warning if the head's drafts are hardly ever accepted, else None.
-
-    Only the first draft of each round counts, because it depends on no other draft.
-    """
-    from mlxmtp.heads.check import MIN_ACCEPTANCE
-
-    count = stats.drafted_by_depth[0] if stats.drafted_by_depth else 0
-    if count < JUDGED_ROUNDS or stats.acceptance_by_depth[0] >= MIN_ACCEPTANCE:
-        return None
-    return (
-        f"only {stats.acceptance_by_depth[0]:.0%} of {count} first drafts were right; "
-        "check that the head belongs to this model, or use --no-mtp"
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser(
+        "report",
+        help="measure this machine with a model, in one file to share",
+        description="Run the doctor, products of few rows, and benchmarks of depths, contexts, the model's own\n"
+        "sampling and the identities; write one JSON file and one page. No path, user or host is in them.\n"
+        "The same command run again goes on where it stopped.",
+        epilog="Example:\n  mlxmtp report --model ./Qwen3.5-4B",
     )
+    add = command.add_argument
+    add("--model", metavar="PATH|REPO", default="demo", help="a model folder or a Hugging Face repo (default: demo)")
+    add("--head", metavar="PATH|REPO", help="take the MTP head from here")
+    options.add_device(add)
+    add("--out", metavar="FOLDER", type=Path, help="measurements and report (default: mlxmtp-report/MODEL)")
+    add("--quick", action="store_true", help="few prompts and short contexts: minutes, and rougher figures")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure the parts that are missing, write the report, and return the exit code."""
+    from mlxmtp.checkpoints import open_checkpoint
+
+    checkpoint = open_checkpoint(arguments.model)
+    machine.import_backend()
+    from mlxmtp.bench import machine_report
+    from mlxmtp.bench.products import few_row_products
+    from mlxmtp.engine.store import own_kernels
+
+    name = machine_report.description(checkpoint)
+    folder = arguments.out or Path("mlxmtp-report") / re.sub(r"[^\w.-]+", "-", name)
+    loading = [f"--{name}={value}" for name in ("model", "head", "device") if (value := getattr(arguments, name))]
+    wanted = machine_report.parts(folder, loading, quick=arguments.quick)
+    found: dict[str, machine_report.Row] = {}
+
+    def show(number: int, part: machine_report.Part) -> None:
+        say(f"part {number} of {len(wanted)}: mlxmtp {shlex.join(part.command)}", out=sys.stderr)
+
+    try:
+        found.update(machine_report.measured(folder, wanted, show))
+    except KeyboardInterrupt:
+        say(f"mlxmtp: what is measured is kept in {folder}; the same command goes on from there", out=sys.stderr)
+        raise
+    products = few_row_products(machine_report.side_of(checkpoint), own_kernels())
+    names = machine_report.PrivateNames.of(folder, checkpoint.folder, *_local(arguments.model, arguments.head))
+    report = machine_report.report(name, machine.hardware() | machine.backend(), found, products, names)
+    write_whole(folder / REPORT, json.dumps(report, ensure_ascii=False, indent=1, default=str) + "\n")
+    titles = {part.name: part.title for part in wanted}
+    write_whole(folder / PAGE, machine_report.as_html(report, titles))
+    failed = [name for name, result in found.items() if result.get("failed") or result.get("error")]
+    if failed:
+        say(f"mlxmtp: failed: {', '.join(failed)}; the same command tries them again", out=sys.stderr)
+    say(f"{folder / REPORT}\n{folder / PAGE}")
+    return 1 if failed else 0
+
+
+def _local(*names: str | None) -> list[str]:
+    """Return the names that are paths of this machine, and not those of the demo or of a Hub repo."""
+    return [name for name in names if name and os.path.exists(os.path.expanduser(name))]

@@ -146,7 +146,7 @@ class _Turn:
         forward, self._queued = self._queued, None
         if forward:
             return forward
-        last = mx.array([self._sequence.tokens[-1:]])
+        last = mx.array([self._sequence.tokens[-1:]], mx.uint32)  # as drafts are
         if draft.depth:
             return self._forward(mx.concatenate([last, draft.tokens], axis=1), draft)
         return self._forward(last, draft).start()

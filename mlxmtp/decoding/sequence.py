@@ -96,7 +96,7 @@ class Sequence:
         while self.offset < end:
             stop = min(self.offset + chunk_size, end, *(b for b in wanted if b > self.offset))
             chunk = unread[self.offset - start : stop - start]
-            _, hidden = self.target.forward(mx.array([chunk]), self.cache)
+            _, hidden = self.target.forward(mx.array([chunk], mx.uint32), self.cache)
             self.tokens += chunk
             self._extend_head(hidden)
             self.settle()
@@ -123,7 +123,7 @@ class Sequence:
             return None
         hidden = _join(self._pending)
         self._pending = []
-        return hidden, mx.array([self.tokens[-hidden.shape[1] :]])
+        return hidden, mx.array([self.tokens[-hidden.shape[1] :]], mx.uint32)
 
     def _read_pending(self) -> None:
         """Have the head read the pending hidden states up to the newest, which stays pending."""
@@ -229,7 +229,7 @@ class Sequence:
         hidden = _join([*self._pending, hidden])
         count = hidden.shape[1] - 1
         if count and self.head.has_kv_cache:
-            self.head(hidden[:, :-1], mx.array([self.tokens[-count:]]), self.head_cache)
+            self.head(hidden[:, :-1], mx.array([self.tokens[-count:]], mx.uint32), self.head_cache)
         self._pending = [mx.contiguous(hidden[:, -1:])]  # a view would keep the whole chunk alive
 
     def _leaf_caches(self) -> list[Any]:

@@ -14,7 +14,7 @@ from mlxmtp.bench import compare, machine_report
 from mlxmtp.bench.machine_report import Part
 from mlxmtp.bench.products import ROWS, few_row_products
 from mlxmtp.checkpoints import open_checkpoint
-from mlxmtp.cli.machine_report import PAGE, REPORT
+from mlxmtp.cli.report import PAGE, REPORT
 from tests.cli.conftest import Ran, main_
 from tests.worker.driving import SMALL_MODEL
 
@@ -63,19 +63,24 @@ def test_parts_go_on_where_they_stopped(program: tuple[str, ...], tmp_path: Path
 def test_no_name_of_the_user_is_in_it(tmp_path: Path) -> None:
     model = tmp_path / "secret" / "model"
     found = {
-        "doctor": {"model": {"name": str(model), "path": str(model)}, "error": f"{model}/config.json: damaged"},
+        "doctor": {
+            "model": {"name": str(model), "path": str(model)},
+            "error": f"{model}/config.json: damaged, relative/model too",
+        },
         "bench": {
             "command": "mlxmtp bench",
+            "speed": [{"workload": getpass.getuser()}],
             "notes": [f"{Path.home()}/x", f"{getpass.getuser()}@{socket.gethostname()}"],
         },
     }
-    names = machine_report.private_names(model, tmp_path)
+    names = machine_report.PrivateNames.of("relative/model", model, tmp_path)
     report = machine_report.report("small", {"system": "macOS"}, found, [], names)
+    assert report["parts"]["bench"].pop("speed") == [{"workload": getpass.getuser()}], "no sentence"
     text = json.dumps(report)
     for name in (str(model), str(tmp_path), str(Path.home()), getpass.getuser(), socket.gethostname(), "secret"):
         assert name not in text, name
     assert report["parts"]["doctor"]["model"] == {"name": "small"}
-    assert report["parts"]["doctor"]["error"] == "(left out)/config.json: damaged"
+    assert report["parts"]["doctor"]["error"] == "(left out)/config.json: damaged, (left out) too"
     assert machine_report.description(open_checkpoint(SMALL_MODEL)).startswith("glm4_moe, ")
 
 

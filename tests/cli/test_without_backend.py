@@ -17,6 +17,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "generate": ["--prompt", "x"],
     "bench": [],
     "doctor": [],
+    "report": [],
     "inspect": [str(DEMO)],
     "convert": [str(DEMO), "no-such-folder"],
     "attach": [str(DEMO), "--from", str(DEMO)],
