@@ -15,7 +15,7 @@ from mlx_lm import utils
 from mlxmtp.checkpoints import check_tokenizer, open_checkpoint
 from mlxmtp.checkpoints.checkpoint import DEMO, READ_FILES, TEMPLATES, visible_files
 from mlxmtp.engine.engine import Engine
-from mlxmtp.engine.template import bound_template
+from mlxmtp.engine.template import bound_template, renderer
 from mlxmtp.engine.token_texts import text_for_every_id
 from mlxmtp.errors import CheckpointError, HeadError, OptionError, in_one_line
 from mlxmtp.exactness.compare import OnPass
@@ -65,6 +65,7 @@ def load(
         raise OptionError(f"identity is {identity!r}; expected one of {', '.join(IDENTITIES)}")
     use_device(device)
     checkpoint = open_checkpoint(DEMO if path_or_repo is None else path_or_repo)
+    renderer().start()  # it gets ready while the weights are read
     target = load_target(checkpoint)
     utils.maybe_set_recommended_wired_limit()  # stays for the process: changing it while the GPU works is not safe
     tokenizer = load_tokenizer(checkpoint.folder, target.config.get("eos_token_id"), target.vocab_size)
