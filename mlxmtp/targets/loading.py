@@ -21,8 +21,8 @@ from mlxmtp.targets.target import Target
 
 TEXT_ONLY = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
 """Model types of text-only checkpoints, and the vision-language types whose modules in mlx-lm load them."""
-PART_BYTES = 1 << 28
-"""Bytes of weights that are read together: files are read in parallel, and so much is held twice at most."""
+PARTS = 16
+"""Parts of a model that are read one after the other, each in parallel: a sixteenth is held twice at most."""
 _SIZES = ("hidden_size", "vocab_size", "num_hidden_layers")
 _COUNT = re.compile(r"(?:\w+_)?(?:num|n)_(?:\w+_)?(?:layers?|loops)|\w+_pattern|hc_mult")
 """Keys of counts by which mlx-lm makes lists, of caches too, where it builds no module for each."""
@@ -120,18 +120,22 @@ def _tied(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def materialise(module: nn.Module) -> None:
-    """Evaluate a module's arrays in parts of `PART_BYTES`: the sources of one are freed before the next is read.
+    """Evaluate a module's arrays in `PARTS`, so that the sources of one are freed before the next is read.
 
     Those that are no parameters, such as the frequencies of a scaled RoPE, are among them: only the thread that made a
     lazy array can evaluate it.
     """
-    waiting: list[mx.array] = []
+    arrays = []
     for part in module.modules():
         held: Any = tree_flatten([*part.values(), *vars(part).values()], is_leaf=nn.Module.is_module)
-        waiting += [array for _, array in held if isinstance(array, mx.array)]
-        if sum(array.nbytes for array in waiting) > PART_BYTES:
+        arrays += [array for _, array in held if isinstance(array, mx.array)]
+    most = sum(array.nbytes for array in arrays) // PARTS
+    waiting: list[mx.array] = []
+    for array in arrays:
+        if sum(one.nbytes for one in waiting) + array.nbytes > most:
             mx.eval(waiting)
             waiting = []
+        waiting.append(array)
     mx.eval(waiting)
 
 

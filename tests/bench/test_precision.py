@@ -22,8 +22,13 @@ def test_a_quantised_model_has_quantised_products_timed(monkeypatch: pytest.Monk
     times = precision.float16_times(64, how | {"lm_head": {"group_size": 32, "bits": 8}}, repeats=2)
     assert list(times) == [1, 256]
     assert min(times.values()) > 0
-    pairs = [(kind, rows, how | {"transpose": True}) for rows in (1, 256) for kind in (mx.float16, mx.bfloat16) * 3]
-    assert seen == pairs
+    chains = [
+        (kind, rows, how | {"transpose": True})
+        for rows, chain in ((1, 20), (256, 1))
+        for kind in (mx.float16, mx.bfloat16) * 3
+        for _ in range(chain)
+    ]
+    assert seen == chains
 
 
 def test_a_dense_model_has_dense_ones() -> None:

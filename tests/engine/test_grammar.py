@@ -83,7 +83,8 @@ def test_sampled_answers_are_of_the_schema(engine: Engine, verify: Any) -> None:
     accepted, texts = 0, set()
     for seed in range(2):
         run = engine.generate(
-            PROMPTS[0], GenerationOptions(temperature=1.0, seed=seed, max_tokens=400, verify=verify, json_schema=ORDER)
+            PROMPTS[0],
+            GenerationOptions(temperature=1.0, seed=seed, max_tokens=400, depth=3, verify=verify, json_schema=ORDER),
         )
         assert run.finish_reason == "stop"
         assert_order(run.text)
