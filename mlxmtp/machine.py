@@ -196,16 +196,16 @@ def on_metal() -> bool:
     return mx.default_device() == mx.Device(mx.gpu) and bool(mx.metal.is_available())
 
 
-def apple_gpu_generation() -> int:
-    """Return the generation of Apple's GPUs for which MLX chooses its kernels; 0: not known.
+def apple_gpu() -> tuple[int, str]:
+    """Return generation and class of the Apple GPU for which MLX chooses its kernels; (0, ""): not known.
 
-    13 is M1, 14 M2, 15 M3, 16 M4. MLX's own switch names another GPU than there is.
+    13 is M1, 14 M2, 15 M3, 16 M4; "s" is Max, "d" Ultra. MLX's own switch names another GPU than there is.
     """
     import mlx.core as mx
 
     name = os.environ.get(GPU_SWITCH) or mx.device_info().get("architecture", "")
     found = _APPLE_GPU.fullmatch(str(name))
-    return int(found[1]) if found else 0
+    return (int(found[1]), found[2]) if found else (0, "")
 
 
 def older_gpu_name() -> str:

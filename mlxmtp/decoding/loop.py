@@ -131,7 +131,7 @@ class _Turn:
     def draft(self) -> Draft:
         """Propose the round's drafts, lazily; no_draft() makes it a plain round."""
         plan = PLAIN if self._queued else self._policy.plan(self._lookup.match)
-        depth = min(plan.depth, self._left - 1)
+        depth = min(plan.depth, self._left - 1, self._target.longest_pass(self._sequence.offset) - 1)
         drafter = self._drafters[plan.source] if depth else None
         if drafter is None:
             return no_draft()

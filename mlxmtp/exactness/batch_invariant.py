@@ -1,7 +1,8 @@
 """Batch-invariant passes: each row of a verify pass has the bits that it has alone, mostly by stock MLX operations.
 
 MLX's own product of several rows is a variant only where it is known to run the kernel for one row: experts, whose
-gathered products run each row alone, and affine matrices on Apple's GPUs before M3 (`Target.shares_one_row_kernel`).
+gathered products run each row alone, and a few rows of affine matrices on Apple's GPUs before M3
+(`Target.one_row_products`).
 Elsewhere it is none, even if it seems equal: in half precision most differences in the order of addition are rounded
 away, and a small matrix has too few outputs to show the rest. The probe compares the model's logits besides.
 """
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 ATTENTION = "scaled_dot_product_attention"
 """The function that attention modules of mlx-lm call."""
 EXPERTS = (SwitchGLU, SwitchMLP)
+ALL_ROWS = 1 << 31
 
 
 class BatchInvariant:
@@ -63,7 +65,7 @@ class BatchInvariant:
         self._rows = 0
         self._latents = target.latent
         self._kernels = kernels
-        self._shares_kernel = target.shares_one_row_kernel
+        self._one_row_products = target.one_row_products
         for module in target.model.modules():
             self._patch_module(module)
 
@@ -81,15 +83,15 @@ class BatchInvariant:
     def _patch_module(self, module: nn.Module) -> None:
         kind: Any = type(module)
         if isinstance(module, nn.QuantizedLinear):
-            self._patch_rows(module, quantised_variants(self._kernels), shared=self._shares_kernel)
+            self._patch_rows(module, quantised_variants(self._kernels), shared=self._one_row_products)
         elif isinstance(module, nn.Linear):
             self._patch_rows(module, dense_variants())
         elif isinstance(module, nn.QuantizedEmbedding):
-            self._patch_rows(module, quantised_variants(self._kernels), "as_linear", shared=self._shares_kernel)
+            self._patch_rows(module, quantised_variants(self._kernels), "as_linear", shared=self._one_row_products)
         elif isinstance(module, nn.Embedding):
             self._patch_rows(module, dense_variants(), "as_linear")
         elif isinstance(module, EXPERTS):
-            self._patch_rows(module, {}, shared=True)
+            self._patch_rows(module, {}, shared=ALL_ROWS)
         elif kind.__name__ == "MoEGate":
             self._patch_rows(module, {})
         elif ATTENTION in getattr(getattr(kind.__call__, "__code__", None), "co_names", ()):
@@ -101,21 +103,21 @@ class BatchInvariant:
         variants: Mapping[str, MatmulVariant],
         method: str = "__call__",
         *,
-        shared: bool = False,
+        shared: int = 0,
     ) -> None:
-        """Let a method select among `variants` and the original method row by row; `shared`: or in one call."""
+        """Let a method select among `variants` and the original method row by row, or of `shared` rows in one call."""
         original: Call = getattr(type(module), method)
         by_rows = row_by_row(original)
         weights: Any = tree_flatten(module.parameters())
         packing = tuple(getattr(module, name, None) for name in ("group_size", "bits", "mode"))
         kind = type(module).__name__, method, packing, tuple((name, w.shape, str(w.dtype)) for name, w in weights)
-        shared = shared and (isinstance(module, EXPERTS) or packing[2] == "affine")
+        shared = shared if isinstance(module, EXPERTS) or packing[2] == "affine" else 0
         every = {**variants, STOCK: original, ROW_BY_ROW: by_rows}
 
         def call(module: nn.Module, x: mx.array, *others: mx.array) -> Any:
             if not self._rows or x.ndim < 2 or x.shape[-2] != self._rows:
                 return original(module, x, *others)
-            offered = {**variants, STOCK: original} if shared and self.stock else variants
+            offered = {**variants, STOCK: original} if self._rows <= shared and self.stock else variants
             if self.row_by_row or not offered:
                 return by_rows(module, x, *others)
             key = _key(self.stock, kind, x.shape, str(x.dtype))
@@ -142,7 +144,7 @@ class BatchInvariant:
 
 def offers_stock(target: Target) -> bool:
     """Return whether a module of the target has MLX's own product of several rows among its variants."""
-    return target.shares_one_row_kernel or any(isinstance(module, EXPERTS) for module in target.model.modules())
+    return target.one_row_products > 0 or any(isinstance(module, EXPERTS) for module in target.model.modules())
 
 
 def _key(*facts: Any) -> str:

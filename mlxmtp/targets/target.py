@@ -12,7 +12,7 @@ from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 
 from mlxmtp.checkpoints import stated_context, text_config
 from mlxmtp.errors import PromptError
-from mlxmtp.machine import apple_gpu_generation, on_metal
+from mlxmtp.machine import apple_gpu, on_metal
 from mlxmtp.targets.patches.gated_delta import RecurrentLayer, RecurrentRows, is_gated_delta
 from mlxmtp.targets.patches.latent import LatentAttention, has_latents
 from mlxmtp.targets.patches.observe import observe
@@ -29,6 +29,10 @@ _KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 """What mlx-lm's attention modules call their numbers of heads."""
 _STATED_KEY_HEADS = ("num_key_value_heads", "num_global_key_value_heads")
 """What configs call them."""
+_KEY_BOUNDS = (1024, 4096, 8192, 16_384, 32_768, 65_536)
+"""Keys from which on, or beyond which, Metal's attention adds in another order: an earlier row of the pass would too."""
+_ONE_ROW_PRODUCTS = {"s": 6, "d": 8}
+"""On M1 and M2, by the class of the chip: rows of a product with a large matrix that run the kernel for one row."""
 SEES_AHEAD = {"phi3small": "attention to later tokens of a pass"}
 """Model types that mlx-lm computes otherwise than token by token, and how."""
 
@@ -118,21 +122,32 @@ class Target:
 
         At most 8, which the exactness probe compares too. On Metal, attention leaves its fast kernel for more than 8
         rows, and for more than 32 products of rows and query heads per key head; it is then 2 to 7 times slower.
-        Before M3, a product with a large matrix leaves the kernel for one row at 6 rows.
-        Source: MLX 0.32.4, backend/metal/scaled_dot_product_attention.cpp and quantized.cpp.
+        Source: MLX 0.32.4, backend/metal/scaled_dot_product_attention.cpp.
         """
         if not on_metal():
             return 8 if mx.default_device() == mx.Device(mx.gpu) else 2**31 - 1
-        return max(min(8, 32 // self._heads_per_key, 5 if 0 < apple_gpu_generation() < 15 else 8), 2)
+        return max(min(8, 32 // self._heads_per_key), 2)
 
     @property
-    def shares_one_row_kernel(self) -> bool:
-        """Whether products of up to `max_fast_tokens` rows with an affine matrix run the kernel for one row.
+    def one_row_products(self) -> int:
+        """The most rows of a product with an affine matrix of any size that run the kernel for one row; 0: none.
 
         So they do on Apple's GPUs before M3: a row of the grid for each row.
         Source: MLX 0.32.4, backend/metal/quantized.cpp.
         """
-        return on_metal() and 0 < apple_gpu_generation() < 15
+        generation, chip = apple_gpu()
+        return _ONE_ROW_PRODUCTS.get(chip, 5) if 0 < generation < 15 and on_metal() else 0
+
+    def longest_pass(self, offset: int) -> int:
+        """Return the most tokens, at least 1, of a pass after `offset` tokens that has the kernels of plain decoding.
+
+        Metal's attention chooses kernels by the number of keys, which a pass shares and plain decoding counts for each
+        token: no pass crosses a bound of theirs, whatever it was compared with. Unbounded on other devices.
+        Source: MLX 0.32.4, backend/metal/scaled_dot_product_attention.cpp.
+        """
+        first = offset + self.min_tokens  # keys of the first plain pass
+        bound = next((bound for bound in _KEY_BOUNDS if bound >= first), None)
+        return max(bound - first, 1) if bound and on_metal() else 2**31 - 1
 
     @cached_property
     def _heads_per_key(self) -> int:

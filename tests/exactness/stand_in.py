@@ -56,18 +56,20 @@ class Machine:
 
     Args:
         generation: 13 is M1, 15 M3, 17 M5.
+        chip: its class, "g", "s" (Max) or "d" (Ultra).
         order: of addition, by the rows of a product.
         cost: of a product of so many rows, in products of one row.
     """
 
     generation: int
+    chip: str
     order: Law
     cost: Callable[[int], float]
 
 
-def _m1_order(rows: int) -> int:
-    """The kernel for one row up to 5 rows, then another."""
-    return 1 if rows < 6 else 3
+def _m1_order(most: int) -> Law:
+    """The kernel for one row up to `most` rows, then another."""
+    return lambda rows: 1 if rows <= most else 3
 
 
 def _m3_order(rows: int) -> int:
@@ -75,11 +77,26 @@ def _m3_order(rows: int) -> int:
     return 1 if rows < 2 else 3 if rows < 6 else 2
 
 
-M1 = Machine(13, _m1_order, lambda rows: 1 + (rows - 1) / 4 if rows < 6 else 3.0)
-M3 = Machine(15, _m3_order, lambda rows: 1.0 if rows < 2 else 1.1 if rows < 6 else 2.1)
-M5 = Machine(17, _m3_order, lambda rows: 1.0 if rows < 2 else 1.05 if rows < 6 else 2.0)
+M1 = Machine(13, "g", _m1_order(5), lambda rows: 1 + (rows - 1) / 4 if rows < 6 else 3.0)
+M1_MAX = Machine(13, "s", _m1_order(6), M1.cost)
+M1_ULTRA = Machine(13, "d", _m1_order(11), M1.cost)
+M3 = Machine(15, "g", _m3_order, lambda rows: 1.0 if rows < 2 else 1.1 if rows < 6 else 2.1)
+M5 = Machine(17, "g", _m3_order, lambda rows: 1.0 if rows < 2 else 1.05 if rows < 6 else 2.0)
 LAUNCH = 0.01
 """Cost of any operation besides its products."""
+
+
+def blocks(chip: str, simds: int, keys: int) -> int:
+    """The blocks of attention's two passes over keys, by rows times query heads a key head; 0: one pass."""
+    if keys < (1024 if chip in "sd" else 4096):
+        return 0
+    if chip == "s":
+        bounds = 1024, 8192, 32_768, 65_536
+        return 64 if simds <= 4 else 64 << sum(keys > bound for bound in bounds)
+    if chip == "d":
+        few, many = 256 if keys > 8192 else 128, 1024 if keys >= 65_536 else 512 if keys >= 16_384 else 128
+        return few if simds <= 2 else many if simds >= 6 else 128
+    return 64 if simds >= 4 else 32
 
 
 @contextmanager
@@ -87,12 +104,14 @@ def machine(which: Machine, heads_per_key: int = 6, **laws: Any) -> Iterator[Clo
     """The backend of a machine; `laws` as in `backend`. Yields the clock that replaces the time of passes."""
     clock = Clock()
 
-    def attends(rows: int, _: int) -> int:
-        return 1 if rows <= 8 and rows * heads_per_key <= 32 else 3
+    def attends(rows: int, keys: int) -> int:
+        if rows > 8 or rows * heads_per_key > 32:
+            return 3
+        return 1 if blocks(which.chip, rows * heads_per_key, keys) == blocks(which.chip, heads_per_key, keys) else 3
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlxmtp.targets.target.on_metal", lambda: True)
-        patch.setattr("mlxmtp.targets.target.apple_gpu_generation", lambda: which.generation)
+        patch.setattr("mlxmtp.targets.target.apple_gpu", lambda: (which.generation, which.chip))
         patch.setattr(Target, "_heads_per_key", property(lambda _: heads_per_key))
         for module in (variants, compare):
             patch.setattr(module, "time", SimpleNamespace(perf_counter=clock))

@@ -18,7 +18,7 @@ from mlxmtp.exactness.strategy import Strategy, strategies, strategy_of
 from mlxmtp.targets import Target
 from mlxmtp.targets.target import heads_per_key
 from tests.exactness.conftest import text
-from tests.exactness.stand_in import LAUNCH, M1, M3, M5, Clock, machine, narrow, own, wide
+from tests.exactness.stand_in import LAUNCH, M1, M1_MAX, M1_ULTRA, M3, M5, Clock, machine, narrow, own, wide
 from tests.grids import cases
 from tests.running import generated, reference
 
@@ -50,13 +50,61 @@ def test_the_longest_fast_pass_knows_heads_and_generation(engine: Engines) -> No
     stated = {"num_attention_heads": 16, "num_key_value_heads": 8, "num_global_key_value_heads": 2}
     assert heads_per_key(stated, ()) == 8
     for which, per_key, expected in [
-        *((M1, 1, 5), (M1, 6, 5), (M1, 8, 4), (M1, 16, 2), (M1, 64, 2)),
+        *((M1, 1, 8), (M1, 6, 5), (M1, 8, 4), (M1, 16, 2), (M1, 64, 2)),
         *((M3, 1, 8), (M3, 6, 5), (M3, 8, 4)),
     ]:
         with machine(which, per_key):
             assert target.max_fast_tokens == expected, (which.generation, per_key)
-            assert target.shares_one_row_kernel == (which is M1)
+    for which, expected in ((M1, 5), (M1_MAX, 6), (M1_ULTRA, 8), (M3, 0), (M5, 0)):
+        with machine(which):
+            assert target.one_row_products == expected, which
     assert target.max_fast_tokens > 1 << 20, "a CPU has no such limit"
+
+
+def test_no_pass_crosses_a_bound_of_keys(engine: Engines) -> None:
+    """Beyond it attention has another order, of which plain decoding has none until its own keys are as many."""
+    model = engine("dense")
+    with machine(M1_MAX):
+        for bound in (1024, 4096, 8192, 16_384, 32_768, 65_536):
+            room = [model.target.longest_pass(offset) for offset in range(bound - 5, bound + 1)]
+            assert room[:5] == [4, 3, 2, 1, 1], bound
+            assert room[5] >= 1023, bound
+        opened, passes = model.target.open, []
+
+        def watched(tokens: mx.array, cache: Any) -> Any:
+            offset = max(layer.offset for layer in cache if hasattr(layer, "offset"))
+            passes.append((offset, tokens.shape[1]))
+            return opened(tokens, cache)
+
+        prompt = text(model, 1014)
+        plain = reference(model, prompt, 24)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model.target, "open", watched)
+            assert generated(model, prompt, 24, 4) == plain
+    assert any(tokens == 5 for _, tokens in passes)
+    for offset, tokens in passes:
+        assert tokens == 1 or not offset + 1 <= 1024 <= offset + tokens, (offset, tokens)
+    model.target.min_tokens = 2
+    with machine(M1_MAX):
+        assert [model.target.longest_pass(offset) for offset in (1020, 1021, 1022, 1023)] == [2, 1, 1, 3071]
+    assert model.target.longest_pass(1020) > 1 << 20, "a CPU has no such bound"
+
+
+def test_chips_differ_in_rows_and_in_attention_over_many_keys(engine: Engines) -> None:
+    """Rows of a product, and blocks of keys by rows times query heads; MLX's arithmetic is true where neither changes."""
+    model = engine("dense")  # half precision rounds attention's differences away here
+    plan = ProbePlan((32, 1100, 4200))
+    model.target.text_config["max_position_embeddings"] = 1 << 15
+    for which, heads, expected in (
+        (M1, 4, ("identical", 5)),
+        (M1, 2, ("distribution", None)),
+        (M1_MAX, 5, ("identical", 6)),
+        (M1_MAX, 4, ("distribution", None)),
+        (M1_ULTRA, 4, ("identical", 8)),
+    ):
+        with machine(which, heads):
+            found = probe(model.target, text(model), "fast", plan)
+        assert (found.promise, found.num_tokens if found.identical else None) == expected, (which, heads)
 
 
 @pytest.mark.parametrize(("heads", "depth"), [(6, 4), (8, 3)])

@@ -25,7 +25,6 @@ def test_on_a_gpu(
     """m at most 8, and on Metal m rows of gqa queries a key's head at most 32; two always."""
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
-    monkeypatch.setattr("mlxmtp.targets.target.apple_gpu_generation", lambda: 15)
     config = {"num_attention_heads": heads, "num_key_value_heads": key_heads}
     target = SimpleNamespace(_heads_per_key=heads_per_key(config, ()))
     assert Target.max_fast_tokens.fget(target) == (rows if metal else 8)  # type: ignore[attr-defined]
