@@ -140,7 +140,7 @@ def add_draft_vocab(add: Callable[..., Any]) -> None:
     """Add `--draft-vocab` with the `add_argument` of a parser or group."""
     add(
         "--draft-vocab",
-        metavar="N|FILE",
+        metavar="N|FILE|full",
         help="draft only the N most frequent tokens, or those of a file of token ids: cheaper drafts, the same text; "
         "full: all tokens (default: auto finds out where the vocabulary is large)",
     )

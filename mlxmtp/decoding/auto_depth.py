@@ -187,7 +187,7 @@ class AutoDepth:
         if self._speedups[best] > (HYSTERESIS if best else PLAIN_HYSTERESIS) * self._speedups[self._depth]:
             self._depth = best
         self._choices += 1
-        if not (self.coverage and self.costs.narrowed_rounds) or self._choices % COMPARE_EVERY != 1:
+        if not (self.coverage and self.costs.narrowed_rounds and self._compares):
             return
         source: Source = "head" if self._narrowed else "narrowed"
         speedups = self._expected(source)
@@ -196,6 +196,11 @@ class AutoDepth:
         if best and speedups[best] > HYSTERESIS * self._speedups[self._depth]:
             self._other, self._other_speedup = self._plans[self._source][self._depth], self._speedups[self._depth]
             self._source, self._depth, self._speedups, self._other_tried = source, best, speedups, self._tokens
+
+    @property
+    def _compares(self) -> bool:
+        """Whether this round is one of those that compare the vocabularies."""
+        return self._choices % COMPARE_EVERY == 1
 
     @property
     def _narrowed(self) -> bool:
@@ -223,7 +228,7 @@ class AutoDepth:
         """Plan rounds that are to teach something, if it is time for them."""
         if not self.costs.known:
             self._probe_first()
-        elif self.coverage and not self.costs.narrowed_rounds and self._try_narrowed(self.coverage):
+        elif self.coverage and self._compares and not self.costs.narrowed_rounds and self._try_narrowed(self.coverage):
             return
         elif self._depth or not self._could_pay:
             self._explore()

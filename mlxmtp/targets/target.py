@@ -30,7 +30,7 @@ _KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 _STATED_KEY_HEADS = ("num_key_value_heads", "num_global_key_value_heads")
 """What configs call them."""
 _KEY_BOUNDS = (1024, 4096, 8192, 16_384, 32_768, 65_536)
-"""Keys from which on, or beyond which, Metal's attention adds in another order: an earlier row of the pass would too."""
+"""Numbers of keys from which on, or beyond which, Metal's attention adds in another order."""
 _ONE_ROW_PRODUCTS = {"s": 6, "d": 8}
 """On M1 and M2, by the class of the chip: rows of a product with a large matrix that run the kernel for one row."""
 SEES_AHEAD = {"phi3small": "attention to later tokens of a pass"}

@@ -42,9 +42,9 @@ OPTIONS = {
 }  # fmt: skip
 
 HIDDEN = {
-    "generate": ["--verify {token,block,seeded}", "--draft-vocab N|FILE"],
-    "chat": ["--draft-vocab N|FILE"],
-    "serve": ["--draft-vocab N|FILE"],
+    "generate": ["--verify {token,block,seeded}", "--draft-vocab N|FILE|full"],
+    "chat": ["--draft-vocab N|FILE|full"],
+    "serve": ["--draft-vocab N|FILE|full"],
 }
 """Options for experiments: `--help` leaves them out, `--help-all` shows them."""
 

@@ -91,7 +91,7 @@ def test_no_pass_crosses_a_bound_of_keys(engine: Engines) -> None:
 
 
 def test_chips_differ_in_rows_and_in_attention_over_many_keys(engine: Engines) -> None:
-    """Rows of a product, and blocks of keys by rows times query heads; MLX's arithmetic is true where neither changes."""
+    """Rows of a product, and blocks of keys by rows times query heads."""
     model = engine("dense")  # half precision rounds attention's differences away here
     plan = ProbePlan((32, 1100, 4200))
     model.target.text_config["max_position_embeddings"] = 1 << 15
