@@ -33,8 +33,23 @@ GPU_SWITCH = "MLX_METAL_GPU_ARCH"
 """MLX's variable of the environment that names the GPU for which it chooses kernels."""
 _APPLE_GPU = re.compile(r"applegpu_g(\d\d)([a-z])")
 """A GPU's architecture: generation, and the class of the chip (g: base, s: Max, d: Ultra)."""
+MIN_MACOS = 14
+"""The oldest macOS that MLX's wheels run on."""
+_NO_VERSION = 10
+"""What a Python built for an older macOS is told in place of the version, as 10.16."""
+SHARED_INFO = (
+    "architecture",
+    "device_name",
+    "max_buffer_length",
+    "max_recommended_working_set_size",
+    "memory_size",
+    "total_memory",
+    "compute_capability_major",
+    "compute_capability_minor",
+)
+"""What is reported of MLX's `device_info`: no serial number, no place on a bus, nothing that differs between runs."""
 _HOW_TO_GET_MLX = (
-    "install it with pip install mlx, in an arm64 Python on Apple silicon"
+    "install it with pip install mlx, on Apple silicon"
     if sys.platform == "darwin"
     else "on Linux its backend comes with an extra: pip install 'mlxmtp[cpu]', "
     "or with an NVIDIA GPU 'mlxmtp[cuda12]' or 'mlxmtp[cuda13]'"
@@ -59,7 +74,20 @@ def missing_backend(error: ImportError) -> ImportError:
     """Return the `BackendError` that says what to install if MLX could not be imported; else the error as it is."""
     if error.name not in ("mlx", "mlx.core") and "libmlx" not in str(error):
         return error
-    return BackendError(f"MLX cannot be imported ({error}); {_HOW_TO_GET_MLX}")
+    how = system_fault() or _HOW_TO_GET_MLX
+    return BackendError(f"MLX cannot be imported ({error}); {how}")
+
+
+def system_fault() -> str:
+    """Return what MLX needs of a Mac and this one lacks, in words; empty: nothing."""
+    release, architecture = platform.mac_ver()[0], platform.machine()
+    if not release:
+        return ""
+    major = int(release.partition(".")[0])
+    if _NO_VERSION < major < MIN_MACOS or architecture != "arm64":
+        found = f"found macOS {release}, {architecture}"
+        return f"MLX needs macOS {MIN_MACOS} or later and a Python for arm64; {found}"
+    return ""
 
 
 def use_device(device: Device | None) -> None:
@@ -161,7 +189,8 @@ def backend() -> dict[str, Any]:
     cuda: Any = getattr(mx, "cuda", None)
     return {
         "wired_limit_bytes": info.get("max_recommended_working_set_size"),
-        "device_info": info,
+        "device_info": {name: info[name] for name in SHARED_INFO if name in info},
+        "switches": switches(),
         "metal": mx.metal.is_available(),
         "cuda": bool(cuda and cuda.is_available()),
     }

@@ -112,6 +112,35 @@ def test_memory_is_the_devices_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.memory_bytes() == host, "Apple's GPUs share the machine's"
 
 
+def test_what_is_told_of_a_device_is_on_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"device_name": "Apple M4", "memory_size": 1 << 34, "max_recommended_working_set_size": 1 << 33}
+    more = {"uuid": "GPU-1", "pci_bus_id": "0", "free_memory": 3, "serial": "C02"}
+    monkeypatch.setattr(mx, "device_info", lambda *_: told | more)
+    monkeypatch.setenv("MLX_METAL_FAST_SYNCH", "1")
+    found = machine.backend()
+    assert found["device_info"] == told
+    assert found["wired_limit_bytes"] == 1 << 33
+    assert found["switches"] == {"MLX_METAL_FAST_SYNCH": "1"}
+
+
+def test_a_mac_that_mlx_does_not_run_on_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.system_fault() == "" or sys.platform == "darwin"
+    needs = "MLX needs macOS 14 or later and a Python for arm64; found macOS"
+    for release, architecture, said in (
+        ("14.0", "arm64", ""),
+        ("26.1", "arm64", ""),
+        ("13.6.1", "arm64", f"{needs} 13.6.1, arm64"),
+        ("15.1", "x86_64", f"{needs} 15.1, x86_64"),
+        ("10.16", "arm64", ""),  # told to a Python that was built for macOS 10
+    ):
+        monkeypatch.setattr("platform.mac_ver", lambda release=release: (release, ("", "", ""), ""))
+        monkeypatch.setattr("platform.machine", lambda architecture=architecture: architecture)
+        assert machine.system_fault() == said, release
+        error = machine.missing_backend(ModuleNotFoundError("No module named 'mlx'", name="mlx"))
+        assert said in str(error), release
+        assert ("pip install" in str(error)) is (not said), release
+
+
 # -- the tests' own pin and markers -------------------------------------------------------------------------------
 
 

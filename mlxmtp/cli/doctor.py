@@ -137,6 +137,7 @@ def machine_facts() -> dict[str, Any]:
         machine.hardware()
         | {"usable_bytes": machine.usable_memory()}
         | machine.backend()
+        | {"system_fault": machine.system_fault()}
         | {"versions": machine.versions(PACKAGES)}
     )
 
@@ -145,7 +146,11 @@ def machine_rows(facts: dict[str, Any]) -> dict[str, str]:
     """Return the lines on the machine, by their names."""
     wired = facts["wired_limit_bytes"]
     backends = " and ".join(name for name in ("metal", "cuda") if facts[name]) or "neither Metal nor CUDA"
+    fault = facts["system_fault"]
+    set_to = ", ".join(f"{name}={value}" for name, value in facts["switches"].items())
     return {
+        **({"system": fault} if fault else {}),
+        **({"switches": set_to} if set_to else {}),
         "machine": f"{facts['system']}, {facts['processor']}, {facts['cores']} processors",
         "memory": f"{memory(facts['memory_bytes'])}, of which {memory(facts['usable_bytes'])} for weights and caches"
         + (f"; the GPU may wire {memory(wired)}" if wired else ""),

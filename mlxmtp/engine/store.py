@@ -58,7 +58,7 @@ class ModelFacts:
         facts = {
             "format": KEY_FORMAT,
             "config": self.target.config,
-            "files": _file_facts(self.folder / name for name in weight_files(os.listdir(self.folder))),
+            "files": file_facts(self.folder / name for name in weight_files(os.listdir(self.folder))),
             **more,
             "versions": versions(),
             "device": str(mx.default_device()),
@@ -70,7 +70,7 @@ class ModelFacts:
     def model_key(self, **more: str) -> str:
         """The key of what also depends on the head: its files, and its convention."""
         source, head = self.head_source, self.head
-        files = _file_facts(source.files.files if source and source.files else ())
+        files = file_facts(source.files.files if source and source.files else ())
         return self.target_key(head=head and (head.family, repr(head.convention)), head_files=files, **more)
 
     def drafting_key(self) -> str:
@@ -78,7 +78,8 @@ class ModelFacts:
         return self.model_key(draft_tokens=str(self.draft_tokens))
 
 
-def _file_facts(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+def file_facts(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Return name, size and time of change of files."""
     return [(file.name, stat.st_size, stat.st_mtime_ns) for file in sorted(files) if (stat := file.stat())]
 
 
