@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from xml.sax.saxutils import escape
 
 from mlxmtp.bench import page
 from mlxmtp.checkpoints import Checkpoint
+from mlxmtp.units import memory
 
 Row = dict[str, Any]
 """A JSON object."""
@@ -79,6 +80,7 @@ def as_html(report: Row, titles: Mapping[str, str]) -> str:
     facts = [
         f"{name}: {machine[name]}" for name in ("system", "processor", "device", "device_name") if machine.get(name)
     ]
+    facts += [f"memory: {memory(machine['memory_bytes'])}"] if machine.get("memory_bytes") else []
     facts += [f"{name} {number}" for name, number in machine.get("versions", {}).items()]
     sections = [f"<h1>mlxmtp report: {escape(report['model'])}</h1>", f'<p class="soft">{escape(", ".join(facts))}</p>']
     for name, result in report["parts"].items():
@@ -90,7 +92,7 @@ def _part(name: str, result: Row) -> list[str]:
     if reason := result.get("failed") or result.get("error"):
         return [f"<p>It failed: {escape(str(reason))}</p>"]
     if name == "products":
-        return [_products(kind) for kind in result["products"]] or ["<p>There are no matrices of such a kind.</p>"]
+        return products(result["products"])
     if name != "doctor":
         return page.body(result)
     rows = [["identity", "promise", "rows", "context", "why"]]
@@ -101,20 +103,35 @@ def _part(name: str, result: Row) -> list[str]:
     return [page.grid(rows), f"<p>{escape(switch['finding'])}</p>" if switch else ""]
 
 
-def _products(kind: Row) -> str:
-    packed = f"{kind['bits']} bits, {kind['mode']}, groups of {kind['group_size']}, " if kind["bits"] else ""
-    title = f"{', '.join(kind['names'])} ({kind['count']}): {kind['outputs']:,} from {kind['inputs']:,}, {packed}"
-    title += kind["dtype"]
-    if reason := kind.get("failed"):
-        return f"<h3>{escape(title)}</h3><p>It failed: {escape(reason)}</p>"
-    counts = sorted({row["rows"] for row in kind["rows"]})
-    cells = {(row["variant"], row["rows"]): row for row in kind["rows"]}
-    one = cells["stock", 1]["seconds"]
-    table = [["of one row's time; * other bits than one row's", *(f"{count} rows" for count in counts)]]
-    for variant in dict.fromkeys(row["variant"] for row in kind["rows"]):
-        found = [cells.get((variant, count)) for count in counts]
-        table.append([variant, *(f"{c['seconds'] / one:.2f}{'' if c['equal'] else ' *'}" if c else "-" for c in found)])
-    return f'<h3>{escape(title)}</h3>{page.grid(table)}<p class="soft">one row: {one * 1e6:,.1f} microseconds</p>'
+def products(kinds: Sequence[Row]) -> list[str]:
+    """Return the table of products, a line for each matrix and variant, and what failed."""
+    counts = sorted({row["rows"] for kind in kinds for row in kind.get("rows", ())} - {1})
+    table, failed = [["matrix, variant", "one row, µs", *(f"{count} rows" for count in counts)]], []
+    for kind in kinds:
+        name = matrix_name(kind)
+        if reason := kind.get("failed"):
+            failed.append(f"<p>{escape(name)} failed: {escape(reason)}</p>")
+            continue
+        cells = {(row["variant"], row["rows"]): row for row in kind["rows"]}
+        one = cells["stock", 1]["seconds"]
+        for variant in dict.fromkeys(row["variant"] for row in kind["rows"]):
+            found = [cells.get((variant, count)) for count in (1, *counts)]
+            times = [f"{one * 1e6:,.1f}" if variant == "stock" else _times(found[0], one)]
+            table.append([f"{name}, {variant}", *times, *(_times(cell, one) for cell in found[1:])])
+    note = '<p class="soft">in times of the stock product of one row; * other bits than one row\'s</p>'
+    return [page.grid(table), note, *failed]
+
+
+def matrix_name(kind: Row) -> str:
+    """Return a kind of matrices in words."""
+    packed = f"{kind['bits']} bits {kind['mode']} in {kind['group_size']}, " if kind["bits"] else ""
+    return (
+        f"{', '.join(kind['names'])}: {kind['count']} of {kind['outputs']} x {kind['inputs']}, {packed}{kind['dtype']}"
+    )
+
+
+def _times(cell: Row | None, one: float) -> str:
+    return "-" if cell is None else f"{cell['seconds'] / one:.2f}{'' if cell['equal'] else ' *'}"
 
 
 def _named(result: Row, model: str) -> Row:

@@ -131,7 +131,8 @@ def speed_table(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    notes = [*table.EXPLAINED, *(f"{row['workload']}: {table.chosen(row)}" for row in rows if row["policy"])]
+    first, *rest = table.EXPLAINED  # as wide as a terminal
+    notes = [first, " ".join(rest), *(f"{row['workload']}: {table.chosen(row)}" for row in rows if row["policy"])]
     return grid([head, *body]) + "".join(f'<p class="soft">{escape(line)}</p>' for line in notes)
 
 

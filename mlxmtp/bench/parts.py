@@ -110,7 +110,9 @@ def measured(
 
 
 def measure(folder: Path, part: Part, facts: Row, program: Sequence[str] = PROGRAM) -> Row:
-    """Return the result of a part, with its seconds: measured now, or by an earlier run with the same facts.
+    """Return the result of a part: measured now, or by an earlier run with the same facts.
+
+    It has its seconds, unless it went on with a benchmark that was stopped.
 
     A part that fails gives {"failed": why}, or its own "error"; the next run tries it again.
 
@@ -124,7 +126,7 @@ def measure(folder: Path, part: Part, facts: Row, program: Sequence[str] = PROGR
         if isinstance(kept, dict) and kept.get("asked") == asked:
             result: Row = kept["result"]
             return result
-    start = time.monotonic()
+    whole, start = not (folder / part.name).exists(), time.monotonic()
     code, output, last = run_shown([*program, *part.command], os.environ | part.switches)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
@@ -134,7 +136,8 @@ def measure(folder: Path, part: Part, facts: Row, program: Sequence[str] = PROGR
     if not isinstance(printed, dict):
         ended = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return {"failed": f"mlxmtp {part.command[0]} {ended}" + (f"; its last line: {last}" if last else "")}
-    printed |= {"seconds": round(time.monotonic() - start, 1)}
+    if whole:
+        printed["seconds"] = round(time.monotonic() - start, 1)
     if not printed.get("error"):
         write_whole(file, json.dumps({"asked": asked, "result": printed}))
     return printed
