@@ -88,7 +88,7 @@ LAUNCH = 0.01
 
 def blocks(chip: str, simds: int, keys: int) -> int:
     """The blocks of attention's two passes over keys, by rows times query heads a key head; 0: one pass."""
-    if keys < (1024 if chip in "sd" else 4096):
+    if keys < (1024 if chip in ("s", "d") else 4096):
         return 0
     if chip == "s":
         bounds = 1024, 8192, 32_768, 65_536

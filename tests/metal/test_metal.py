@@ -18,6 +18,7 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp import Engine, GenerationOptions, load
+from mlxmtp.decoding.sampling import Sampling, distribution, gumbel, log_probs
 from mlxmtp.engine.store import own_kernels
 from mlxmtp.exactness.few_rows import MAX_ROWS, few_row_matmul
 from mlxmtp.exactness.greedy import greedy_run
@@ -77,6 +78,30 @@ def test_the_few_row_kernel_has_the_bits_of_one_row(
                 different.append((bits, str(dtype), inputs, group, rows))
     assert not (host and different), different
     report(different, [], f"few rows, fused: {fused} (bits, type, inputs, group, rows)")
+
+
+@on_both
+def test_what_is_drawn_does_not_depend_on_the_rows(device: str) -> None:
+    """Seeded tokens are those of plain decoding where filters, noise and choice have the bits of one row, ties too."""
+    vocabulary, rows, key = (248_320 if device == "gpu" else 40_000), 5, mx.random.key(7)
+    logits = mx.random.normal((1, rows, vocabulary), key=key).astype(mx.bfloat16) * 3  # with many ties
+    noise = gumbel(key, 100, rows, vocabulary)
+    for sampling in (
+        Sampling(0.7),
+        Sampling(0.7, top_p=0.95),
+        Sampling(0.7, top_k=20, top_p=0.95),
+        Sampling(1, 1, 0, 0.05),
+    ):
+        several = distribution(logits, sampling)
+        for row in range(rows):
+            one = distribution(logits[:, row : row + 1], sampling)
+            assert mx.array_equal(several.logs[:, row : row + 1], one.logs), (sampling, row)
+            if one.tokens is not None and several.tokens is not None:
+                assert mx.array_equal(several.tokens[:, row : row + 1], one.tokens), (sampling, row)
+    assert mx.array_equal(noise, mx.concatenate([gumbel(key, 100 + row, 1, vocabulary) for row in range(rows)]))
+    greedy = mx.argmax(log_probs(logits), axis=-1)
+    alone = [mx.argmax(log_probs(logits[:, row : row + 1]), axis=-1) for row in range(rows)]
+    assert mx.array_equal(greedy, mx.concatenate(alone, axis=1))
 
 
 def longest_equal(model: Engine, heads: int) -> int:
