@@ -266,7 +266,7 @@ class AutoDepth:
                 return
         if self._other and self._other.depth:
             gap = max(self._speedups[self._depth] / self._other_speedup, HYSTERESIS) - 1
-            if gap * gap * self.costs.narrowed_rounds * EXPLORATION < self._tokens - self._other_tried:
+            if gap * gap * self.costs.rounds_of(self._other.source) * EXPLORATION < self._tokens - self._other_tried:
                 self._other_tried = self._tokens
                 self._probes = [self._other]
 

@@ -34,6 +34,8 @@ MAX_ROUNDS = 50
 """Rounds after which the newest one keeps its weight, 1/50, in the cost of its depth."""
 MIN_NARROWED = 0.1
 """Share of a round's cost that narrowed drafts are expected to leave at least, whatever their saving."""
+FADE = 1 - 1 / MAX_ROUNDS
+"""What a round leaves of the weight of those over the other vocabulary, which knows the machine less and less."""
 SURE_ROUNDS = 4
 """Rounds, those of the prior included, from which on a cost is saved for the next run."""
 
@@ -121,7 +123,8 @@ class RoundCosts:
     slows down does not make a depth look expensive.
 
     A round of narrowed drafts costs as much as one of the head's, less one saving for each draft. What it takes longer
-    or shorter than expected corrects the saving after the cost, and before the pace.
+    or shorter than expected corrects the saving after the cost, and before the pace. So does a round of the head's,
+    which leaves the expected costs of narrowed drafts as they are: else the two could not be told apart.
 
     Args:
         head: costs from an earlier run, by depth. lookup: the same of rounds with drafts from prompt lookup.
@@ -146,7 +149,8 @@ class RoundCosts:
         self._plain_measured = bool(head)
         self._warm: set[bool] = set()
         self.saving = saving or 0.0
-        self.narrowed_rounds = 0 if saving is None else SAVED_ROUNDS
+        self.narrowed_rounds = 0.0 if saving is None else SAVED_ROUNDS
+        self._full_rounds = 0.0 if saving is None else SAVED_ROUNDS
 
     @property
     def known(self) -> bool:
@@ -160,6 +164,10 @@ class RoundCosts:
     def rounds(self, depth: int) -> int:
         """The number of rounds that the cost of a depth of the head rests on, up to MAX_ROUNDS."""
         return min(self._rounds["head"].get(depth, PRIOR_ROUNDS), MAX_ROUNDS) if depth else MAX_ROUNDS
+
+    def rounds_of(self, source: Source) -> float:
+        """The weight of what is known of the saving by rounds over one vocabulary, in rounds."""
+        return self.narrowed_rounds if source == "narrowed" else self._full_rounds
 
     def observe(self, source: Source, depth: int, seconds: float) -> None:
         """Learn from the time of a round."""
@@ -186,9 +194,20 @@ class RoundCosts:
         left = 1 - weight
         if narrowed:
             self.narrowed_rounds = min(self.narrowed_rounds + 1, MAX_ROUNDS)
+            self._full_rounds = max(self._full_rounds * FADE, SURE_ROUNDS)
             weight = left / (self.narrowed_rounds + PRIOR_ROUNDS)
             self.saving -= weight * bounded * cost / depth
             left -= weight
+        elif source == "head":
+            self._full_rounds = min(self._full_rounds + 1, MAX_ROUNDS)
+            if self.narrowed_rounds:
+                self.narrowed_rounds = max(self.narrowed_rounds * FADE, SURE_ROUNDS)
+                weight = left / (self._full_rounds + PRIOR_ROUNDS)
+                change = weight * bounded * cost / depth
+                self.saving += change
+                for k in costs:
+                    costs[k] += k * change
+                left -= weight
         self._follow(error, left)
         self._tables.pop(source, None)
 
