@@ -37,9 +37,14 @@ def _start_pinned(self: Any, *args: Any, env: Mapping[str, str] | None = None, *
 subprocess.Popen.__init__ = _start_pinned  # type: ignore[method-assign]
 
 
+LONGEST = {"test_every_model.py", "test_random_runs.py", "test_load.py", "test_real_engine.py"}
+"""Files of few tests that take long: begun last, each would run alone, while the other workers have nothing to do."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that compare with passes over one row."""
+    """Begin with the longest files, and mark the tests that compare with passes over one row."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
         if isinstance(item, pytest.Function) and compares_rows(item.function):
             item.add_marker("exact")

@@ -60,7 +60,7 @@ def probed() -> str:
     """Return what the probe finds different for tiny models on this device; empty: nothing."""
     with tempfile.TemporaryDirectory() as folder:
         for dtype in DTYPES:
-            raw = tiny.raw_checkpoint(Path(folder) / dtype, "qwen3_5", dtype=dtype, vocab=16)
+            raw = tiny.raw_checkpoint(Path(folder) / dtype, "qwen3_5", dtype=dtype, vocab=16, layers=2, interval=2)
             for model in (raw, tiny.mlx_conversion(raw, Path(folder) / f"{dtype}-4-bit", bits=4, head_bits=4)):
                 guarantee = load(model).guarantee
                 if guarantee.promise != "identical":

@@ -19,12 +19,12 @@ SMALL = BenchSettings(depths=(1, 2), temperatures=(0.0, 0.8), contexts=(96,), to
 
 @pytest.fixture(scope="session")
 def engine(raw_checkpoint: Callable[..., Path]) -> Engine:
-    return load(raw_checkpoint("qwen3_5", dtype="float32", positions=512))
+    return load(raw_checkpoint("qwen3_5", dtype="float32", positions=512, layers=2, interval=2))
 
 
 @pytest.fixture(scope="session")
 def headless(raw_checkpoint: Callable[..., Path]) -> Engine:
-    return load(raw_checkpoint("qwen3_5", dtype="float32", positions=512, head=False))
+    return load(raw_checkpoint("qwen3_5", dtype="float32", positions=512, layers=2, interval=2, head=False))
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ Cli = Callable[..., Ran]
 
 @pytest.fixture
 def model(raw_checkpoint: Callable[..., Path]) -> str:
-    return str(raw_checkpoint("qwen3_5", dtype="float32", positions=512))
+    return str(raw_checkpoint("qwen3_5", dtype="float32", positions=512, layers=2, interval=2))
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_control_c_keeps_what_was_measured_and_says_how_to_go_on(
 
 
 def test_a_model_without_a_head(main_: Cli, raw_checkpoint: Callable[..., Path], tmp_path: Path):
-    model = str(raw_checkpoint("qwen3_5", dtype="float32", positions=512, head=False))
+    model = str(raw_checkpoint("qwen3_5", dtype="float32", positions=512, layers=2, interval=2, head=False))
     ran = main_("bench", "--model", model, "--out", str(tmp_path), *FEW, "--contexts", "--json")
     assert ran.code == 0
     assert "mlxmtp: warning: no MTP: " in ran.err

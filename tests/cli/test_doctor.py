@@ -19,6 +19,12 @@ TOKENS = 12
 """Tokens of the greedy run here."""
 
 
+@pytest.fixture(scope="session")
+def raw(raw_checkpoint):
+    """A checkpoint of two layers, which are soon compared."""
+    return raw_checkpoint("qwen3_5", layers=2, interval=2)
+
+
 @pytest.fixture(autouse=True)
 def short(data, monkeypatch):
     """A short context, a few lengths of passes, a short greedy run, and no guarantees saved by other tests."""

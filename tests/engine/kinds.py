@@ -17,7 +17,8 @@ PLENTY = 1 << 30
 
 def folder_of(kind: str, raw_checkpoint: Callable[..., Path]) -> Path:
     """Return the folder of a random model of 8 tokens, whose drafts are accepted now and then, or of a trained one."""
-    return raw_checkpoint(kind, dtype="float32", vocab=8) if kind == "qwen3_5" else TRAINED / kind
+    sizes = {"vocab": 8, "layers": 3, "interval": 3}
+    return raw_checkpoint(kind, dtype="float32", **sizes) if kind == "qwen3_5" else TRAINED / kind
 
 
 def find(kind: str, raw_checkpoint: Callable[..., Path]) -> Engine:

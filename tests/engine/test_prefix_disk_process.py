@@ -65,7 +65,7 @@ def test_a_damaged_file_does_not_hide_another(hybrid: Engine, tmp_path: Path) ->
 
 def test_files_that_only_seem_to_be_ours(hybrid: Engine, tmp_path: Path) -> None:
     """Whole, and of the right name, but with another model's tensors in it."""
-    disk, other = Disk(tmp_path / "one", hybrid), Disk(tmp_path / "other", load(TRAINED / "glm4_moe"))
+    disk, other = Disk(tmp_path / "one", hybrid), Disk(tmp_path / "other", load(TRAINED / "gemma4"))
     prompt = words(hybrid, 70)
     other.written(prompt)
     disk.folder.mkdir()

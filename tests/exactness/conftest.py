@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from mlxmtp import Engine, load
 KINDS = ("dense", "half", "4-bit", "8-bit", "experts", "next", "latent", "sparse", "window")
 FEW = {"vocab": 8, "clusters": 2, "looked_into": 1}
 """With so few tokens, a random head is right now and then."""
+SHORT: dict[str, Any] = {"vocab": 16, "layers": 2, "interval": 2}
+"""A recurrent layer and one that attends: a pass takes half the time of four layers."""
 
 
 @pytest.fixture(autouse=True)
@@ -35,15 +38,15 @@ def engine(
     def make(kind: str) -> Engine:
         match kind:
             case "dense" | "half":
-                return load(raw_checkpoint("qwen3_5", dtype="float32" if kind == "dense" else "bfloat16", vocab=16))
+                return load(raw_checkpoint("qwen3_5", dtype="float32" if kind == "dense" else "bfloat16", **SHORT))
             case "4-bit" | "8-bit":
-                bits, raw = int(kind[0]), raw_checkpoint("qwen3_5", dtype="bfloat16", vocab=16, tied=True)
+                bits, raw = int(kind[0]), raw_checkpoint("qwen3_5", dtype="bfloat16", tied=True, **SHORT)
                 return load(mlx_conversion(raw, bits=bits, head_bits=bits))
             case "experts":
-                raw = raw_checkpoint("qwen3_5_moe", dtype="float32", vocab=16)
+                raw = raw_checkpoint("qwen3_5_moe", dtype="float32", **SHORT)
                 return load(mlx_conversion(raw, bits=4, head_bits=4))
             case "next":
-                return load(raw_checkpoint("qwen3_next", dtype="float32", vocab=16))
+                return load(raw_checkpoint("qwen3_next", dtype="float32", **SHORT))
             case "latent":
                 return load(nextn_checkpoint("deepseek_v3", vocab=16))
             case "sparse":

@@ -18,7 +18,7 @@ from tests.running import generated, reference
 Engines = Callable[[str], Engine]
 SHORT = ProbePlan((32,))
 TOKENS = 10
-PARTING = {"4-bit": 28, "half": 12}
+PARTING = {"4-bit": 11, "half": 12}
 """Prompt lengths after which texts of TOKENS tokens part at depth 3: of "4-bit" with `wide`, of "half" with `own`."""
 LATTE = "I'd like a large latte, and what do you have without milk?"
 

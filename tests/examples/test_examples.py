@@ -68,5 +68,6 @@ def test_the_blocks_of_the_python_document(capsys: pytest.CaptureFixture[str]) -
     blocks = code_blocks((REPO / "docs" / "python.md").read_text(), "python")
     assert len(blocks) >= 4
     for block in blocks:
+        block = re.sub(r"max_tokens=\d+", "max_tokens=8", block)
         exec(compile(block, "docs/python.md", "exec"), names)
     assert "qwen-mtp" in capsys.readouterr().out

@@ -39,6 +39,18 @@ BY_CHUNKS = {
 }
 """Types whose tokens depend on the chunks in which a prompt is read, and why."""
 
+ALIKE = [
+    "Klear", "afm7", "apertus", "bailing_moe", "cohere", "dbrx", "deepseek", "deepseek_v2", "dots1", "ernie4_5",
+    "ernie4_5_moe", "exaone", "gemma", "gemma2", "glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox",
+    "gptj", "granite", "granitemoe", "helium", "hunyuan", "hunyuan_v1_dense", "internlm2", "internlm3",
+    "lille-130m", "llama4_text", "mimo", "minicpm", "minicpm3", "minimax", "minimax_m3_vl", "mistral3",
+    "mixtral", "nanbeige", "nanochat", "nemotron", "nemotron-nas", "olmo2", "olmoe", "openelm", "phi", "phi3",
+    "phimoe", "phixtral", "pixtral", "plamo", "qwen", "qwen2", "qwen2_moe", "qwen2_vl", "qwen3", "qwen3_moe",
+    "qwen3_vl", "qwen3_vl_moe", "seed_oss", "smollm3", "solar_open", "stablelm", "starcoder2", "talkie",
+    "telechat3", "youtu_llm",
+]  # fmt: skip
+"""Types whose caches are all of keys and values of every token: what is done with one is done with all."""
+
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,
     "num_vocab": VOCAB,

@@ -11,19 +11,32 @@ import pytest
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.errors import CheckpointError
 from mlxmtp.targets import load_target
-from tests.targets.every_model import NOT_RUN, SIZES
+from tests.grids import cases
+from tests.targets.every_model import ALIKE, NOT_RUN, SIZES, model_types
 from tests.targets.sweep import sweep, write_checkpoint
 from tests.tiny import save_weights, write_json
 
 TABLE = Path(__file__).parent.parent.parent / "docs" / "families.md"
 
 
-def test_every_model_type_of_mlx_lm_runs_here(tmp_path: Path) -> None:
-    """Each comparison names the type that differs; the outcome is the table of docs/families.md."""
-    seen = {row.kind: row[1:] for row in sweep(tmp_path)}
+FEW = set(ALIKE[::6])
+"""Of the types that are alike, those of the default run."""
+
+
+@pytest.mark.parametrize("others", cases([False, True], default=[False]))
+def test_every_model_type_of_mlx_lm_runs_here(others: bool, tmp_path: Path) -> None:
+    """Each comparison names the type that differs; the outcome is the table of docs/families.md.
+
+    Args:
+        others: the types that are like those of the default run.
+    """
+    kinds = {kind for kind in model_types() if (kind in ALIKE and kind not in FEW) == others}
+    seen = {row.kind: row[1:] for row in sweep(tmp_path, sorted(kinds))}
     table = TABLE.read_text().partition("## Every model type of mlx-lm")[2]
     rows = re.findall(r"^\| (`.+`) \| (.+) \| (.+) \| (.+) \|$", table, re.MULTILINE)
-    assert {kind: tuple(cells) for kinds, *cells in rows for kind in kinds.strip("`").split("`, `")} == seen
+    told = {kind: tuple(cells) for kinds, *cells in rows for kind in kinds.strip("`").split("`, `")}
+    assert told.keys() == {*model_types()}
+    assert {kind: told[kind] for kind in kinds} == seen
 
 
 def test_windows_read_by_attention_of_its_own_do_not_go_back(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ class Sizes:
     vocab: int = 288
     hidden: int = 64
     layers: int = 4
+    interval: int = 4
+    """Every fourth layer attends, as in releases; the others are recurrent."""
     heads: int = 4
     kv_heads: int = 2
     head_dim: int = 32
@@ -83,7 +85,7 @@ def config(kind: Kind, sizes: Sizes, dtype: str = "float32", eos: int = EOS) -> 
         "linear_value_head_dim": sizes.value_dim,
         "linear_num_key_heads": sizes.key_heads,
         "linear_num_value_heads": sizes.value_heads,
-        "full_attention_interval": 4,
+        "full_attention_interval": sizes.interval,
         "eos_token_id": eos,
     }
     if is_moe(kind):
@@ -111,7 +113,7 @@ def trunk_shapes(kind: Kind, s: Sizes) -> Shapes:
     if not s.tied:
         shapes["lm_head.weight"] = (s.vocab, s.hidden)
     for i in range(s.layers):
-        mixer = _attention_shapes(s) if (i + 1) % 4 == 0 else _delta_shapes(kind, s)
+        mixer = _attention_shapes(s) if (i + 1) % s.interval == 0 else _delta_shapes(kind, s)
         shapes |= {f"layers.{i}.{name}": shape for name, shape in (mixer | _block_shapes(kind, s)).items()}
     return shapes
 

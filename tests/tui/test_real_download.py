@@ -36,7 +36,7 @@ def offered(raw_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: py
 
 @asynchronous
 async def test_a_model_is_downloaded_loaded_and_asked(offered: Hub, tmp_path: Path):
-    app = ChatApp(WorkerProcess.start, ChatOptions(choose=True, settings=GenerationOptions(max_tokens=16)))
+    app = ChatApp(WorkerProcess.start, ChatOptions(choose=True, settings=GenerationOptions(max_tokens=16, depth=2)))
     async with app.run_test(size=(130, 40)) as pilot:
         await until(lambda: isinstance(app.screen, picker.ModelPicker), "the picker")
         await until(lambda: app.screen._models, "the list")
