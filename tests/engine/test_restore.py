@@ -187,14 +187,14 @@ def test_branches_go_their_own_ways(any_engine: Engine) -> None:
     other = one.fork_at(changed, position, drafting=True)
     other.prefill(changed[len(other.tokens) :])
     ends = [list(one.tokens), changed]
-    turns = [rounds(engine, sequence, 12, 3) for sequence in (one, other)]
+    turns = [rounds(engine, sequence, 20, 3) for sequence in (one, other)]
     found: list[list[int]] = [[], []]
     for pair in zip(*turns, strict=False):
         for tokens, step in zip(found, pair, strict=True):
             tokens += step.tokens
     for tokens, end in zip(found, ends, strict=True):
         alone = prefilled(engine, end, 3)
-        expected = [token for step in rounds(engine, alone, 12, 3) for token in step.tokens]
+        expected = [token for step in rounds(engine, alone, 20, 3) for token in step.tokens]
         assert tokens == expected[: len(tokens)]
         assert len(tokens) > 8
     again = one.fork_at(changed, position, drafting=True)

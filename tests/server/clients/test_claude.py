@@ -49,7 +49,7 @@ def picture() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
-@pytest.mark.exhaustive  # by default test_client_bodies.py sends what it sent, and test_history.py has pictures
+@pytest.mark.exhaustive  # by default tests/server/test_client_bodies.py has its requests
 def test_a_picture_in_the_history_does_not_end_the_session(
     claude: Claude, server: ServerProcess, scripted: Scripted, project: Path
 ) -> None:

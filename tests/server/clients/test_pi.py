@@ -27,7 +27,7 @@ APIS = {
     "openai-responses": "/v1/responses",
     "anthropic-messages": "/v1/messages",
 }
-# by default Codex is the real client, and test_client_bodies.py sends what pi sent
+# by default Codex is the real client, and tests/server/test_client_bodies.py sends what pi sent
 every_api = pytest.mark.parametrize("api", cases(APIS, default=[]))
 Pi = Callable[[str], CompletedProcess[str]]
 
