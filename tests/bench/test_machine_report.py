@@ -19,6 +19,7 @@ from mlxmtp.bench.products import ROWS, Matrix, few_row_products, matrices
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.cli.report import PAGE, REPORT
 from tests.cli.conftest import Ran, main_
+from tests.row_invariance import rows_differ
 from tests.worker.driving import SMALL_MODEL
 
 __all__ = ["main_"]
@@ -182,7 +183,8 @@ def test_products_have_the_bits_of_one_row_on_a_cpu(monkeypatch: pytest.MonkeyPa
             assert {(row["variant"], row["rows"]) for row in one["rows"]} == {
                 (v, n) for v in ("stock", "gathered") for n in ROWS
             }, one
-            assert all(row["equal"] and row["seconds"] > 0 for row in one["rows"]), one
+            assert all(row["seconds"] > 0 for row in one["rows"]), one
+            assert rows_differ() or all(row["equal"] for row in one["rows"]), one
     shown = machine_report.report("m", {}, {"products": {"products": found}}, machine_report.PrivateNames.of())
     text = machine_report.as_html(shown, {"products": "Products"})
     assert f"failed: {page.escape(failed[0])}</p>" in text
