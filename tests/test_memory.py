@@ -38,7 +38,7 @@ def test_what_is_recommended_can_be_used(wired: list[int], monkeypatch: pytest.M
 def test_memory_is_wired_once_when_the_model_is_loaded(wired: list[int]) -> None:
     engine = load(SMALL_MODEL)
     assert wired == [RECOMMENDED], "before the probe and the first turn"
-    assert engine.guarantee.identical
+    assert engine.guarantee.complete
     for _ in range(2):
         engine.generate("Hello", GenerationOptions(max_tokens=3))
     assert wired == [RECOMMENDED]

@@ -115,6 +115,7 @@ def test_whoever_leaves_behind_any_round_has_the_caches_of_its_tokens(
     assert kinds == {True, False}
 
 
+@pytest.mark.exact
 def test_log_probabilities_are_those_of_plain_decoding(raw_checkpoint: Callable[..., Path]) -> None:
     engine = load(raw_checkpoint("qwen3_5", dtype="float32"))
     told = []

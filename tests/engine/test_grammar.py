@@ -158,6 +158,7 @@ def test_the_next_turn_is_free_again(engine: Engine) -> None:
 # -- thinking -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("seed", cases([1, 3], default=(1,)))
 def test_the_schema_holds_behind_the_thinking_that_the_prompt_opened(demo: Engine, seed: int) -> None:
     """A bias has the demo, which never learnt to think, end it after a while."""

@@ -17,6 +17,7 @@ CUTS = {"halves": [25, 25], "sevens": [7] * 6 + [8], "pairs": [2] * 25}
 ALONE = {"all": [1] * 50, "an answer": [40] + [1] * 10, "an answer, then a prompt": [30] + [1] * 10 + [10]}
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("kind", ORDERED)
 def test_the_bits_of_a_prompt(kind: str, raw_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = find(kind, raw_checkpoint)

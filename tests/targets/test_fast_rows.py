@@ -30,6 +30,7 @@ def test_on_a_gpu(
     assert Target.max_fast_tokens.fget(target) == (rows if metal else 8)  # type: ignore[attr-defined]
 
 
+@pytest.mark.exact
 def test_auto_keeps_within_them(raw_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Looked-up drafts too; on a CPU, where there is no such bound, they may be 16."""
     model = raw_checkpoint("qwen3_5")
