@@ -26,7 +26,7 @@ from mlxmtp import Engine, GenerationOptions, load
 from mlxmtp.bench.workloads import WorkloadPrompt, load_prompts, select
 from mlxmtp.cli import Parser, guarded, options
 from mlxmtp.decoding.auto_depth import AutoDepth
-from mlxmtp.decoding.depth import PLAIN, FixedDepth
+from mlxmtp.decoding.depth import PLAIN, FixedDepth, Observation
 from mlxmtp.decoding.draft import MTPChain, PromptLookup
 from mlxmtp.decoding.loop import StopDecision, generate
 from mlxmtp.decoding.sampler import Sampler
@@ -138,10 +138,10 @@ def chosen(notes: Notes, policy: AutoDepth, clock: Clock) -> float:
     done, steps, count, queued = 0, 0.0, len(notes.stand), False
     policy.begin_turn()
     while done < count:
-        match, plan = lookup.match, PLAIN if queued else policy.plan(lookup.match)
+        match, plan = lookup.match, PLAIN if queued else policy.plan([lookup.match])[0]
         depth = min(plan.depth, count - done - 1)
         from_lookup = depth > 0 and plan.source == "lookup"
-        queued = depth == 0 and policy.plan(match).depth == 0  # asked while the plain round is in flight
+        queued = depth == 0 and policy.plan([match])[0].depth == 0  # asked while the plain round is in flight
         accepted = min(notes.stand[done], depth)
         if from_lookup:
             accepted = _equal(lookup.after(depth), notes.tokens[done:])
@@ -149,7 +149,8 @@ def chosen(notes: Notes, policy: AutoDepth, clock: Clock) -> float:
         done, steps = done + len(new), steps + price
         seconds = clock.time(price)
         repeated = _equal(new, lookup.after(len(new))) if match else 0
-        policy.observe(Round(tuple(new), depth, accepted, 1, seconds=seconds, from_lookup=from_lookup), match, repeated)
+        round = Round(tuple(new), depth, accepted, 1, seconds=seconds, from_lookup=from_lookup)
+        policy.observe([Observation(round, match, repeated)])
         if policy.max_lookup:
             lookup.extend(new)
     return steps

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mlx_lm.models.cache import RotatingKVCache
 
-from mlxmtp.decoding.depth import Plan
+from mlxmtp.decoding.depth import Observation, Plan
 from mlxmtp.decoding.loop import StopDecision
 from mlxmtp.decoding.sampler import Draft, Sampler, no_draft
 from mlxmtp.decoding.sampling import Distribution
@@ -61,7 +61,10 @@ class Depths:
     def begin_turn(self, tokens: object = ()) -> None:
         pass
 
-    def plan(self, match: int = 0) -> Plan:
+    def plan(self, matches: Iterable[int] = (0,)) -> list[Plan]:
+        return [self._plan(match) for match in matches]
+
+    def _plan(self, match: int) -> Plan:
         """A round that was planned or queued already is in flight: then the next one is asked for."""
         number = len(self.rounds)
         if self._planned == number:
@@ -71,8 +74,8 @@ class Depths:
         self._planned = number
         return Plan(self._depth_of(number))
 
-    def observe(self, round: Round, match: int = 0, repeated: int = 0) -> None:
-        self.rounds.append(round)
+    def observe(self, observations: Iterable[Observation]) -> None:
+        self.rounds += [one.round for one in observations]
 
     def _depth_of(self, number: int) -> int:
         return self._depths[min(number, len(self._depths) - 1)]
@@ -174,8 +177,8 @@ class TableTarget:
         rows = mx.concatenate([before, tokens[:, :-1]], axis=1) * self.vocab_size + tokens
         return self.table[rows], rows[..., None]
 
-    def open(self, tokens: mx.array, cache: list[Any]) -> TablePass:
-        return TablePass(*self.forward(tokens, cache), cache)
+    def open_shared(self, tokens: Iterable[mx.array], caches: Iterable[list[Any]]) -> list[TablePass]:
+        return [TablePass(*self.forward(own, cache), cache) for own, cache in zip(tokens, caches, strict=True)]
 
 
 class TablePass:

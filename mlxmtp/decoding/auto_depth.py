@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from mlxmtp.decoding.coverage import Coverage
-from mlxmtp.decoding.depth import PLAIN, Plan
+from mlxmtp.decoding.depth import PLAIN, Observation, Plan
 from mlxmtp.decoding.estimates import SURE_ROUNDS, AcceptanceRate, LookupAcceptance, RoundCosts, Source
 from mlxmtp.decoding.stats import Round
 from mlxmtp.limits import MAX_DEPTH
@@ -134,15 +134,23 @@ class AutoDepth:
         if self.coverage:
             self.coverage.vocabulary.add(tokens)
 
-    def plan(self, match: int = 0) -> Plan:
+    def plan(self, matches: Sequence[int] = (0,)) -> list[Plan]:
+        return [self._plan(match) for match in matches]
+
+    def _plan(self, match: int) -> Plan:
         if self._probes and self._probes[0].depth == 0:
             return PLAIN
         if match and self.max_lookup and (depth := self._lookup_depth(match)):
             return Plan(depth, "lookup")
         return self._probes[0] if self._probes else self._plans[self._source][self._depth]
 
-    def observe(self, round: Round, match: int = 0, repeated: int = 0) -> None:
-        self._time(round)
+    def observe(self, observations: Sequence[Observation]) -> None:
+        for one in observations:
+            self._observe(one.round, one.match, one.repeated)
+
+    def _observe(self, round: Round, match: int, repeated: int) -> None:
+        if round.num_sequences == 1:
+            self._time(round)
         self._tokens += len(round.tokens)
         full = round.accepted == round.drafted
         if match and self.max_lookup:

@@ -24,6 +24,21 @@ class Plan:
 PLAIN = Plan(0)
 
 
+@dataclass(frozen=True)
+class Observation:
+    """A round of one turn.
+
+    Args:
+        match: as in `DepthPolicy.plan`, before the round.
+        repeated: how many of the round's tokens, from the first on, are those that followed the match before, whatever
+            was drafted.
+    """
+
+    round: Round
+    match: int = 0
+    repeated: int = 0
+
+
 class DepthPolicy(Protocol):
     """Plans each round, and learns from it.
 
@@ -40,22 +55,17 @@ class DepthPolicy(Protocol):
     def begin_turn(self, tokens: Sequence[int] = ()) -> None:
         """A turn begins after these tokens: time has passed since the last round."""
 
-    def plan(self, match: int = 0) -> Plan:
-        """The next round, from all that was observed; asking changes nothing.
+    def plan(self, matches: Sequence[int] = (0,)) -> list[Plan]:
+        """The next round of turns that share its pass, from all that was observed; asking changes nothing.
 
         While a plain round is in flight it is asked too: only whether another plain round can be queued.
 
         Args:
-            match: tokens at the end of the text that occurred before; 0: prompt lookup has no match.
+            matches: for each turn, tokens at the end of its text that occurred before; 0: prompt lookup has no match.
         """
 
-    def observe(self, round: Round, match: int = 0, repeated: int = 0) -> None:
-        """Learn from a round.
-
-        Args:
-            match: the match before the round. repeated: how many of the round's tokens, from the first on, are those
-                that followed the match before, whatever was drafted.
-        """
+    def observe(self, observations: Sequence[Observation]) -> None:
+        """Learn from a round: what it was for each of the policy's turns."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +79,17 @@ class FixedDepth:
     def begin_turn(self, tokens: Sequence[int] = ()) -> None:
         pass
 
-    def plan(self, match: int = 0) -> Plan:  # noqa: ARG002
-        return Plan(self.depth)
+    def plan(self, matches: Sequence[int] = (0,)) -> list[Plan]:
+        return [Plan(self.depth)] * len(matches)
 
-    def observe(self, round: Round, match: int = 0, repeated: int = 0) -> None:
+    def observe(self, observations: Sequence[Observation]) -> None:
         pass
+
+
+def plan_round(turns: Sequence[tuple[DepthPolicy, int]]) -> list[Plan]:
+    """The plans of turns that share a pass, by their policies and matches; each policy plans its turns at once."""
+    matches: dict[DepthPolicy, list[int]] = {}
+    for policy, match in turns:
+        matches.setdefault(policy, []).append(match)
+    plans = {policy: iter(policy.plan(own)) for policy, own in matches.items()}
+    return [next(plans[policy]) for policy, _ in turns]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as List
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import mlx.core as mx
 
 from mlxmtp.decoding.sampler import Draft, Sampler, no_draft
+from mlxmtp.targets import shared_cache
 
 if TYPE_CHECKING:
     from mlxmtp.decoding.sampling import Distribution
     from mlxmtp.decoding.sequence import Sequence
     from mlxmtp.heads import Head, NarrowedLogits
+    from mlxmtp.targets import Cache
 
 MIN_MATCH = 4
 """Tokens that must be equal for a match. Shorter matches are mostly chance."""
@@ -30,8 +33,35 @@ class Drafter(Protocol):
         """Drafts for the tokens after the sequence's last. The caches are as before afterwards."""
 
 
+@dataclass(frozen=True)
+class DraftRequest:
+    """What one turn asks of its drafter. Depth 0 asks for nothing."""
+
+    drafter: Drafter | None
+    sequence: Sequence
+    depth: int
+    sampler: Sampler
+
+
+def propose(requests: List[DraftRequest]) -> list[Draft]:
+    """Each turn's drafts. Turns with the same chain of a head share its passes."""
+    drafts = [no_draft()] * len(requests)
+    chains: dict[MTPChain, list[int]] = {}
+    for i, request in enumerate(requests):
+        if request.depth and isinstance(request.drafter, MTPChain):
+            chains.setdefault(request.drafter, []).append(i)
+        elif request.depth and request.drafter:
+            drafts[i] = request.drafter.propose(request.sequence, request.depth, request.sampler)
+    for chain, places in chains.items():
+        for i, draft in zip(places, chain.propose_shared([requests[i] for i in places]), strict=True):
+            drafts[i] = draft
+    return drafts
+
+
 class MTPChain:
     """The head's recursion: each draft is made from the hidden state of the one before it.
+
+    Two chains are equal if they draft alike, and then share passes.
 
     Args:
         narrowed: the head's logits over the narrowed draft vocabulary; None: it drafts from its own.
@@ -41,27 +71,89 @@ class MTPChain:
         self._head = head
         self._narrowed = narrowed
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MTPChain) and self._head is other._head and self._narrowed is other._narrowed
+
+    def __hash__(self) -> int:
+        return hash((id(self._head), id(self._narrowed)))
+
     def propose(self, sequence: Sequence, depth: int, sampler: Sampler) -> Draft:
-        pending = sequence.take_pending()
-        if pending is None:
-            return no_draft()
-        hidden, tokens = pending
-        if hidden.shape[1] > 1:  # only the cache needs these; their outputs are never evaluated
-            self._head(hidden[:, :-1], tokens[:, :-1], sequence.head_cache)
-            hidden, tokens = hidden[:, -1:], tokens[:, -1:]
+        return self.propose_shared([DraftRequest(self, sequence, depth, sampler)])[0]
+
+    def propose_shared(self, requests: List[DraftRequest]) -> list[Draft]:
+        """The drafts of several turns, in as many passes of the head as the deepest asks for."""
+        pending = [request.sequence.take_pending() for request in requests]
+        ready = [(request, states) for request, states in zip(requests, pending, strict=True) if states]
+        drafts = iter(self._draft([request for request, _ in ready], [states for _, states in ready]) if ready else ())
+        return [next(drafts) if states else no_draft() for states in pending]
+
+    def _draft(self, requests: List[DraftRequest], pending: List[tuple[mx.array, mx.array]]) -> list[Draft]:
+        """The drafts of turns with hidden states [1, n_b, H] and tokens [1, n_b] that the head has not read."""
+        cache = _shared_cache(requests)
+        self._read_all_but_newest(requests, pending, cache)
+        hidden = _joined([states[:, -1:] for states, _ in pending])
+        tokens = _joined([after[:, -1:] for _, after in pending])
         logits = self._narrowed or self._head.logits
-        drafts: list[mx.array] = []
-        distributions: list[Distribution] = []
+        drafts: list[list[mx.array]] = [[] for _ in requests]
+        distributions: list[list[Distribution]] = [[] for _ in requests]
+        depth = max(request.depth for request in requests)
         for _ in range(depth):
-            states = self._head(hidden, tokens, sequence.head_cache)
-            token, q = sampler.draw_draft(logits(states)[:, 0], len(sequence.tokens), drafts)
-            hidden, tokens = self._head.next_hidden(states), token[:, None]
+            states = self._head(hidden, tokens, cache)
+            rows = logits(states)[:, 0]
+            for b, request in enumerate(requests):
+                own = rows if len(requests) == 1 else rows[b : b + 1]
+                token, q = request.sampler.draw_draft(own, len(request.sequence.tokens), drafts[b])
+                drafts[b].append(token[:, None])
+                distributions[b] += [] if q is None else [q]
+            hidden, tokens = self._head.next_hidden(states), _joined([own[-1] for own in drafts])
             mx.async_eval(tokens)  # the device drafts while the host builds the next step
-            drafts.append(tokens)
-            distributions += [] if q is None else [q]
-        for layer in sequence.head_cache:
-            layer.trim(depth - 1)  # entries made from drafts, not from the target's hidden states
-        return Draft(mx.concatenate(drafts, axis=1), distributions, narrowed=self._narrowed is not None)
+        for request in requests:
+            for layer in request.sequence.head_cache:
+                layer.trim(depth - 1)  # entries made from drafts, not from the target's hidden states
+        return [
+            Draft(
+                mx.concatenate(drafts[b][: request.depth], axis=1),
+                distributions[b][: request.depth],
+                narrowed=self._narrowed is not None,
+            )
+            for b, request in enumerate(requests)
+        ]
+
+    def _read_all_but_newest(
+        self, requests: List[DraftRequest], pending: List[tuple[mx.array, mx.array]], cache: Cache
+    ) -> None:
+        """Have the head read older pending states: the cache needs these rows, and their outputs are never evaluated.
+
+        A sequence with fewer rows than another gets some that are taken back.
+        """
+        counts = [states.shape[1] - 1 for states, _ in pending]
+        most = max(counts)
+        if most == 0:
+            return
+        hidden = _joined(
+            [_repeated_to(most, states, count) for (states, _), count in zip(pending, counts, strict=True)]
+        )
+        tokens = _joined([_repeated_to(most, after, count) for (_, after), count in zip(pending, counts, strict=True)])
+        self._head(hidden, tokens, cache)
+        for request, count in zip(requests, counts, strict=True):
+            for layer in request.sequence.head_cache:
+                layer.trim(most - count)
+
+
+def _shared_cache(requests: List[DraftRequest]) -> Cache:
+    caches = [request.sequence.head_cache for request in requests]
+    return caches[0] if len(caches) == 1 else shared_cache(caches)
+
+
+def _repeated_to(most: int, rows: mx.array, count: int) -> mx.array:
+    """The first rows [1, count, ...], and the next one repeated to `most` rows."""
+    if count == most:
+        return rows[:, :count]
+    return mx.concatenate([rows[:, :count], mx.repeat(rows[:, count : count + 1], most - count, axis=1)], axis=1)
+
+
+def _joined(rows: List[mx.array]) -> mx.array:
+    return mx.concatenate(list(rows)) if len(rows) > 1 else rows[0]
 
 
 def narrowed_chain(head: Head | None, narrowed: NarrowedLogits | None) -> MTPChain | None:

@@ -1,29 +1,30 @@
-"""The round loop: draft, verify, commit. One evaluation a round; token ids only."""
+"""The round loop: draft, verify, commit. One pass of the target and one evaluation a round; token ids only.
+
+Turns that run together share passes and nothing else: each has caches, a sampler and an end of its own.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import takewhile
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from mlxmtp.decoding.depth import PLAIN
-from mlxmtp.decoding.draft import PromptLookup
-from mlxmtp.decoding.sampler import TopLogprobs, emitted, no_draft
+from mlxmtp.decoding.depth import plan_round
+from mlxmtp.decoding.draft import propose
+from mlxmtp.decoding.sampler import no_draft
 from mlxmtp.decoding.stats import PhaseTimes, Round
-from mlxmtp.errors import NumericsError
+from mlxmtp.decoding.turn import Forward, Kept, StopCheck, StopDecision, Turn, never_stop
 
 if TYPE_CHECKING:
-    from mlxmtp.decoding.depth import DepthPolicy
+    from mlxmtp.decoding import sequence as sequences
+    from mlxmtp.decoding.depth import DepthPolicy, Observation
     from mlxmtp.decoding.draft import Drafter
     from mlxmtp.decoding.sampler import Draft, Sampler
-    from mlxmtp.decoding.sequence import Sequence
-    from mlxmtp.decoding.stats import TokenLogprob
-    from mlxmtp.decoding.verify import Acceptance
-    from mlxmtp.targets import Pass, Target
+    from mlxmtp.targets import Target
+
+__all__ = ["RoundLoop", "StopCheck", "StopDecision", "Turn", "generate", "never_stop"]
 
 TIMED_EVERY = 64
 """Draft rounds from one that is evaluated in phases to the next: their extra waits cost under 0.1 %."""
@@ -31,28 +32,14 @@ TIMED_FIRST = 3
 """The first such round. Earlier ones compile kernels."""
 CLEAR_EVERY = 256
 """Tokens between two returns of MLX's cached buffers, as in mlx-lm."""
-
-
-@dataclass(frozen=True)
-class StopDecision:
-    """How many of a round's tokens belong to the turn, and why the turn ends with them; None: it goes on."""
-
-    count: int
-    finish: str | None
-
-
-StopCheck = Callable[[list[int]], StopDecision]
-
-
-def never_stop(tokens: list[int]) -> StopDecision:
-    """Continue past end tokens."""
-    return StopDecision(len(tokens), None)
+Outcome = Round | Exception
+"""What a round was for a turn, or the error that ended the turn."""
 
 
 def generate(
     target: Target,
     drafter: Drafter | None,
-    sequence: Sequence,
+    sequence: sequences.Sequence,
     sampler: Sampler,
     policy: DepthPolicy,
     stop_check: StopCheck,
@@ -60,203 +47,165 @@ def generate(
     logprobs: int | None = None,
     narrowed: Drafter | None = None,
 ) -> Iterator[Round]:
-    """Generate tokens, a record a round. The reader may stop after any round.
+    """Generate the tokens of one turn, a record a round. The reader may stop after any round.
 
     After a round of drafts the caches end at its last token. After a plain round they may hold one token more, which
     is taken back when the iterator is closed or exhausted.
 
     Args:
-        drafter: the source of drafts; None where `policy` plans none.
-        sequence: prefilled; its last token is the input of the first round.
-        stop_check: gets each round's tokens once, in order, and decides which of them belong to the turn.
-        max_tokens: at least 1; there the turn ends with "length".
-        logprobs: also report each token's log-probability and this many of the most likely tokens; None: no report.
-        narrowed: the source of drafts from the narrowed vocabulary; None where `policy` plans none.
+        drafter, sequence, sampler, policy, stop_check, max_tokens, logprobs, narrowed: as in `Turn`.
 
     Raises:
         NumericsError: the target's logits are not finite. No token is taken from them.
 
     After an exception the caches may be ahead of the tokens: the sequence cannot be used again.
     """
-    turn = _Turn(target, drafter, sequence, sampler, policy, stop_check, max_tokens, logprobs, narrowed)
+    turn = Turn(sequence, drafter, sampler, policy, stop_check, max_tokens, logprobs, narrowed)
+    loop = RoundLoop(target)
     try:
         while turn.finish is None:
-            draft = turn.draft()
-            forward = turn.verify(draft)
-            yield turn.commit(forward)
+            outcome = loop.round([turn])[turn]
+            if isinstance(outcome, Exception):
+                raise outcome
+            yield outcome
     finally:
         turn.close()
 
 
-class _Turn:
-    """One turn's state between rounds, and the three steps of a round.
+class RoundLoop:
+    """Rounds of one turn, or of several that share the passes of one target.
 
-    A plain round is a round without drafts. Its successor is queued before its token has been read, so that the device
-    does not wait for the host.
+    A plain round is a round without drafts. Its successor is queued before its tokens have been read, so that the
+    device does not wait for the host.
     """
 
-    def __init__(
-        self,
-        target: Target,
-        drafter: Drafter | None,
-        sequence: Sequence,
-        sampler: Sampler,
-        policy: DepthPolicy,
-        stop_check: StopCheck,
-        max_tokens: int,
-        logprobs: int | None,
-        narrowed: Drafter | None,
-    ) -> None:
-        self.finish: str | None = None
+    def __init__(self, target: Target) -> None:
         self._target = target
-        self._sequence = sequence
-        self._sampler = sampler
-        self._policy = policy
-        self._stop_check = stop_check
-        self._left = max_tokens
-        self._logprobs = logprobs
-        self._lookup = PromptLookup(sequence.tokens if policy.max_lookup else ())
-        self._drafters: dict[str, Drafter | None] = {
-            "head": drafter,
-            "narrowed": narrowed or drafter,
-            "lookup": self._lookup,
-        }
-        self._queued: _Forward | None = None
-        self._draft_rounds = 0
+        self._draft_rounds = self._tokens = 0
         self._clock = _PhaseClock(timed=False)
-        sampler.begin(sequence.tokens)
-        policy.begin_turn(sequence.tokens)
+        self.resume()
+
+    def resume(self) -> None:
+        """Other work has ended: the time of the next round begins now."""
         self._round_end = time.perf_counter()
 
-    def draft(self) -> Draft:
-        """Propose the round's drafts, lazily; no_draft() makes it a plain round."""
-        plan = PLAIN if self._queued else self._policy.plan(self._lookup.match)
-        depth = min(plan.depth, self._left - 1, self._target.longest_pass(self._sequence.offset) - 1)
-        drafter = self._drafters[plan.source] if depth else None
-        if drafter is None:
-            return no_draft()
-        self._clock = _PhaseClock(timed=self._draft_rounds % TIMED_EVERY == TIMED_FIRST)
-        self._draft_rounds += 1
-        draft = drafter.propose(self._sequence, depth, self._sampler)
-        self._clock.phase_ends(draft.tokens, *(one.logs for one in draft.distributions))
-        return draft
+    def round(self, turns: Sequence[Turn], *, ahead: bool = True) -> dict[Turn, Outcome]:
+        """Run one round of turns that go on; return what it was for each that took part.
 
-    def verify(self, draft: Draft) -> _Forward:
-        """Feed the last token and the drafts in one pass of the target, lazily; or take the pass that is queued."""
-        forward, self._queued = self._queued, None
-        if forward:
-            return forward
-        last = mx.array([self._sequence.tokens[-1:]], mx.uint32)  # as drafts are
-        if draft.depth:
-            return self._forward(mx.concatenate([last, draft.tokens], axis=1), draft)
-        return self._forward(last, draft).start()
-
-    def commit(self, forward: _Forward) -> Round:
-        """Evaluate the round; leave the caches, the sequence and the policy at its last token."""
-        draft = forward.draft
-        if draft.depth == 0:
-            forward.rows.commit(1)
-            self._queued = self._queue_after(forward)
-        accepted, tokens = forward.fetch()
-        decision = self._stop_check(tokens)
-        tokens = tokens[: decision.count]
-        if draft.depth:
-            forward.rows.commit(len(tokens))
-        self._sequence.advance(tokens, forward.rows.hidden[:, : len(tokens)])
-        self._sampler.advance(tokens)
-        self._left -= len(tokens)
-        self.finish = decision.finish or (None if self._left else "length")
-        started, self._round_end = self._round_end, time.perf_counter()
-        waits_for_drafts = draft.depth > 0 and self._sampler.reads_tokens
-        round = Round(
-            tokens=tuple(tokens),
-            drafted=draft.depth,
-            accepted=accepted,
-            evaluations=(self._clock.evaluations if draft.depth else 1) + waits_for_drafts,
-            finish=self.finish,
-            phases=self._clock.phases() if draft.depth else None,
-            logprobs=forward.logprobs(tokens),
-            seconds=self._round_end - started,
-            from_lookup=draft.from_lookup,
-            narrowed=draft.narrowed,
-        )
-        self._learn(round)
-        if len(self._sequence.tokens) % CLEAR_EVERY < len(tokens):
-            mx.clear_cache()
-        return round
-
-    def close(self) -> None:
-        """Take back the pass that is queued."""
-        if self._queued:
-            self._queued.rows.commit(0)
-
-    def _forward(self, tokens: mx.array, draft: Draft, pending_token: mx.array | None = None) -> _Forward:
-        """A pass over tokens [1, k + 1] with the acceptance of its drafts.
+        A pass that was queued is the round of the turns that it was queued for. An error ends its own turn alone, whose
+        sequence cannot be used again.
 
         Args:
-            pending_token: [1, 1], the input, where it has not been read yet.
+            ahead: a plain pass may be queued after this round.
         """
-        rows = self._target.open(tokens, self._sequence.cache)
-        if draft.depth:
-            self._clock.phase_ends(rows.logits)
-        position = len(self._sequence.tokens) + (0 if pending_token is None else 1)
-        acceptance, finite = self._sampler.verify(rows.logits, draft, position, pending_token)
-        return _Forward(rows, draft, acceptance, finite, self._logprobs)
+        turns = [turn for turn in turns if turn.queued] or turns
+        drafts = self._draft(turns)
+        forwards = self._verify(turns, drafts)
+        return self._commit(turns, forwards, ahead)
 
-    def _queue_after(self, forward: _Forward) -> _Forward | None:
-        """Queue a plain pass on the token of this one, unless drafts come next or the token must be read first."""
-        if self._left < 2 or not self._target.reversible or self._sampler.reads_tokens:
-            return None
-        if min(self._policy.plan(self._lookup.match).depth, self._left - 2) > 0:
-            return None
-        token = forward.acceptance.token[:, None]
-        return self._forward(token, no_draft(), pending_token=token).start()
+    def _draft(self, turns: Sequence[Turn]) -> list[Draft]:
+        """Propose each turn's drafts, lazily; no_draft() where it has none, as in a pass that is queued."""
+        if turns[0].queued:
+            return [no_draft() for _ in turns]
+        plans = plan_round([(turn.policy, turn.match) for turn in turns])
+        longest = min(self._target.longest_pass(turn.sequence.offset) for turn in turns)
+        requests = [turn.request(plan, longest) for turn, plan in zip(turns, plans, strict=True)]
+        if not any(request.depth for request in requests):
+            return [no_draft() for _ in turns]
+        self._clock = _PhaseClock(timed=self._draft_rounds % TIMED_EVERY == TIMED_FIRST)
+        self._draft_rounds += 1
+        drafts = propose(requests)
+        self._clock.phase_ends(*(array for draft in drafts for array in draft.arrays))
+        return drafts
 
-    def _learn(self, round: Round) -> None:
-        """Tell the policy of the round, and the lookup of its tokens."""
-        match = self._lookup.match
-        pairs = zip(round.tokens, self._lookup.after(len(round.tokens)) if match else (), strict=False)
-        self._policy.observe(round, match, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
-        if self._policy.max_lookup:
-            self._lookup.extend(round.tokens)
+    def _verify(self, turns: Sequence[Turn], drafts: Sequence[Draft]) -> list[Forward]:
+        """Feed each turn's last token and drafts in one pass of the target, lazily; or take the pass that is queued."""
+        if turns[0].queued:
+            return [turn.take_queued() for turn in turns]
+        inputs = [turn.input(draft) for turn, draft in zip(turns, drafts, strict=True)]
+        passes = self._target.open_shared(inputs, [turn.sequence.cache for turn in turns])
+        self._clock.phase_ends(*(rows.logits for rows in passes))
+        forwards = [turn.forward(rows, draft) for turn, rows, draft in zip(turns, passes, drafts, strict=True)]
+        if _plain(forwards) or len(forwards) > 1:
+            _start(forwards)
+        return forwards
 
-
-class _Forward:
-    """A pass of the target whose tokens have not been read: an open transaction on the caches."""
-
-    def __init__(
-        self, rows: Pass, draft: Draft, acceptance: Acceptance, finite: mx.array, logprobs: int | None
-    ) -> None:
-        self.rows = rows
-        self.draft = draft
-        self.acceptance = acceptance
-        self._values = mx.where(finite, acceptance.token.astype(mx.int32), -1)  # -1: the logits were not finite
-        if draft.depth:
-            counts = [acceptance.accepted.astype(mx.int32), draft.tokens[0].astype(mx.int32)]
-            self._values = mx.concatenate([self._values, *counts])
-        self._top = None if logprobs is None else TopLogprobs(rows.logits, emitted(draft, acceptance), logprobs)
-
-    def start(self) -> _Forward:
-        """Have the device work on it."""
-        mx.async_eval(self._values, *(self._top.arrays if self._top else ()))
-        return self
-
-    def fetch(self) -> tuple[int, list[int]]:
-        """The evaluation of the round: how many drafts are accepted, and the tokens it emits."""
-        if self._top:
-            self.start()
-        values: list[int] = self._values.tolist()  # type: ignore[assignment]
-        token, accepted, *drafts = values if len(values) > 1 else [*values, 0]
-        if token < 0:
-            raise NumericsError(
-                "the model's logits are not finite (NaN or infinity); check the checkpoint's files and its dtype "
-                "(float16 overflows in some models that bfloat16 and float32 run)"
+    def _commit(self, turns: Sequence[Turn], forwards: Sequence[Forward], ahead: bool) -> dict[Turn, Outcome]:
+        """Evaluate the round; leave the caches, the sequences and the policies at its last tokens."""
+        if _plain(forwards):
+            for forward in forwards:
+                forward.commit(1)
+            if ahead:
+                self._queue_after(turns, forwards)
+        kept = [_keep(turn, forward) for turn, forward in zip(turns, forwards, strict=True)]
+        started, self._round_end = self._round_end, time.perf_counter()
+        clock, self._clock = self._clock, _PhaseClock(timed=False)
+        outcomes: dict[Turn, Outcome] = {}
+        for turn, forward, one in zip(turns, forwards, kept, strict=True):
+            if isinstance(one, Exception):
+                outcomes[turn] = one
+                continue
+            drafted = forward.draft.depth
+            waits_for_drafts = drafted > 0 and turn.sampler.reads_tokens
+            outcomes[turn] = Round(
+                tokens=one.tokens,
+                drafted=drafted,
+                accepted=one.accepted,
+                evaluations=(clock.evaluations if drafted else 1) + waits_for_drafts,
+                finish=turn.finish,
+                phases=clock.phases(self._round_end) if drafted else None,
+                logprobs=one.logprobs,
+                seconds=self._round_end - started,
+                from_lookup=forward.draft.from_lookup,
+                narrowed=forward.draft.narrowed,
+                num_sequences=len(turns),
             )
-        return accepted, [*drafts[:accepted], token]
+        _learn(outcomes)
+        self._tokens += sum(len(one.tokens) for one in kept if isinstance(one, Kept))
+        if self._tokens >= CLEAR_EVERY:
+            self._tokens = 0
+            mx.clear_cache()
+        return outcomes
 
-    def logprobs(self, tokens: list[int]) -> tuple[TokenLogprob, ...]:
-        """The log-probabilities of the round's first tokens."""
-        return self._top.read(tokens) if self._top else ()
+    def _queue_after(self, turns: Sequence[Turn], forwards: Sequence[Forward]) -> None:
+        """Queue a plain pass on the tokens of this one, unless drafts come next or a token must be read first."""
+        if not self._target.reversible or any(turn.left < 2 or turn.sampler.reads_tokens for turn in turns):
+            return
+        plans = plan_round([(turn.policy, turn.match) for turn in turns])
+        if any(min(plan.depth, turn.left - 2) > 0 for plan, turn in zip(plans, turns, strict=True)):
+            return
+        tokens = [forward.token[:, None] for forward in forwards]
+        passes = self._target.open_shared(tokens, [turn.sequence.cache for turn in turns])
+        for turn, rows, token in zip(turns, passes, tokens, strict=True):
+            turn.queued = turn.forward(rows, no_draft(), pending_token=token)
+        _start([turn.queued for turn in turns if turn.queued])
+
+
+def _plain(forwards: Sequence[Forward]) -> bool:
+    return not any(forward.draft.depth for forward in forwards)
+
+
+def _start(forwards: Sequence[Forward]) -> None:
+    """Have the device work on a pass."""
+    mx.async_eval([forward.arrays for forward in forwards])
+
+
+def _keep(turn: Turn, forward: Forward) -> Kept | Exception:
+    try:
+        return turn.keep(forward)
+    except Exception as error:  # of this turn alone: its logits, its constraint, its text
+        turn.finish = "error"
+        return error
+
+
+def _learn(outcomes: Mapping[Turn, Outcome]) -> None:
+    """Tell each policy of the rounds of its turns."""
+    observations: dict[DepthPolicy, list[Observation]] = {}
+    for turn, outcome in outcomes.items():
+        if isinstance(outcome, Round):
+            observations.setdefault(turn.policy, []).append(turn.observe(outcome))
+    for policy, observed in observations.items():
+        policy.observe(observed)
 
 
 class _PhaseClock:
@@ -271,8 +220,8 @@ class _PhaseClock:
             mx.eval(*arrays)
             self._ends.append(time.perf_counter())
 
-    def phases(self) -> PhaseTimes | None:
+    def phases(self, end: float) -> PhaseTimes | None:
         if not self._ends:
             return None
         start, drafted, verified = self._ends
-        return PhaseTimes(draft_s=drafted - start, verify_s=verified - drafted, other_s=time.perf_counter() - verified)
+        return PhaseTimes(draft_s=drafted - start, verify_s=verified - drafted, other_s=end - verified)

@@ -42,6 +42,11 @@ class Draft:
         """The number of tokens."""
         return self.tokens.shape[1]
 
+    @property
+    def arrays(self) -> list[mx.array]:
+        """The tokens, and what they were drawn from."""
+        return [self.tokens, *(one.logs for one in self.distributions)]
+
 
 def no_draft() -> Draft:
     """A draft of no token. It is made anew, for a lazy array belongs to the thread that made it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterator
 from copy import copy, deepcopy
 from typing import TYPE_CHECKING, Any, Self
 
@@ -60,19 +60,19 @@ class Sequence:
         self._prompt_end = 0  # from here on, tokens are this turn's answer
         self._pending: list[mx.array] = []
 
-    def prefill(
-        self,
-        tokens: list[int],
-        chunk_size: int = PREFILL_TOKENS,
-        on_progress: Callable[[int, int], None] | None = None,
-        boundaries: Collection[int] = (),
-    ) -> None:
+    def prefill(self, tokens: list[int], chunk_size: int = PREFILL_TOKENS, boundaries: Collection[int] = ()) -> None:
+        """Append prompt tokens and read all but the last; arguments and errors as in `prefill_chunks`."""
+        for _ in self.prefill_chunks(tokens, chunk_size, boundaries):
+            pass
+
+    def prefill_chunks(
+        self, tokens: list[int], chunk_size: int = PREFILL_TOKENS, boundaries: Collection[int] = ()
+    ) -> Iterator[tuple[int, int]]:
         """Append prompt tokens and read all but the last, `chunk_size` tokens in one forward.
 
-        An exception of `on_progress` leaves the sequence with the tokens read so far.
+        Yields (done, total) tokens after each chunk. Closed there, the sequence has the tokens read so far.
 
         Args:
-            on_progress: called with (done, total) tokens after each chunk.
             boundaries: token counts at which to take a snapshot, where the caches need one. Between distant ones,
                 some chunks end with a snapshot too.
 
@@ -103,8 +103,7 @@ class Sequence:
             self.offset = stop
             self._take_snapshot(wanted, within)
             mx.clear_cache()
-            if on_progress:
-                on_progress(stop - start, end - start)
+            yield stop - start, end - start
         self.tokens += unread[-1:]
 
     def advance(self, tokens: list[int], hidden: mx.array) -> None:

@@ -42,6 +42,7 @@ class Round:
         seconds: since the end of the previous round, or since the start. The time of the reader is included.
         from_lookup: the drafts come from the text so far.
         narrowed: the head drafted from the narrowed vocabulary.
+        num_sequences: turns that shared its pass, this one included.
     """
 
     tokens: tuple[int, ...]
@@ -54,6 +55,7 @@ class Round:
     seconds: float = 0.0
     from_lookup: bool = False
     narrowed: bool = False
+    num_sequences: int = 1
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import PREFILL_TOKENS
 from mlxmtp.engine import depth_store
-from mlxmtp.engine.generate import Chunk, Result, TurnGenerator
+from mlxmtp.engine.generate import Chunk, Result, TextTurn, run
 from mlxmtp.engine.grammar import grammar_of, token_trie
 from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer, assistant_message
 from mlxmtp.engine.prefix_cache import PrefixCache
@@ -130,10 +130,40 @@ class Engine:
         """Generate a turn; yield a chunk for each round. Closing the iterator stops at once.
 
         Args:
+            on_prefill: called with (done, total) tokens after each chunk of the prompt.
+
+        Other arguments and errors as in `open_turn`.
+        """
+        turn = self.open_turn(
+            prompt,
+            options,
+            raw=raw,
+            prefill_tokens=prefill_tokens,
+            prefix_cache=prefix_cache,
+            boundaries=boundaries,
+            opening=opening,
+            conversation=conversation,
+        )
+        return run(turn, self.target, on_prefill)
+
+    def open_turn(
+        self,
+        prompt: Prompt,
+        options: GenerationOptions = DEFAULTS,
+        *,
+        raw: bool = False,
+        prefill_tokens: int = PREFILL_TOKENS,
+        prefix_cache: PrefixCache | None = None,
+        boundaries: Sequence[int] = (),
+        opening: str = "",
+        conversation: bool = False,
+    ) -> TextTurn:
+        """Prepare a turn; nothing is computed before its first chunk.
+
+        Args:
             prompt: a text (one user message, unless `raw` or without a chat template), messages, or token ids.
             options: how the turn is generated.
             raw: continue a text as it is, without the chat template. What is generated is one text.
-            on_prefill: called with (done, total) tokens after each chunk of the prompt.
             prefill_tokens: tokens of the prompt in one forward pass.
             prefix_cache: caches of earlier turns; this turn reuses the longest prefix, and adds its own caches.
             boundaries: for a prompt of token ids, the token counts where other prompts may branch
@@ -144,7 +174,8 @@ class Engine:
 
         Raises:
             OptionError, PromptError: at once, before anything is computed.
-            NumericsError: the model's logits are not finite.
+
+        The turn raises NumericsError where the model's logits are not finite.
         """
         started = time.perf_counter()
         check_count("prefill_tokens", prefill_tokens)
@@ -168,9 +199,9 @@ class Engine:
         policy = self.policy(options.depth)  # the first call may measure the guarantee, which is not this turn's time
         started += time.perf_counter() - before_policy
         parser = OutputParser(self.tokenizer, tokens, opening, raw=raw)
-        turn = TurnGenerator(
-            target=self.target,
-            head=self.mtp,
+        return TextTurn(
+            self.target,
+            self.mtp,
             drafting=drafting,
             detokenizer=StreamingDetokenizer(self.tokenizer, options.stop, parser, tool_calls=options.tool_calls),
             parser=parser,
@@ -179,16 +210,13 @@ class Engine:
             prefix_cache=prefix_cache or PrefixCache(0),
             logprobs=options.logprobs,
             narrowed=self.narrowed,
-        )
-        chunks = turn.run(
-            tokens,
-            room if options.max_tokens is None else min(options.max_tokens, room),
+            prompt=tokens,
+            max_tokens=room if options.max_tokens is None else min(options.max_tokens, room),
             boundaries=rendered.boundaries if prefix_cache else (),
             prefill_tokens=prefill_tokens,
-            on_prefill=on_prefill,
             started=started,
+            on_close=self._save_policy if isinstance(policy, AutoDepth) else lambda: None,
         )
-        return self._save_policy_after(chunks) if isinstance(policy, AutoDepth) else chunks
 
     def generate(
         self,
@@ -267,11 +295,8 @@ class Engine:
     def _depth_file(self) -> Path:
         return depth_store.file_for(self.facts, self.identity)
 
-    def _save_policy_after(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        try:
-            yield from chunks
-        finally:
-            depth_store.save(self._depth_file, self._auto)
+    def _save_policy(self) -> None:
+        depth_store.save(self._depth_file, self._auto)
 
     def _sampler(self, options: GenerationOptions, prompt: list[int]) -> Sampler:
         vocab_size = self.target.vocab_size

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import closing
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import mlx.core as mx
 
 from mlxmtp.decoding.depth import DepthPolicy
 from mlxmtp.decoding.draft import MTPChain, narrowed_chain
-from mlxmtp.decoding.loop import generate
+from mlxmtp.decoding.loop import RoundLoop
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round, Stats, StatsAccumulator, TokenLogprob
+from mlxmtp.decoding.turn import Turn
 from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.heads import Head, NarrowedLogits
@@ -61,9 +61,11 @@ class Result:
     stats: Stats
 
 
-@dataclass(frozen=True)
-class TurnGenerator:
-    """Generates one turn; each has a detokenizer, a parser and a sampler of its own.
+class TextTurn:
+    """One turn in progress: it reads its prompt in chunks, then takes rounds and gives chunks of text.
+
+    Whoever drives it calls `read_chunk` while `reading`, gives `turn` to a `RoundLoop`, hands each round to `take`, and
+    calls `close` at the end, or earlier to stop. The caches then go to the prefix cache.
 
     Args:
         head: of the model; None: it has none.
@@ -72,94 +74,151 @@ class TurnGenerator:
         prefix_cache: gives the caches of the longest known prefix, and takes those of this turn.
         logprobs: as in `GenerationOptions`.
         narrowed: the head's logits over a narrowed draft vocabulary; None: `policy` plans no such drafts.
+        prompt: token ids. max_tokens: most tokens of the turn.
+        boundaries, prefill_tokens: as in `Engine.stream`.
+        started: `time.perf_counter()` at the request.
+        on_close: called at the end.
+
+    Attributes:
+        sequence: its tokens and caches; None before the first chunk.
+        finish: why it has ended; None: it goes on.
     """
 
-    target: Target
-    head: Head | None
-    drafting: bool
-    detokenizer: StreamingDetokenizer
-    parser: OutputParser
-    sampler: Sampler
-    policy: DepthPolicy
-    prefix_cache: PrefixCache
-    logprobs: int | None
-    narrowed: NarrowedLogits | None
-
-    def run(
+    def __init__(
         self,
+        target: Target,
+        head: Head | None,
+        *,
+        drafting: bool,
+        detokenizer: StreamingDetokenizer,
+        parser: OutputParser,
+        sampler: Sampler,
+        policy: DepthPolicy,
+        prefix_cache: PrefixCache,
+        logprobs: int | None,
+        narrowed: NarrowedLogits | None,
         prompt: list[int],
         max_tokens: int,
-        *,
         boundaries: Collection[int],
         prefill_tokens: int,
-        on_prefill: Callable[[int, int], None] | None,
         started: float,
-    ) -> Iterator[Chunk]:
-        """Yield the turn's chunks. Closed early, the caches still go to the prefix cache.
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._target, self._head, self._drafting = target, head, drafting and head is not None
+        self._narrowed = narrowed
+        self._detokenizer, self._parser = detokenizer, parser
+        self._sampler, self._policy = sampler, policy
+        self._prefix_cache = prefix_cache
+        self._logprobs = logprobs
+        self._prompt, self._boundaries, self._prefill_tokens = prompt, boundaries, prefill_tokens
+        self._max_tokens, self._started, self._on_close = max_tokens, started, on_close
+        self._chunks = self._read()
+        self._totals: StatsAccumulator
+        self._turn: Turn | None = None
+        self._failed = False
+        self.sequence: Sequence | None = None
+        self.finish: str | None = None
 
-        Args:
-            boundaries, prefill_tokens, on_prefill: as in `Engine.stream`.
-            started: `time.perf_counter()` at the request.
-        """
-        mx.reset_peak_memory()
-        sequence = self.prefix_cache.fetch(prompt, self.target, self.head, drafting=self.drafting)
-        reused = len(sequence.tokens)
-        totals = StatsAccumulator(len(prompt), started, reused)
-        sequence.prefill(prompt[reused:], prefill_tokens, self._prefill_watcher(sequence, on_prefill), boundaries)
-        totals.prefilled(time.perf_counter())
-        with closing(self._rounds(sequence, max_tokens)) as rounds:
-            for item in rounds:
-                totals.add(item, time.perf_counter())
-                chunk = self._chunk(item, totals)
-                try:
-                    yield chunk
-                except GeneratorExit:  # the reader has enough: the caches hold all tokens so far
-                    rounds.close()
-                    self.prefix_cache.insert(sequence)
-                    raise
-        self.prefix_cache.insert(sequence)
+    @property
+    def reading(self) -> bool:
+        """Whether a part of the prompt is left to read."""
+        return self._turn is None
 
-    def _prefill_watcher(
-        self, sequence: Sequence, on_prefill: Callable[[int, int], None] | None
-    ) -> Callable[[int, int], None]:
-        """What to call after each chunk of the prompt. If the caller ends the turn there, the caches are kept."""
+    @property
+    def turn(self) -> Turn:
+        """What takes part in rounds, once the prompt has been read."""
+        assert self._turn is not None
+        return self._turn
 
-        def watch(done: int, total: int) -> None:
-            self.prefix_cache.evict()
-            try:
-                if on_prefill:
-                    on_prefill(done, total)
-            except BaseException:
-                self.prefix_cache.insert(sequence)
-                raise
+    def read_chunk(self) -> tuple[int, int] | None:
+        """Read the next chunk of the prompt; return (done, total) tokens, or None where nothing was left."""
+        with self.failing():
+            progress = next(self._chunks, None)
+            if progress is None or progress[0] == progress[1]:
+                next(self._chunks, None)  # appends the last token
+                self._begin()
+        return progress
 
-        return watch
+    def take(self, outcome: Round | Exception) -> Chunk:
+        """Return what a round adds; raises the error that ended the turn in it."""
+        with self.failing():
+            if isinstance(outcome, Exception):
+                raise outcome
+            self._totals.add(outcome, time.perf_counter())
+            chunk = self._chunk(outcome)
+        self.finish = chunk.finish_reason
+        return chunk
 
-    def _chunk(self, item: Round, totals: StatsAccumulator) -> Chunk:
+    def close(self) -> None:
+        """End the turn, also before its end; its caches go to the prefix cache, unless they cannot be used again."""
+        self._chunks.close()
+        if self._turn:
+            self._turn.close()
+        if self.sequence and not self._failed:
+            self._prefix_cache.insert(self.sequence)
+        self.sequence = None
+        self._on_close()
+
+    def _read(self) -> Generator[tuple[int, int]]:
+        prompt = self._prompt
+        self.sequence = self._prefix_cache.fetch(prompt, self._target, self._head, drafting=self._drafting)
+        reused = len(self.sequence.tokens)
+        self._totals = StatsAccumulator(len(prompt), self._started, reused)
+        for progress in self.sequence.prefill_chunks(prompt[reused:], self._prefill_tokens, self._boundaries):
+            self._prefix_cache.evict()
+            yield progress
+
+    def _begin(self) -> None:
+        assert self.sequence is not None
+        self._totals.prefilled(time.perf_counter())
+        self._turn = Turn(
+            self.sequence,
+            MTPChain(self._head) if self._head and self._drafting else None,
+            self._sampler,
+            self._policy,
+            self._detokenizer.feed,
+            self._max_tokens,
+            self._logprobs,
+            narrowed_chain(self._head, self._narrowed),
+        )
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """What goes wrong in here leaves caches that cannot be used again; that the reader has enough is no fault."""
+        try:
+            yield
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _chunk(self, item: Round) -> Chunk:
         if item.finish == "length":
-            self.detokenizer.finish()
-            if self.detokenizer.stopped_by:  # by the text that was held back
+            self._detokenizer.finish()
+            if self._detokenizer.stopped_by:  # by the text that was held back
                 item = replace(item, finish="stop")
-        text = self.detokenizer.take()
+        text = self._detokenizer.take()
         return Chunk(
             text=text,
             tokens=item.tokens,
-            stats=totals.stats(mx.get_peak_memory(), self.policy.why if self.drafting else ""),
+            stats=self._totals.stats(mx.get_peak_memory(), self._policy.why if self._drafting else ""),
             finish_reason=item.finish,
-            segments=self.parser.feed(text) + (self.parser.finish() if item.finish else ()),
+            segments=self._parser.feed(text) + (self._parser.finish() if item.finish else ()),
             logprobs=item.logprobs,
-            stopped_by=self.detokenizer.stopped_by,
+            stopped_by=self._detokenizer.stopped_by,
         )
 
-    def _rounds(self, sequence: Sequence, max_tokens: int) -> Any:
-        return generate(
-            self.target,
-            MTPChain(self.head) if self.head and self.drafting else None,
-            sequence,
-            self.sampler,
-            self.policy,
-            self.detokenizer.feed,
-            max_tokens,
-            self.logprobs,
-            narrowed_chain(self.head, self.narrowed),
-        )
+
+def run(turn: TextTurn, target: Target, on_prefill: Callable[[int, int], None] | None) -> Iterator[Chunk]:
+    """Yield the chunks of one turn alone. Closed early, or where `on_prefill` raises, the caches are kept."""
+    mx.reset_peak_memory()
+    with closing(turn):
+        while turn.reading:
+            progress = turn.read_chunk()
+            if on_prefill and progress:
+                on_prefill(*progress)
+        loop = RoundLoop(target)
+        while turn.finish is None:
+            with turn.failing():
+                yield turn.take(loop.round([turn.turn])[turn.turn])

@@ -78,7 +78,9 @@ def compare(
     policy = engine.policy(depth)
     speed = Speed(depth, 0, 2 * (WARM_UP + repeats * tokens))
     prefilled = Sequence(engine.target, None if depth == 0 else engine.mtp)
-    prefilled.prefill(ids, PREFILL_TOKENS, on_prefill)
+    for progress in prefilled.prefill_chunks(ids, PREFILL_TOKENS):
+        if on_prefill:
+            on_prefill(*progress)
     for run in range(repeats + 1):
         count = tokens if run else WARM_UP
         rates = []

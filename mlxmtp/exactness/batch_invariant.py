@@ -69,7 +69,7 @@ class BatchInvariant:
         for module in target.model.modules():
             self._patch_module(module)
 
-    def begin_pass(self, num_tokens: int) -> None:
+    def begin_pass(self, num_tokens: int, num_sequences: int) -> None:  # noqa: ARG002
         self._set_rows(num_tokens if self.on and num_tokens > 1 else 0)
 
     def end_pass(self) -> None:

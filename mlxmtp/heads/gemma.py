@@ -19,7 +19,7 @@ from mlx_lm.models import gemma4_text
 
 from mlxmtp.errors import HeadError, OptionError
 from mlxmtp.heads.family import Family
-from mlxmtp.targets import Cache, HiddenSide, SharedKVCache, Target, impossible_count, matrix_rows
+from mlxmtp.targets import Cache, HiddenSide, SharedKVCache, Target, impossible_count, matrix_rows, share_attention
 
 TRUNKS = ("gemma4", "gemma4_text", "gemma4_unified")
 _NAME = re.compile(r"gemma-4-(E2B|E4B|12B|26B-A4B|31B)-it(?!\w)", re.IGNORECASE)
@@ -96,6 +96,9 @@ class GemmaHead(nn.Module):
         chosen = (matrix_rows(self.model.embed_tokens, ids) @ states[..., None])[..., 0]
         excluded = mx.full((*states.shape[:-1], self.masked_embedding.token_ordering.size), -mx.inf, chosen.dtype)
         return mx.put_along_axis(excluded, ids, chosen, axis=-1)
+
+    def prepare(self) -> None:
+        share_attention(self.modules())  # type: ignore[no-untyped-call]
 
     def restrict_vocab(self, tokens: Sequence[int]) -> None:  # noqa: ARG002
         raise OptionError("a Gemma 4 assistant is small and chooses its tokens by itself; leave --draft-vocab out")

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 
 from mlxmtp.heads.draft_output import DraftOutput
-from mlxmtp.targets import Cache, HiddenSide
+from mlxmtp.targets import Cache, HiddenSide, share_attention
 
 
 class Head(Protocol):
@@ -47,6 +47,9 @@ class Head(Protocol):
 
     def next_hidden(self, states: mx.array) -> mx.array:
         """Return the hidden states [B, T, H] for the next depth."""
+
+    def prepare(self) -> None:
+        """Patch the head's modules; its weights are loaded."""
 
     def restrict_vocab(self, tokens: Sequence[int]) -> None:
         """Draft only these tokens from now on.
@@ -108,6 +111,10 @@ class Recursion:
             return self.logits(states)
         finally:
             self.draft_output = own
+
+    def prepare(self) -> None:
+        """Let several sequences share a pass."""
+        share_attention(self.modules())  # type: ignore[attr-defined]
 
     def normed(self, states: mx.array, norm: Any, *, for_logits: bool) -> mx.array:
         """Apply the last norm where `convention` puts it: to returned states, or only to the logits' input."""

@@ -170,6 +170,7 @@ def build_head(files: HeadFiles, target: Target, *, trunk_is_raw: bool | None, l
         raise HeadError(f"the head's tensors do not fit this model ({error})") from error
     if not lazy:
         materialise(head)
+    head.prepare()
     return head
 
 

@@ -15,12 +15,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.base import create_attention_mask
-from mlx_lm.models.cache import CacheList
 
 from mlxmtp.errors import HeadError
 from mlxmtp.heads.family import Family
 from mlxmtp.heads.head import Recursion
-from mlxmtp.targets import Cache, LatentAttention, Target, has_latents, matrix_rows
+from mlxmtp.targets import Cache, LatentAttention, Target, first_leaf, has_latents, matrix_rows
 
 TRUNKS = ("glm4_moe", "glm4_moe_lite", "deepseek_v3", "deepseek_v32", "glm_moe_dsa")
 LAYER = "layers.0."
@@ -76,8 +75,7 @@ class NextNHead(Recursion, nn.Module):
         layer = self.layers[0]
         embedding = (layer.embed_tokens if "embed_tokens" in self._own else self._target.embed)(tokens)
         x = layer.eh_proj(mx.concatenate([layer.enorm(embedding), layer.hnorm(hidden)], axis=-1))
-        rows = cache[0][0] if isinstance(cache[0], CacheList) else cache[0]
-        mask = create_attention_mask(x, rows, return_array=True)
+        mask = create_attention_mask(x, first_leaf(cache[0]), return_array=True)
         if self._latent:
             self._latent.on = 1 < x.shape[1] <= ABSORBED
         return self.normed(layer.block(x, mask, cache[0]), layer.norm, for_logits=False)
@@ -91,6 +89,10 @@ class NextNHead(Recursion, nn.Module):
     @property
     def output(self) -> Any:
         return self.layers[0].lm_head if "lm_head" in self._own else self._target.output
+
+    def prepare(self) -> None:
+        _ = self._latent  # before the module is split by sequence
+        super().prepare()
 
     @cached_property
     def _latent(self) -> LatentAttention | None:

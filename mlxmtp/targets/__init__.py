@@ -10,6 +10,7 @@ from mlxmtp.targets.loading import (
 )
 from mlxmtp.targets.patches.latent import LatentAttention, has_latents
 from mlxmtp.targets.shared_kv import SharedKVCache
+from mlxmtp.targets.shared_pass import first_leaf, share_attention, shared_cache
 from mlxmtp.targets.states import CacheState, can_snapshot, is_trimmable, leaf_caches, restore, snapshot
 from mlxmtp.targets.target import Cache, HiddenSide, Pass, PassListener, Target, check_ids, matrix_rows
 
@@ -26,6 +27,7 @@ __all__ = [
     "can_snapshot",
     "check_architecture",
     "check_ids",
+    "first_leaf",
     "has_latents",
     "impossible_count",
     "is_trimmable",
@@ -34,6 +36,8 @@ __all__ = [
     "materialise",
     "matrix_rows",
     "restore",
+    "share_attention",
+    "shared_cache",
     "snapshot",
     "stack_experts",
 ]

@@ -17,6 +17,7 @@ from mlxmtp.targets.patches.gated_delta import RecurrentLayer, RecurrentRows, is
 from mlxmtp.targets.patches.latent import LatentAttention, has_latents
 from mlxmtp.targets.patches.observe import observe
 from mlxmtp.targets.patches.window import WindowCache, patch_windows
+from mlxmtp.targets.shared_pass import share_attention, shared_cache, unstack
 from mlxmtp.targets.states import is_trimmable, leaf_caches
 from mlxmtp.threads import note_thread
 
@@ -40,8 +41,8 @@ SEES_AHEAD = {"phi3small": "attention to later tokens of a pass"}
 class PassListener(Protocol):
     """Is called before and after each pass of `Target.open`."""
 
-    def begin_pass(self, num_tokens: int) -> None:
-        """A pass over `num_tokens` tokens begins."""
+    def begin_pass(self, num_tokens: int, num_sequences: int) -> None:
+        """A pass over `num_tokens` tokens of each sequence begins."""
 
     def end_pass(self) -> None:
         """The pass has been built."""
@@ -94,6 +95,7 @@ class Target:
         if self.model_type in SEES_AHEAD:
             self.irreversible += (SEES_AHEAD[self.model_type],)
         self.reversible = not self.irreversible
+        share_attention(modules)
 
     @property
     def model_type(self) -> str:
@@ -178,24 +180,36 @@ class Target:
 
     def open(self, tokens: mx.array, cache: Cache) -> "Pass":
         """Run a pass over tokens [1, m] that can be rolled back; its `commit` keeps the first of them."""
-        num_tokens, padded = tokens.shape[1], max(tokens.shape[1], self.min_tokens)
-        if padded > num_tokens:
-            tokens = mx.concatenate([tokens, mx.repeat(tokens[:, -1:], padded - num_tokens, axis=1)], axis=1)
-        before = {i: (cache[i][0], cache[i][1]) for i in self._recurrent}
-        with self._in_pass(cache, num_tokens=padded):
-            logits, hidden = self.forward(tokens, cache)
-        if padded > num_tokens:
-            logits, hidden = logits[:, :num_tokens], hidden[:, :num_tokens]
+        return self.open_shared([tokens], [cache])[0]
+
+    def open_shared(self, tokens: Sequence[mx.array], caches: Sequence[Cache]) -> list["Pass"]:
+        """Run one pass over the tokens [1, m_b] of several sequences; each can be rolled back by itself.
+
+        All sequences get the rows of the longest. More than one needs `shares_passes`.
+        """
+        padded = max(self.min_tokens, *(own.shape[1] for own in tokens))
+        rows = [_padded(own, padded) for own in tokens]
+        shared = caches[0] if len(caches) == 1 else shared_cache(caches)
+        before = {i: [(cache[i][0], cache[i][1]) for cache in caches] for i in self._recurrent}
+        with self._in_pass(caches, num_tokens=padded):
+            logits, hidden = self.forward(rows[0] if len(rows) == 1 else mx.concatenate(rows), shared)
+        if len(caches) > 1:
+            for i in self._recurrent:
+                unstack(shared[i], [cache[i] for cache in caches])
         recurrent = {i: layer.take(before[i]) for i, layer in self._recurrent.items()}
-        return Pass(logits, hidden, cache, recurrent, padded)
+        passes = []
+        for b, cache in enumerate(caches):
+            own = _part(logits, b, tokens[b].shape[1]), _part(hidden, b, tokens[b].shape[1])
+            passes.append(Pass(*own, cache, {i: states[b] for i, states in recurrent.items()}, padded))
+        return passes
 
     @contextmanager
-    def _in_pass(self, cache: Cache, num_tokens: int) -> Iterator[None]:
-        windows = [layer for layer in cache if isinstance(layer, WindowCache)]
+    def _in_pass(self, caches: Sequence[Cache], num_tokens: int) -> Iterator[None]:
+        windows = [layer for cache in caches for layer in cache if isinstance(layer, WindowCache)]
         listeners: list[PassListener] = [*self._recurrent.values(), *self.latent, *windows, *self.listeners]
         try:
             for listener in listeners:
-                listener.begin_pass(num_tokens)
+                listener.begin_pass(num_tokens, len(caches))
             yield
         finally:
             for listener in listeners:
@@ -221,6 +235,17 @@ class Target:
     def output(self) -> Any:
         """The module of the output matrix; the embedding, if they are tied."""
         return self.text_model.lm_head if hasattr(self.text_model, "lm_head") else self.embedding
+
+
+def _padded(tokens: mx.array, num_tokens: int) -> mx.array:
+    """Return tokens [1, n] with the last repeated up to `num_tokens`."""
+    missing = num_tokens - tokens.shape[1]
+    return mx.concatenate([tokens, mx.repeat(tokens[:, -1:], missing, axis=1)], axis=1) if missing else tokens
+
+
+def _part(rows: mx.array, b: int, num_tokens: int) -> mx.array:
+    """Return sequence b's first rows [1, n, ...] of [B, m, ...]."""
+    return rows if rows.shape[:2] == (1, num_tokens) else rows[b : b + 1, :num_tokens]
 
 
 def check_ids(tokens: Sequence[int], vocab_size: int) -> None:

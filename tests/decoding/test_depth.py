@@ -16,7 +16,7 @@ from itertools import takewhile
 import pytest
 
 from mlxmtp.decoding.auto_depth import AutoDepth
-from mlxmtp.decoding.depth import Plan
+from mlxmtp.decoding.depth import Observation, Plan
 from mlxmtp.decoding.estimates import AcceptanceRate
 from mlxmtp.decoding.stats import Round
 from tests.grids import cases, grid
@@ -78,15 +78,15 @@ class World:
         """Rounds of so many tokens, observed by the policy; of plain ones it is asked one ahead, as in a turn."""
         count, queued = 0, False
         while count < tokens:
-            depth = 0 if queued else policy.plan().depth
-            queued = depth == 0 and policy.plan().depth == 0
+            depth = 0 if queued else policy.plan()[0].depth
+            queued = depth == 0 and policy.plan()[0].depth == 0
             accepted = 0
             while accepted < depth and rng.random() < at(shares, accepted):
                 accepted += 1
             noise = math.exp(rng.gauss(0, NOISE)) * (BUSY_FACTOR if rng.random() < BUSY else 1)
             seconds = self.steps(depth) * self.step_seconds(rng) * noise
             one = Round((0,) * (accepted + 1), depth, accepted, 1, seconds=seconds)
-            policy.observe(one)
+            policy.observe([Observation(one)])
             count += accepted + 1
             yield one
 
@@ -191,7 +191,7 @@ def lookups(world: World, policy: AutoDepth, heads: Sequence[float], repeats: fl
     rng, tokens, steps, count = random.Random(seed), 0, 0.0, 0
     while tokens < 2000:
         match = 20 * (tokens % 200 < 100)
-        plan = policy.plan(match)
+        [plan] = policy.plan([match])
         depth, looked_up = plan.depth, plan.source == "lookup"
         accepted = 0
         while accepted < depth and rng.random() < (repeats if looked_up else at(heads, accepted)):
@@ -202,7 +202,7 @@ def lookups(world: World, policy: AutoDepth, heads: Sequence[float], repeats: fl
         cost = 1.0 if depth == 0 else curve[depth] + world.other + (0 if looked_up else depth * world.draft)
         seconds = cost * world.step_seconds(rng) * math.exp(rng.gauss(0, NOISE))
         one = Round((0,) * (accepted + 1), depth, accepted, 1, seconds=seconds, from_lookup=looked_up)
-        policy.observe(one, match, len(list(takewhile(bool, same))) if match else 0)
+        policy.observe([Observation(one, match, len(list(takewhile(bool, same))) if match else 0)])
         tokens, steps, count = tokens + accepted + 1, steps + cost, count + looked_up
     return tokens / steps, count
 
@@ -235,7 +235,7 @@ def test_asking_for_a_plan_changes_nothing() -> None:
         for one in world.run(policy, TEXTS["chat"], 1500, random.Random(1)):
             depths.append(one.drafted)
             for match in range(asked):
-                policy.plan(20 * match)
+                policy.plan([20 * match])
         runs.append(depths)
     assert runs[0] == runs[1]
 
@@ -255,4 +255,4 @@ def test_a_probe_is_not_lost_to_the_plain_round_queued_before_it() -> None:
     policy, world = AutoDepth(MOST), World(CURVES["M1"])
     list(world.run(policy, TEXTS["wrong"], 20, random.Random(1)))
     assert set(policy.state()["steps"]) == {3}
-    assert policy.plan() == Plan(0)
+    assert policy.plan() == [Plan(0)]

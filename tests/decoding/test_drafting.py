@@ -5,7 +5,7 @@ Equal means bit for bit, as in test_loop.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,7 +13,7 @@ import pytest
 
 from mlxmtp import load
 from mlxmtp.decoding.auto_depth import AutoDepth
-from mlxmtp.decoding.depth import PLAIN, DepthPolicy, FixedDepth, Plan
+from mlxmtp.decoding.depth import PLAIN, DepthPolicy, FixedDepth, Observation, Plan
 from mlxmtp.decoding.draft import MTPChain
 from mlxmtp.decoding.estimates import AcceptanceRate, RoundCosts
 from mlxmtp.decoding.loop import generate, never_stop
@@ -43,8 +43,8 @@ class Forced(Depths):
         super().__init__(*depths * COUNT)
         self.max_lookup = max_lookup
 
-    def plan(self, match: int = 0) -> Plan:
-        own = super().plan(match)
+    def _plan(self, match: int) -> Plan:
+        own = super()._plan(match)
         return Plan(self.max_lookup, "lookup") if match and self.max_lookup else own
 
 
@@ -137,9 +137,10 @@ class Late(FixedDepth):
         super().__init__(1, max_lookup=9)
         self.asked: list[int] = []
 
-    def plan(self, match: int = 0) -> Plan:
+    def plan(self, matches: Iterable[int] = (0,)) -> list[Plan]:
+        [match] = matches
         self.asked.append(match)
-        return PLAIN if len(self.asked) == 1 else Plan(9, "lookup") if match else Plan(1)
+        return [PLAIN if len(self.asked) == 1 else Plan(9, "lookup") if match else Plan(1)]
 
 
 def test_a_match_that_became_shorter_is_not_drafted_from(raw_checkpoint: Callable[..., Path]) -> None:
@@ -206,9 +207,9 @@ def test_repeats_that_do_not_go_on_alike_are_no_longer_looked_up(raw_checkpoint:
     sampler, matches = Sampler(Sampling(5.0, seed=1, logit_bias=few)), []
     observe = policy.observe
 
-    def watched(round: Round, match: int = 0, repeated: int = 0) -> None:
-        matches.append(match)
-        observe(round, match, repeated)
+    def watched(observations: Iterable[Observation]) -> None:
+        matches.extend(one.match for one in observations)
+        observe([*observations])
 
     policy.observe = watched  # type: ignore[method-assign]
     run = list(generate(engine.target, MTPChain(engine.mtp), sequence, sampler, policy, never_stop, 300))

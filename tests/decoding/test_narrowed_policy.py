@@ -17,6 +17,7 @@ import pytest
 
 from mlxmtp.decoding.auto_depth import AutoDepth
 from mlxmtp.decoding.coverage import Coverage
+from mlxmtp.decoding.depth import Observation
 from mlxmtp.decoding.stats import Round
 from mlxmtp.heads.narrowed import DraftVocabulary
 from tests.decoding.test_depth import BUSY, BUSY_FACTOR, CURVES, MOST, NOISE, TEXTS, World, at
@@ -64,10 +65,10 @@ class Narrowed(World):
         """As `run`."""
         count, queued = 0, False
         while count < tokens:
-            plan = policy.plan()
+            [plan] = policy.plan()
             depth = 0 if queued else plan.depth
             narrowed = depth > 0 and plan.source == "narrowed"
-            queued = depth == 0 and policy.plan().depth == 0
+            queued = depth == 0 and policy.plan()[0].depth == 0
             text: list[int] = []
             while True:
                 text.append(INSIDE if rng.random() < self.inside else OUTSIDE)
@@ -78,7 +79,7 @@ class Narrowed(World):
             noise = math.exp(rng.gauss(0, NOISE)) * (BUSY_FACTOR if rng.random() < BUSY else 1)
             seconds = self.cost(depth, narrowed) * self.step_seconds(rng) * noise
             one = Round(tuple(text), depth, len(text) - 1, 1, seconds=seconds, narrowed=narrowed)
-            policy.observe(one)
+            policy.observe([Observation(one)])
             count += len(text)
             yield one
 
@@ -119,10 +120,12 @@ def test_the_saving_goes_from_run_to_run() -> None:
     list(world.rounds(first, TEXTS["code"], 1000, random.Random(1)))
     state = json.loads(json.dumps(first.state()))
     later = AutoDepth.from_state(state, MOST, coverage=narrow())
-    assert later.plan().source == "narrowed"
+    assert later.plan()[0].source == "narrowed"
     assert later.costs.saving == pytest.approx(first.costs.saving)
     del state["narrowed"]
-    assert AutoDepth.from_state(state, MOST, coverage=narrow()).plan().source == "head", "a file of an earlier version"
+    assert AutoDepth.from_state(state, MOST, coverage=narrow()).plan()[0].source == "head", (
+        "a file of an earlier version"
+    )
 
 
 def test_where_bytes_allow_no_gain_it_is_never_tried() -> None:

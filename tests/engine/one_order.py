@@ -28,7 +28,7 @@ def read_by_latents(target: Target) -> None:
 
     def call(model: Any, tokens: mx.array, *args: Any, **options: Any) -> Any:
         for latent in target.latent:
-            latent.begin_pass(tokens.shape[1])
+            latent.begin_pass(tokens.shape[1], 1)
         try:
             return read_together(model, tokens, *args, **options)
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,13 +48,16 @@ class Whims:
     def begin_turn(self, tokens: object = ()) -> None:
         pass
 
-    def plan(self, match: int = 0) -> Plan:
+    def plan(self, matches: Iterable[int] = (0,)) -> list[Plan]:
+        return [self._plan(match) for match in matches]
+
+    def _plan(self, match: int) -> Plan:
         random = Random(f"{self._seed}, {self._rounds}")
         if match and random.random() < 0.8:
             return Plan(random.randint(1, MAX_LOOKUP), "lookup")
         return Plan(random.choice((0, 0, 1, 2, 3, 7)))
 
-    def observe(self, round: Round, match: int = 0, repeated: int = 0) -> None:
+    def observe(self, observations: object) -> None:
         self._rounds += 1
 
 

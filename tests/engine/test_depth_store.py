@@ -34,7 +34,7 @@ def test_what_is_kept_is_recalled(tmp_path: Path) -> None:
     assert found.costs.sure("lookup") == pytest.approx({8: 2.5})
     assert found.acceptance.shares == pytest.approx([0.8, 0.7])
     assert found.lookup.shares[3] == pytest.approx([0.9, 0.95])
-    assert found.plan() == Plan(2), "nothing is left to be tried out first"
+    assert found.plan() == [Plan(2)], "nothing is left to be tried out first"
 
 
 def test_nothing_is_kept_of_a_policy_that_knows_no_plain_step(tmp_path: Path) -> None:

@@ -13,9 +13,8 @@ import pytest
 from llguidance import LLMatcher
 
 from mlxmtp import Engine, GenerationOptions, OptionError, Result, load
-from mlxmtp.decoding.draft import MTPChain
-from mlxmtp.decoding.sampler import Draft, Sampler
-from mlxmtp.decoding.sequence import Sequence
+from mlxmtp.decoding.draft import DraftRequest, MTPChain
+from mlxmtp.decoding.sampler import Draft
 from mlxmtp.engine.grammar import Grammar, Markers, grammar_of, token_trie
 from tests.engine.kinds import TRAINED
 from tests.grids import cases
@@ -124,11 +123,12 @@ def test_a_head_that_drafts_what_is_forbidden_changes_nothing(engine: Engine, mo
     honest = engine.generate(PROMPTS[0], GenerationOptions(max_tokens=300, json_schema=ORDER))
     forbidden = engine.tokenizer.encode("!!!")[-1]
 
-    def propose(self: MTPChain, sequence: Sequence, depth: int, sampler: Sampler) -> Draft:
-        sequence.take_pending()
-        return Draft(mx.full((1, depth), forbidden, mx.uint32), [one_hot(forbidden, 288)] * depth)
+    def propose(self: MTPChain, requests: list[DraftRequest]) -> list[Draft]:
+        requests[0].sequence.take_pending()
+        depth = requests[0].depth
+        return [Draft(mx.full((1, depth), forbidden, mx.uint32), [one_hot(forbidden, 288)] * depth)]
 
-    monkeypatch.setattr(MTPChain, "propose", propose)
+    monkeypatch.setattr(MTPChain, "propose_shared", propose)
     for sampling in (GenerationOptions(), GenerationOptions(temperature=1.0, seed=0)):
         run = engine.generate(PROMPTS[0], replace(sampling, depth=3, verify="token", json_schema=ORDER))
         assert_order(run.text)

@@ -6,9 +6,9 @@ The convolution's state after n rows is a slice of the convolution's input.
 Source: Gated Delta Networks (Yang et al. 2412.06464); mlx-lm's `models.gated_delta`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import mlx.core as mx
@@ -66,20 +66,23 @@ class RecurrentLayer:
         self._state_after: Callable[[int], mx.array] | None = None
         rebind(layer, gated_delta_update=self._update)
 
-    def begin_pass(self, num_tokens: int) -> None:  # noqa: ARG002
+    def begin_pass(self, num_tokens: int, num_sequences: int) -> None:  # noqa: ARG002
         """Begin to keep the states of rows; a prefill, which is not announced, keeps none."""
         self._conv.open = True
 
     def end_pass(self) -> None:
         self._conv.open = False
 
-    def take(self, before: RecurrentState) -> RecurrentRows:
-        """Return what rolls back the pass that was just built, which began at `before`."""
-        assert self._conv.input is not None
-        rows = RecurrentRows(before, self._conv.input, self._state_after)
+    def take(self, before: Sequence[RecurrentState]) -> list[RecurrentRows]:
+        """Return what rolls back each sequence of the pass that was just built, which began at `before`."""
+        inputs, after = self._conv.input, self._state_after
+        assert inputs is not None
         self._conv.clear()
         self._state_after = None
-        return rows
+        if len(before) == 1:
+            return [RecurrentRows(before[0], inputs, after)]
+        own = [None if after is None else partial(_state_of_sequence, after, b) for b in range(len(before))]
+        return [RecurrentRows(state, inputs[b : b + 1], own[b]) for b, state in enumerate(before)]
 
     def _update(
         self, q: mx.array, k: mx.array, v: mx.array, a: mx.array, b: mx.array, *rest: Any, **options: Any
@@ -118,6 +121,10 @@ class RecurrentLayer:
             states.append(state)
         self._state_after = states.__getitem__
         return mx.stack(outputs, axis=1), state
+
+
+def _state_of_sequence(state_after: Callable[[int], mx.array], b: int, rows: int) -> mx.array:
+    return state_after(rows)[b : b + 1]
 
 
 # -- one kernel for all rows of a pass ------------------------------------------------------------------------

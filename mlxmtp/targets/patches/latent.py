@@ -49,7 +49,7 @@ class LatentAttention:
         if split_rows:
             self._split_rows(attention)
 
-    def begin_pass(self, num_tokens: int) -> None:
+    def begin_pass(self, num_tokens: int, num_sequences: int) -> None:  # noqa: ARG002
         self.on = num_tokens > 1
 
     def end_pass(self) -> None:

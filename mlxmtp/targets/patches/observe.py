@@ -41,7 +41,7 @@ def observe(module: nn.Module, *, open: bool = False) -> Tap:
 
 def rebind(module: nn.Module, **names: Callable[..., Any]) -> None:
     """Bind global names inside one instance's methods to other functions."""
-    for method, call in _methods(module).items():
+    for method, call in methods(module).items():
         if names.keys() & call.__code__.co_names:
             scope = {**call.__globals__, **names}
             own = FunctionType(call.__code__, scope, call.__name__, call.__defaults__, call.__closure__)
@@ -51,10 +51,10 @@ def rebind(module: nn.Module, **names: Callable[..., Any]) -> None:
 
 def uses(module: nn.Module, name: str) -> bool:
     """Return whether one of a module's methods names a global or an attribute `name`."""
-    return any(name in call.__code__.co_names for call in _methods(module).values())
+    return any(name in call.__code__.co_names for call in methods(module).values())
 
 
-def _methods(module: nn.Module) -> dict[str, FunctionType]:
+def methods(module: nn.Module) -> dict[str, FunctionType]:
     """Return the methods that a module's classes define below `nn.Module`, by name."""
     kinds = [kind for kind in reversed(type(module).__mro__) if issubclass(kind, nn.Module) and kind is not nn.Module]
     return {name: call for kind in kinds for name, call in vars(kind).items() if isinstance(call, FunctionType)}

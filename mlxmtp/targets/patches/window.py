@@ -36,7 +36,7 @@ class WindowCache(RotatingKVCache):
         """Return an empty cache for the same window."""
         return cls(cache.max_size, cache.keep)
 
-    def begin_pass(self, num_tokens: int) -> None:  # noqa: ARG002
+    def begin_pass(self, num_tokens: int, num_sequences: int) -> None:  # noqa: ARG002
         self.in_pass = True
 
     def end_pass(self) -> None:

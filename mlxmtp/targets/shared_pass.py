@@ -1,0 +1,182 @@
+"""One pass over several sequences: every matrix product sees all rows, and each sequence keeps caches of its own.
+
+A view takes the place of a layer's cache in mlx-lm's models. It hands each sequence's rows to its own cache, and
+returns what they attend to as one array for each sequence. Attention then runs sequence by sequence: without padding,
+and without a mask for foreign lengths. A recurrent layer's states are stacked for the pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.base import scaled_dot_product_attention
+from mlx_lm.models.cache import ArraysCache, CacheList
+
+from mlxmtp.targets.patches.latent import has_latents
+from mlxmtp.targets.patches.observe import methods, rebind, replace_call, uses
+
+ATTENTION = scaled_dot_product_attention.__name__
+Attention = Callable[..., mx.array]
+
+
+class BySequence(tuple[Any, ...]):
+    """Arrays of different shapes in place of one, one for each sequence. Only attention takes them."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        raise TypeError("a model's code asks for the shape of keys that several sequences have")
+
+
+class LayerView:
+    """The caches of one layer, one for each sequence, in place of a single cache."""
+
+    def __init__(self, caches: Sequence[Any]) -> None:
+        self.caches = caches
+
+    def __len__(self) -> int:
+        return len(self.caches)
+
+    def __getitem__(self, i: int) -> Any:
+        """Return the view of one of a layer's several caches."""
+        return layer_view([layer[i] for layer in self.caches])
+
+    @property
+    def offset(self) -> mx.array:
+        """The sequences' offsets [B]."""
+        return mx.array([cache.offset for cache in self.caches])
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[BySequence, BySequence]:
+        """Append each sequence's rows of [B, heads, m, D] to its own cache; return the keys and values of each."""
+        rows = ((keys[b : b + 1], values[b : b + 1]) for b in range(len(self.caches)))
+        fetched = [cache.update_and_fetch(*own) for cache, own in zip(self.caches, rows, strict=True)]
+        return BySequence(own for own, _ in fetched), BySequence(own for _, own in fetched)
+
+    def keys_and_values(self) -> tuple[BySequence, BySequence]:
+        """Return what the newest rows attend to, for layers that share another layer's keys."""
+        fetched = [cache.keys_and_values() for cache in self.caches]
+        return BySequence(own for own, _ in fetched), BySequence(own for _, own in fetched)
+
+    def fetch(self, rows: int) -> tuple[tuple[BySequence, BySequence], BySequence | None]:
+        """Return the keys and values of each sequence and their masks, as `SharedKVCache.fetch`."""
+        keys, masks = zip(*(cache.fetch(rows) for cache in self.caches), strict=True)
+        return (BySequence(own for own, _ in keys), BySequence(own for _, own in keys)), _one_or_each(masks)
+
+    def make_mask(self, *args: Any, **options: Any) -> Any:
+        """Return the mask of m rows of one sequence where all have the same, or else one for each."""
+        return _one_or_each([cache.make_mask(*args, **options) for cache in self.caches])
+
+
+def layer_view(caches: Sequence[Any]) -> Any:
+    """Return what takes the place of a layer's cache: a view, or a recurrent layer's states [B, ...] in one cache."""
+    if not isinstance(caches[0], ArraysCache):
+        return LayerView(caches)
+    stacked: Any = ArraysCache(len(caches[0].cache))
+    stacked.cache = [_stack(states) for states in zip(*(cache.cache for cache in caches), strict=True)]
+    return stacked
+
+
+def shared_cache(caches: Sequence[list[Any]]) -> list[Any]:
+    """Return a model's cache that stands for the caches of several sequences, for one pass."""
+    return [layer_view(layers) for layers in zip(*caches, strict=True)]
+
+
+def first_leaf(layer: Any) -> Any:
+    """Return the first of a layer's several caches, or its one cache; of a view, a view."""
+    several = isinstance(layer.caches[0] if isinstance(layer, LayerView) else layer, CacheList)
+    return layer[0] if several else layer
+
+
+def unstack(stacked: Any, caches: Sequence[Any]) -> None:
+    """Give a recurrent layer's states [B, ...] after a pass back to the sequences' own caches."""
+    for b, cache in enumerate(caches):
+        cache.cache = [state[b : b + 1] for state in stacked.cache]
+
+
+def share_attention(modules: Iterable[nn.Module], *, whole: bool = False) -> None:
+    """Have attention modules accept views.
+
+    Modules that hand keys from their cache on to attention as they are need their attention alone split. Others, with
+    latents or with an attention of their own, run once for each sequence.
+
+    Args:
+        whole: every module that reads a cache runs once for each sequence.
+    """
+    for module in modules:
+        reads, attention = uses(module, "update_and_fetch"), _attention_of(module)
+        if has_latents(module) or (whole and (reads or attention)) or (reads and not attention):
+            _split_module(module)
+        elif attention:
+            rebind(module, **{ATTENTION: split_attention(attention)})
+
+
+def split_attention(attention: Attention) -> Attention:
+    """Return the attention that runs sequence by sequence where keys are `BySequence`."""
+
+    def attend(queries: mx.array, keys: Any, values: Any, *rest: Any, **options: Any) -> mx.array:
+        if not isinstance(keys, BySequence):
+            return attention(queries, keys, values, *rest, **options)
+        outputs = []
+        for b in range(len(keys)):
+            own = {name: _of_sequence(value, b) for name, value in options.items()}
+            others = (_of_sequence(value, b) for value in rest)
+            outputs.append(attention(queries[b : b + 1], keys[b], values[b], *others, **own))
+        return mx.concatenate(outputs, axis=0)
+
+    return attend
+
+
+def _attention_of(module: nn.Module) -> Attention | None:
+    """Return the function that a module's methods call for attention; None: they call none of mlx-lm's."""
+    scopes = (call.__globals__ for call in methods(module).values() if ATTENTION in call.__code__.co_names)
+    return next((scope[ATTENTION] for scope in scopes if ATTENTION in scope), None)
+
+
+def _split_module(module: nn.Module) -> None:
+    """Run a module once for each sequence, with its rows and its own caches."""
+    together: Any = type(module).__call__
+
+    def call(module: nn.Module, *args: Any, **options: Any) -> Any:
+        counts = {len(value) for value in (*args, *options.values()) if isinstance(value, LayerView | BySequence)}
+        if not counts:
+            return together(module, *args, **options)
+        outputs = []
+        for b in range(counts.pop()):
+            own = (_rows_of(value, b) for value in args)
+            outputs.append(together(module, *own, **{name: _rows_of(value, b) for name, value in options.items()}))
+        return _joined(outputs)
+
+    replace_call(module, call)
+
+
+def _rows_of(value: Any, b: int) -> Any:
+    """Return one sequence's part of an argument; arrays of three axes or more have one row for each sequence."""
+    return value[b : b + 1] if isinstance(value, mx.array) and value.ndim > 2 else _of_sequence(value, b)
+
+
+def _of_sequence(value: Any, b: int) -> Any:
+    if isinstance(value, BySequence):
+        return value[b]
+    return value.caches[b] if isinstance(value, LayerView) else value
+
+
+def _joined(outputs: list[Any]) -> Any:
+    if isinstance(outputs[0], tuple):
+        return tuple(_joined([*parts]) for parts in zip(*outputs, strict=True))
+    return mx.concatenate(outputs, axis=0) if isinstance(outputs[0], mx.array) else outputs[0]
+
+
+def _one_or_each(masks: Sequence[Any]) -> Any:
+    if any(isinstance(mask, mx.array) for mask in masks) or any(mask != masks[0] for mask in masks):
+        return BySequence(masks)
+    return masks[0]
+
+
+def _stack(states: Sequence[mx.array | None]) -> mx.array | None:
+    """Return states [1, ...] as one [B, ...]; a sequence that has read nothing has zeros."""
+    some = next((state for state in states if state is not None), None)
+    if some is None:
+        return None
+    return mx.concatenate([mx.zeros_like(some) if state is None else state for state in states])
