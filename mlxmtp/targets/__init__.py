@@ -8,11 +8,12 @@ from mlxmtp.targets.loading import (
     materialise,
     stack_experts,
 )
+from mlxmtp.targets.passes import Pass
 from mlxmtp.targets.patches.latent import LatentAttention, has_latents
 from mlxmtp.targets.shared_kv import SharedKVCache
 from mlxmtp.targets.shared_pass import first_leaf, share_attention, shared_cache
 from mlxmtp.targets.states import CacheState, can_snapshot, is_trimmable, leaf_caches, restore, snapshot
-from mlxmtp.targets.target import Cache, HiddenSide, Pass, PassListener, Target, check_ids, matrix_rows
+from mlxmtp.targets.target import Cache, HiddenSide, PassListener, Target, check_ids, matrix_rows
 
 __all__ = [
     "TEXT_ONLY",

@@ -13,7 +13,8 @@ from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 from mlxmtp.checkpoints import stated_context, text_config
 from mlxmtp.errors import PromptError
 from mlxmtp.machine import apple_gpu, on_metal
-from mlxmtp.targets.patches.gated_delta import RecurrentLayer, RecurrentRows, is_gated_delta
+from mlxmtp.targets.passes import Pass
+from mlxmtp.targets.patches.gated_delta import RecurrentLayer, is_gated_delta
 from mlxmtp.targets.patches.latent import LatentAttention, has_latents
 from mlxmtp.targets.patches.observe import observe
 from mlxmtp.targets.patches.window import WindowCache, patch_windows
@@ -178,11 +179,11 @@ class Target:
         self._final_norm.clear()
         return logits, hidden
 
-    def open(self, tokens: mx.array, cache: Cache) -> "Pass":
+    def open(self, tokens: mx.array, cache: Cache) -> Pass:
         """Run a pass over tokens [1, m] that can be rolled back; its `commit` keeps the first of them."""
         return self.open_shared([tokens], [cache])[0]
 
-    def open_shared(self, tokens: Sequence[mx.array], caches: Sequence[Cache]) -> list["Pass"]:
+    def open_shared(self, tokens: Sequence[mx.array], caches: Sequence[Cache]) -> list[Pass]:
         """Run one pass over the tokens [1, m_b] of several sequences; each can be rolled back by itself.
 
         All sequences get the rows of the longest. More than one needs `shares_passes`.
@@ -286,37 +287,3 @@ def matrix_rows(matrix: nn.Module, ids: mx.array) -> mx.array:
     biases = matrix["biases"][ids] if "biases" in matrix else None
     options = {"group_size": packing.group_size, "bits": packing.bits, "mode": packing.mode}
     return mx.dequantize(rows, matrix["scales"][ids], biases, **options)
-
-
-class Pass:
-    """One pass of the target over m tokens: a transaction on the caches.
-
-    `commit` must be called once, before the next pass over the same caches.
-
-    Args:
-        logits: [B, m, V].
-        hidden: [B, m, H], at the target's `hidden_at`.
-        cache: the caches that the pass wrote.
-        recurrent: what rolls back each recurrent layer, by layer.
-        padded: tokens that were run, at least m.
-    """
-
-    def __init__(
-        self, logits: mx.array, hidden: mx.array, cache: Cache, recurrent: dict[int, RecurrentRows], padded: int
-    ) -> None:
-        self.logits = logits
-        self.hidden = hidden
-        self._cache = cache
-        self._recurrent = recurrent
-        self._padded = padded
-
-    def commit(self, num_tokens: int) -> None:
-        """Roll every layer's cache back to the first `num_tokens` tokens of the pass."""
-        padded = self._padded
-        for i, layer in enumerate(self._cache):
-            if i in self._recurrent:
-                self._recurrent[i].commit(layer, num_tokens, of=padded)
-            elif isinstance(layer, WindowCache):
-                layer.commit(num_tokens, of=padded)
-            elif num_tokens < padded:
-                layer.trim(padded - num_tokens)

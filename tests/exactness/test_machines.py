@@ -69,17 +69,17 @@ def test_no_pass_crosses_a_bound_of_keys(engine: Engines) -> None:
             room = [model.target.longest_pass(offset) for offset in range(bound - 5, bound + 1)]
             assert room[:5] == [4, 3, 2, 1, 1], bound
             assert room[5] >= 1023, bound
-        opened, passes = model.target.open, []
+        opened, passes = model.target.open_shared, []
 
-        def watched(tokens: mx.array, cache: Any) -> Any:
-            offset = max(layer.offset for layer in cache if hasattr(layer, "offset"))
-            passes.append((offset, tokens.shape[1]))
-            return opened(tokens, cache)
+        def watched(tokens: list[mx.array], caches: list[Any]) -> Any:
+            offset = max(layer.offset for layer in caches[0] if hasattr(layer, "offset"))
+            passes.append((offset, tokens[0].shape[1]))
+            return opened(tokens, caches)
 
         prompt = text(model, 1014)
         plain = reference(model, prompt, 24)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(model.target, "open", watched)
+            patch.setattr(model.target, "open_shared", watched)
             assert generated(model, prompt, 24, 4) == plain
     assert any(tokens == 5 for _, tokens in passes)
     for offset, tokens in passes:
