@@ -67,7 +67,7 @@ def main() -> int:
 
 def priced(args: argparse.Namespace) -> int:
     engine = load(args.model)
-    auto = engine.fresh_policy()
+    auto = engine.policies.fresh()
     if not isinstance(auto, AutoDepth):
         raise HeadError(f"there is no head to draft with: {engine.plain_because}")
     arms: dict[str, DepthPolicy] = {PLAIN: FixedDepth(0)}

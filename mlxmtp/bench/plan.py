@@ -146,7 +146,7 @@ def make_plan(engine: Engine, settings: BenchSettings, prompts: Sequence[Workloa
     if engine.mtp is None:
         notes.append(f"no MTP: {engine.plain_because}; only plain decoding is measured")
     for depth in settings.depths if engine.mtp else ():
-        engine.policy(depth)
+        engine.policies.of(depth)
     fitting, left_out = _fitting(engine, settings, prompts)
     notes += left_out
     contexts = [n for n in settings.contexts if n + _room(settings) <= engine.context]

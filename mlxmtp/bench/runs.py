@@ -84,7 +84,7 @@ class TokenDecoder:
         self._engine = engine
         self._acceptance = acceptance
         # drafts of prompt lookup cost nothing, so they would not have the price of the given acceptance
-        self._auto = engine.fresh_policy(lookup=acceptance is None)
+        self._auto = engine.policies.fresh(lookup=acceptance is None)
 
     def policy(self, depth: int | None) -> DepthPolicy:
         """Return the policy of a fixed depth. None: the auto policy.
@@ -92,7 +92,7 @@ class TokenDecoder:
         Raises:
             OptionError: as `Engine.policy`.
         """
-        return self._auto if depth is None else self._engine.policy(depth)
+        return self._auto if depth is None else self._engine.policies.of(depth)
 
     def rounds(self, sequence: Sequence, depth: int | None, count: int, options: GenerationOptions) -> Iterator[Round]:
         """Yield the rounds that generate `count` tokens after a prefilled sequence.

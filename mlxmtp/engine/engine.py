@@ -9,18 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mlxmtp.decoding.auto_depth import AutoDepth
-from mlxmtp.decoding.coverage import Coverage
-from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import PREFILL_TOKENS
-from mlxmtp.engine import depth_store
 from mlxmtp.engine.generate import Chunk, Result, TextTurn, run
 from mlxmtp.engine.grammar import grammar_of, token_trie
 from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer, assistant_message
+from mlxmtp.engine.policies import DepthPolicies
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.engine.prompt import Prompt, encode, render_prompt
-from mlxmtp.engine.request import GenerationOptions, check_count, check_depth
+from mlxmtp.engine.request import GenerationOptions, check_count
 from mlxmtp.engine.retokenization import TokenUnits, restore_generated_ids
 from mlxmtp.engine.store import ModelFacts, establish_guarantee
 from mlxmtp.engine.thinking_budget import budget_processors
@@ -29,11 +26,8 @@ from mlxmtp.exactness.compare import OnPass
 from mlxmtp.exactness.guarantee import Guarantee, Identity
 from mlxmtp.heads import Head, HeadSource, NarrowedLogits
 from mlxmtp.heads.check import TEXT
-from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.targets import Target, check_ids
 
-MAX_AUTO_DEPTH = 8
-"""Most drafts of the head in a round where the policy chooses."""
 DEFAULTS = GenerationOptions()
 
 
@@ -196,7 +190,7 @@ class Engine:
             )
         sampler = self._sampler(options, tokens)
         before_policy = time.perf_counter()
-        policy = self.policy(options.depth)  # the first call may measure the guarantee, which is not this turn's time
+        policy = self.policies.of(options.depth)  # the first call may measure the guarantee, which is not its time
         started += time.perf_counter() - before_policy
         parser = OutputParser(self.tokenizer, tokens, opening, raw=raw)
         return TextTurn(
@@ -215,7 +209,7 @@ class Engine:
             boundaries=rendered.boundaries if prefix_cache else (),
             prefill_tokens=prefill_tokens,
             started=started,
-            on_close=self._save_policy if isinstance(policy, AutoDepth) else lambda: None,
+            on_close=self.policies.save if options.depth is None else lambda: None,
         )
 
     def generate(
@@ -251,52 +245,10 @@ class Engine:
         """Return a turn's segments as a chat message for the next prompt, with its tool calls parsed."""
         return assistant_message(self.tokenizer, segments)
 
-    def policy(self, depth: int | None) -> DepthPolicy:
-        """Return what chooses the drafts of each round: a fixed depth, or for None the engine's adaptive policy.
-
-        Raises:
-            OptionError: out of range, without a head, or more than `identity` was shown for.
-        """
-        if depth is None:
-            return self._auto if self.mtp else FixedDepth(0)
-        check_depth(depth)
-        if depth and not self.mtp:
-            raise OptionError(f"depth is {depth}, but there is no MTP head: {self.plain_because}")
-        if self.identity != "fast" and depth >= self.guarantee.num_tokens:
-            shown = f"{self.identity} identity has been shown for depths up to {self.guarantee.num_tokens - 1}"
-            raise OptionError(f"depth is {depth}, but {shown}; choose one of them, or --identity fast")
-        return FixedDepth(depth)
-
-    def fresh_policy(self, *, lookup: bool = True) -> DepthPolicy:
-        """Return a policy like `policy(None)` that has learned nothing, for measurements of their own.
-
-        Args:
-            lookup: drafts may also come from prompt lookup and from a narrowed vocabulary.
-        """
-        if self.mtp is None:
-            return FixedDepth(0)
-        max_depth, max_lookup = self._auto_depths
-        return AutoDepth(max_depth, max_lookup, coverage=self._coverage()) if lookup else AutoDepth(max_depth)
-
-    def _coverage(self) -> Coverage | None:
-        return Coverage(self.narrowed.vocabulary) if self.narrowed else None
-
-    @property
-    def _auto_depths(self) -> tuple[int, int]:
-        """Most drafts that the adaptive policy may choose: from the head, and by prompt lookup."""
-        most = min(self.target.max_fast_tokens, self.guarantee.num_tokens)
-        return min(MAX_AUTO_DEPTH, most - 1), min(MAX_DEPTH, most - 1)
-
     @cached_property
-    def _auto(self) -> AutoDepth:
-        return depth_store.load(self._depth_file, *self._auto_depths, self._coverage())
-
-    @cached_property
-    def _depth_file(self) -> Path:
-        return depth_store.file_for(self.facts, self.identity)
-
-    def _save_policy(self) -> None:
-        depth_store.save(self._depth_file, self._auto)
+    def policies(self) -> DepthPolicies:
+        """What chooses the depths of turns."""
+        return DepthPolicies(self)
 
     def _sampler(self, options: GenerationOptions, prompt: list[int]) -> Sampler:
         vocab_size = self.target.vocab_size

@@ -75,7 +75,7 @@ def compare(
         found = f"the conversation has {len(ids)} of {engine.context} tokens"
         raise PromptError(f"{found}; no room to measure {tokens} more")
     depth, sampling = options.depth, options.sampling
-    policy = engine.policy(depth)
+    policy = engine.policies.of(depth)
     speed = Speed(depth, 0, 2 * (WARM_UP + repeats * tokens))
     prefilled = Sequence(engine.target, None if depth == 0 else engine.mtp)
     for progress in prefilled.prefill_chunks(ids, PREFILL_TOKENS):

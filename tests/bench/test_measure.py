@@ -246,7 +246,7 @@ def test_what_auto_learns_stays_in_the_benchmark(
     taught = load(engine.path)
     taught.generate(list(range(20)), GenerationOptions(max_tokens=60))
     (file,) = tmp_path.rglob("depth/*")
-    assert taught.policy(None).state()  # type: ignore[union-attr]
+    assert taught.policies.of(None).state()  # type: ignore[union-attr]
     written = file.read_bytes()
     measured = TokenDecoder(taught, acceptance)
     assert measured.policy(None).state() == {}  # type: ignore[union-attr]

@@ -106,7 +106,7 @@ class Program:
 
     def turn(self, command: Generate, policy: Any, stop_after: int | None, prefill_tokens: int) -> Answer:
         """Run a turn in the worker, which is stopped at the `stop_after`-th time that it asks."""
-        self.engine.__dict__["_auto"] = policy or self.auto
+        self.engine.policies.__dict__["_auto"] = policy or self.auto
         chunks: list[Chunk] = []
         stream = type(self.engine).stream
 

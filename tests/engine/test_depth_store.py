@@ -82,7 +82,7 @@ def test_an_engine_keeps_what_its_turns_taught_it(raw_checkpoint: Callable[..., 
     (file,) = folder.rglob("depth/*.json")
     shares = json.loads(file.read_text())["acceptance"]
     assert shares
-    assert load(model).policy(None).acceptance.shares == pytest.approx(shares)  # type: ignore[union-attr]
+    assert load(model).policies.of(None).acceptance.shares == pytest.approx(shares)  # type: ignore[union-attr]
 
     again = load(model)
     chunks = again.stream(prompt, GenerationOptions(max_tokens=24))
@@ -98,4 +98,4 @@ def test_a_first_short_turn_with_a_good_head_teaches_the_next_run(folder: Path) 
     """Where drafts pay, plain steps are few; and without them nothing is known of what a round costs."""
     load(TRAINED / "glm4_moe").generate("Natalia sold clips to", GenerationOptions(max_tokens=64))
     assert list(folder.rglob("depth/*.json"))
-    assert load(TRAINED / "glm4_moe").policy(None).costs.known  # type: ignore[union-attr]
+    assert load(TRAINED / "glm4_moe").policies.of(None).costs.known  # type: ignore[union-attr]

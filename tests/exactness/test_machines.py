@@ -115,7 +115,7 @@ def test_fast_on_an_m1_is_token_identical_at_the_depths_that_auto_uses(engine: E
         assert (guarantee.promise, guarantee.num_tokens, guarantee.min_tokens) == ("identical", depth + 1, 1)
         assert [guarantee.at(n) for n in (None, depth, depth + 1)] == ["identical", "identical", "distribution"]
         model.__dict__["guarantee"] = guarantee
-        assert model._auto_depths == (depth, depth)
+        assert model.policies._auto_depths == (depth, depth)
         prompt = text(model, 28)
         plain = reference(model, prompt, 10)
         for n in range(1, depth + 1):

@@ -34,8 +34,8 @@ def test_on_a_gpu(
 def test_auto_keeps_within_them(raw_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Looked-up drafts too; on a CPU, where there is no such bound, they may be 16."""
     model = raw_checkpoint("qwen3_5")
-    on_cpu = load(model).policy(None)
+    on_cpu = load(model).policies.of(None)
     assert (on_cpu.max_depth, on_cpu.max_lookup) == (8, 16)  # type: ignore[attr-defined]
     monkeypatch.setattr(Target, "max_fast_tokens", 5)
-    bounded = load(model).policy(None)
+    bounded = load(model).policies.of(None)
     assert (bounded.max_depth, bounded.max_lookup) == (4, 4)  # type: ignore[attr-defined]

@@ -1,0 +1,79 @@
+"""The depth policies of an engine's turns: fixed ones, and the one that learns over all turns and runs."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlxmtp.decoding.auto_depth import AutoDepth
+from mlxmtp.decoding.coverage import Coverage
+from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
+from mlxmtp.engine import depth_store
+from mlxmtp.engine.request import check_depth
+from mlxmtp.errors import OptionError
+from mlxmtp.limits import MAX_DEPTH
+
+if TYPE_CHECKING:
+    from mlxmtp.engine.engine import Engine
+
+MAX_AUTO_DEPTH = 8
+"""Most drafts of the head in a round where the policy chooses."""
+
+
+class DepthPolicies:
+    """The policies of one engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def of(self, depth: int | None) -> DepthPolicy:
+        """Return what chooses the drafts of each round: a fixed depth, or for None the engine's adaptive policy.
+
+        Raises:
+            OptionError: out of range, without a head, or more than `identity` was shown for.
+        """
+        engine = self._engine
+        if depth is None:
+            return self._auto if engine.mtp else FixedDepth(0)
+        check_depth(depth)
+        if depth and not engine.mtp:
+            raise OptionError(f"depth is {depth}, but there is no MTP head: {engine.plain_because}")
+        if engine.identity != "fast" and depth >= engine.guarantee.num_tokens:
+            shown = f"{engine.identity} identity has been shown for depths up to {engine.guarantee.num_tokens - 1}"
+            raise OptionError(f"depth is {depth}, but {shown}; choose one of them, or --identity fast")
+        return FixedDepth(depth)
+
+    def fresh(self, *, lookup: bool = True) -> DepthPolicy:
+        """Return a policy like `of(None)` that has learned nothing, for measurements of their own.
+
+        Args:
+            lookup: drafts may also come from prompt lookup and from a narrowed vocabulary.
+        """
+        if self._engine.mtp is None:
+            return FixedDepth(0)
+        max_depth, max_lookup = self._auto_depths
+        return AutoDepth(max_depth, max_lookup, coverage=self._coverage()) if lookup else AutoDepth(max_depth)
+
+    def save(self) -> None:
+        """Save what the adaptive policy has learned, for the next run."""
+        if isinstance(auto := vars(self).get("_auto"), AutoDepth):
+            depth_store.save(self._depth_file, auto)
+
+    def _coverage(self) -> Coverage | None:
+        narrowed = self._engine.narrowed
+        return Coverage(narrowed.vocabulary) if narrowed else None
+
+    @property
+    def _auto_depths(self) -> tuple[int, int]:
+        """Most drafts that the adaptive policy may choose: from the head, and by prompt lookup."""
+        most = min(self._engine.target.max_fast_tokens, self._engine.guarantee.num_tokens)
+        return min(MAX_AUTO_DEPTH, most - 1), min(MAX_DEPTH, most - 1)
+
+    @cached_property
+    def _auto(self) -> AutoDepth:
+        return depth_store.load(self._depth_file, *self._auto_depths, self._coverage())
+
+    @cached_property
+    def _depth_file(self) -> Path:
+        return depth_store.file_for(self._engine.facts, self._engine.identity)
