@@ -4,27 +4,44 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from mlxmtp.decoding.auto_depth import AutoDepth
 from mlxmtp.decoding.coverage import Coverage
 from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
 from mlxmtp.engine import depth_store
 from mlxmtp.engine.request import check_depth
+from mlxmtp.engine.store import ModelFacts
 from mlxmtp.errors import OptionError
+from mlxmtp.exactness.guarantee import Guarantee, Identity
+from mlxmtp.heads import Head, NarrowedLogits
 from mlxmtp.limits import MAX_DEPTH
-
-if TYPE_CHECKING:
-    from mlxmtp.engine.engine import Engine
+from mlxmtp.targets import Target
 
 MAX_AUTO_DEPTH = 8
 """Most drafts of the head in a round where the policy chooses."""
 
 
+class DraftingModel(Protocol):
+    """What of an engine the policies depend on; its attributes are told in `mlxmtp.engine.engine.Engine`."""
+
+    target: Target
+    mtp: Head | None
+    plain_because: str | None
+    identity: Identity
+    narrowed: NarrowedLogits | None
+
+    @property
+    def facts(self) -> ModelFacts: ...
+
+    @property
+    def guarantee(self) -> Guarantee: ...
+
+
 class DepthPolicies:
     """The policies of one engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: DraftingModel) -> None:
         self._engine = engine
 
     def of(self, depth: int | None) -> DepthPolicy:
