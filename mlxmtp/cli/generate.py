@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import mlxmtp
@@ -13,6 +14,8 @@ from mlxmtp.cli.progress import LoadProgress, PrefillProgress
 from mlxmtp.engine.request import GenerationOptions, recommended_in_words
 from mlxmtp.errors import MlxmtpError, PromptError
 from mlxmtp.machine import memory_warning
+from mlxmtp.ranks import Ranks
+from mlxmtp.ranks.leader import lead
 from mlxmtp.terminal import say
 
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ def add_arguments(command: argparse.ArgumentParser, prompt: str | None = None) -
     add("--json", action="store_true", help="print one JSON object with text, tokens and statistics")
 
     options.add_device(add)
+    options.add_ranks(command)
     options.add_sampling(command.add_argument_group("sampling").add_argument)
     speculation = command.add_argument_group("speculation")
     depth = speculation.add_mutually_exclusive_group()
@@ -76,11 +80,20 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = read_prompt(arguments.prompt)
     if not prompt:
         raise PromptError("the prompt is empty; give a text, or - to read one from standard input")
+    hosts = options.ranks(arguments)
+    with lead(hosts) if hosts else nullcontext() as ranks:
+        return load_and_answer(prompt, ranks, arguments)
+
+
+def load_and_answer(prompt: str, ranks: Ranks | None, arguments: argparse.Namespace) -> int:
+    """Load the model, answer, and return 0."""
     with LoadProgress(sys.stderr) as loading:
         engine = mlxmtp.load(
             arguments.model,
             identity=arguments.identity,
+            device=arguments.device,
             on_check=loading.update,
+            ranks=ranks,
             **options.head(arguments),
         )
         if engine.head and not arguments.no_mtp and arguments.depth != 0:

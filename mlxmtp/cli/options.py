@@ -11,9 +11,12 @@ from typing import Any, NoReturn
 from mlxmtp.errors import OptionError
 from mlxmtp.exactness.guarantee import IDENTITIES
 from mlxmtp.limits import DEVICES, MAX_DEPTH
+from mlxmtp.ranks import Hosts, local_hosts, read_hosts
 
 KEY_VARIABLE = "MLXMTP_API_KEY"
 """The environment variable that may hold the server's key."""
+MAX_LOCAL_RANKS = 64
+"""Processes that -n starts at most: no model has more key heads, and each takes hundreds of megabytes."""
 MAX_KEY_CHARACTERS = 4096
 """Characters of the longest key file."""
 
@@ -134,6 +137,27 @@ def add_identity(add: Callable[..., Any]) -> None:
 def add_device(add: Callable[..., Any]) -> None:
     """Add `--device` with the `add_argument` of a parser or group. It is set before the command runs."""
     add("--device", choices=DEVICES, help="where MLX computes (default: on the GPU, if there is one that it can use)")
+
+
+def add_ranks(command: ArgumentParser) -> None:
+    """Add the options that `ranks` reads."""
+    add = command.add_mutually_exclusive_group().add_argument
+    add("--hosts", metavar="FILE", help="share the model among the machines of this file, MLX's own hosts file")
+    add("-n", "--ranks", metavar="N", type=at_least(1), help="share it among N processes of this machine")
+
+
+def ranks(arguments: Namespace) -> Hosts | None:
+    """Return the ranks of --hosts or -n; None: one process has the whole model.
+
+    Raises:
+        OptionError: the file cannot be read or is not a hosts file, or there are more ranks than any model has heads.
+    """
+    if arguments.hosts is not None:
+        return read_hosts(arguments.hosts)
+    count = arguments.ranks or 1
+    if count > MAX_LOCAL_RANKS:
+        raise OptionError(f"-n is {count}; expected at most {MAX_LOCAL_RANKS} processes on one machine")
+    return local_hosts(count) if count > 1 else None
 
 
 def add_draft_vocab(add: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from mlxmtp.cli import options
 
@@ -22,6 +23,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     how.add_argument("--depth", metavar="K", type=options.depth, help="drafts a round; 0: plain (default: auto)")
     how.add_argument("--no-mtp", action="store_true", help="do not load the head")
     options.add_device(add)
+    options.add_ranks(command)
     options.add_identity(add)
     options.add_draft_vocab(add_hidden)
     add("--host", metavar="ADDRESS", default="127.0.0.1", help="where to listen (default: 127.0.0.1)")
@@ -44,6 +46,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def run(arguments: argparse.Namespace) -> int:
     from mlxmtp.server.main import ServeOptions, serve
+    from mlxmtp.worker.process import PROGRAM, WorkerProcess
 
     sampling = {
         "temperature": arguments.temp,
@@ -51,8 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
         "top_k": arguments.top_k,
         "min_p": arguments.min_p,
     }
+    hosts = options.ranks(arguments)
     serve(
-        ServeOptions(
+        start=partial(WorkerProcess.start, (*PROGRAM, hosts.to_json()) if hosts else PROGRAM),
+        options=ServeOptions(
             model=arguments.model,
             identity=arguments.identity,
             device=arguments.device,
@@ -68,6 +73,6 @@ def run(arguments: argparse.Namespace) -> int:
             cache_bytes=arguments.cache_bytes,
             cache_dir=arguments.cache_dir,
             sampling={name: value for name, value in sampling.items() if value is not None},
-        )
+        ),
     )
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import PREFILL_TOKENS
 from mlxmtp.engine.generate import Chunk, Result, TextTurn, run
 from mlxmtp.engine.grammar import grammar_of, token_trie
+from mlxmtp.engine.in_step import check_reuse, in_step, prefill_in_step, turn_job, with_shared_seed
 from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer, assistant_message
 from mlxmtp.engine.policies import DepthPolicies
 from mlxmtp.engine.prefix_cache import PrefixCache
@@ -24,11 +25,15 @@ from mlxmtp.engine.thinking_budget import budget_processors
 from mlxmtp.errors import OptionError, PromptError
 from mlxmtp.exactness.compare import OnPass
 from mlxmtp.exactness.guarantee import Guarantee, Identity
+from mlxmtp.exactness.probe import GPU_TOKENS
 from mlxmtp.heads import Head, HeadSource, NarrowedLogits
 from mlxmtp.heads.check import TEXT
+from mlxmtp.ranks import Ranks
 from mlxmtp.targets import Target, check_ids
 
 DEFAULTS = GenerationOptions()
+NOT_MEASURED = Guarantee("distribution", GPU_TOKENS, 0, because="passes are not compared where ranks share them")
+"""The guarantee with ranks."""
 
 
 class Engine:
@@ -43,6 +48,7 @@ class Engine:
         identity, on_check: as in `mlxmtp.load`.
         draft_tokens: the only token ids that the head drafts; None: all.
         narrowed: the head's logits over a narrowed draft vocabulary that the policy may use; None: there is none.
+        ranks: those that share the trunk and generate the same turns; None: this process has all of it.
 
     Attributes:
         head: the name of the head's family, or None.
@@ -61,6 +67,7 @@ class Engine:
         draft_tokens: list[int] | None = None,
         on_check: OnPass = lambda *_: None,
         narrowed: NarrowedLogits | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.path, self.name = path, name
         self.target = target
@@ -72,6 +79,7 @@ class Engine:
         self.identity, self._on_check = identity, on_check
         self.draft_tokens = draft_tokens
         self.narrowed = narrowed
+        self.ranks = ranks
 
     @property
     def context(self) -> int:
@@ -81,7 +89,8 @@ class Engine:
     @property
     def facts(self) -> ModelFacts:
         """What the saved files of this model depend on."""
-        return ModelFacts(self.path, self.target, self.mtp, self.head_source, self.draft_tokens)
+        ranks = self.ranks.size if self.ranks else 1
+        return ModelFacts(self.path, self.target, self.mtp, self.head_source, self.draft_tokens, ranks)
 
     @cached_property
     def probe_text(self) -> list[int]:
@@ -93,8 +102,10 @@ class Engine:
         """What holds of the text under `identity`, compared with plain decoding.
 
         It is loaded, or else measured and saved: this takes as long as some hundred tokens, once for a model on a
-        machine.
+        machine. With ranks nothing is measured.
         """
+        if self.ranks:
+            return NOT_MEASURED
         return establish_guarantee(self.facts, self.identity, self.probe_text, self._on_check)
 
     @property
@@ -128,6 +139,9 @@ class Engine:
 
         Other arguments and errors as in `open_turn`.
         """
+        if self.ranks:
+            options = with_shared_seed(self.ranks, options)
+            on_prefill = prefill_in_step(self.ranks, on_prefill)
         turn = self.open_turn(
             prompt,
             options,
@@ -138,7 +152,10 @@ class Engine:
             opening=opening,
             conversation=conversation,
         )
-        return run(turn, self.target, on_prefill)
+        chunks = run(turn, self.target, on_prefill)
+        return (
+            in_step(self.ranks, chunks, turn_job(turn, options, prefix_cache, raw, opening)) if self.ranks else chunks
+        )
 
     def open_turn(
         self,
@@ -209,6 +226,7 @@ class Engine:
             boundaries=rendered.boundaries if prefix_cache else (),
             prefill_tokens=prefill_tokens,
             started=started,
+            on_reuse=partial(check_reuse, self.ranks) if self.ranks else lambda _: None,
             on_close=self.policies.save if options.depth is None else lambda: None,
         )
 

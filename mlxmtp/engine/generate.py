@@ -77,9 +77,11 @@ class TextTurn:
         prompt: token ids. max_tokens: most tokens of the turn.
         boundaries, prefill_tokens: as in `Engine.stream`.
         started: `time.perf_counter()` at the request.
+        on_reuse: called with the number of tokens that the prefix cache had, before the rest is read.
         on_close: called at the end.
 
     Attributes:
+        prompt, boundaries, prefill_tokens: as given.
         sequence: its tokens and caches; None before the first chunk.
         finish: why it has ended; None: it goes on.
     """
@@ -102,6 +104,7 @@ class TextTurn:
         boundaries: Collection[int],
         prefill_tokens: int,
         started: float,
+        on_reuse: Callable[[int], None] = lambda _: None,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self._target, self._head, self._drafting = target, head, drafting and head is not None
@@ -110,8 +113,9 @@ class TextTurn:
         self._sampler, self._policy = sampler, policy
         self._prefix_cache = prefix_cache
         self._logprobs = logprobs
-        self._prompt, self._boundaries, self._prefill_tokens = prompt, boundaries, prefill_tokens
-        self._max_tokens, self._started, self._on_close = max_tokens, started, on_close
+        self.prompt, self.boundaries, self.prefill_tokens = prompt, boundaries, prefill_tokens
+        self._max_tokens, self._started = max_tokens, started
+        self._on_reuse, self._on_close = on_reuse, on_close
         self._chunks = self._read()
         self._totals: StatsAccumulator
         self._turn: Turn | None = None
@@ -160,11 +164,12 @@ class TextTurn:
         self._on_close()
 
     def _read(self) -> Generator[tuple[int, int]]:
-        prompt = self._prompt
+        prompt = self.prompt
         self.sequence = self._prefix_cache.fetch(prompt, self._target, self._head, drafting=self._drafting)
         reused = len(self.sequence.tokens)
+        self._on_reuse(reused)
         self._totals = StatsAccumulator(len(prompt), self._started, reused)
-        for progress in self.sequence.prefill_chunks(prompt[reused:], self._prefill_tokens, self._boundaries):
+        for progress in self.sequence.prefill_chunks(prompt[reused:], self.prefill_tokens, self.boundaries):
             self._prefix_cache.evict()
             yield progress
 

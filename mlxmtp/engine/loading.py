@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +25,7 @@ from mlxmtp.files import parse_json, read_json
 from mlxmtp.heads import Head, HeadSource, NoHeadError, load_head, narrowed_logits, resolve_head
 from mlxmtp.limits import Device
 from mlxmtp.machine import use_device
+from mlxmtp.ranks import Ranks
 from mlxmtp.targets import load_target
 
 FULL_VOCAB = "full"
@@ -40,6 +42,7 @@ def load(
     draft_vocab: int | str | Path | None = None,
     device: Device | None = None,
     on_check: OnPass = lambda *_: None,
+    ranks: Ranks | None = None,
 ) -> Engine:
     """Load a model and, unless `mtp` is False, its MTP head.
 
@@ -55,6 +58,7 @@ def load(
             draft all tokens. A number: draft only this many of the tokenizer's most frequent tokens. A path: draft only
             the token ids of this file, a JSON list or one a line. Special tokens can always be drafted. A draft is then
             cheaper and is accepted less often; the text is the same.
+        ranks: the ranks that share the trunk (docs/several-macs.md). On rank 0 the others load the same.
 
     Raises:
         OptionError: no such identity, tokens or device, or a draft vocabulary without a head.
@@ -63,10 +67,29 @@ def load(
     """
     if identity not in IDENTITIES:
         raise OptionError(f"identity is {identity!r}; expected one of {', '.join(IDENTITIES)}")
+    if ranks and identity != "fast":
+        raise OptionError(f"identity is {identity!r}, which is measured on one machine; expected fast with --hosts, -n")
+    model, lender, vocab = (item if item is None else str(item) for item in (path_or_repo, head, draft_vocab))
+    if ranks and ranks.leads:
+        ranks.agree(["load", [model, lender, vocab, mtp, device]])
+    build = partial(_load, model, lender, vocab, mtp, device, identity, on_check, ranks)
+    return ranks.together(build) if ranks else build()
+
+
+def _load(
+    path_or_repo: str | None,
+    head: str | None,
+    draft_vocab: str | None,
+    mtp: bool,
+    device: Device | None,
+    identity: Identity,
+    on_check: OnPass,
+    ranks: Ranks | None,
+) -> Engine:
     use_device(device)
     checkpoint = open_checkpoint(DEMO if path_or_repo is None else path_or_repo)
     renderer().start()  # it gets ready while the weights are read
-    target = load_target(checkpoint)
+    target = load_target(checkpoint, group=ranks.group if ranks else None)
     utils.maybe_set_recommended_wired_limit()  # stays for the process: changing it while the GPU works is not safe
     tokenizer = load_tokenizer(checkpoint.folder, target.config.get("eos_token_id"), target.vocab_size)
     source: HeadSource | None = None
@@ -91,7 +114,7 @@ def load(
         loaded.restrict_vocab(tokens)
     engine = Engine(
         path=checkpoint.folder,
-        name="demo" if path_or_repo is None else str(path_or_repo),
+        name=path_or_repo or "demo",
         target=target,
         tokenizer=tokenizer,
         mtp=loaded,
@@ -101,6 +124,7 @@ def load(
         draft_tokens=tokens,
         on_check=on_check,
         narrowed=narrowed,
+        ranks=ranks,
     )
     engine.enforce_identity()
     return engine

@@ -10,12 +10,14 @@ from mlxmtp.decoding.auto_depth import AutoDepth
 from mlxmtp.decoding.coverage import Coverage
 from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
 from mlxmtp.engine import depth_store
+from mlxmtp.engine.in_step import StepPolicy
 from mlxmtp.engine.request import check_depth
 from mlxmtp.engine.store import ModelFacts
 from mlxmtp.errors import OptionError
 from mlxmtp.exactness.guarantee import Guarantee, Identity
 from mlxmtp.heads import Head, NarrowedLogits
 from mlxmtp.limits import MAX_DEPTH
+from mlxmtp.ranks import Ranks
 from mlxmtp.targets import Target
 
 MAX_AUTO_DEPTH = 8
@@ -30,6 +32,7 @@ class DraftingModel(Protocol):
     plain_because: str | None
     identity: Identity
     narrowed: NarrowedLogits | None
+    ranks: Ranks | None
 
     @property
     def facts(self) -> ModelFacts: ...
@@ -51,15 +54,20 @@ class DepthPolicies:
             OptionError: out of range, without a head, or more than `identity` was shown for.
         """
         engine = self._engine
-        if depth is None:
-            return self._auto if engine.mtp else FixedDepth(0)
+        if depth is None and engine.mtp:
+            return self._auto_in_step if engine.ranks else self._auto
+        policy = FixedDepth(self._checked(depth or 0))
+        return StepPolicy(engine.ranks, policy) if engine.ranks else policy
+
+    def _checked(self, depth: int) -> int:
+        engine = self._engine
         check_depth(depth)
         if depth and not engine.mtp:
             raise OptionError(f"depth is {depth}, but there is no MTP head: {engine.plain_because}")
         if engine.identity != "fast" and depth >= engine.guarantee.num_tokens:
             shown = f"{engine.identity} identity has been shown for depths up to {engine.guarantee.num_tokens - 1}"
             raise OptionError(f"depth is {depth}, but {shown}; choose one of them, or --identity fast")
-        return FixedDepth(depth)
+        return depth
 
     def fresh(self, *, lookup: bool = True) -> DepthPolicy:
         """Return a policy like `of(None)` that has learned nothing, for measurements of their own.
@@ -73,7 +81,9 @@ class DepthPolicies:
         return AutoDepth(max_depth, max_lookup, coverage=self._coverage()) if lookup else AutoDepth(max_depth)
 
     def save(self) -> None:
-        """Save what the adaptive policy has learned, for the next run."""
+        """Save what the adaptive policy has learned, for the next run. With ranks the first one has learned."""
+        if self._engine.ranks and not self._engine.ranks.leads:
+            return
         if isinstance(auto := vars(self).get("_auto"), AutoDepth):
             depth_store.save(self._depth_file, auto)
 
@@ -90,6 +100,11 @@ class DepthPolicies:
     @cached_property
     def _auto(self) -> AutoDepth:
         return depth_store.load(self._depth_file, *self._auto_depths, self._coverage())
+
+    @cached_property
+    def _auto_in_step(self) -> StepPolicy:
+        assert self._engine.ranks
+        return StepPolicy(self._engine.ranks, self._auto)  # one for all turns, so that one plan serves a round
 
     @cached_property
     def _depth_file(self) -> Path:

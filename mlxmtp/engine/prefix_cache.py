@@ -67,7 +67,7 @@ class PrefixCache:
     """
 
     def __init__(self, max_bytes: int, store: SequenceStore | None = None) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._store = store
         self._sequences: list[Sequence] = []
         self._in_use: weakref.ref[Sequence] | None = None
@@ -86,7 +86,7 @@ class PrefixCache:
             sequences=len(sequences),
             snapshots=sum(len(sequence.snapshots) for sequence in sequences),
             nbytes=self.nbytes,
-            max_bytes=self._max_bytes,
+            max_bytes=self.max_bytes,
             hits=self._hits,
             misses=self._misses,
             reused_tokens=self._reused,
@@ -134,13 +134,13 @@ class PrefixCache:
     def evict(self) -> None:
         """Drop snapshots and sequences until the caches are within the bound."""
         newest = self._used() or (self._sequences[-1] if self._sequences else None)
-        surplus = self.nbytes - self._max_bytes
+        surplus = self.nbytes - self.max_bytes
         for limit, sequence in product((3, 2), self._all()):  # the one in use comes last
             if surplus > 0 and len(sequence.snapshots) > limit:
                 before = sequence.nbytes
                 sequence.thin_out(limit)
                 surplus -= before - sequence.nbytes
-        if newest and newest.nbytes > self._max_bytes:  # evicting the others would not make enough room
+        if newest and newest.nbytes > self.max_bytes:  # evicting the others would not make enough room
             self._sequences = [sequence for sequence in self._sequences if sequence is not newest]
             surplus -= newest.nbytes
         while surplus > 0 and self._sequences:
@@ -195,7 +195,7 @@ class PrefixCache:
         """Whether the source could stay beside a copy of its prefix, because older sequences would go first."""
         needed = source.nbytes * position.offset // max(source.offset, 1)
         newer = self._sequences[self._sequences.index(source) :]
-        return needed + sum(sequence.nbytes for sequence in newer) <= self._max_bytes
+        return needed + sum(sequence.nbytes for sequence in newer) <= self.max_bytes
 
     def _evict_one(self, sequence: Sequence) -> int:
         """Drop a sequence; return its bytes."""

@@ -17,7 +17,7 @@ from mlxmtp.decoding.sequence import PREFILL_TOKENS, Sequence
 from mlxmtp.engine.engine import Engine
 from mlxmtp.engine.prompt import Prompt, encode
 from mlxmtp.engine.request import GenerationOptions
-from mlxmtp.errors import PromptError
+from mlxmtp.errors import OptionError, PromptError
 
 WARM_UP = 8
 """Tokens that each arm generates untimed, because the first rounds compile."""
@@ -70,6 +70,8 @@ def compare(
         PromptError: the prompt leaves no room for `tokens` more.
         OptionError: as in `Engine.stream`.
     """
+    if engine.ranks:
+        raise OptionError("speeds are compared on one machine; leave out --hosts and -n")
     ids = encode(engine.tokenizer, prompt, raw=False, thinking=options.thinking)
     if len(ids) + tokens > engine.context:
         found = f"the conversation has {len(ids)} of {engine.context} tokens"

@@ -52,6 +52,7 @@ class ModelFacts:
     head: Head | None = None
     head_source: HeadSource | None = None
     draft_tokens: list[int] | None = None
+    ranks: int = 1
 
     def target_key(self, **more: Any) -> str:
         """The key of what depends on the target alone: its files, and what computes them. `more`: further facts."""
@@ -60,6 +61,7 @@ class ModelFacts:
             "config": self.target.config,
             "files": file_facts(self.folder / name for name in weight_files(os.listdir(self.folder))),
             **more,
+            **({"ranks": self.ranks} if self.ranks > 1 else {}),
             "versions": versions(),
             "device": str(mx.default_device()),
             "switches": switches(),

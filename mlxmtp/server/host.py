@@ -87,7 +87,7 @@ class Host:
         try:
             async for event in reply:
                 if isinstance(event, Failed | Died):
-                    raise _shutting_down() if self._closed else _api_error(event)
+                    raise _shutting_down() if self._closed else _api_error(event, self.loaded)
                 yield event
         finally:
             if not reply.ended.done():
@@ -108,6 +108,8 @@ class Host:
             self.warn(event.message)
         elif isinstance(event, CheckProgress):
             self.on_check(event)
+        elif isinstance(event, Died) and self._opening and self._opening.done():  # else the load reports it
+            self.warn(f"the engine died ({event.why}); another is started")
 
     async def _open(self) -> Loaded:
         try:
@@ -163,9 +165,11 @@ def _shutting_down() -> ApiError:
     return ApiError("the server is shutting down", status=503, code="shutting_down", retry_after=10)
 
 
-def _api_error(event: Failed | Died) -> ApiError:
+def _api_error(event: Failed | Died, loaded: Loaded | None) -> ApiError:
     if isinstance(event, Died):
         message = f"the engine died ({event.why}); another is started, send the request once more"
+        if loaded and loaded.ranks:  # a machine can be away for a while
+            return ApiError(f"{loaded.ranks}: {message}", status=503, code="engine_died", retry_after=10)
         return ApiError(message, status=500, code="engine_died")
     if event.kind == "refused":
         return ApiError(event.message, code="refused")

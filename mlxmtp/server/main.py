@@ -232,6 +232,7 @@ def _print_start(options: ServeOptions, loaded: Loaded, name: str, listener: soc
     shown = f"[{address}]" if ":" in address else address
     drafts = loaded.head and options.depth != 0
     how = f"MTP, {loaded.head}" if drafts else f"plain: {loaded.plain_because or 'depth 0'}"
+    how += f" · {loaded.ranks}" if loaded.ranks else ""
     _print(f"{name} at http://{shown}:{port}/v1 · {how} · context {loaded.context:,} tokens")
     if drafts:
         _print(f"at temperature 0 or with a seed: {PROMISES[loaded.promise_at(options.depth)]}")

@@ -17,6 +17,7 @@ from mlx_lm.utils import _get_classes, load_model
 from mlxmtp.checkpoints import SIDECARS, Checkpoint, dequantise_fp8
 from mlxmtp.checkpoints.head_files import is_head_name, trunk_type
 from mlxmtp.errors import CheckpointError, is_device_failure, is_out_of_memory
+from mlxmtp.targets.shard import shard
 from mlxmtp.targets.target import Target
 
 TEXT_ONLY = {"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"}
@@ -35,14 +36,16 @@ _MODULES_A_TENSOR = 64
 layer in three tensors, has 8."""
 
 
-def load_target(checkpoint: Checkpoint, *, lazy: bool = False) -> Target:
+def load_target(checkpoint: Checkpoint, *, lazy: bool = False, group: Any = None) -> Target:
     """Load the trunk of a checkpoint.
 
     Args:
         lazy: read each weight when it is first used; otherwise read all of them now.
+        group: MLX's group of ranks; this rank keeps its part of the layers. None: all of them.
 
     Raises:
-        CheckpointError: mlx-lm does not know the architecture, or tensors are missing or have another shape.
+        CheckpointError: mlx-lm does not know the architecture, tensors are missing or have another shape, or the layers
+            cannot be divided by the group.
     """
     check_architecture(checkpoint)
     try:
@@ -50,6 +53,8 @@ def load_target(checkpoint: Checkpoint, *, lazy: bool = False) -> Target:
         model, config = load_model(
             checkpoint.folder, lazy=True, model_config=_tied(checkpoint), get_model_classes=classes
         )
+        if group:
+            shard(model, group, checkpoint.model_type)
         if not lazy:
             materialise(model)
         return Target(model, config)
@@ -218,6 +223,6 @@ def stack_experts(weights: dict[str, mx.array], model: nn.Module | None = None) 
 
 def _reason(error: Exception) -> str:
     text = " ".join(line.strip() for line in str(error).strip().splitlines()[:3])
-    if isinstance(error, ValueError | RuntimeError | OSError):
+    if isinstance(error, ValueError | RuntimeError | OSError | CheckpointError):
         return text or type(error).__name__
     return f"mlx-lm cannot build the model that its config.json describes ({type(error).__name__}: {text})"

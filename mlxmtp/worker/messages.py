@@ -111,6 +111,7 @@ class Loaded(Event):
         promise, num_tokens: what was shown of the text on this machine, and the widest pass that it holds for.
         vocab_size: token ids are below it.
         sampling: the fields of `GenerationOptions` that the model's files recommend.
+        ranks: processes that share the model, as "2 ranks (ring)"; "": it runs in one.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Loaded(Event):
     num_tokens: int = MAX_DEPTH + 1
     vocab_size: int = 2**31 - 1
     sampling: dict[str, Any] = field(default_factory=dict)
+    ranks: str = ""
 
     def promise_at(self, depth: int | None) -> Promise:
         """What holds at a depth."""

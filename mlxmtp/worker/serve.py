@@ -9,14 +9,16 @@ import os
 import sys
 import time
 import traceback
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mlxmtp.errors import MlxmtpError, is_out_of_memory
+from mlxmtp.errors import MlxmtpError, OptionError, is_out_of_memory
 from mlxmtp.exactness.guarantee import Guarantee
 from mlxmtp.limits import MAX_DEPTH
+from mlxmtp.ranks import Hosts, Ranks
+from mlxmtp.ranks.leader import lead
 from mlxmtp.worker import downloads
 from mlxmtp.worker.inbox import Inbox
 from mlxmtp.worker.lines import encode
@@ -62,11 +64,13 @@ class Worker:
     Args:
         inbox: the commands.
         out: the output, an event a line.
+        ranks: the ranks that share the model, of which this process leads; None: it has the model alone.
     """
 
-    def __init__(self, inbox: Inbox, out: BinaryIO) -> None:
+    def __init__(self, inbox: Inbox, out: BinaryIO, ranks: Ranks | None = None) -> None:
         self._inbox = inbox
         self._out = out
+        self._ranks = ranks
         self._engine: Any = None
         self._prefix_cache: Any = None
         self._sent_at = 0.0
@@ -86,8 +90,8 @@ class Worker:
                 still_loaded = isinstance(command, Load) and self._engine is not None
                 self._emit(Failed(command.id, "refused", str(error), still_loaded))
             except (MemoryError, RuntimeError) as error:
-                if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-                    raise
+                if self._ranks or (isinstance(error, RuntimeError) and not is_out_of_memory(error)):
+                    raise  # other ranks may be in the middle of the turn: all start again
                 if self._prefix_cache:
                     self._prefix_cache.clear()
                 self._emit(Failed(command.id, "memory", str(error) or "out of memory"))
@@ -124,6 +128,8 @@ class Worker:
         from mlxmtp.engine.loading import load
         from mlxmtp.engine.recommended import recommended_sampling
 
+        if command.cache_dir and self._ranks:
+            raise OptionError("--cache-dir is for one machine; leave it out with --hosts or -n")
         if command.model:
             if not local_path(command.model):
                 downloads.download_missing(command.model, partial(self._on_download, command))
@@ -138,6 +144,7 @@ class Worker:
             identity=command.identity,
             draft_vocab=command.draft_vocab,
             on_check=partial(self._on_check, command),
+            ranks=self._ranks,
         )
         if warning := memory_warning(mx.get_active_memory()):
             self._emit(Warned(0, warning))
@@ -163,6 +170,7 @@ class Worker:
                 num_tokens=guarantee.num_tokens,
                 vocab_size=engine.target.vocab_size,
                 sampling=recommended_sampling(engine.path, lambda text: self._emit(Warned(0, text))),
+                ranks=self._ranks.description if self._ranks else "",
             )
         )
 
@@ -287,13 +295,21 @@ def _cache_bytes() -> int:
 
 
 def main() -> None:
-    """Serve on standard input and output; what libraries print goes to standard error."""
+    """Serve on standard input and output; what libraries print goes to standard error.
+
+    An argument names the hosts that share the model (`Hosts.to_json`).
+    """
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
-        Worker(Inbox(sys.stdin.buffer), out).run()
+        inbox = Inbox(sys.stdin.buffer)
+        with lead(Hosts.from_json(sys.argv[1])) if sys.argv[1:] else nullcontext() as ranks:
+            Worker(inbox, out, ranks).run()
     except BrokenPipeError:
         pass
+    except MlxmtpError as error:
+        print(error, file=sys.stderr, flush=True)  # noqa: T201 - the client reports the last line
+        os._exit(1)
     except BaseException:
         traceback.print_exc()
         os._exit(1)

@@ -73,6 +73,7 @@ class Engine:
         draft_vocab: str | None = None,
         device: str | None = None,
         on_check: Any = None,
+        ranks: Any = None,
     ) -> "Engine":
         self.loaded.append((path_or_repo, mtp))
         self.identity = identity

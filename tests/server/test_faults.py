@@ -120,6 +120,19 @@ async def test_an_engine_that_dies_is_replaced(path: str, stream: bool) -> None:
 
 
 @asynchronous
+async def test_ranks_that_die_are_unavailable_for_a_while() -> None:
+    async with serving() as served:
+        served.host.loaded = loaded(ranks="2 ranks (ring)")
+        asking = asyncio.create_task(served.post(CHAT))
+        await until(lambda: served.engine.sent(Generate), "its turn")
+        served.engine.die(1, "mlxmtp: rank 1 ended (signal 9)")
+        response = await asking
+        assert (response.status_code, response.headers["retry-after"]) == (503, "10")
+        assert "2 ranks (ring): the engine died (exit code 1: mlxmtp: rank 1 ended (signal 9))" in response.text
+        await until(lambda: served.host.ready and served.host.restarts == 1, "the ranks again")
+
+
+@asynchronous
 async def test_an_engine_that_sends_garbage_is_replaced() -> None:
     async with serving() as served, served.over_socket() as online:
         for fault in (NoMessage("not a message of this version"), ValueError("a line without an end")):
@@ -153,9 +166,12 @@ async def test_requests_that_wait_while_the_engine_dies_are_answered_by_the_next
 @asynchronous
 async def test_an_engine_that_dies_between_turns() -> None:
     async with serving(turn("fine")) as served:
+        warned: list[str] = []
+        served.host.warn = warned.append
         served.engine.die()
         await until(lambda: len(served.engines.all) == 2, "another engine")
         await served.assert_works()
+        assert warned == ["the engine died (killed, perhaps because memory ran out); another is started"]
 
 
 @each
