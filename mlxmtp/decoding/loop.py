@@ -16,6 +16,7 @@ from mlxmtp.decoding.draft import propose
 from mlxmtp.decoding.sampler import no_draft
 from mlxmtp.decoding.stats import PhaseTimes, Round
 from mlxmtp.decoding.turn import Forward, Kept, StopCheck, StopDecision, Turn, never_stop
+from mlxmtp.errors import is_out_of_memory
 
 if TYPE_CHECKING:
     from mlxmtp.decoding import sequence as sequences
@@ -93,7 +94,7 @@ class RoundLoop:
         """Run one round of turns that go on; return what it was for each that took part.
 
         A pass that was queued is the round of the turns that it was queued for. An error ends its own turn alone, whose
-        sequence cannot be used again.
+        sequence cannot be used again. Where memory runs out, none of them can.
 
         Args:
             ahead: a plain pass may be queued after this round.
@@ -194,6 +195,8 @@ def _keep(turn: Turn, forward: Forward) -> Kept | Exception:
     try:
         return turn.keep(forward)
     except Exception as error:  # of this turn alone: its logits, its constraint, its text
+        if is_out_of_memory(error):
+            raise
         turn.finish = "error"
         return error
 

@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlxmtp.decoding.depth import Observation
 from mlxmtp.decoding.draft import DraftRequest, PromptLookup
 from mlxmtp.decoding.sampler import TopLogprobs, emitted
-from mlxmtp.errors import NumericsError
+from mlxmtp.errors import NumericsError, is_out_of_memory
 
 if TYPE_CHECKING:
     from mlxmtp.decoding.depth import DepthPolicy, Plan
@@ -109,6 +109,8 @@ class Turn:
         try:
             acceptance, finite = self.sampler.verify(rows.logits, draft, position, pending_token)
         except Exception as error:  # of a logits processor: `keep` raises it, and other turns go on
+            if is_out_of_memory(error):
+                raise
             nothing = mx.zeros(1, mx.int32)
             return Forward(rows, draft, nothing, nothing, error=error)
         values = mx.where(finite, acceptance.token.astype(mx.int32), -1)  # -1: the logits were not finite

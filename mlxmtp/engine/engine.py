@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import PREFILL_TOKENS
-from mlxmtp.engine.generate import Chunk, Result, TextTurn, run
+from mlxmtp.engine.generate import Chunk, Result, TextTurn, result_of, run
 from mlxmtp.engine.grammar import grammar_of, token_trie
 from mlxmtp.engine.in_step import check_reuse, in_step, prefill_in_step, turn_job, with_shared_seed
 from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer, assistant_message
@@ -20,6 +21,7 @@ from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.engine.prompt import Prompt, encode, render_prompt
 from mlxmtp.engine.request import GenerationOptions, check_count
 from mlxmtp.engine.retokenization import TokenUnits, restore_generated_ids
+from mlxmtp.engine.scheduler import Scheduler
 from mlxmtp.engine.store import ModelFacts, establish_guarantee
 from mlxmtp.engine.thinking_budget import budget_processors
 from mlxmtp.errors import OptionError, PromptError
@@ -29,11 +31,22 @@ from mlxmtp.exactness.probe import GPU_TOKENS
 from mlxmtp.heads import Head, HeadSource, NarrowedLogits
 from mlxmtp.heads.check import TEXT
 from mlxmtp.ranks import Ranks
-from mlxmtp.targets import Target, check_ids
+from mlxmtp.targets import Target, check_ids, why_not_shared
 
 DEFAULTS = GenerationOptions()
 NOT_MEASURED = Guarantee("distribution", GPU_TOKENS, 0, because="passes are not compared where ranks share them")
 """The guarantee with ranks."""
+
+
+class TurnArguments(TypedDict, total=False):
+    """Arguments of `Engine.open_turn`, which tells them."""
+
+    raw: bool
+    prefill_tokens: int
+    prefix_cache: PrefixCache | None
+    boundaries: Sequence[int]
+    opening: str
+    conversation: bool
 
 
 class Engine:
@@ -124,13 +137,8 @@ class Engine:
         prompt: Prompt,
         options: GenerationOptions = DEFAULTS,
         *,
-        raw: bool = False,
         on_prefill: Callable[[int, int], None] | None = None,
-        prefill_tokens: int = PREFILL_TOKENS,
-        prefix_cache: PrefixCache | None = None,
-        boundaries: Sequence[int] = (),
-        opening: str = "",
-        conversation: bool = False,
+        **arguments: Unpack[TurnArguments],
     ) -> Iterator[Chunk]:
         """Generate a turn; yield a chunk for each round. Closing the iterator stops at once.
 
@@ -139,23 +147,12 @@ class Engine:
 
         Other arguments and errors as in `open_turn`.
         """
-        if self.ranks:
-            options = with_shared_seed(self.ranks, options)
-            on_prefill = prefill_in_step(self.ranks, on_prefill)
-        turn = self.open_turn(
-            prompt,
-            options,
-            raw=raw,
-            prefill_tokens=prefill_tokens,
-            prefix_cache=prefix_cache,
-            boundaries=boundaries,
-            opening=opening,
-            conversation=conversation,
-        )
-        chunks = run(turn, self.target, on_prefill)
-        return (
-            in_step(self.ranks, chunks, turn_job(turn, options, prefix_cache, raw, opening)) if self.ranks else chunks
-        )
+        if self.ranks is None:
+            return run(self.open_turn(prompt, options, **arguments), self.target, on_prefill)
+        options = with_shared_seed(self.ranks, options)
+        turn = self.open_turn(prompt, options, **arguments)
+        chunks = run(turn, self.target, prefill_in_step(self.ranks, on_prefill))
+        return in_step(self.ranks, chunks, turn_job(turn, options, arguments))
 
     def open_turn(
         self,
@@ -235,29 +232,44 @@ class Engine:
         prompt: Prompt,
         options: GenerationOptions = DEFAULTS,
         *,
-        raw: bool = False,
         on_prefill: Callable[[int, int], None] | None = None,
-        prefill_tokens: int = PREFILL_TOKENS,
-        prefix_cache: PrefixCache | None = None,
-        boundaries: Sequence[int] = (),
-        opening: str = "",
+        **arguments: Unpack[TurnArguments],
     ) -> Result:
         """Generate a whole turn; arguments and errors as in `stream`."""
-        text: list[str] = []
-        tokens: list[int] = []
-        for chunk in self.stream(
-            prompt,
-            options,
-            raw=raw,
-            on_prefill=on_prefill,
-            prefill_tokens=prefill_tokens,
-            prefix_cache=prefix_cache,
-            boundaries=boundaries,
-            opening=opening,
-        ):
-            text.append(chunk.text)
-            tokens += chunk.tokens
-        return Result("".join(text), tokens, chunk.stats.prompt_tokens, chunk.finish_reason or "", chunk.stats)
+        return result_of([*self.stream(prompt, options, on_prefill=on_prefill, **arguments)])
+
+    def batch(
+        self,
+        prompts: Sequence[Prompt],
+        options: GenerationOptions = DEFAULTS,
+        *,
+        raw: bool = False,
+        parallel: int = 4,
+        prefix_cache: PrefixCache | None = None,
+    ) -> list[Result]:
+        """Generate several whole turns, `parallel` at once in shared passes; each has the text that it has alone.
+
+        Args:
+            prompts, options, raw, prefix_cache: as in `open_turn`; the options are those of every turn.
+
+        Raises:
+            OptionError, PromptError: at once. NumericsError: the logits of a turn are not finite.
+        """
+        check_count("parallel", parallel)
+        cache = prefix_cache or PrefixCache(2**63 - 1)
+        turns = [self.open_turn(prompt, options, raw=raw, prefix_cache=cache) for prompt in prompts]
+        with closing(self.scheduler(parallel, cache)) as scheduler:
+            return [*map(result_of, scheduler.run(turns))]
+
+    def scheduler(self, parallel: int, prefix_cache: PrefixCache) -> Scheduler:
+        """Return what runs several turns of this engine at once, which `open_turn` made with the same prefix cache."""
+        together = (lambda _: 1) if self.why_apart else (lambda n: n)
+        return Scheduler(self.target, parallel, together=together, max_bytes=prefix_cache.max_bytes)
+
+    @cached_property
+    def why_apart(self) -> str | None:
+        """Why turns of this model cannot share passes; None: they can. Tried at the first call."""
+        return why_not_shared(self.target)
 
     def assistant_message(self, segments: Iterable[Segment]) -> dict[str, Any]:
         """Return a turn's segments as a chat message for the next prompt, with its tool calls parsed."""

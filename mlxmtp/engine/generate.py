@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
+from mlxmtp.decoding import sequence as sequences
 from mlxmtp.decoding.depth import DepthPolicy
 from mlxmtp.decoding.draft import MTPChain, narrowed_chain
 from mlxmtp.decoding.loop import RoundLoop
 from mlxmtp.decoding.sampler import Sampler
-from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round, Stats, StatsAccumulator, TokenLogprob
 from mlxmtp.decoding.turn import Turn
 from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.heads import Head, NarrowedLogits
-from mlxmtp.targets import Target
+from mlxmtp.targets import Target, expected_bytes, leaf_caches
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,14 @@ class Result:
     stats: Stats
 
 
+def result_of(chunks: Sequence[Chunk]) -> Result:
+    """Return the whole turn that these are all chunks of."""
+    tokens = [token for chunk in chunks for token in chunk.tokens]
+    last = chunks[-1]
+    text = "".join(chunk.text for chunk in chunks)
+    return Result(text, tokens, last.stats.prompt_tokens, last.finish_reason or "", last.stats)
+
+
 class TextTurn:
     """One turn in progress: it reads its prompt in chunks, then takes rounds and gives chunks of text.
 
@@ -82,7 +90,8 @@ class TextTurn:
 
     Attributes:
         prompt, boundaries, prefill_tokens: as given.
-        sequence: its tokens and caches; None before the first chunk.
+        reading: a part of the prompt is left to read.
+        sequence: its tokens and caches; None before the first chunk, and after the end.
         finish: why it has ended; None: it goes on.
     """
 
@@ -120,13 +129,29 @@ class TextTurn:
         self._totals: StatsAccumulator
         self._turn: Turn | None = None
         self._failed = False
-        self.sequence: Sequence | None = None
+        self.reading = True
+        self.sequence: sequences.Sequence | None = None
         self.finish: str | None = None
 
     @property
-    def reading(self) -> bool:
-        """Whether a part of the prompt is left to read."""
-        return self._turn is None
+    def nbytes(self) -> int:
+        """Bytes of its caches."""
+        return self.sequence.nbytes if self.sequence else 0
+
+    @property
+    def tokens_held(self) -> int:
+        """Tokens in its caches."""
+        return self.sequence.offset if self.sequence else 0
+
+    def expected_bytes(self, like: TextTurn, most_tokens: int) -> int:
+        """Return the bytes that its caches are expected to need, by what those of another turn cost.
+
+        Args:
+            most_tokens: of the answer.
+        """
+        assert like.sequence is not None
+        caches = leaf_caches(like.sequence.cache + like.sequence.head_cache)
+        return max(self.nbytes, expected_bytes(caches, len(self.prompt) + min(self._max_tokens, most_tokens)))
 
     @property
     def turn(self) -> Turn:
@@ -141,7 +166,17 @@ class TextTurn:
             if progress is None or progress[0] == progress[1]:
                 next(self._chunks, None)  # appends the last token
                 self._begin()
+                self.reading = False
         return progress
+
+    def restart(self) -> None:
+        """Give up the caches, which an accident has spoiled; all tokens so far are read again, as a prompt."""
+        if self.sequence:
+            self._prefix_cache.drop(self.sequence)
+            self.prompt = self.sequence.tokens if self._turn else self.prompt
+        if self._turn:
+            self._turn.queued = None
+        self._chunks, self.sequence, self.reading = self._read(), None, True
 
     def take(self, outcome: Round | Exception) -> Chunk:
         """Return what a round adds; raises the error that ended the turn in it."""
@@ -160,21 +195,32 @@ class TextTurn:
             self._turn.close()
         if self.sequence and not self._failed:
             self._prefix_cache.insert(self.sequence)
+        elif self.sequence:
+            self._prefix_cache.drop(self.sequence)
         self.sequence = None
         self._on_close()
+
+    def fail(self) -> None:
+        """Its caches cannot be used again: end without keeping them."""
+        self._failed = True
+        self.close()
 
     def _read(self) -> Generator[tuple[int, int]]:
         prompt = self.prompt
         self.sequence = self._prefix_cache.fetch(prompt, self._target, self._head, drafting=self._drafting)
         reused = len(self.sequence.tokens)
         self._on_reuse(reused)
-        self._totals = StatsAccumulator(len(prompt), self._started, reused)
+        if not self._turn:
+            self._totals = StatsAccumulator(len(prompt), self._started, reused)
         for progress in self.sequence.prefill_chunks(prompt[reused:], self.prefill_tokens, self.boundaries):
             self._prefix_cache.evict()
             yield progress
 
     def _begin(self) -> None:
         assert self.sequence is not None
+        if self._turn:
+            self._turn.sequence = self.sequence
+            return
         self._totals.prefilled(time.perf_counter())
         self._turn = Turn(
             self.sequence,

@@ -8,7 +8,7 @@ The reader of rank 0's chunks may stop: after each chunk rank 0 says whether the
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -21,7 +21,6 @@ from mlxmtp.ranks import Ranks
 
 if TYPE_CHECKING:
     from mlxmtp.engine.generate import Chunk, TextTurn
-    from mlxmtp.engine.prefix_cache import PrefixCache
 
 
 class TurnStoppedError(MlxmtpError):
@@ -93,16 +92,16 @@ def prefill_in_step(ranks: Ranks, on_prefill: Callable[[int, int], None] | None)
     return watch
 
 
-def turn_job(
-    turn: TextTurn, options: GenerationOptions, prefix_cache: PrefixCache | None, raw: bool, opening: str
-) -> list[Any]:
+def turn_job(turn: TextTurn, options: GenerationOptions, arguments: Mapping[str, Any]) -> list[Any]:
     """Return a turn as plain data, for `mlxmtp.engine.follow`: the prompt as rank 0 has rendered it, and its options.
 
     Args:
-        prefix_cache: of rank 0; other ranks keep one of the same size for each.
+        arguments: of `Engine.open_turn`. Of rank 0's prefix cache, other ranks keep one of the same size for each.
     """
-    cache = prefix_cache and [id(prefix_cache), prefix_cache.max_bytes]
-    return ["turn", [turn.prompt, asdict(options), cache, raw, turn.prefill_tokens, list(turn.boundaries), opening]]
+    cache = arguments.get("prefix_cache")
+    shared = cache and [id(cache), cache.max_bytes]
+    raw, opening = arguments.get("raw", False), arguments.get("opening", "")
+    return ["turn", [turn.prompt, asdict(options), shared, raw, turn.prefill_tokens, list(turn.boundaries), opening]]
 
 
 def in_step(ranks: Ranks, chunks: Iterator[Chunk], job: list[Any]) -> Iterator[Chunk]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Protocol
 
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.snapshots import Position, PrefixInfo
 from mlxmtp.heads import Head
-from mlxmtp.targets import Target
+from mlxmtp.targets import Target, detach
 
 
 class SequenceStore(Protocol):
@@ -33,7 +33,7 @@ class PrefixCacheStats:
     """What a `PrefixCache` holds, and what it has done so far.
 
     Args:
-        sequences: number held, the one in use included. snapshots: of all of them. nbytes: bytes of both.
+        sequences: number held, those in use included. snapshots: of all of them. nbytes: bytes of both.
         max_bytes: the bound.
         hits, misses: turns that reused a part of their prompt, and turns that reused nothing.
         reused_tokens: prompt tokens that were not read again, over all turns.
@@ -55,14 +55,15 @@ class PrefixCache:
     """Sequences of several conversations with their snapshots, ordered from the least recently used on.
 
     A prompt that continues a sequence, or that differs from its newest answer on, takes that sequence. A prompt that
-    differs earlier gets a copy of the shared prefix, and the sequence stays.
+    differs earlier gets a copy of the shared prefix, and the sequence stays. So does a prompt that shares a prefix with
+    a sequence of a turn in progress.
 
     Over the bound, the snapshots between the first and the last of a sequence go first, those inside messages before
     those at boundaries, then whole sequences, the
     least recently used first. A sequence that is larger than the bound is not kept.
 
     Args:
-        max_bytes: bound of the bytes of all caches, those of the turn in progress included.
+        max_bytes: bound of the bytes of all caches, those of turns in progress included.
         store: receives evicted sequences and returns them; None: they are dropped.
     """
 
@@ -70,7 +71,7 @@ class PrefixCache:
         self.max_bytes = max_bytes
         self._store = store
         self._sequences: list[Sequence] = []
-        self._in_use: weakref.ref[Sequence] | None = None
+        self._in_use: weakref.WeakSet[Sequence] = weakref.WeakSet()
         self._hits = self._misses = self._reused = self._evictions = self._loaded = 0
 
     @property
@@ -108,11 +109,10 @@ class PrefixCache:
             self._loaded += 1
             self._sequences.append(loaded)
             match = self._longest_match(prompt, target, head, drafting) or match
-        self._in_use = None
         sequence = self._take(*match, prompt, drafting) if match else Sequence(target, head, drafting=drafting)
         self._hits, self._misses = self._hits + bool(match), self._misses + (not match)
         self._reused += len(sequence.tokens)
-        self._in_use = weakref.ref(sequence)
+        self._in_use.add(sequence)
         self.evict()
         return sequence
 
@@ -123,26 +123,32 @@ class PrefixCache:
 
     def insert(self, sequence: Sequence) -> None:
         """Add a sequence whose caches hold all its tokens but the last; the caller does not use it any more."""
-        if self._in_use and self._in_use() is sequence:
-            self._in_use = None
+        self.drop(sequence)
         if not sequence.offset or any(other is sequence for other in self._sequences):
             return
+        for layer in sequence.cache:
+            detach(layer)
         sequence.settle()
         self._sequences.append(sequence)
         self.evict()
 
+    def drop(self, sequence: Sequence) -> None:
+        """The turn of a sequence has ended, or its caches cannot be used again."""
+        self._in_use.discard(sequence)
+
     def evict(self) -> None:
         """Drop snapshots and sequences until the caches are within the bound."""
-        newest = self._used() or (self._sequences[-1] if self._sequences else None)
+        newest = [*self._in_use] or self._sequences[-1:]
         surplus = self.nbytes - self.max_bytes
-        for limit, sequence in product((3, 2), self._all()):  # the one in use comes last
+        for limit, sequence in product((3, 2), self._all()):  # those in use come last
             if surplus > 0 and len(sequence.snapshots) > limit:
                 before = sequence.nbytes
                 sequence.thin_out(limit)
                 surplus -= before - sequence.nbytes
-        if newest and newest.nbytes > self.max_bytes:  # evicting the others would not make enough room
-            self._sequences = [sequence for sequence in self._sequences if sequence is not newest]
-            surplus -= newest.nbytes
+        for large in (one for one in newest if one.nbytes > self.max_bytes):
+            # evicting the others would not make enough room
+            self._sequences = [sequence for sequence in self._sequences if sequence is not large]
+            surplus -= large.nbytes
         while surplus > 0 and self._sequences:
             surplus -= self._evict_one(self._sequences[0])
 
@@ -157,32 +163,38 @@ class PrefixCache:
                 self._store.save(sequence)
         self.clear()
 
-    def _used(self) -> Sequence | None:
-        return self._in_use() if self._in_use else None
-
     def _all(self) -> list[Sequence]:
-        used = self._used()
-        return [*self._sequences, used] if used else list(self._sequences)
+        return [*self._sequences, *self._in_use]
 
     def _longest_match(
         self, prompt: list[int], target: Target, head: Head | None, drafting: bool
     ) -> tuple[Sequence, Position] | None:
         """The sequence with the longest reusable prefix; of equals, first one that needs no copy, then the newest."""
         matches = []
-        for age, sequence in enumerate(self._sequences):
+        every = [*self._in_use, *self._sequences]
+        for age, sequence in enumerate(every):
             if _belongs_to(sequence, target, head):
-                position = sequence.prefix_info.longest_reusable_prefix(prompt, drafting=drafting)
+                position = self._info(sequence).longest_reusable_prefix(prompt, drafting=drafting)
                 if position:
-                    matches.append((position, _loses_only_answer(sequence, position), age))
+                    matches.append((position, self._can_be_taken(sequence, position), age))
         if not matches:
             return None
         position, _, age = max(matches)
-        return self._sequences[age], position
+        return every[age], position
+
+    def _info(self, sequence: Sequence) -> PrefixInfo:
+        """The facts of a sequence; one in use may be ahead of its end, where its caches cannot be cut."""
+        info = sequence.prefix_info
+        return replace(info, end=Position(0)) if sequence in self._in_use and not info.trimmable else info
+
+    def _can_be_taken(self, sequence: Sequence, position: Position) -> bool:
+        """Whether a turn can go on with the sequence itself, which loses no more than its newest answer."""
+        return sequence not in self._in_use and _loses_only_answer(sequence, position)
 
     def _take(self, source: Sequence, position: Position, prompt: list[int], drafting: bool) -> Sequence:
-        """The source itself, rewound, or a fork where more than its newest answer would be lost."""
-        if not _loses_only_answer(source, position):
-            if self._has_room_for_fork(source, position):
+        """The source itself, rewound, or a fork where it is in use or more than its newest answer would be lost."""
+        if not self._can_be_taken(source, position):
+            if source in self._in_use or self._has_room_for_fork(source, position):
                 return source.fork_at(prompt, position, drafting=drafting)
             self._evictions += 1
             if self._store:

@@ -12,7 +12,17 @@ from mlxmtp.targets.passes import Pass
 from mlxmtp.targets.patches.latent import LatentAttention, has_latents
 from mlxmtp.targets.shared_kv import SharedKVCache
 from mlxmtp.targets.shared_pass import first_leaf, share_attention, shared_cache
-from mlxmtp.targets.states import CacheState, can_snapshot, is_trimmable, leaf_caches, restore, snapshot
+from mlxmtp.targets.sharing import why_not_shared
+from mlxmtp.targets.states import (
+    CacheState,
+    can_snapshot,
+    detach,
+    expected_bytes,
+    is_trimmable,
+    leaf_caches,
+    restore,
+    snapshot,
+)
 from mlxmtp.targets.target import Cache, HiddenSide, PassListener, Target, check_ids, matrix_rows
 
 __all__ = [
@@ -28,6 +38,8 @@ __all__ = [
     "can_snapshot",
     "check_architecture",
     "check_ids",
+    "detach",
+    "expected_bytes",
     "first_leaf",
     "has_latents",
     "impossible_count",
@@ -41,4 +53,5 @@ __all__ = [
     "shared_cache",
     "snapshot",
     "stack_experts",
+    "why_not_shared",
 ]

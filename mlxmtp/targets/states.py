@@ -52,6 +52,19 @@ def can_snapshot(cache: Any) -> bool:
     return hasattr(cache, "offset") and all(isinstance(v, mx.array | int | None) for v in vars(cache).values())
 
 
+def expected_bytes(caches: Iterable[Any], tokens: int) -> int:
+    """Return the bytes that single caches of another sequence are expected to have after `tokens` tokens.
+
+    Args:
+        caches: of a sequence that has read something.
+    """
+    total = 0
+    for cache in caches:
+        keys = getattr(cache, "keys", None) if is_trimmable(cache) else None
+        total += cache.nbytes if keys is None else cache.nbytes * tokens // keys.shape[2]
+    return total
+
+
 def snapshot(cache: Any, rows: int | None = None) -> CacheState:
     """Return the state of a cache, lazily; later passes do not change it.
 
@@ -88,6 +101,12 @@ def restore(cache: Any, state: CacheState) -> None:
         cache._idx = state.slot
     elif isinstance(cache, ChunkedKVCache):
         cache.start_position = state.slot
+
+
+def detach(cache: Any) -> None:
+    """Give a recurrent layer arrays of its own in place of parts of those of a shared pass."""
+    if isinstance(cache, ArraysCache):
+        restore(cache, snapshot(cache))
 
 
 def _arrays(cache: Any) -> list[str]:

@@ -126,7 +126,7 @@ def test_under_pressure_what_is_inside_messages_goes_first(hybrid: Engine) -> No
     tight = PrefixCache(probe.nbytes - 1)
     tight.insert(sequence)
     assert [one.offset for one in sequence.snapshots] == [300, 350, 380]
-    tight._max_bytes = tight.nbytes - 1
+    tight.max_bytes = tight.nbytes - 1
     tight.evict()
     assert [one.offset for one in sequence.snapshots] == [300, 380]
 
