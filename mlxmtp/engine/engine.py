@@ -10,11 +10,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from mlxmtp.decoding.loop import RoundLoop
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import PREFILL_TOKENS
 from mlxmtp.engine.generate import Chunk, Result, TextTurn, result_of, run
 from mlxmtp.engine.grammar import grammar_of, token_trie
-from mlxmtp.engine.in_step import check_reuse, in_step, prefill_in_step, turn_job, with_shared_seed
+from mlxmtp.engine.in_step import LeadingLoop, LeadingTurn, Steps, check_reuse, turn_job, with_shared_seed
 from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer, assistant_message
 from mlxmtp.engine.policies import DepthPolicies
 from mlxmtp.engine.prefix_cache import PrefixCache
@@ -147,12 +148,7 @@ class Engine:
 
         Other arguments and errors as in `open_turn`.
         """
-        if self.ranks is None:
-            return run(self.open_turn(prompt, options, **arguments), self.target, on_prefill)
-        options = with_shared_seed(self.ranks, options)
-        turn = self.open_turn(prompt, options, **arguments)
-        chunks = run(turn, self.target, prefill_in_step(self.ranks, on_prefill))
-        return in_step(self.ranks, chunks, turn_job(turn, options, arguments))
+        return run(self.open_turn(prompt, options, **arguments), self.round_loop(), on_prefill)
 
     def open_turn(
         self,
@@ -202,12 +198,16 @@ class Engine:
                 f"the prompt has {len(tokens)} tokens, the model's context {self.context}; "
                 "shorten the prompt so that at least one token fits behind it"
             )
+        make_turn: Callable[..., TextTurn] = TextTurn
+        if self._steps:
+            options = with_shared_seed(options)
+            make_turn = partial(LeadingTurn, self._steps, turn_job(options, prefix_cache, raw, opening))
         sampler = self._sampler(options, tokens)
         before_policy = time.perf_counter()
         policy = self.policies.of(options.depth)  # the first call may measure the guarantee, which is not its time
         started += time.perf_counter() - before_policy
         parser = OutputParser(self.tokenizer, tokens, opening, raw=raw)
-        return TextTurn(
+        return make_turn(
             self.target,
             self.mtp,
             drafting=drafting,
@@ -264,12 +264,17 @@ class Engine:
     def scheduler(self, parallel: int, prefix_cache: PrefixCache) -> Scheduler:
         """Return what runs several turns of this engine at once, which `open_turn` made with the same prefix cache."""
         together = (lambda _: 1) if self.why_apart else (lambda n: n)
-        return Scheduler(self.target, parallel, together=together, max_bytes=prefix_cache.max_bytes)
+        return Scheduler(self.round_loop(), parallel, together=together, max_bytes=prefix_cache.max_bytes)
+
+    def round_loop(self) -> RoundLoop:
+        """Return what runs the rounds of turns."""
+        return LeadingLoop(self._steps, self.target) if self._steps else RoundLoop(self.target)
 
     @cached_property
     def why_apart(self) -> str | None:
         """Why turns of this model cannot share passes; None: they can. Tried at the first call."""
-        return why_not_shared(self.target)
+        why = partial(why_not_shared, self.target)
+        return self._steps.take(why, "try_sharing") if self._steps else why()
 
     def assistant_message(self, segments: Iterable[Segment]) -> dict[str, Any]:
         """Return a turn's segments as a chat message for the next prompt, with its tool calls parsed."""
@@ -289,6 +294,11 @@ class Engine:
         if options.json_schema is not None or options.call_grammar is not None:
             processors.append(grammar_of(options, self._token_trie, self.tokenizer, prompt))
         return Sampler(sampling, options.verify, processors)
+
+    @cached_property
+    def _steps(self) -> Steps | None:
+        """What rank 0 tells the others; None: there is nobody to tell."""
+        return Steps(self.ranks) if self.ranks and self.ranks.leads else None
 
     @cached_property
     def _token_units(self) -> TokenUnits:

@@ -8,9 +8,14 @@ import traceback
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from mlxmtp.engine.engine import Engine
+from mlxmtp.engine.generate import TextTurn
+from mlxmtp.engine.prefix_cache import PrefixCache
+from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import MlxmtpError
 from mlxmtp.ranks import OutOfStepError, Ranks
 from mlxmtp.ranks.join import join
+from mlxmtp.targets import why_not_shared
 
 
 def follow(ranks: Ranks) -> NoReturn:
@@ -22,31 +27,62 @@ def follow(ranks: Ranks) -> NoReturn:
         OutOfStepError: this rank has other tokens than rank 0.
     """
     from mlxmtp.engine.loading import load
-    from mlxmtp.engine.prefix_cache import PrefixCache
-    from mlxmtp.engine.request import GenerationOptions
 
     engine: Any = None
-    caches: dict[int, PrefixCache] = {}
+    turns: Any = None
     while True:
-        kind, content = ranks.agree()
+        kind, *content = ranks.agree()
         with suppress(MlxmtpError):
             if kind == "load":
-                engine = None  # two models may not fit
-                caches.clear()
+                engine = turns = None  # two models may not fit
                 path, head, draft_vocab, mtp, device = content
                 engine = load(path, head=head, draft_vocab=draft_vocab, mtp=mtp, device=device, ranks=ranks)
+                turns = FollowedTurns(engine)
             else:
-                tokens, options, cache, raw, prefill_tokens, boundaries, opening = content
-                for _ in engine.stream(
-                    tokens,
-                    GenerationOptions(**options),
-                    raw=raw,
-                    prefill_tokens=prefill_tokens,
-                    prefix_cache=caches.setdefault(cache[0], PrefixCache(cache[1])) if cache else None,
-                    boundaries=boundaries,
-                    opening=opening,
-                ):
-                    pass
+                turns.step(kind, *content)
+
+
+class FollowedTurns:
+    """The turns that rank 0 has open, by its numbers, and prefix caches of the sizes of its own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._loop = engine.round_loop()
+        self._turns: dict[int, TextTurn] = {}
+        self._caches: dict[int, PrefixCache] = {}
+
+    def step(self, kind: str, *content: Any) -> None:
+        """Take a step of rank 0."""
+        getattr(self, f"_{kind}")(*content)
+
+    def _open(self, number: int, job: dict[str, Any]) -> None:
+        cache = job["cache"]
+        self._turns[number] = self._engine.open_turn(
+            job["prompt"],
+            GenerationOptions(**job["options"]),
+            raw=job["raw"],
+            prefill_tokens=job["prefill_tokens"],
+            prefix_cache=self._caches.setdefault(cache[0], PrefixCache(cache[1])) if cache else None,
+            boundaries=job["boundaries"],
+            opening=job["opening"],
+        )
+
+    def _read(self, number: int) -> None:
+        self._turns[number].read_chunk()
+
+    def _round(self, numbers: list[int], ahead: bool) -> None:
+        turns = [self._turns[number] for number in numbers]
+        outcomes = self._loop.round([turn.turn for turn in turns], ahead=ahead)
+        for turn in turns:
+            if turn.turn in outcomes:
+                with suppress(Exception):  # rank 0's reader gets it
+                    turn.take(outcomes[turn.turn])
+
+    def _try_sharing(self) -> None:
+        why_not_shared(self._engine.target)
+
+    def _close(self, number: int) -> None:
+        self._turns.pop(number).close()
 
 
 def main() -> NoReturn:

@@ -261,7 +261,7 @@ class TextTurn:
         )
 
 
-def run(turn: TextTurn, target: Target, on_prefill: Callable[[int, int], None] | None) -> Iterator[Chunk]:
+def run(turn: TextTurn, loop: RoundLoop, on_prefill: Callable[[int, int], None] | None) -> Iterator[Chunk]:
     """Yield the chunks of one turn alone. Closed early, or where `on_prefill` raises, the caches are kept."""
     mx.reset_peak_memory()
     with closing(turn):
@@ -269,7 +269,7 @@ def run(turn: TextTurn, target: Target, on_prefill: Callable[[int, int], None] |
             progress = turn.read_chunk()
             if on_prefill and progress:
                 on_prefill(*progress)
-        loop = RoundLoop(target)
+        loop.resume()
         while turn.finish is None:
             with turn.failing():
                 yield turn.take(loop.round([turn.turn])[turn.turn])

@@ -1,30 +1,31 @@
-"""A turn on several ranks: what rank 0 decides, and how the others follow it (docs/several-macs.md).
+"""Turns on several ranks: what rank 0 decides, and how the others follow it (docs/several-macs.md).
 
-Each rank runs the whole turn: the same prompt, prefix cache, drafts, verification and text. Three things are not the
-same by themselves. A seed is drawn on rank 0 and sent with the turn. The depth policy measures times: rank 0's plans.
-The reader of rank 0's chunks may stop: after each chunk rank 0 says whether the turn goes on.
+Rank 0 tells the others each step before it takes it: a turn is opened, reads a chunk, takes part in a round, ends. So
+clocks, readers, cancellations and memory are rank 0's alone. Two things more are not the same by themselves: seeds,
+which rank 0 draws and sends with the turn, and the plans of the depth policy, which measures times.
 """
 
 from __future__ import annotations
 
+import itertools
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from mlxmtp.decoding.depth import DepthPolicy, Observation, Plan
+from mlxmtp.decoding.loop import Outcome, RoundLoop
+from mlxmtp.decoding.turn import Turn
+from mlxmtp.engine.generate import TextTurn
+from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import MlxmtpError
 from mlxmtp.ranks import Ranks
+from mlxmtp.targets import Target
 
-if TYPE_CHECKING:
-    from mlxmtp.engine.generate import Chunk, TextTurn
-
-
-class TurnStoppedError(MlxmtpError):
-    """Rank 0's reader has ended the turn while the prompt was being read."""
+T = TypeVar("T")
 
 
 class StepPolicy:
@@ -59,12 +60,9 @@ class StepPolicy:
             self._policy.observe(observations)
 
 
-def with_shared_seed(ranks: Ranks, options: GenerationOptions) -> GenerationOptions:
-    """Return rank 0's options with the seed that it would draw for the turn; the verification is that without a seed.
-
-    Other ranks get these options from rank 0.
-    """
-    if options.seed is not None or not ranks.leads:
+def with_shared_seed(options: GenerationOptions) -> GenerationOptions:
+    """Return the options with the seed that rank 0 draws for the turn; the verification is that without a seed."""
+    if options.seed is not None:
         return options
     return replace(options, seed=secrets.randbits(64), verify=options.verify or "block")
 
@@ -75,46 +73,86 @@ def check_reuse(ranks: Ranks, reused: int) -> None:
     ranks.agree()
 
 
-def prefill_in_step(ranks: Ranks, on_prefill: Callable[[int, int], None] | None) -> Callable[[int, int], None]:
-    """Return what to call after each chunk of the prompt: if rank 0's function ends the turn there, it ends on all."""
-
-    def watch(done: int, total: int) -> None:
-        goes_on = False
-        try:
-            if on_prefill and ranks.leads:
-                on_prefill(done, total)
-            goes_on = True
-        finally:
-            goes_on = ranks.agree(goes_on)
-        if not goes_on:
-            raise TurnStoppedError("rank 0 has ended the turn")
-
-    return watch
-
-
-def turn_job(turn: TextTurn, options: GenerationOptions, arguments: Mapping[str, Any]) -> list[Any]:
-    """Return a turn as plain data, for `mlxmtp.engine.follow`: the prompt as rank 0 has rendered it, and its options.
+def turn_job(options: GenerationOptions, prefix_cache: PrefixCache | None, raw: bool, opening: str) -> dict[str, Any]:
+    """Return what other ranks need of a turn beside its prompt, as plain data (`mlxmtp.engine.follow`).
 
     Args:
-        arguments: of `Engine.open_turn`. Of rank 0's prefix cache, other ranks keep one of the same size for each.
+        options: with the seed of all ranks.
+        prefix_cache: of rank 0; other ranks keep one of the same size for each.
     """
-    cache = arguments.get("prefix_cache")
-    shared = cache and [id(cache), cache.max_bytes]
-    raw, opening = arguments.get("raw", False), arguments.get("opening", "")
-    return ["turn", [turn.prompt, asdict(options), shared, raw, turn.prefill_tokens, list(turn.boundaries), opening]]
+    cache = prefix_cache and [id(prefix_cache), prefix_cache.max_bytes]
+    return {"options": asdict(options), "cache": cache, "raw": raw, "opening": opening}
 
 
-def in_step(ranks: Ranks, chunks: Iterator[Chunk], job: list[Any]) -> Iterator[Chunk]:
-    """Yield the chunks of a turn up to where rank 0's reader stops; rank 0 first sends the job to the others."""
-    if ranks.leads:
-        ranks.agree(job)
-    with closing(chunks):  # type: ignore[type-var]
-        for chunk in chunks:
-            goes_on = False
-            try:
-                yield chunk
-                goes_on = True
-            finally:
-                goes_on = ranks.agree(goes_on)
-            if not goes_on:
-                return
+class Steps:
+    """The steps of an engine's turns, which rank 0 tells the other ranks before it takes them.
+
+    Attributes:
+        numbers: by which they know the turns that take part in rounds.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._next = itertools.count()
+        self.numbers: WeakKeyDictionary[Turn, int] = WeakKeyDictionary()
+
+    def open(self, job: dict[str, Any]) -> int:
+        """Tell of a new turn; return its number."""
+        number = next(self._next)
+        self._ranks.agree(["open", number, job])
+        return number
+
+    def take(self, action: Callable[[], T], kind: str, *content: Any) -> T:
+        """Tell of a step and take it; return what the action gives.
+
+        An error that other ranks may not have, of memory for instance, ends all of them: they would wait for this one.
+        Errors of this package are the same on every rank.
+        """
+        self._ranks.agree([kind, *content])
+        try:
+            return action()
+        except MlxmtpError:
+            raise
+        except Exception as error:
+            self._ranks.end(error)
+
+
+class LeadingTurn(TextTurn):
+    """A turn of rank 0, which tells the other ranks what it does.
+
+    Args:
+        job: of `turn_job`.
+    """
+
+    def __init__(self, steps: Steps, job: dict[str, Any], *parts: Any, **named: Any) -> None:
+        super().__init__(*parts, **named)
+        self._steps, self._job = steps, job
+        self._number: int | None = None
+
+    def read_chunk(self) -> tuple[int, int] | None:
+        if self._number is None:
+            prompt = {"prompt": self.prompt, "boundaries": [*self.boundaries], "prefill_tokens": self.prefill_tokens}
+            self._number = self._steps.open(self._job | prompt)
+        progress = self._steps.take(super().read_chunk, "read", self._number)
+        if not self.reading:
+            self._steps.numbers[self.turn] = self._number
+        return progress
+
+    def close(self) -> None:
+        number, self._number = self._number, None
+        if number is None:
+            super().close()
+        else:
+            self._steps.take(super().close, "close", number)
+
+
+class LeadingLoop(RoundLoop):
+    """The round loop of rank 0, which tells the other ranks what takes part in each round."""
+
+    def __init__(self, steps: Steps, target: Target) -> None:
+        super().__init__(target)
+        self._steps = steps
+
+    def round(self, turns: Sequence[Turn], *, ahead: bool = True) -> dict[Turn, Outcome]:
+        numbers = [self._steps.numbers[turn] for turn in turns]
+        return self._steps.take(partial(super().round, turns, ahead=ahead), "round", numbers, ahead)

@@ -71,7 +71,7 @@ def load(
         raise OptionError(f"identity is {identity!r}, which is measured on one machine; expected fast with --hosts, -n")
     model, lender, vocab = (item if item is None else str(item) for item in (path_or_repo, head, draft_vocab))
     if ranks and ranks.leads:
-        ranks.agree(["load", [model, lender, vocab, mtp, device]])
+        ranks.agree(["load", model, lender, vocab, mtp, device])
     build = partial(_load, model, lender, vocab, mtp, device, identity, on_check, ranks)
     return ranks.together(build) if ranks else build()
 

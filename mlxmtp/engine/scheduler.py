@@ -12,7 +12,6 @@ from mlxmtp.decoding.loop import Outcome, RoundLoop
 from mlxmtp.engine.generate import Chunk, TextTurn
 from mlxmtp.errors import is_out_of_memory
 from mlxmtp.prefixes import common_length
-from mlxmtp.targets import Target
 
 Key = Hashable
 ROUND_SHARE = 0.25
@@ -56,7 +55,7 @@ class Scheduler:
     A turn is admitted beside others if the caches of all are expected to fit into `max_bytes`; one alone always is.
 
     Args:
-        target: of all turns.
+        loop: runs the rounds of all turns.
         together: how many of n running turns share a pass; the rest take turns.
         max_bytes: bound of the bytes of the turns' caches.
 
@@ -66,7 +65,7 @@ class Scheduler:
 
     def __init__(
         self,
-        target: Target,
+        loop: RoundLoop,
         parallel: int,
         *,
         together: Callable[[int], int] = lambda n: n,
@@ -75,7 +74,7 @@ class Scheduler:
         self.parallel = parallel
         self.longest_pause = 0.0
         self._together, self._max_bytes = together, max_bytes
-        self._loop = RoundLoop(target)
+        self._loop = loop
         self._waiting: dict[Key, TextTurn] = {}
         self._deferred: set[Key] = set()
         self._reading: dict[Key, TextTurn] = {}

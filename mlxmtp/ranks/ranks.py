@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from zlib import crc32
 
-from mlxmtp.errors import CheckpointError, MlxmtpError
+from mlxmtp.errors import CheckpointError, MlxmtpError, in_one_line, is_out_of_memory
 
 T = TypeVar("T")
 
@@ -49,6 +52,14 @@ class Ranks(ABC):
         Raises:
             OutOfStepError: this rank's checksum is not that of rank 0.
         """
+
+    def end(self, error: Exception) -> NoReturn:
+        """End this process, and with it all ranks, because of an error that the others may not have."""
+        if is_out_of_memory(error) or isinstance(error, MemoryError):
+            print(f"rank {self.rank} is out of memory: {in_one_line(error)}", file=sys.stderr, flush=True)  # noqa: T201
+        else:
+            traceback.print_exception(error)
+        os._exit(1)
 
     def together(self, action: Callable[[], T]) -> T:
         """Return what an action gives. If it fails on one rank it fails on all: none goes on to wait for it in vain.

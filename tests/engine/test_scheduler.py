@@ -76,7 +76,7 @@ def tokens_of(events: list[tuple[Any, Any]]) -> dict[Any, list[int]]:
 def test_every_turn_has_the_text_that_it_has_alone(engine: Engine, apart: bool) -> None:
     """They come in at random, reuse what others still read, and give their caches to later ones."""
     turns, cache, rng = Turns(engine, seed=1), PrefixCache(ROOM), random.Random(2)
-    s = Scheduler(engine.target, 3, together=(lambda n: 1) if apart else (lambda n: n))
+    s = Scheduler(engine.round_loop(), 3, together=(lambda n: 1) if apart else (lambda n: n))
     coming = list(range(COUNT))
 
     def arrive() -> None:
@@ -94,7 +94,7 @@ def test_turns_that_begin_alike_read_it_once(engine: Engine) -> None:
     turns, cache = Turns(engine, seed=3), PrefixCache(ROOM)
     begin = turns.prompts[0][:10] + list(range(10, 60)) * 12
     turns.prompts = [[*begin, 5, i] for i in range(COUNT)]
-    s = Scheduler(engine.target, 4)
+    s = Scheduler(engine.round_loop(), 4)
     for i in range(4):
         s.add(i, turns.open(i, cache))
     events = list(run(s))
@@ -110,7 +110,7 @@ def last_of(events: list[tuple[Any, Any]]) -> dict[Any, Chunk]:
 def test_a_cancelled_turn_leaves_its_place_at_once_and_its_caches(engine: Engine) -> None:
     turns, cache = Turns(engine, seed=4), PrefixCache(ROOM)
     turns.prompts[2] = list(range(5, 40))  # begins like no other: it takes no caches
-    s = Scheduler(engine.target, 2)
+    s = Scheduler(engine.round_loop(), 2)
     for i in range(3):
         s.add(i, turns.open(i, cache))
     seen: list[tuple[Any, Any]] = []
@@ -131,7 +131,7 @@ def test_a_cancelled_turn_leaves_its_place_at_once_and_its_caches(engine: Engine
 
 def test_an_error_ends_its_own_turn(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     turns, cache = Turns(engine, seed=5), PrefixCache(ROOM)
-    s, opened = Scheduler(engine.target, 3), [turns.open(i, cache) for i in range(3)]
+    s, opened = Scheduler(engine.round_loop(), 3), [turns.open(i, cache) for i in range(3)]
     for i, turn in enumerate(opened):
         s.add(i, turn)
     calls = []
@@ -156,7 +156,7 @@ def test_where_memory_runs_out_the_largest_turn_ends_and_the_others_go_on(
     """The pass has spoiled all caches: the others read their tokens again, and their text is the same."""
     turns, cache = Turns(engine, seed=6), PrefixCache(ROOM)
     turns.prompts[1] = list(range(10, 60)) * 20
-    s = Scheduler(engine.target, 3)
+    s = Scheduler(engine.round_loop(), 3)
     for i in range(3):
         s.add(i, turns.open(i, cache))
     events: list[tuple[Any, Any]] = []
@@ -184,7 +184,7 @@ def test_where_memory_runs_out_the_largest_turn_ends_and_the_others_go_on(
 def test_who_does_not_fit_waits_and_is_told(engine: Engine) -> None:
     turns, cache = Turns(engine, seed=7), PrefixCache(ROOM)
     one = turns.engine.open_turn(turns.prompts[0], GenerationOptions(max_tokens=30), raw=True, prefix_cache=cache)
-    s = Scheduler(engine.target, 4, max_bytes=1)
+    s = Scheduler(engine.round_loop(), 4, max_bytes=1)
     s.add("first", one)
     s.add("second", turns.open(1, cache))
     s.add("third", turns.open(2, cache))
@@ -204,7 +204,7 @@ def test_running_turns_go_on_while_a_prompt_is_read(engine: Engine, monkeypatch:
     clock = iter(range(1_000_000))
     monkeypatch.setattr(scheduler.time, "perf_counter", lambda: next(clock) / 100)  # each reading takes as long
     turns, cache = Turns(engine, seed=8), PrefixCache(ROOM)
-    s = Scheduler(engine.target, 2)
+    s = Scheduler(engine.round_loop(), 2)
     s.add("running", turns.open(0, cache))
     events: list[tuple[Any, Any]] = []
     while not tokens_of(events):
@@ -218,7 +218,7 @@ def test_running_turns_go_on_while_a_prompt_is_read(engine: Engine, monkeypatch:
 
 def test_a_scheduler_that_is_closed_keeps_the_caches(engine: Engine) -> None:
     turns, cache = Turns(engine, seed=9), PrefixCache(ROOM)
-    s = Scheduler(engine.target, 2)
+    s = Scheduler(engine.round_loop(), 2)
     for i in range(3):
         s.add(i, turns.open(i, cache))
     for _ in range(12):

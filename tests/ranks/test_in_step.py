@@ -5,21 +5,28 @@ from __future__ import annotations
 import io
 import json
 import queue
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
+from mlxmtp import Engine, load
 from mlxmtp.decoding.depth import FixedDepth, Observation, Plan
 from mlxmtp.decoding.stats import Round
-from mlxmtp.engine.in_step import StepPolicy, check_reuse, in_step, prefill_in_step, with_shared_seed
+from mlxmtp.engine.follow import FollowedTurns
+from mlxmtp.engine.in_step import StepPolicy, check_reuse, with_shared_seed
+from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import CheckpointError, MlxmtpError, OptionError
 from mlxmtp.ranks import OutOfStepError, Ranks, local_hosts
 from mlxmtp.ranks.join import Follower
 from mlxmtp.ranks.leader import Leader
 from mlxmtp.targets.shard import shard
+
+PROMPT = [20, 16, 13, 8, 9, 3, 4, 3, 6, 20, 16, 22]
 
 
 class Piped:
@@ -65,36 +72,56 @@ def test_a_prefix_cache_that_gives_something_else_ends_the_follower(pair: tuple[
         check_reuse(follower, 11)
 
 
-def test_a_turn_ends_where_the_reader_of_rank_0_stops(pair: tuple[Leader, Follower]) -> None:
-    ended: list[str] = []
-
-    def chunks(name: str) -> Any:
-        try:
-            yield from range(9)
-        finally:
-            ended.append(name)
-
-    leader, follower = pair
-    read = in_step(leader, chunks("leader"), ["turn", []])
-    assert [next(read) for _ in range(3)] == [0, 1, 2]
-    read.close()  # type: ignore[attr-defined]
-    assert follower.agree() == ["turn", []]
-    assert list(in_step(follower, chunks("follower"), [])) == [0, 1, 2]
-    assert ended == ["leader", "follower"]
+@pytest.fixture(scope="module")
+def engines(raw_checkpoint: Callable[..., Path]) -> tuple[Engine, Engine]:
+    """The same whole model twice, which needs no sums over ranks."""
+    model = raw_checkpoint("qwen3_5", vocab=24, dtype="float32")
+    return load(model), load(model)
 
 
-def test_a_prompt_ends_where_rank_0_stops_it(pair: tuple[Leader, Follower]) -> None:
+OPTIONS = (
+    {"depth": 2},
+    {"temperature": 0.9, "depth": 3},
+    {"temperature": 0.9, "seed": 5},
+    {"repetition_penalty": 1.3, "depth": 1},
+    {"depth": 0, "max_tokens": 20},
+)
+
+
+def test_other_ranks_take_every_step_of_rank_0(pair: tuple[Leader, Follower], engines: tuple[Engine, Engine]) -> None:
+    """Shared rounds, a turn that is cancelled, one whose reader stops, and one that is stopped in its prompt."""
+
     def stop(done: int, total: int) -> None:
-        if done == total:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
-    leader, follower = (prefill_in_step(ranks, stop) for ranks in pair)
-    leader(1, 2)
-    follower(2, 2)
+    for engine, ranks in zip(engines, pair, strict=True):
+        vars(engine).pop("_steps", None), vars(engine).pop("policies", None)
+        engine.ranks = ranks
+    engine, cache = engines[0], PrefixCache(1 << 20)
+    scheduler = engine.scheduler(3, cache)
+    for i, options in enumerate(OPTIONS):
+        scheduler.add(
+            i, engine.open_turn(PROMPT[i:], GenerationOptions(**{"max_tokens": 12, **options}), prefix_cache=cache)
+        )
+    steps = 0
+    while not scheduler.idle:
+        scheduler.step()
+        steps += 1
+        if steps == 9:
+            scheduler.cancel(scheduler.active[0])
+    stream = engine.stream(PROMPT, GenerationOptions(depth=2), prefix_cache=cache)
+    begun = [token for _ in range(3) for token in next(stream).tokens]
+    stream.close()  # type: ignore[attr-defined]
     with pytest.raises(KeyboardInterrupt):
-        leader(2, 2)
-    with pytest.raises(Exception, match="rank 0 has ended the turn"):
-        follower(1, 2)
+        engine.generate([*PROMPT, *begun, 7, 8, 9], GenerationOptions(), on_prefill=stop, prefix_cache=cache)
+
+    followed, lines = FollowedTurns(engines[1]), pair[1]._lines
+    while not lines.empty():
+        followed.step(*pair[1].agree())  # it checks the tokens
+    assert not followed._turns
+    (copy,) = followed._caches.values()
+    assert copy.stats == cache.stats
+    assert cache.stats.reused_tokens > len(PROMPT)
 
 
 def test_an_error_on_one_rank_is_one_on_all(pair: tuple[Leader, Follower]) -> None:
@@ -120,14 +147,13 @@ def test_an_error_on_one_rank_is_one_on_all(pair: tuple[Leader, Follower]) -> No
         assert [outcome(leader, errors[0]), outcome(follower, errors[1])] == expected, errors
 
 
-def test_only_rank_0_draws_a_seed_and_the_verification_stays(pair: tuple[Leader, Follower]) -> None:
+def test_a_seed_that_is_drawn_leaves_the_verification() -> None:
     options = GenerationOptions(temperature=1.0)
-    shared = with_shared_seed(pair[0], options)
+    shared = with_shared_seed(options)
     assert shared.seed is not None
     assert shared.verify == "block"
-    assert with_shared_seed(pair[1], shared) is shared
     chosen = GenerationOptions(temperature=1.0, seed=4)
-    assert with_shared_seed(pair[0], chosen) is chosen
+    assert with_shared_seed(chosen) is chosen
 
 
 class _Group:

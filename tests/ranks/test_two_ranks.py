@@ -55,6 +55,8 @@ def test_tokens_and_messages_of_two_ranks(model: Path) -> None:
         assert turn["messages"] == 2 * LAYERS * turn["passes"], name
     assert turns["greedy, depth 2"]["messages"] < turns["greedy, depth 0"]["messages"]
     assert found["layer_bytes"][0] < 0.6 * found["layer_bytes"][1], "a rank holds more than its part"
+    assert (found["why_apart"], found["together"]) == (None, found["alone"])
+    assert found["messages_together"] < 1.5 * turns["greedy, depth 0"]["messages"], "two turns share their messages"
     stopped = found["stopped"]
     assert stopped["tokens"][:TOKENS] == turns["greedy, depth 0"]["tokens"]
     assert stopped["reused"] > 0

@@ -47,6 +47,12 @@ def main(model: str) -> None:
             result = engine.generate(PROMPT, GenerationOptions(max_tokens=TOKENS, **options))
             passes = result.stats.rounds + 1  # the prompt's
             found["turns"][name] = {"tokens": result.tokens, "passes": passes, "messages": messages.count - before}
+        prompts, plain = [PROMPT, PROMPT[3:]], GenerationOptions(max_tokens=TOKENS, depth=0)
+        found["alone"] = [engine.generate(prompt, plain).tokens for prompt in prompts]
+        found["why_apart"] = engine.why_apart  # tried at the first call
+        messages.restart()
+        found["together"] = [result.tokens for result in engine.batch(prompts, plain)]
+        found["messages_together"] = messages.count
         cache = PrefixCache(1 << 30)
         options = GenerationOptions(max_tokens=TOKENS, depth=2)
         stream = engine.stream(PROMPT, options, prefix_cache=cache)
