@@ -15,7 +15,7 @@ from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import PREFILL_TOKENS
 from mlxmtp.engine.generate import Chunk, Result, TextTurn, result_of, run
 from mlxmtp.engine.grammar import grammar_of, token_trie
-from mlxmtp.engine.in_step import LeadingLoop, LeadingTurn, Steps, check_reuse, turn_job, with_shared_seed
+from mlxmtp.engine.in_step import LeadingLoop, LeadingTurn, Steps, check_reuse, with_shared_seed
 from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer, assistant_message
 from mlxmtp.engine.policies import DepthPolicies
 from mlxmtp.engine.prefix_cache import PrefixCache
@@ -201,7 +201,7 @@ class Engine:
         make_turn: Callable[..., TextTurn] = TextTurn
         if self._steps:
             options = with_shared_seed(options)
-            make_turn = partial(LeadingTurn, self._steps, turn_job(options, prefix_cache, raw, opening))
+            make_turn = partial(LeadingTurn, self._steps, self._steps.job(options, prefix_cache, raw, opening))
         sampler = self._sampler(options, tokens)
         before_policy = time.perf_counter()
         policy = self.policies.of(options.depth)  # the first call may measure the guarantee, which is not its time

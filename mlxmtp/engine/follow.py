@@ -57,6 +57,8 @@ class FollowedTurns:
 
     def _open(self, number: int, job: dict[str, Any]) -> None:
         cache = job["cache"]
+        for gone in job["gone"]:
+            self._caches.pop(gone, None)
         self._turns[number] = self._engine.open_turn(
             job["prompt"],
             GenerationOptions(**job["options"]),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 from mlxmtp.decoding.depth import DepthPolicy, Observation, Plan
 from mlxmtp.decoding.loop import Outcome, RoundLoop
@@ -73,17 +73,6 @@ def check_reuse(ranks: Ranks, reused: int) -> None:
     ranks.agree()
 
 
-def turn_job(options: GenerationOptions, prefix_cache: PrefixCache | None, raw: bool, opening: str) -> dict[str, Any]:
-    """Return what other ranks need of a turn beside its prompt, as plain data (`mlxmtp.engine.follow`).
-
-    Args:
-        options: with the seed of all ranks.
-        prefix_cache: of rank 0; other ranks keep one of the same size for each.
-    """
-    cache = prefix_cache and [id(prefix_cache), prefix_cache.max_bytes]
-    return {"options": asdict(options), "cache": cache, "raw": raw, "opening": opening}
-
-
 class Steps:
     """The steps of an engine's turns, which rank 0 tells the other ranks before it takes them.
 
@@ -94,12 +83,28 @@ class Steps:
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self._next = itertools.count()
+        self._caches: WeakKeyDictionary[PrefixCache, int] = WeakKeyDictionary()
+        self._gone: list[int] = []  # numbers of caches that nobody uses any more
         self.numbers: WeakKeyDictionary[Turn, int] = WeakKeyDictionary()
+
+    def job(self, options: GenerationOptions, cache: PrefixCache | None, raw: bool, opening: str) -> dict[str, Any]:
+        """Return what other ranks need of a turn beside its prompt, as plain data (`mlxmtp.engine.follow`).
+
+        Args:
+            options: with the seed of all ranks.
+            cache: of rank 0; other ranks keep one of the same size for each.
+        """
+        if cache and cache not in self._caches:
+            self._caches[cache] = next(self._next)
+            finalize(cache, self._gone.append, self._caches[cache])
+        own = cache and [self._caches[cache], cache.max_bytes]
+        return {"options": asdict(options), "cache": own, "raw": raw, "opening": opening}
 
     def open(self, job: dict[str, Any]) -> int:
         """Tell of a new turn; return its number."""
-        number = next(self._next)
-        self._ranks.agree(["open", number, job])
+        number, gone = next(self._next), [*self._gone]
+        del self._gone[: len(gone)]
+        self._ranks.agree(["open", number, job | {"gone": gone}])
         return number
 
     def take(self, action: Callable[[], T], kind: str, *content: Any) -> T:
@@ -121,7 +126,7 @@ class LeadingTurn(TextTurn):
     """A turn of rank 0, which tells the other ranks what it does.
 
     Args:
-        job: of `turn_job`.
+        job: of `Steps.job`.
     """
 
     def __init__(self, steps: Steps, job: dict[str, Any], *parts: Any, **named: Any) -> None:

@@ -115,12 +115,16 @@ def test_other_ranks_take_every_step_of_rank_0(pair: tuple[Leader, Follower], en
     with pytest.raises(KeyboardInterrupt):
         engine.generate([*PROMPT, *begun, 7, 8, 9], GenerationOptions(), on_prefill=stop, prefix_cache=cache)
 
+    for _ in range(3):  # each with a prefix cache of its own, at an address that others may have had
+        engine.batch([PROMPT, PROMPT[2:]], GenerationOptions(depth=1, max_tokens=4))
+
     followed, lines = FollowedTurns(engines[1]), pair[1]._lines
     while not lines.empty():
         followed.step(*pair[1].agree())  # it checks the tokens
     assert not followed._turns
-    (copy,) = followed._caches.values()
+    copy, *others = followed._caches.values()
     assert copy.stats == cache.stats
+    assert len(others) < 3, "caches that rank 0 has dropped are dropped"
     assert cache.stats.reused_tokens > len(PROMPT)
 
 
