@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from mlxmtp.ranks import local_hosts
 from tests.conftest import REPO
 from tests.ranks.two_ranks import TOKENS
 from tests.server.process import ServerProcess, children
@@ -105,3 +106,21 @@ def test_a_rank_that_dies_is_reported_and_all_start_again(model: Path, tmp_path:
         assert server.metrics()["engine_restarts_total"] == 1
         os.kill(worker, signal.SIGKILL)
         assert wait_until(lambda: is_gone(other), PATIENCE_S), "a rank outlives rank 0"
+
+
+@pytest.mark.exhaustive
+def test_parts_of_every_type_that_mlx_lm_divides(tmp_path: Path) -> None:
+    setup = json.dumps(local_hosts(2).environment())
+    command = [sys.executable, "-m", "tests.ranks.every_type"]
+    ranks = [
+        subprocess.Popen([*command, rank, str(tmp_path), setup], cwd=REPO, stdout=subprocess.PIPE) for rank in "01"
+    ]
+    outputs = [rank.communicate(timeout=400)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    found: dict[str, Any] = json.loads(outputs[0])
+    divided = {kind: one for kind, one in found.items() if "refused" not in one}
+    assert len(divided) > 24
+    assert all("cannot divide" in one["refused"] for one in found.values() if "refused" in one)
+    for kind, one in divided.items():
+        assert one["difference"] < 1e-4, (kind, one)  # sums in another order; logits are about 5
+        assert one["same"] or not one["reversible"], (kind, one)
