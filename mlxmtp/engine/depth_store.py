@@ -16,12 +16,14 @@ def file_for(facts: ModelFacts, identity: Identity) -> Path:
     return cache_file("depth", model=facts.drafting_key(), identity=identity)
 
 
-def load(file: Path, max_depth: int, max_lookup: int, coverage: Coverage | None = None) -> AutoDepth:
+def load(
+    file: Path, max_depth: int, max_lookup: int, coverage: Coverage | None = None, max_pass_tokens: int | None = None
+) -> AutoDepth:
     """The policy that the file has the state of; without a sound file, one that begins with nothing known."""
     try:
-        return AutoDepth.from_state(read_json(file), max_depth, max_lookup, coverage)
+        return AutoDepth.from_state(read_json(file), max_depth, max_lookup, coverage, max_pass_tokens)
     except ValueError:
-        return AutoDepth(max_depth, max_lookup, coverage=coverage)
+        return AutoDepth(max_depth, max_lookup, coverage=coverage, max_pass_tokens=max_pass_tokens)
 
 
 def save(file: Path, policy: AutoDepth) -> None:

@@ -78,7 +78,9 @@ class DepthPolicies:
         if self._engine.mtp is None:
             return FixedDepth(0)
         max_depth, max_lookup = self._auto_depths
-        return AutoDepth(max_depth, max_lookup, coverage=self._coverage()) if lookup else AutoDepth(max_depth)
+        if not lookup:
+            return AutoDepth(max_depth, max_pass_tokens=self._max_pass_tokens)
+        return AutoDepth(max_depth, max_lookup, coverage=self._coverage(), max_pass_tokens=self._max_pass_tokens)
 
     def save(self) -> None:
         """Save what the adaptive policy has learned, for the next run. With ranks the first one has learned."""
@@ -94,12 +96,26 @@ class DepthPolicies:
     @property
     def _auto_depths(self) -> tuple[int, int]:
         """Most drafts that the adaptive policy may choose: from the head, and by prompt lookup."""
-        most = min(self._engine.target.max_fast_tokens, self._engine.guarantee.num_tokens)
+        most = self._most_tokens
         return min(MAX_AUTO_DEPTH, most - 1), min(MAX_DEPTH, most - 1)
+
+    @property
+    def _most_tokens(self) -> int:
+        """Most tokens of a pass over one sequence."""
+        return min(self._engine.target.max_fast_tokens, self._engine.guarantee.num_tokens)
+
+    @property
+    def _max_pass_tokens(self) -> int | None:
+        """Most tokens of a pass with drafts over several sequences; None on a CPU, whose rows keep their bits.
+
+        A GPU's kernels for few rows count the rows of all sequences.
+        """
+        return None if self._engine.target.max_fast_tokens > MAX_DEPTH else self._most_tokens
 
     @cached_property
     def _auto(self) -> AutoDepth:
-        return depth_store.load(self._depth_file, *self._auto_depths, self._coverage())
+        depths = self._auto_depths
+        return depth_store.load(self._depth_file, *depths, self._coverage(), max_pass_tokens=self._max_pass_tokens)
 
     @cached_property
     def _auto_in_step(self) -> StepPolicy:

@@ -15,8 +15,9 @@ from mlxmtp import load
 from mlxmtp.decoding.auto_depth import AutoDepth
 from mlxmtp.decoding.depth import PLAIN, DepthPolicy, FixedDepth, Observation, Plan
 from mlxmtp.decoding.draft import MTPChain
-from mlxmtp.decoding.estimates import AcceptanceRate, RoundCosts
+from mlxmtp.decoding.estimates import AcceptanceRate
 from mlxmtp.decoding.loop import generate, never_stop
+from mlxmtp.decoding.round_costs import RoundCosts
 from mlxmtp.decoding.sampler import Draft, Sampler, VerifyMode
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence

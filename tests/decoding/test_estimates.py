@@ -10,7 +10,8 @@ import random
 
 import pytest
 
-from mlxmtp.decoding.estimates import RoundCosts, Source
+from mlxmtp.decoding.estimates import Source
+from mlxmtp.decoding.round_costs import RoundCosts
 
 STEPS = {0: 1.0, 1: 1.3, 2: 1.6, 3: 2.2, 6: 3.4}
 NOISE = 0.05

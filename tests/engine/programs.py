@@ -13,7 +13,7 @@ from typing import Any
 from mlxmtp import Chunk, Engine
 from mlxmtp.decoding.auto_depth import AutoDepth
 from mlxmtp.decoding.depth import Plan
-from mlxmtp.decoding.estimates import RoundCosts
+from mlxmtp.decoding.round_costs import RoundCosts
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round, TokenLogprob
 from mlxmtp.engine.prefix_cache import PrefixCache

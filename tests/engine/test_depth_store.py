@@ -11,7 +11,9 @@ import pytest
 from mlxmtp import GenerationOptions, load
 from mlxmtp.decoding.auto_depth import AutoDepth
 from mlxmtp.decoding.depth import Plan
-from mlxmtp.decoding.estimates import AcceptanceRate, LookupAcceptance, RoundCosts
+from mlxmtp.decoding.estimates import AcceptanceRate, LookupAcceptance
+from mlxmtp.decoding.round_costs import RoundCosts
+from mlxmtp.decoding.sharing_rates import SharingRates
 from mlxmtp.engine import depth_store
 from tests.engine.kinds import TRAINED
 
@@ -37,6 +39,24 @@ def test_what_is_kept_is_recalled(tmp_path: Path) -> None:
     assert found.plan() == [Plan(2)], "nothing is left to be tried out first"
 
 
+def test_costs_are_kept_by_the_number_of_sequences(tmp_path: Path) -> None:
+    """A file of an earlier version has those of one."""
+    file, shared = tmp_path / "known.json", {2: RoundCosts({1: 1.2, 3: 1.7}, {4: 1.5}), 5: RoundCosts({1: 1.9})}
+    known = AutoDepth(6, 9, RoundCosts(COSTS), AcceptanceRate([0.8]), shared_costs=shared)
+    known.sharing = SharingRates({1: 1.0, 2: 1.3})
+    depth_store.save(file, known)
+    found = depth_store.load(file, 6, 9)
+    assert found.state() == known.state()
+    assert found.costs.sure("head") == pytest.approx(COSTS)
+    assert found.state()["shared"]["2"] == {"steps": {1: 1.2, 3: 1.7}, "looked_up_steps": {4: 1.5}}
+    assert found.sharing.times() == {1: 1.0, 2: 1.3}
+    assert found.plan([0, 0]) == [Plan(4)] * 2, "nothing is left to be tried out first"
+    state = json.loads(file.read_text())
+    del state["shared"], state["sharing"]
+    file.write_text(json.dumps(state))
+    assert depth_store.load(file, 6, 9).costs.sure("head") == pytest.approx(COSTS)
+
+
 def test_nothing_is_kept_of_a_policy_that_knows_no_plain_step(tmp_path: Path) -> None:
     depth_store.save(tmp_path / "known.json", AutoDepth(6, 9))
     assert not list(tmp_path.iterdir())
@@ -59,6 +79,10 @@ DAMAGED = {
     "not a number": json.dumps(good() | {"steps": {"0": float("nan")}}).encode(),
     "a text for a number": json.dumps(good() | {"acceptance": ["0.5"]}).encode(),
     "more than all": json.dumps(good() | {"acceptance": [1.5]}).encode(),
+    "costs of no sequences": json.dumps(good() | {"shared": {"0": good()}}).encode(),
+    "costs of two that are none": json.dumps(good() | {"shared": {"2": {"steps": {"1": "1"}}}}).encode(),
+    "a list of costs": json.dumps(good() | {"shared": [1.0]}).encode(),
+    "a number that takes no time": json.dumps(good() | {"sharing": {"2": 0}}).encode(),
     "shares without lengths": json.dumps(good() | {"repeats": [0.5]}).encode(),
 }
 
