@@ -4,6 +4,8 @@ from typing import Literal, get_args
 
 MAX_DEPTH = 16
 """Most drafts in a round."""
+MAX_PARALLEL = 64
+"""Most turns that run at once. Each has caches of its own."""
 MAX_LOGPROBS = 20
 """Most log-probabilities that are returned for a token, as in OpenAI's API."""
 

@@ -145,7 +145,7 @@ class ScriptedEngine:
     """A `Transport` (mlxmtp/worker/process.py) in this process.
 
     It records the commands that it is sent, and its events are those that a test lets it say.
-    A stop ends the running command as the worker does, with what came so far, unless the engine is `deaf`.
+    A stop ends a running command as the worker does, with what came so far, unless the engine is `deaf`.
 
     Args:
         script: the events that answer a command, by its class; other commands are left unanswered.
@@ -158,8 +158,7 @@ class ScriptedEngine:
         self._script = dict(script or {})
         self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
         self._newest = 0
-        self._running: Command | None = None
-        self._parts: list[list[str]] = []
+        self._running: dict[int, tuple[Command, list[list[str]]]] = {}
         self._dead = False
 
     def on(self, kind: type[Command], answers: Answers) -> None:
@@ -168,12 +167,13 @@ class ScriptedEngine:
 
     def say(self, *all_events: Event, to: int | None = None) -> None:
         """Send events by hand, as answers to the newest command or to the one with the id `to`."""
+        id = self._newest if to is None else to
         for event in all_events:
-            if isinstance(event, TurnDelta):
-                self._parts += event.segments
+            if isinstance(event, TurnDelta) and id in self._running:
+                self._running[id][1].extend(event.segments)
             if ends_command(event):
-                self._running = None
-            self._events.put_nowait(replace(event, id=self._newest if to is None else to))
+                self._running.pop(id, None)
+            self._events.put_nowait(replace(event, id=id))
 
     def break_with(self, error: Exception) -> None:
         """Let the next line be no event."""
@@ -206,7 +206,7 @@ class ScriptedEngine:
         self._newest = command.id
         if self._dead:
             return
-        self._running, self._parts = command, []
+        self._running[command.id] = command, []
         answers = self._script.get(type(command), ())
         self.say(*(answers(command) if callable(answers) else answers), to=command.id)
 
@@ -229,14 +229,13 @@ class ScriptedEngine:
 
     def _stop(self, stop: Stop) -> None:
         self.stops.append(stop.id)
-        running = self._running
-        if self._dead or self.deaf or running is None or running.id != stop.id:
+        if self._dead or self.deaf or stop.id not in self._running:
             return
-        self._running = None
+        running, parts = self._running.pop(stop.id)
         if isinstance(running, Generate):
-            of = {kind: "".join(text for this, text in self._parts if this == kind) for kind in ("text", "thinking")}
+            of = {kind: "".join(text for this, text in parts if this == kind) for kind in ("text", "thinking")}
             ending = finished(of["text"], "interrupted", of["thinking"], tokens=40)
-            self.say(ending if self._parts else replace(ending, stats=None, memory=None), to=running.id)
+            self.say(ending if parts else replace(ending, stats=None, memory=None), to=running.id)
         else:
             self.say(Stopped(0), to=running.id)
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,7 +77,7 @@ def test_the_device_is_set_before_the_model_is_read(
 
 def test_the_worker_the_chat_and_the_server_pass_it_on() -> None:
     for options in (ServeOptions(device="gpu").load(1), ChatOptions(device="gpu").load_command(1)):
-        assert options == Load(1, device="gpu")
+        assert replace(options, parallel=1) == Load(1, device="gpu")
 
 
 @pytest.mark.skipif(bool(mx.device_count(mx.gpu)), reason="there is a GPU")

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from mlxmtp.errors import OptionError
 from mlxmtp.exactness.guarantee import IDENTITIES
-from mlxmtp.limits import DEVICES, MAX_DEPTH
+from mlxmtp.limits import DEVICES, MAX_DEPTH, MAX_PARALLEL
 from mlxmtp.ranks import Hosts, local_hosts, read_hosts
 
 KEY_VARIABLE = "MLXMTP_API_KEY"
@@ -56,6 +56,16 @@ def depth(text: str) -> int | None:
     value = whole(text)
     if not 0 <= value <= MAX_DEPTH:
         raise ArgumentTypeError(f"expected a whole number from 0 (plain) to {MAX_DEPTH}, or auto, found {value}")
+    return value
+
+
+def parallel(text: str) -> int | None:
+    """Return the turns that run at once. None: auto."""
+    if text == "auto":
+        return None
+    value = whole(text)
+    if not 1 <= value <= MAX_PARALLEL:
+        raise ArgumentTypeError(f"expected a whole number from 1 to {MAX_PARALLEL}, or auto, found {value}")
     return value
 
 

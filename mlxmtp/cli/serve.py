@@ -32,6 +32,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--cors", metavar="ORIGIN", action="append", default=[], help="web pages that may ask; '*': all; repeatable")
     allow_host = "a further name of this machine under which clients may ask; repeatable"
     add("--allow-host", metavar="NAME", action="append", default=[], help=allow_host)
+    parallel = "requests that are answered at once (default: auto: 4, or fewer where the model or memory allows fewer)"
+    add("--parallel", metavar="N|auto", type=options.parallel, help=parallel)
     add("--queue", metavar="N", type=options.at_least(0), default=32, help="so many requests may wait (default: 32)")
     add("--max-body", metavar="BYTES", type=options.size, default="32M", help="the largest request (default: 32M)")
     add("--cache-bytes", metavar="BYTES", type=options.size, help="for the prefix cache (default: half of the rest)")
@@ -68,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
             api_key=options.api_key(arguments.api_key, arguments.api_key_file),
             origins=tuple(arguments.cors),
             hosts=tuple(arguments.allow_host),
+            parallel=arguments.parallel,
             queue=arguments.queue,
             max_body=arguments.max_body,
             cache_bytes=arguments.cache_bytes,

@@ -82,8 +82,13 @@ class RoundLoop:
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._draft_rounds = self._tokens = 0
+        self._tokens = 0
         self._clock = _PhaseClock(timed=False)
+        self.begin()
+
+    def begin(self) -> None:
+        """No turn has gone before: the rounds that are timed by phase are those of a turn alone."""
+        self._draft_rounds = 0
         self.resume()
 
     def resume(self) -> None:

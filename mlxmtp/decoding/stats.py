@@ -81,6 +81,8 @@ class Stats:
         evaluations: graph evaluations that decoding waited for: one a round, three in each of the timed_rounds, and
             one more a round where a logits processor reads the drafts.
         policy: the depth that was chosen last, and why; "" where the depth was given.
+        longest_pause_s: the longest time from the end of a round to the end of the next.
+        tokens_by_sequences: at i, the generated tokens of rounds whose pass i + 1 turns shared.
     """
 
     prompt_tokens: int
@@ -105,6 +107,8 @@ class Stats:
     looked_up: int = 0
     looked_up_accepted: int = 0
     narrowed: int = 0
+    longest_pause_s: float = 0.0
+    tokens_by_sequences: tuple[int, ...] = ()
 
     @property
     def accepted_by_depth(self) -> tuple[int, ...]:
@@ -114,14 +118,15 @@ class Stats:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""
-        by_depth = {"acceptance_by_depth": self.acceptance_by_depth, "drafted_by_depth": self.drafted_by_depth}
-        return asdict(self) | {name: list(values) for name, values in by_depth.items()}
+        return asdict(self) | {name: list(getattr(self, name)) for name in _LISTS}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """The record that `to_dict` returned, perhaps in an earlier version."""
-        by_depth = {name: tuple(content.get(name, ())) for name in ("acceptance_by_depth", "drafted_by_depth")}
-        return cls(**{**content, **by_depth})
+        return cls(**{**content, **{name: tuple(content.get(name, ())) for name in _LISTS}})
+
+
+_LISTS = ("acceptance_by_depth", "drafted_by_depth", "tokens_by_sequences")
 
 
 class StatsAccumulator:
@@ -141,6 +146,8 @@ class StatsAccumulator:
         self._accepted: list[int] = []
         self._looked_up = self._looked_up_accepted = self._narrowed = 0
         self._phases: list[PhaseTimes] = []
+        self._longest_pause_s = 0.0
+        self._by_sequences: list[int] = []
 
     def prefilled(self, clock: float) -> None:
         """The prompt has been read."""
@@ -150,9 +157,13 @@ class StatsAccumulator:
         """A round ended at `clock`."""
         if not self._rounds:
             self._first, self._first_tokens = clock, len(one.tokens)
+        else:
+            self._longest_pause_s = max(self._longest_pause_s, clock - self._last)
         self._last = clock
         self._rounds += 1
         self._tokens += len(one.tokens)
+        self._by_sequences.extend([0] * (one.num_sequences - len(self._by_sequences)))
+        self._by_sequences[one.num_sequences - 1] += len(one.tokens)
         self._evaluations += one.evaluations
         if one.from_lookup:
             self._looked_up += one.drafted
@@ -191,6 +202,8 @@ class StatsAccumulator:
             looked_up=self._looked_up,
             looked_up_accepted=self._looked_up_accepted,
             narrowed=self._narrowed,
+            longest_pause_s=self._longest_pause_s,
+            tokens_by_sequences=tuple(self._by_sequences),
         )
 
     def _count(self, one: Round) -> None:

@@ -263,7 +263,10 @@ class Engine:
 
     def scheduler(self, parallel: int, prefix_cache: PrefixCache) -> Scheduler:
         """Return what runs several turns of this engine at once, which `open_turn` made with the same prefix cache."""
-        together = (lambda _: 1) if self.why_apart else (lambda n: n)
+
+        def together(num_turns: int) -> int:
+            return 1 if num_turns > 1 and self.why_apart else num_turns
+
         return Scheduler(self.round_loop(), parallel, together=together, max_bytes=prefix_cache.max_bytes)
 
     def round_loop(self) -> RoundLoop:

@@ -101,6 +101,7 @@ class Scheduler:
         """Take in a turn."""
         if self.idle:
             mx.reset_peak_memory()
+            self._loop.begin()
         self._waiting[key] = turn
 
     def cancel(self, key: Key) -> None:

@@ -1,4 +1,4 @@
-"""Turns on the one engine: queued, stopped when their client has left, failures told as API errors.
+"""Turns on the one engine: several at once, queued, stopped when their client has left, failures told as API errors.
 
 The engine's process is the business of `worker.client.EngineClient`. Here are the server's own rules: the model is
 loaded at the start, an engine that dies is replaced at once, and so is one that ignores a stop.
@@ -34,7 +34,7 @@ class Host:
     Args:
         start: starts an engine process.
         load: makes the `Load` command of the model, with a given id.
-        queue: number of turns that may wait.
+        queue: number of turns that may wait. How many run at once, the engine says when its model is loaded.
 
     Attributes:
         loaded: describes the model, once `open` has returned.
@@ -81,9 +81,9 @@ class Host:
             await self._reopen()
             reply = self._client.request(command)
         except BaseException:
-            self.queue.leave()
+            self.queue.leave(client)
             raise
-        reply.ended.add_done_callback(lambda _: self.queue.leave())
+        reply.ended.add_done_callback(lambda _: self.queue.leave(client))
         try:
             async for event in reply:
                 if isinstance(event, Failed | Died):
@@ -119,6 +119,7 @@ class Host:
         event = await self._client.request(self._load).last()
         if isinstance(event, Loaded):
             self.loaded = event
+            self.queue.places = event.parallel
             self._in_background(self._replace())
             return event
         await self._client.kill()

@@ -50,7 +50,7 @@ class ServeOptions:
     """The options of `mlxmtp serve`.
 
     Args:
-        model, head, mtp, cache_bytes, cache_dir, identity, draft_vocab, device: as in `Load`.
+        model, head, mtp, cache_bytes, cache_dir, identity, draft_vocab, device, parallel: as in `Load`.
         depth: drafts in a round; 0: plain decoding; None: chosen by the policy.
         api_key: the key that clients must send; it may be left out on loopback only.
         origins: origins of web pages that may call the server.
@@ -70,6 +70,7 @@ class ServeOptions:
     api_key: str | None = None
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
+    parallel: int | None = None
     queue: int = 32
     max_body: int = 32_000_000
     cache_bytes: int | None = None
@@ -81,8 +82,18 @@ class ServeOptions:
 
     def load(self, number: int) -> Load:
         """The command that loads the model, with the id `number`."""
-        cache = self.cache_bytes, self.cache_dir
-        return Load(number, self.model, self.head, self.mtp, *cache, self.identity, self.draft_vocab, self.device)
+        return Load(
+            number,
+            self.model,
+            self.head,
+            self.mtp,
+            self.cache_bytes,
+            self.cache_dir,
+            self.identity,
+            self.draft_vocab,
+            self.device,
+            self.parallel,
+        )
 
 
 def serve(options: ServeOptions, start: StartTransport = WorkerProcess.start) -> None:
@@ -236,6 +247,9 @@ def _print_start(options: ServeOptions, loaded: Loaded, name: str, listener: soc
     _print(f"{name} at http://{shown}:{port}/v1 · {how} · context {loaded.context:,} tokens")
     if drafts:
         _print(f"at temperature 0 or with a seed: {PROMISES[loaded.promise_at(options.depth)]}")
+    at_once = f"{loaded.parallel} requests at once" if loaded.parallel > 1 else "one request at a time"
+    why = f"; requests of this model do not share passes: {loaded.apart_because}" if loaded.apart_because else ""
+    _print(at_once + why)
     _print("`mlxmtp connect` shows the settings of clients; ctrl+c ends the server")
     if options.cache_bytes is not None:
         _print(f"prefix cache: up to {size(options.cache_bytes)}")

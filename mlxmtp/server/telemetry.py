@@ -54,6 +54,8 @@ class Log:
             parts += [f"{stats.prompt_tokens:,}{cached} + {stats.tokens:,} tok", f"ttft {stats.ttft_s:.2f} s"]
             parts += [f"{stats.decode_tps:.1f} tok/s"] if stats.decode_tps else []
             parts += [f"{stats.tokens_per_round:.2f} tok/round"] if stats.tokens > stats.rounds else []
+            most = len(stats.tokens_by_sequences)
+            parts += [f"beside {most - 1} other{'s' if most > 2 else ''}"] if most > 1 else []
         parts += [end.reason if end else "", f"{seconds:.2f} s", note]
         self.line(" · ".join(part for part in parts if part))
 
@@ -69,7 +71,9 @@ class Metrics:
         self.turns: Counter[str] = Counter()
         self.drafted: Counter[int] = Counter()
         self.accepted: Counter[int] = Counter()
+        self.tokens_by_turns: Counter[int] = Counter()
         self._sums: Counter[str] = Counter()
+        self._longest_ttft_s = self._longest_pause_s = 0.0
         self._cache_bytes = 0
 
     def request(self, path: str, status: int) -> None:
@@ -99,12 +103,19 @@ class Metrics:
         self._sums["decode_seconds"] += stats.draft_s + stats.verify_s + stats.other_s  # type: ignore[assignment]
         self.drafted.update(dict(enumerate(stats.drafted_by_depth, start=1)))
         self.accepted.update(dict(enumerate(stats.accepted_by_depth, start=1)))
+        self.tokens_by_turns.update(dict(enumerate(stats.tokens_by_sequences, start=1)))
+        self._longest_ttft_s = max(self._longest_ttft_s, stats.ttft_s)
+        self._longest_pause_s = max(self._longest_pause_s, stats.longest_pause_s)
 
     def _lines(self, host: Host) -> Iterator[str]:
         sums = self._sums
         yield from _metric("up", "gauge", "whether a model is loaded", {"": int(host.ready)})
         yield from _metric("queue_waiting", "gauge", "requests that wait", {"": host.queue.waiting})
         yield from _metric("queue_running", "gauge", "requests that the engine works on", {"": host.queue.running})
+        places, why = host.queue.places, host.loaded and host.loaded.apart_because
+        yield from _metric("parallel", "gauge", "requests that the engine can work on at once", {"": places})
+        apart = {f'reason="{_escaped(why)}"': 1} if why else {}
+        yield from _metric("turns_apart", "gauge", "why requests at once do not share passes", apart)
         yield from _metric("engine_restarts_total", "counter", "engines that had to be replaced", {"": host.restarts})
         requests = {f'path="{path}",status="{status}"': n for (path, status), n in sorted(self.requests.items())}
         yield from _metric("requests_total", "counter", "requests by path and status", requests)
@@ -122,6 +133,12 @@ class Metrics:
             ("decode_seconds", "seconds of decoding, summed"),
         ):
             yield from _metric(f"{name}_total", "counter", help_text, {"": sums[name]})
+        by_turns = {f'turns="{n}"': self.tokens_by_turns[n] for n in sorted(self.tokens_by_turns)}
+        yield from _metric("tokens_by_turns_total", "counter", "generated tokens by turns that shared a pass", by_turns)
+        longest = "longest wait for a first token", {"": self._longest_ttft_s}
+        yield from _metric("longest_ttft_seconds", "gauge", *longest)
+        longest = "longest pause between two rounds of a turn", {"": self._longest_pause_s}
+        yield from _metric("longest_pause_seconds", "gauge", *longest)
         yield from _metric("cache_bytes", "gauge", "bytes of the prefix cache", {"": self._cache_bytes})
         per_round = sums["tokens"] / sums["rounds"] if sums["rounds"] else 0
         yield from _metric("tokens_per_round", "gauge", "generated tokens a verification pass", {"": per_round})
@@ -208,6 +225,10 @@ class RequestLog:
     def _counted_path(self, path: str) -> str:
         matches = (known for known in self._known_paths if path == known or path.startswith(f"{known}/"))
         return next(matches, "other")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def _metric(name: str, kind: str, help_text: str, values: Mapping[str, float]) -> Iterator[str]:

@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 import traceback
+from contextlib import suppress
 from typing import BinaryIO
 
 from mlxmtp.worker.lines import decode
@@ -33,6 +34,14 @@ class Inbox:
     def next(self) -> Command | None:
         """Wait for the next command; None after the last."""
         return self._commands.get()
+
+    def poll(self) -> Command | None:
+        """Return the next command where one is here, else None; also None after the last."""
+        with suppress(queue.Empty):
+            if command := self._commands.get_nowait():
+                return command
+            self._commands.put(None)  # for `next`
+        return None
 
     def stops(self, command: Command) -> bool:
         """Whether the command has to end: it was stopped, or the input has ended."""

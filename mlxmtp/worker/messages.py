@@ -10,6 +10,12 @@ from mlxmtp.limits import MAX_DEPTH, Device
 from mlxmtp.worker.records import CachedModel as CachedModel
 from mlxmtp.worker.records import Memory as Memory
 
+MIN_INTERVAL_S = 1 / 15
+"""Least seconds between two events on the progress of a command: writing one costs the engine time, and the client
+more."""
+EMPTY_MESSAGE = {"role": "assistant", "content": ""}
+"""The answer of a turn that was stopped before its first token."""
+
 
 @dataclass(frozen=True)
 class Command:
@@ -27,6 +33,7 @@ class Load(Command):
         head, mtp, identity, draft_vocab, device: as in `mlxmtp.load`.
         cache_bytes: memory for the prefix cache in bytes; None for half of what the model leaves.
         cache_dir: folder that keeps the prefix cache across restarts, in as many bytes again (10 GB by default).
+        parallel: the most turns that run at once, at least 1; None: as many as pay.
     """
 
     model: str | None = None
@@ -37,6 +44,7 @@ class Load(Command):
     identity: Identity = "fast"
     draft_vocab: str | None = None
     device: Device | None = None
+    parallel: int | None = 1
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,8 @@ class Loaded(Event):
         vocab_size: token ids are below it.
         sampling: the fields of `GenerationOptions` that the model's files recommend.
         ranks: processes that share the model, as "2 ranks (ring)"; "": it runs in one.
+        parallel: the most turns that run at once.
+        apart_because: why turns at once do not share passes; None: they do, or only one runs.
     """
 
     name: str
@@ -129,6 +139,8 @@ class Loaded(Event):
     vocab_size: int = 2**31 - 1
     sampling: dict[str, Any] = field(default_factory=dict)
     ranks: str = ""
+    parallel: int = 1
+    apart_because: str | None = None
 
     def promise_at(self, depth: int | None) -> Promise:
         """What holds at a depth."""

@@ -11,18 +11,20 @@ import time
 import traceback
 from contextlib import closing, nullcontext
 from functools import partial
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from mlxmtp.errors import MlxmtpError, OptionError, is_out_of_memory
+from mlxmtp.errors import MlxmtpError, OptionError
 from mlxmtp.exactness.guarantee import Guarantee
 from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.ranks import Hosts, Ranks
 from mlxmtp.ranks.leader import lead
 from mlxmtp.worker import downloads
+from mlxmtp.worker.failures import failure
 from mlxmtp.worker.inbox import Inbox
 from mlxmtp.worker.lines import encode
 from mlxmtp.worker.messages import (
+    EMPTY_MESSAGE,
+    MIN_INTERVAL_S,
     CheckProgress,
     Command,
     Compare,
@@ -31,27 +33,22 @@ from mlxmtp.worker.messages import (
     Downloaded,
     Downloading,
     Event,
-    Failed,
     Finished,
     Generate,
     ListModels,
     Load,
     Loaded,
-    Memory,
-    PromptProgress,
     Stopped,
-    TurnDelta,
     Warned,
 )
 
-DEFAULT_DISK_BYTES = 10**10
-"""Most bytes of the prefix cache on disk, where `Load` gives no size."""
+if TYPE_CHECKING:
+    from mlxmtp.engine.engine import Engine
+    from mlxmtp.engine.prefix_cache import PrefixCache
+    from mlxmtp.worker.turns import Turns
+
 SAVE_GRACE_S = 30.0
 """Seconds to write the prefix cache to disk once the input has ended."""
-MIN_INTERVAL_S = 1 / 15
-"""Least seconds between progress events: writing one costs the engine time, and the client more."""
-EMPTY_MESSAGE = {"role": "assistant", "content": ""}
-"""The answer of a turn that was stopped before its first token."""
 
 
 class StopRequest(Exception):  # noqa: N818 - like StopIteration, no error
@@ -59,7 +56,7 @@ class StopRequest(Exception):  # noqa: N818 - like StopIteration, no error
 
 
 class Worker:
-    """Executes one command after the other.
+    """Executes one command after the other, but several turns at once.
 
     Args:
         inbox: the commands.
@@ -71,41 +68,67 @@ class Worker:
         self._inbox = inbox
         self._out = out
         self._ranks = ranks
-        self._engine: Any = None
-        self._prefix_cache: Any = None
+        self._engine: Engine | None = None
+        self._prefix_cache: PrefixCache | None = None
+        self._turns: Turns | None = None
         self._sent_at = 0.0
         self._switch: str | None = None
 
     def run(self) -> None:
         """Execute commands until the input ends, then write the prefix cache to disk."""
-        while command := self._inbox.next():
-            try:
-                if self._inbox.stops(command):
-                    raise StopRequest
-                self._execute(command)
-            except StopRequest:
-                is_turn = isinstance(command, Generate)
-                self._emit(Finished(command.id, "interrupted", EMPTY_MESSAGE) if is_turn else Stopped(command.id))
-            except MlxmtpError as error:
-                still_loaded = isinstance(command, Load) and self._engine is not None
-                self._emit(Failed(command.id, "refused", str(error), still_loaded))
-            except (MemoryError, RuntimeError) as error:
-                if self._ranks or (isinstance(error, RuntimeError) and not is_out_of_memory(error)):
-                    raise  # other ranks may be in the middle of the turn: all start again
-                if self._prefix_cache:
-                    self._prefix_cache.clear()
-                self._emit(Failed(command.id, "memory", str(error) or "out of memory"))
-            except OSError as error:
-                self._emit(Failed(command.id, "failed", str(error)))
+        waiting: Command | None = None
+        while True:
+            if not waiting:
+                waiting = self._inbox.poll() if self._turns else self._inbox.next()
+            if waiting and self._may_begin(waiting):
+                self._begin(waiting)
+                waiting = None
+            elif self._turns:
+                self._turns.step()
+            else:
+                break
         if self._prefix_cache:
             self._prefix_cache.close()
+
+    def use(self, engine: Engine, prefix_cache: PrefixCache, parallel: int = 1) -> None:
+        """Generate with an engine, `parallel` turns at once."""
+        from mlxmtp.worker.turns import Turns
+
+        self._engine, self._prefix_cache = engine, prefix_cache
+        self._turns = Turns(engine, prefix_cache, parallel, self._inbox.stops, self._emit)
+
+    def _may_begin(self, command: Command) -> bool:
+        """Whether a command can begin beside the turns that run: a turn if it has a place, others after the turns."""
+        if not self._turns or isinstance(command, ListModels):
+            return True
+        return isinstance(command, Generate) and not self._turns.full
+
+    def _begin(self, command: Command) -> None:
+        """Execute a command, or begin a turn."""
+        try:
+            if self._inbox.stops(command):
+                raise StopRequest
+            self._execute(command)
+        except StopRequest:
+            is_turn = isinstance(command, Generate)
+            self._emit(Finished(command.id, "interrupted", EMPTY_MESSAGE) if is_turn else Stopped(command.id))
+        except Exception as error:
+            still_loaded = isinstance(command, Load) and self._engine is not None
+            failed = failure(command.id, error, still_loaded=still_loaded)
+            if failed is None or (failed.kind == "memory" and self._ranks):
+                raise  # other ranks may be in the middle of the turn: all start again
+            if failed.kind == "memory" and self._prefix_cache:
+                self._prefix_cache.clear()
+            self._emit(failed)
 
     def _execute(self, command: Command) -> None:
         match command:
             case Load():
                 self._load(command)
             case Generate():
-                self._generate(command)
+                self._require_engine()
+                assert self._turns is not None
+                self._turns.begin(command)
             case Compare():
                 self._compare(command)
             case ListModels():
@@ -127,6 +150,8 @@ class Worker:
         from mlxmtp.checkpoints.checkpoint import local_path
         from mlxmtp.engine.loading import load
         from mlxmtp.engine.recommended import recommended_sampling
+        from mlxmtp.worker.caches import make_prefix_cache
+        from mlxmtp.worker.turns import places
 
         if command.cache_dir and self._ranks:
             raise OptionError("--cache-dir is for one machine; leave it out with --hosts or -n")
@@ -136,7 +161,7 @@ class Worker:
             open_checkpoint(command.model)  # a model that cannot be opened does not replace the present one
         if self._prefix_cache:
             self._prefix_cache.close()
-        self._engine = self._prefix_cache = None  # two models may not fit
+        self._engine = self._prefix_cache = self._turns = None  # two models may not fit
         engine = load(
             command.model,
             mtp=command.mtp,
@@ -150,8 +175,10 @@ class Worker:
             self._emit(Warned(0, warning))
         unmeasured = engine.head is None and command.identity == "fast"  # plain decoding is what others compare with
         guarantee = Guarantee("identical", MAX_DEPTH + 1, 0) if unmeasured else engine.guarantee
-        self._engine = engine  # not before: a stop of the measurement leaves no model behind
-        self._prefix_cache = self._make_cache(command)
+        parallel, apart_because = places(engine, command.parallel)
+        prefix_cache = make_prefix_cache(command, engine, lambda text: self._emit(Warned(0, text)))
+        self._inbox.grace_s = SAVE_GRACE_S if command.cache_dir else 0.0
+        self.use(engine, prefix_cache, parallel)  # not before: a stop of the measurement leaves no model behind
         source = engine.head_source
         self._emit(
             Loaded(
@@ -171,6 +198,8 @@ class Worker:
                 vocab_size=engine.target.vocab_size,
                 sampling=recommended_sampling(engine.path, lambda text: self._emit(Warned(0, text))),
                 ranks=self._ranks.description if self._ranks else "",
+                parallel=parallel,
+                apart_because=apart_because,
             )
         )
 
@@ -186,42 +215,6 @@ class Worker:
             self._emit(Warned(0, f"a restart would be faster: {GPU_SWITCH} works from an engine's start on"))
         elif wanted:
             os.environ[GPU_SWITCH] = self._switch = wanted
-
-    def _generate(self, command: Generate) -> None:
-        engine = self._require_engine()
-        segments: list[Any] = []
-        logprobs: list[Any] = []
-        sent = 0
-        with closing(self._stream(command)) as turn:
-            for chunk in turn:
-                segments += chunk.segments
-                logprobs += [[entry.token, entry.logprob, entry.top] for entry in chunk.logprobs]
-                stopped = self._inbox.stops(command)
-                if chunk.finish_reason or stopped or self._due() or chunk.stats.rounds == 1:  # the first at once
-                    new = [[segment.kind, segment.text] for segment in segments[sent:]]
-                    self._emit(TurnDelta(command.id, new, chunk.stats, self._memory(), logprobs))
-                    sent, logprobs = len(segments), []
-                if stopped:
-                    break
-        reason = chunk.finish_reason or "interrupted"
-        message = engine.assistant_message(segments)
-        self._emit(Finished(command.id, reason, message, chunk.stats, self._memory(), chunk.stopped_by))
-
-    def _stream(self, command: Generate) -> Any:
-        def on_prefill(done: int, total: int) -> None:
-            self._raise_if_stopped(command)
-            self._emit(PromptProgress(command.id, done, total))
-
-        return self._require_engine().stream(
-            command.messages,
-            command.settings,
-            raw=command.raw,
-            boundaries=command.boundaries,
-            opening=command.opening,
-            conversation=not command.raw,
-            on_prefill=on_prefill,
-            prefix_cache=self._prefix_cache,
-        )
 
     def _compare(self, command: Compare) -> None:
         from mlxmtp.engine.speed import compare
@@ -248,28 +241,10 @@ class Worker:
         if done >= total or self._due():
             self._emit(Downloading(command.id, repo, done, total))
 
-    def _require_engine(self) -> Any:
+    def _require_engine(self) -> Engine:
         if self._engine is None:
             raise MlxmtpError("no model is loaded; choose one first")
         return self._engine
-
-    def _make_cache(self, command: Load) -> Any:
-        """The prefix cache; its default size depends on the model, which is loaded by now."""
-        from mlxmtp.engine.prefix_cache import PrefixCache
-        from mlxmtp.engine.prefix_disk import PrefixStore
-
-        store = None
-        if command.cache_dir:
-            folder, max_bytes = Path(os.path.expanduser(command.cache_dir)), command.cache_bytes or DEFAULT_DISK_BYTES
-            key = self._engine.facts.model_key(identity=command.identity)  # caches of other arithmetic do not fit
-            store = PrefixStore(folder, max_bytes, key, lambda text: self._emit(Warned(0, text)))
-            self._inbox.grace_s = SAVE_GRACE_S
-        return PrefixCache(_cache_bytes() if command.cache_bytes is None else command.cache_bytes, store)
-
-    def _memory(self) -> Memory:
-        import mlx.core as mx
-
-        return Memory(mx.get_active_memory(), mx.get_peak_memory(), self._prefix_cache.nbytes)
 
     def _raise_if_stopped(self, command: Command) -> None:
         if self._inbox.stops(command):
@@ -282,16 +257,6 @@ class Worker:
         self._out.write(encode(event))
         self._out.flush()
         self._sent_at = time.perf_counter()
-
-
-def _cache_bytes() -> int:
-    """Half of the memory that the loaded model leaves; at least an eighth of the usable memory."""
-    import mlx.core as mx
-
-    from mlxmtp.machine import usable_memory
-
-    usable = usable_memory()
-    return max((usable - mx.get_active_memory()) // 2, usable // 8)
 
 
 def main() -> None:

@@ -15,7 +15,8 @@ STATS_KEYS = {
     "reused_tokens",
     "rounds", "drafted", "accepted", "tokens_per_round", "acceptance_by_depth", "ttft_s", "prefill_tps",
     "decode_tps", "draft_s", "verify_s", "other_s", "peak_memory_bytes", "evaluations", "timed_rounds",
-    "drafted_by_depth", "policy", "looked_up", "looked_up_accepted", "narrowed",
+    "drafted_by_depth", "policy", "looked_up", "looked_up_accepted", "narrowed", "longest_pause_s",
+    "tokens_by_sequences",
 }  # fmt: skip
 JSON_KEYS = {"text", "tokens", "prompt_tokens", "finish_reason", "model", "head", "stats", "promise"}
 

@@ -23,6 +23,7 @@ OPTIONS = {
     "serve": [
         "--model PATH|REPO", "--head PATH|REPO", "--depth K", "--no-mtp", "--identity {fast,strict,canonical}",
         "--host ADDRESS", "--port N", "--api-key KEY", "--cors ORIGIN", "--queue N", "--max-body BYTES",
+        "--parallel N|auto",
         "--cache-bytes BYTES", "--cache-dir PATH", "--temp T", "--top-p P", "--top-k K", "--min-p P",
     ],
     "doctor": ["--model PATH|REPO", "--head PATH|REPO", "--json"],

@@ -57,6 +57,19 @@ def test_options_that_cannot_be_are_refused(main_, started, options, found, expe
     assert started == []
 
 
+def test_requests_at_once(main_, started):
+    for value, expected in (("auto", None), ("1", 1), ("64", 64)):
+        assert main_("serve", "--port", "0", "--parallel", value).code == 0
+        assert (started[-1].parallel, started[-1].load(1).parallel) == (expected, expected), value
+    assert main_("serve", "--port", "0").code == 0
+    assert started.pop().parallel is None
+    for value in ("0", "-1", "1000", "x", "1.5", ""):
+        ran = main_("serve", "--port", "0", f"--parallel={value}")
+        assert (ran.code, value in ran.err) == (2, True), value
+        assert "expected a whole number" in ran.err, value
+    assert len(started) == 3
+
+
 def test_options_that_can_be(main_, started):
     origins = ["*", "null", "http://localhost:3000", "https://app.example", "http://[::1]:80", "tauri://localhost"]
     cors = [part for origin in origins for part in ("--cors", origin)]

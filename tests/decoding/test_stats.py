@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlxmtp.decoding.stats import PhaseTimes, Round, StatsAccumulator
+from mlxmtp.decoding.stats import PhaseTimes, Round, Stats, StatsAccumulator
 
 TIMED = PhaseTimes(draft_s=0.1, verify_s=0.3, other_s=0.1)
 
@@ -13,7 +13,7 @@ def rounds() -> list[tuple[float, Round]]:
     """A prompt of 10 tokens, 4 of them in the caches, read by 2.0; then five rounds, the last cut by a stop."""
     return [
         (3.0, Round((1, 2, 3), drafted=3, accepted=2, evaluations=1)),
-        (4.0, Round((4,), drafted=3, accepted=0, evaluations=3, phases=TIMED)),
+        (4.0, Round((4,), drafted=3, accepted=0, evaluations=3, phases=TIMED, num_sequences=3)),
         (5.0, Round((5,), drafted=0, accepted=0, evaluations=1)),
         (6.0, Round((6, 7, 8, 9), drafted=5, accepted=3, evaluations=1, from_lookup=True)),
         (8.0, Round((10,), drafted=4, accepted=4, evaluations=1, finish="stop")),
@@ -56,6 +56,13 @@ def test_rates_are_of_what_came_in_their_time() -> None:
     assert stats.prefill_tps == 6.0
     assert stats.decode_tps == pytest.approx(7 / 5)
     assert (stats.draft_s, stats.verify_s, stats.other_s) == pytest.approx((1.0, 3.0, 1.0))
+    assert (stats.longest_pause_s, tally(4).stats(0).longest_pause_s) == (2.0, 1.0), "not that before the first round"
+
+
+def test_tokens_are_counted_by_the_turns_that_shared_their_pass() -> None:
+    assert tally(1).stats(0).tokens_by_sequences == (3,)
+    assert tally().stats(0).tokens_by_sequences == (9, 0, 1)
+    assert Stats.from_dict(tally().stats(0).to_dict()) == tally().stats(0)
 
 
 def test_without_a_timed_round_all_time_is_verification() -> None:

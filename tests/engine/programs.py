@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -13,9 +13,11 @@ from typing import Any
 from mlxmtp import Chunk, Engine
 from mlxmtp.decoding.auto_depth import AutoDepth
 from mlxmtp.decoding.depth import Plan
+from mlxmtp.decoding.loop import Outcome
 from mlxmtp.decoding.round_costs import RoundCosts
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.stats import Round, TokenLogprob
+from mlxmtp.engine.generate import TextTurn
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.engine.prefix_disk import PrefixStore
 from mlxmtp.worker.lines import decode
@@ -108,17 +110,23 @@ class Program:
         """Run a turn in the worker, which is stopped at the `stop_after`-th time that it asks."""
         self.engine.policies.__dict__["_auto"] = policy or self.auto
         chunks: list[Chunk] = []
-        stream = type(self.engine).stream
+        open_turn = type(self.engine).open_turn
 
-        def watched(*args: Any, **options: Any) -> Iterator[Chunk]:
-            with closing(stream(self.engine, *args, prefill_tokens=prefill_tokens, **options)) as turn:
-                for chunk in turn:
-                    chunks.append(chunk)
-                    yield chunk
+        def watched(*args: Any, **options: Any) -> TextTurn:
+            turn = open_turn(self.engine, *args, prefill_tokens=prefill_tokens, **options)
+            take = turn.take
 
-        self.engine.__dict__["stream"] = watched
+            def taken(outcome: Outcome) -> Chunk:
+                chunks.append(take(outcome))
+                return chunks[-1]
+
+            turn.__dict__["take"] = taken
+            return turn
+
+        self.engine.__dict__["open_turn"] = watched
         self.cache.inserted, self.cache.reused = None, 0
         events = self._run(command, stop_after)
+        del self.engine.__dict__["open_turn"]
         (end,) = (event for event in events if isinstance(event, Finished))
         deltas = [event for event in events if isinstance(event, TurnDelta)]
         return Answer(
@@ -142,7 +150,7 @@ class Program:
     def _run(self, command: Command | None, stop_after: int | None = None) -> list[Event]:
         out = io.BytesIO()
         worker = Worker(_Single(command, stop_after), out)  # type: ignore[arg-type]
-        worker._engine, worker._prefix_cache = self.engine, self.cache
+        worker.use(self.engine, self.cache)
         with suppress(_NoMoreError):
             worker.run()
         return [decode(line) for line in out.getvalue().splitlines()]  # type: ignore[misc]
@@ -163,6 +171,9 @@ class _Single:
         if not self._commands:
             raise _NoMoreError
         return self._commands.pop()
+
+    def poll(self) -> None:
+        return None
 
     def stops(self, command: Command) -> bool:
         if self._left is None:

@@ -26,7 +26,7 @@ from mlxmtp.server.prompting import PromptBuilder
 from mlxmtp.server.request import Request
 from mlxmtp.server.telemetry import Log
 from mlxmtp.worker.messages import Event, Generate, Load
-from tests.scripted_engine import Answers, Engines, ScriptedEngine, finished, said, until
+from tests.scripted_engine import Answers, Engines, ScriptedEngine, finished, loaded, said, until
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
@@ -155,6 +155,8 @@ async def serving(
     answers: Answers = (),
     *,
     queue: int = 8,
+    parallel: int = 1,
+    apart_because: str | None = None,
     context: int = 4096,
     max_body: int = 1_000_000,
     defaults: GenerationOptions | None = None,
@@ -165,10 +167,12 @@ async def serving(
 
     Args:
         answers: the engine's events of every turn.
+        parallel, apart_because: what the engine says of turns at once.
         tokens: a tokenizer in place of the demo's.
         options: of `create_app`.
     """
-    engines = Engines({Generate: answers})
+    ready = loaded(parallel=parallel, apart_because=apart_because)
+    engines = Engines({Generate: answers, Load: [ready]})
     host = Host(engines, Load, queue)
     await host.open()
     prompts = PromptBuilder(tokens or tokenizer(), context, len(tokens or tokenizer()))

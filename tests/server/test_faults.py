@@ -164,6 +164,22 @@ async def test_requests_that_wait_while_the_engine_dies_are_answered_by_the_next
 
 
 @asynchronous
+async def test_an_engine_that_dies_ends_all_turns_that_it_ran() -> None:
+    """Each is told so; the next engine answers who waits, as many at once as it says."""
+    async with serving(parallel=3) as served, served.over_socket() as online:
+        running = [asyncio.create_task(ask(online, path, path == CHAT)) for path in (CHAT, RESPONSES, MESSAGES)]
+        await until(lambda: len(served.engine.sent(Generate)) == 3, "three turns")
+        waiting = [asyncio.create_task(online.post(path)) for path in ALL]
+        await until(lambda: served.host.queue.waiting == len(ALL), "the others")
+        served.engines.script |= {Load: [loaded(parallel=1)], Generate: turn("fine")}
+        served.engine.die()
+        for status, about in await asyncio.gather(*running):
+            assert (status in (200, 500), "the engine died" in about["message"]) == (True, True)
+        assert [response.status_code for response in await asyncio.gather(*waiting)] == [200] * len(ALL)
+        assert (served.host.restarts, served.host.queue.places) == (1, 1)
+
+
+@asynchronous
 async def test_an_engine_that_dies_between_turns() -> None:
     async with serving(turn("fine")) as served:
         warned: list[str] = []

@@ -13,21 +13,31 @@ from tests.worker.driving import SMALL_MODEL
 
 pytestmark = pytest.mark.process
 
-CLIENTS, VISITS = 4, 6
+VISITS = 6
+"""Of each client."""
 
 
-@pytest.mark.parametrize("model", cases(["small", "demo"], default=["small"]))
-def test_answers_under_load_are_the_engines_own(model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model", "parallel", "clients"),
+    cases(
+        [("small", 1, 4), ("small", 4, 4), ("small", 4, 8), ("demo", 1, 4), ("demo", 4, 8)],
+        default=[("small", 1, 4), ("small", 4, 4)],
+    ),
+)
+def test_answers_under_load_are_the_engines_own(model: str, parallel: int, clients: int, tmp_path: Path) -> None:
     name = str(SMALL_MODEL) if model == "small" else "demo"
     real, engine = requests(divisor=2 if model == "small" else 1), mlxmtp.load(name)
     asked = [*real, *strange_requests(max_tokens=4, calls=model == "demo")]
     answers = [*(one.of_engine(engine) for one in real), *[None] * (len(asked) - len(real))]
     # the small model recommends no temperature, and the defaults of the APIs sample
-    options = ("--model", name, "--temp", "0", "--queue", "2", "--cache-bytes", "20M")
+    options = ("--model", name, "--temp", "0", "--queue", "2", "--cache-bytes", "20M", "--parallel", str(parallel))
     with ServerProcess(tmp_path, *options) as server:
-        report = run_load(server, asked, answers, clients=CLIENTS, seed=3, visits=VISITS)
+        report = run_load(server, asked, answers, clients=clients, seed=3, visits=VISITS)
         assert report.failures == [], server.log
-        assert report.compared > CLIENTS
-        assert report.left > CLIENTS
-        assert report.strange > CLIENTS
+        assert report.compared > clients
+        assert report.left > clients
+        assert report.strange > clients
         assert idle_failures(server) == []
+        shared = sum(n for name, n in server.metrics().items() if name.startswith("tokens_by_turns_total") and n)
+        assert shared >= server.metrics()["tokens_total"] > 0
+        assert (server.metrics().get('tokens_by_turns_total{turns="2"}', 0) > 0) == (parallel > 1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any
 
 import pytest
 
+from mlxmtp.server.queue import FairQueue
 from mlxmtp.server.telemetry import Log, Metrics
 from mlxmtp.server.turn import TurnEnd
 from mlxmtp.worker.messages import Failed, Generate
@@ -60,7 +60,7 @@ async def test_the_counters_of_a_new_server_are_zero() -> None:
     async with serving() as served:
         found = await scrape(served)
         assert found["up"] == 1
-        assert {value for name, value in found.items() if name != "up"} == {0}
+        assert {value for name, value in found.items() if name not in ("up", "parallel")} == {0}
         assert {"queue_waiting", "queue_running", "tokens_total", "cache_bytes", "tokens_per_round"} < found.keys()
 
 
@@ -93,6 +93,27 @@ async def test_turns_are_counted() -> None:
 
 
 @asynchronous
+async def test_turns_that_share_passes_are_counted() -> None:
+    """How many ran beside a turn is in its line of the log too."""
+    alone = stats(tokens_by_sequences=(9,), ttft_s=0.5, longest_pause_s=0.25)
+    shared = stats(tokens_by_sequences=(4, 0, 6), ttft_s=2.0, longest_pause_s=0.125)
+    why = 'layers "a\\b"\nsay no'
+    async with serving(turn("one", stats=alone), parallel=3, apart_because=why) as served:
+        await served.post(CHAT)
+        served.engine.on(Generate, turn("two", stats=shared))
+        await served.post(CHAT)
+        found = await scrape(served)
+        assert [("beside" in line, "beside 2 others" in line) for line in served.log] == [(False, False), (True, True)]
+    assert {name: value for name, value in found.items() if name.startswith("tokens_by_turns")} == {
+        'tokens_by_turns_total{turns="1"}': 13,
+        'tokens_by_turns_total{turns="2"}': 0,
+        'tokens_by_turns_total{turns="3"}': 6,
+    }
+    assert (found["longest_ttft_seconds"], found["longest_pause_seconds"], found["parallel"]) == (2.0, 0.25, 3)
+    assert found['turns_apart{reason="layers \\"a\\\\b\\"\\nsay no"}'] == 1
+
+
+@asynchronous
 async def test_the_queue_and_restarts_are_counted() -> None:
     async with serving(queue=1) as served, served.over_socket() as online:
         asking = [asyncio.create_task(online.post(CHAT)) for _ in range(2)]
@@ -112,7 +133,7 @@ async def test_the_queue_and_restarts_are_counted() -> None:
 def test_large_sums_are_exact() -> None:
     class Nothing:
         ready, restarts = True, 0
-        queue: Any = type("Queue", (), {"waiting": 0, "running": 0})
+        queue, loaded = FairQueue(0), None
 
     metrics = Metrics()
     for _ in range(3):

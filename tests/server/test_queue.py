@@ -57,14 +57,14 @@ async def test_the_queue_is_fair_between_clients() -> None:
         await queue.enter(client)
         order.append(f"{client}{i}")
         await asyncio.sleep(0)
-        queue.leave()
+        queue.leave(client)
 
     await queue.enter("first")
     wishes = [("a", i) for i in range(4)] + [("b", i) for i in range(2)] + [("c", 0)]
     waiting = [asyncio.create_task(one(*wish)) for wish in wishes]
     await asyncio.sleep(0)
     assert (queue.running, queue.waiting) == (1, 7)
-    queue.leave()
+    queue.leave("first")
     await asyncio.gather(*waiting)
     assert order == ["a0", "b0", "c0", "a1", "b1", "a2", "a3"]
     assert (queue.running, queue.waiting) == (0, 0)
@@ -78,12 +78,13 @@ async def test_a_cancelled_waiter_does_not_block_the_queue() -> None:
         await queue.enter("a")
         leaving, staying = (asyncio.create_task(queue.enter(client)) for client in "bc")
         await asyncio.sleep(0)
-        for step in (queue.leave, leaving.cancel) if called_first else (leaving.cancel, queue.leave):
+        steps = [lambda: queue.leave("a"), leaving.cancel]
+        for step in steps if called_first else reversed(steps):
             step()
         await asyncio.gather(leaving, return_exceptions=True)
         await asyncio.wait_for(staying, 1)
         assert (queue.running, queue.waiting) == (1, 0)
-        queue.leave()
+        queue.leave("c")
         assert (queue.running, queue.waiting) == (0, 0)
 
 
@@ -94,8 +95,45 @@ async def test_a_queue_of_length_zero() -> None:
     with pytest.raises(ApiError) as refusal:
         await queue.enter("a")
     assert (refusal.value.status, refusal.value.code) == (503, "queue_full")
-    queue.leave()
+    queue.leave("a")
     await queue.enter("a")
+
+
+@asynchronous
+async def test_several_places_are_shared_fairly_between_clients() -> None:
+    """A place goes to who has the fewest, and among equals to who has waited longest."""
+    queue, order = FairQueue(99, places=3), []
+
+    async def enter(client: str) -> None:
+        await queue.enter(client)
+        order.append(client)
+
+    async def settle() -> str:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        found = "".join(order)
+        order.clear()
+        return found
+
+    waiting = [asyncio.create_task(enter(client)) for client in "aaaaaabbcd"]
+    assert await settle() == "aaa", "free places wait for nobody"
+    for leaving, expected in (("a", "b"), ("a", "c"), ("a", "a"), ("b", "d"), ("a", "b"), ("c", "a"), ("d", "a")):
+        queue.leave(leaving)
+        assert await settle() == expected, (leaving, queue.running, queue.waiting)
+    assert (queue.running, queue.waiting) == (3, 0)
+    waiting += [asyncio.create_task(enter("e")) for _ in range(4)]
+    queue.places = 5
+    assert (await settle(), queue.running, queue.waiting) == ("ee", 5, 2)
+    queue.places = 1
+    for client in "aab":
+        queue.leave(client)
+    assert (await settle(), queue.running, queue.waiting) == ("", 2, 2), "more run than there are places"
+    await asyncio.gather(*(task for task in waiting if task.done()))
+    queue.leave("e")
+    queue.leave("e")
+    assert (await settle(), queue.running, queue.waiting) == ("e", 1, 1)
+    queue.leave("e")
+    await asyncio.gather(*waiting)
 
 
 # -- requests -----------------------------------------------------------------------------------------------------
@@ -223,6 +261,37 @@ async def test_an_engine_that_ignores_a_stop_is_replaced(monkeypatch: pytest.Mon
             assert "mine" in await second
         await online.assert_works()
         assert served.host.restarts == 1
+
+
+@asynchronous
+async def test_turns_at_once_have_their_own_events_and_stops() -> None:
+    """The first client leaves: its turn alone is stopped, and the third's begins beside the second's."""
+    async with serving(parallel=2) as served, served.over_socket() as online:
+        async with (
+            request_in_progress(online, True, max_tokens=1) as first,
+            request_in_progress(online, True, max_tokens=2) as second,
+            request_in_progress(online, False, max_tokens=3) as third,
+        ):
+            await until(lambda: served.host.queue.waiting == 1, "two turns, and one that waits")
+            ids = {command.settings.max_tokens: command.id for command in served.engine.sent(Generate)}
+            assert len(ids) == 2
+            beside, gone = ids.get(2) or ids[3], ids[1]
+            for word in ("one ", "two "):
+                served.engine.say(said(f"a{word}"), to=gone)
+                served.engine.say(said(f"b{word}"), to=beside)
+            first.cancel()
+            await until(lambda: turns(served) == 3, "the last one's turn")
+            assert served.engine.stops == [gone]
+            last = served.command.id
+            served.engine.say(said("c"), finished("c"), to=last)
+            served.engine.say(finished("b"), to=beside)
+            texts = await asyncio.gather(second, third)
+            assert sorted(("bone" in text, "c" in text and "bone" not in text) for text in texts) == [
+                (False, True),
+                (True, False),
+            ]
+            assert not any("aone" in text for text in texts)
+        await online.assert_works()
 
 
 @asynchronous

@@ -132,13 +132,18 @@ class _Script:
             raise _OverError
         return self._commands.popleft()
 
+    def poll(self) -> Command | None:
+        return self._commands.popleft() if self._commands else None
 
-def serve(*commands: Command, engine: Any = None, stops: Callable[[Command], bool] = lambda _: False) -> list[Event]:
+
+def serve(
+    *commands: Command, engine: Any = None, stops: Callable[[Command], bool] = lambda _: False, parallel: int = 1
+) -> list[Event]:
     """What `Worker` says to these commands, in this process; with an engine, that one is loaded already."""
     out = io.BytesIO()
     worker = Worker(_Script(commands, stops), out)  # type: ignore[arg-type]
     if engine is not None:
-        worker._engine, worker._prefix_cache = engine, PrefixCache(1 << 30)
+        worker.use(engine, PrefixCache(1 << 30), parallel)
     with suppress(_OverError):
         worker.run()
     return [decode(line) for line in out.getvalue().splitlines()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from mlxmtp import Chunk, Engine, GenerationOptions
 from mlxmtp.engine.output import Segment
 from mlxmtp.engine.prefix_cache import PrefixCache
+from mlxmtp.engine.scheduler import ChunkRead
 from mlxmtp.worker.inbox import Inbox
 from mlxmtp.worker.lines import encode
 from mlxmtp.worker.messages import (
@@ -39,33 +40,52 @@ class NoSequence:
 
 
 class Scripted:
-    """An engine whose turns are written down: chunks, or errors that are raised in their place."""
+    """An engine whose turns are written down: chunks, or errors in their place; and its scheduler.
 
-    def __init__(self, *script: Any) -> None:
-        self.script = script
+    Args:
+        script: of every turn. scripts: of the turns to one prompt each, by its text.
+    """
+
+    ranks = why_apart = None
+
+    def __init__(self, *script: Any, **scripts: Any) -> None:
+        self.script, self.scripts = script, scripts
+        self.turns: dict[int, Iterator[Any]] = {}
         self.given = 0
         self.closed = False
         self.held: list[int] = []
         self.asked: list[Any] = []
 
-    def stream(
-        self, *prompt: Any, on_prefill: Callable[[int, int], None], prefix_cache: PrefixCache, **options: Any
-    ) -> Any:
+    def open_turn(self, *prompt: Any, prefix_cache: PrefixCache, **options: Any) -> Any:
         prefix_cache._sequences.append(NoSequence())
         self.held.append(len(prefix_cache._sequences))
         self.asked.append((prompt, options))
-        return self._turn(on_prefill)
+        return self._turn(self.scripts.get(prompt[0][0]["content"], self.script))
 
-    def _turn(self, on_prefill: Callable[[int, int], None]) -> Iterator[Chunk]:
+    def _turn(self, script: Iterable[Any]) -> Iterator[Any]:
         try:
-            on_prefill(1, 1)
-            for item in self.script:
-                if isinstance(item, BaseException):
-                    raise item
+            yield ChunkRead(1, 1)
+            for item in script:
                 self.given += 1
                 yield item
         finally:
             self.closed = True
+
+    def scheduler(self, *_: Any) -> Any:
+        return self
+
+    def add(self, key: int, turn: Iterator[Any]) -> None:
+        self.turns[key] = turn
+
+    def cancel(self, key: int) -> None:
+        self.turns.pop(key).close()  # type: ignore[attr-defined]
+
+    def step(self) -> list[tuple[int, Any]]:
+        events = [(key, next(turn)) for key, turn in self.turns.items()]
+        for key, event in events:
+            if isinstance(event, Exception) or getattr(event, "finish_reason", None):
+                self.cancel(key)
+        return events
 
     def assistant_message(self, parts: list[Segment]) -> dict[str, Any]:
         return {"role": "assistant", "content": "".join(part.text for part in parts)}
@@ -122,9 +142,21 @@ def test_a_stop_holds_for_its_command_only(inbox: tuple[Inbox, Callable[[Command
         put(command)
     assert [box.next(), box.next(), box.next()] == [ListModels(3), ListModels(4), ListModels(5)]
     assert [box.stops(ListModels(number)) for number in (2, 3, 4, 5)] == [True, False, True, False]
+    assert box.poll() is None
     put(Stop(9))
     assert wait_until(lambda: box.stops(ListModels(9)), 5), "heard, though nobody asks for the next command"
     assert not box.stops(ListModels(10))
+
+
+def test_the_end_of_the_input_is_kept_for_who_waits_for_commands() -> None:
+    lines: SimpleQueue[bytes | None] = SimpleQueue()
+    box = Inbox(iter(lines.get, None))  # type: ignore[arg-type]
+    box.grace_s = 1e6  # the end of the input would end this process
+    lines.put(encode(ListModels(1)))
+    assert wait_until(lambda: box.poll() == ListModels(1), 5)
+    lines.put(None)
+    assert wait_until(lambda: box.stops(ListModels(2)), 5)
+    assert [box.poll(), box.poll(), box.next()] == [None, None, None]
 
 
 # -- failures -------------------------------------------------------------------------------------------------
@@ -146,16 +178,10 @@ def test_too_little_memory_is_told_and_survived(error: Exception) -> None:
 
 
 def test_after_too_little_memory_the_next_turn_works() -> None:
-    engine = Scripted(chunk("a", "stop"))
-    failing = iter([MemoryError("too large")])
-
-    def stops(_: Command) -> bool:
-        for error in failing:
-            raise error
-        return False
-
-    events = serve(ask(1), ask(2), engine=engine, stops=stops)
-    assert events[0] == Failed(1, "memory", "too large")
+    engine = Scripted(chunk("a", "stop"), first=[MemoryError("too large")])
+    first = Generate(1, [{"role": "user", "content": "first"}], GenerationOptions())
+    events = serve(first, ask(2), engine=engine)
+    assert events[1] == Failed(1, "memory", "too large")
     assert text_of(events) == "a"
     assert events[-1] == Finished(2, "stop", engine.assistant_message([Segment("text", "a")]), STATS, events[-1].memory)
 

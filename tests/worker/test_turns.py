@@ -28,7 +28,10 @@ pytestmark = pytest.mark.process
 Messages = list[dict[str, Any]]
 ORDER = "I'd like a large latte with oat milk, please."
 LONG = "Write a class."  # it never comes to an end
-TIMES = {"seconds", "ttft_s", "prefill_tps", "decode_tps", "draft_s", "verify_s", "other_s", "peak_memory_bytes"}
+TIMES = {
+    "seconds", "ttft_s", "prefill_tps", "decode_tps", "draft_s", "verify_s", "other_s", "peak_memory_bytes",
+    "longest_pause_s",
+}  # fmt: skip
 
 
 def user(text: str) -> Messages:
