@@ -15,7 +15,7 @@ from mlxmtp.prefixes import common_length
 
 Key = Hashable
 ROUND_SHARE = 0.25
-"""Time for rounds of running turns after each chunk of a prompt, in parts of the chunk's time; at least one round."""
+"""Time for rounds of running turns while prompts are read, in parts of the time for chunks."""
 SLICE = 8
 """Rounds of a turn before the next one's, where turns do not share passes."""
 SHARED_PREFIX = 512
@@ -47,10 +47,10 @@ Event = ChunkRead | Deferred | Chunk | Exception
 class Scheduler:
     """Runs turns of one engine, `parallel` at once; others wait in the order in which they came.
 
-    `step` reads one chunk of one prompt, or runs one round. After each chunk, running turns get rounds for
-    `ROUND_SHARE` of the chunk's time: so a chunk is the longest pause of a running turn, and a prompt takes at most
-    that much longer than alone. Prompts take turns chunk by chunk. A prompt that has its beginning in common with one
-    that is being read waits for that, and takes it over.
+    `step` reads one chunk of one prompt, or runs one round. A chunk gives running turns the right to rounds of
+    `ROUND_SHARE` of its time. The next round runs when its own time is covered: prompts take at most that much longer
+    than alone, and a running turn pauses for a chunk and some rounds' time at most. Prompts take turns chunk by chunk.
+    A prompt that has its beginning in common with one that is being read waits for that, and takes it over.
 
     A turn is admitted beside others if the caches of all are expected to fit into `max_bytes`; one alone always is.
 
@@ -79,7 +79,9 @@ class Scheduler:
         self._deferred: set[Key] = set()
         self._reading: dict[Key, TextTurn] = {}
         self._running: dict[Key, TextTurn] = {}
-        self._owed = 0.0  # seconds of rounds before the next chunk
+        self._owed = 0.0  # seconds of rounds that chunks have given the right to
+        self._last_round = 0.0  # seconds
+        self._round_end = time.perf_counter()
         self._rounds = 0  # of the present group of turns that do not share passes with others
 
     @property
@@ -102,6 +104,7 @@ class Scheduler:
         if self.idle:
             mx.reset_peak_memory()
             self._loop.begin()
+            self._round_end = time.perf_counter()
         self._waiting[key] = turn
 
     def cancel(self, key: Key) -> None:
@@ -132,7 +135,7 @@ class Scheduler:
     def step(self) -> list[tuple[Key, Event]]:
         """Read one chunk of a prompt or run one round; return what it was for each turn that took part."""
         events = self._admit()
-        if self._reading and not (self._running and self._owed > 0):
+        if self._reading and not (self._running and self._owed >= self._last_round):
             return events + self._read(self._next_to_read())
         return events + (self._round() if self._running else [])
 
@@ -177,10 +180,11 @@ class Scheduler:
             turn.close()
             return [(key, error)]
         finally:
-            seconds = time.perf_counter() - started
-            self._owed = ROUND_SHARE * seconds
+            now = time.perf_counter()
             if self._running:
-                self.longest_pause = max(self.longest_pause, seconds)
+                self._owed += ROUND_SHARE * (now - started)
+            else:
+                self._round_end = now  # nobody pauses
             self._loop.resume()
         (self._reading if turn.reading else self._running)[key] = turn
         return [(key, ChunkRead(*progress))] if progress else []
@@ -195,12 +199,15 @@ class Scheduler:
         turns = {self._running[key].turn: key for key in group}
         started = time.perf_counter()
         try:
-            outcomes = self._loop.round([*turns], ahead=not (self._reading or self._waiting or ends))
+            outcomes = self._loop.round([*turns], ahead=not (self._reading or ends))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             return self._make_room(error)
-        self._owed -= time.perf_counter() - started
+        now = time.perf_counter()
+        self.longest_pause = max(self.longest_pause, started - self._round_end)
+        self._last_round, self._round_end = now - started, now
+        self._owed = max(self._owed - self._last_round, 0.0) if self._reading else 0.0
         events = [self._taken(turns[turn], outcome) for turn, outcome in outcomes.items()]
         if ends:
             for key in group:

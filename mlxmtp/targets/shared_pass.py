@@ -7,7 +7,8 @@ and without a mask for foreign lengths. A recurrent layer's states are stacked f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
@@ -20,6 +21,7 @@ from mlxmtp.targets.patches.observe import methods, rebind, replace_call, uses
 
 ATTENTION = scaled_dot_product_attention.__name__
 Attention = Callable[..., mx.array]
+NONE: Mapping[int, StackedStates] = MappingProxyType({})
 
 
 class BySequence(tuple[Any, ...]):
@@ -39,9 +41,9 @@ class LayerView:
     def __len__(self) -> int:
         return len(self.caches)
 
-    def __getitem__(self, i: int) -> Any:
+    def __getitem__(self, i: int) -> LayerView:
         """Return the view of one of a layer's several caches."""
-        return layer_view([layer[i] for layer in self.caches])
+        return LayerView([layer[i] for layer in self.caches])
 
     @property
     def offset(self) -> mx.array:
@@ -50,7 +52,7 @@ class LayerView:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[BySequence, BySequence]:
         """Append each sequence's rows of [B, heads, m, D] to its own cache; return the keys and values of each."""
-        rows = ((keys[b : b + 1], values[b : b + 1]) for b in range(len(self.caches)))
+        rows = zip(mx.split(keys, len(self)), mx.split(values, len(self)), strict=True)
         fetched = [cache.update_and_fetch(*own) for cache, own in zip(self.caches, rows, strict=True)]
         return BySequence(own for own, _ in fetched), BySequence(own for _, own in fetched)
 
@@ -69,30 +71,49 @@ class LayerView:
         return _one_or_each([cache.make_mask(*args, **options) for cache in self.caches])
 
 
-def layer_view(caches: Sequence[Any]) -> Any:
-    """Return what takes the place of a layer's cache: a view, or a recurrent layer's states [B, ...] in one cache."""
-    if not isinstance(caches[0], ArraysCache):
-        return LayerView(caches)
-    stacked: Any = ArraysCache(len(caches[0].cache))
-    stacked.cache = [_stack(states) for states in zip(*(cache.cache for cache in caches), strict=True)]
-    return stacked
+class StackedStates:
+    """The states [B, ...] of one recurrent layer, of all sequences of a pass.
+
+    They are kept for the next pass: where that has the same sequences, and none has gone back, nothing is copied.
+    """
+
+    def __init__(self) -> None:
+        self._states: list[mx.array | None] = []
+        self._parts: list[list[mx.array | None]] = []
+
+    def stack(self, caches: Sequence[Any]) -> Any:
+        """Return one cache with the states of all."""
+        stacked: Any = ArraysCache(len(caches[0].cache))
+        own = [cache.cache for cache in caches]
+        kept = len(own) == len(self._parts) and all(map(_same_arrays, own, self._parts))
+        stacked.cache = [*self._states] if kept else [_stack(states) for states in zip(*own, strict=True)]
+        return stacked
+
+    def unstack(self, stacked: Any, caches: Sequence[Any]) -> None:
+        """Give the states after a pass to the sequences' own caches."""
+        self._states = [*stacked.cache]
+        parts = zip(*(mx.split(state, len(caches)) for state in stacked.cache), strict=True)
+        self._parts = [[*own] for own in parts]
+        for cache, own in zip(caches, self._parts, strict=True):
+            cache.cache = [*own]
 
 
-def shared_cache(caches: Sequence[list[Any]]) -> list[Any]:
-    """Return a model's cache that stands for the caches of several sequences, for one pass."""
-    return [layer_view(layers) for layers in zip(*caches, strict=True)]
+def shared_cache(
+    caches: Sequence[list[Any]], recurrent: Mapping[int, StackedStates] = MappingProxyType({})
+) -> list[Any]:
+    """Return a model's cache that stands for the caches of several sequences, for one pass.
+
+    Args:
+        recurrent: of the recurrent layers, by layer.
+    """
+    layers = enumerate(zip(*caches, strict=True))
+    return [recurrent[i].stack(own) if i in recurrent else LayerView(own) for i, own in layers]
 
 
 def first_leaf(layer: Any) -> Any:
     """Return the first of a layer's several caches, or its one cache; of a view, a view."""
     several = isinstance(layer.caches[0] if isinstance(layer, LayerView) else layer, CacheList)
     return layer[0] if several else layer
-
-
-def unstack(stacked: Any, caches: Sequence[Any]) -> None:
-    """Give a recurrent layer's states [B, ...] after a pass back to the sequences' own caches."""
-    for b, cache in enumerate(caches):
-        cache.cache = [state[b : b + 1] for state in stacked.cache]
 
 
 def share_attention(modules: Iterable[nn.Module], *, whole: bool = False) -> None:
@@ -119,10 +140,10 @@ def split_attention(attention: Attention) -> Attention:
         if not isinstance(keys, BySequence):
             return attention(queries, keys, values, *rest, **options)
         outputs = []
-        for b in range(len(keys)):
+        for b, own_queries in enumerate(mx.split(queries, len(keys))):
             own = {name: _of_sequence(value, b) for name, value in options.items()}
             others = (_of_sequence(value, b) for value in rest)
-            outputs.append(attention(queries[b : b + 1], keys[b], values[b], *others, **own))
+            outputs.append(attention(own_queries, keys[b], values[b], *others, **own))
         return mx.concatenate(outputs, axis=0)
 
     return attend
@@ -172,6 +193,10 @@ def _one_or_each(masks: Sequence[Any]) -> Any:
     if any(isinstance(mask, mx.array) for mask in masks) or any(mask != masks[0] for mask in masks):
         return BySequence(masks)
     return masks[0]
+
+
+def _same_arrays(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    return all(a is b for a, b in zip(one, other, strict=True))
 
 
 def _stack(states: Sequence[mx.array | None]) -> mx.array | None:

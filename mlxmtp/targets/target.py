@@ -18,7 +18,7 @@ from mlxmtp.targets.patches.gated_delta import RecurrentLayer, is_gated_delta
 from mlxmtp.targets.patches.latent import LatentAttention, has_latents
 from mlxmtp.targets.patches.observe import observe
 from mlxmtp.targets.patches.window import WindowCache, patch_windows
-from mlxmtp.targets.shared_pass import share_attention, shared_cache, unstack
+from mlxmtp.targets.shared_pass import StackedStates, share_attention, shared_cache
 from mlxmtp.targets.states import is_trimmable, leaf_caches
 from mlxmtp.threads import note_thread
 
@@ -80,6 +80,7 @@ class Target:
             for i, layer in enumerate(model.layers)
             if is_gated_delta(getattr(layer, "linear_attn", None))
         }
+        self._stacked = {i: StackedStates() for i in self._recurrent}
         self.latent = [LatentAttention(module, split_rows=True) for module in modules if has_latents(module)]
         windows = sum(type(cache) is RotatingKVCache for cache in make_prompt_cache(model))
         self._windows = windows > 0 and patch_windows(modules, windows)
@@ -190,13 +191,13 @@ class Target:
         """
         padded = max(self.min_tokens, *(own.shape[1] for own in tokens))
         rows = [_padded(own, padded) for own in tokens]
-        shared = caches[0] if len(caches) == 1 else shared_cache(caches)
+        shared = caches[0] if len(caches) == 1 else shared_cache(caches, self._stacked)
         before = {i: [(cache[i][0], cache[i][1]) for cache in caches] for i in self._recurrent}
         with self._in_pass(caches, num_tokens=padded):
             logits, hidden = self.forward(rows[0] if len(rows) == 1 else mx.concatenate(rows), shared)
         if len(caches) > 1:
-            for i in self._recurrent:
-                unstack(shared[i], [cache[i] for cache in caches])
+            for i, states in self._stacked.items():
+                states.unstack(shared[i], [cache[i] for cache in caches])
         recurrent = {i: layer.take(before[i]) for i, layer in self._recurrent.items()}
         passes = []
         for b, cache in enumerate(caches):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
 from mlxmtp import GenerationOptions, load
+from mlxmtp.decoding.loop import RoundLoop
 from mlxmtp.engine import scheduler
 from mlxmtp.engine.engine import Engine
 from mlxmtp.engine.generate import Chunk, TextTurn
@@ -200,20 +202,34 @@ def test_who_does_not_fit_waits_and_is_told(engine: Engine) -> None:
 
 
 def test_running_turns_go_on_while_a_prompt_is_read(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two chunks there is a round, and no more rounds than their share of the time."""
-    clock = iter(range(1_000_000))
-    monkeypatch.setattr(scheduler.time, "perf_counter", lambda: next(clock) / 100)  # each reading takes as long
+    """A chunk of 1 s gives the right to rounds of 0.25 s, and a round takes 0.11 s here."""
+    now = [0.0]
+    monkeypatch.setattr(scheduler, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     turns, cache = Turns(engine, seed=8), PrefixCache(ROOM)
+    turns.prompts[1] = [5 + i % 50 for i in range(900)]
     s = Scheduler(engine.round_loop(), 2)
-    s.add("running", turns.open(0, cache))
+    for owner, name, seconds in ((TextTurn, "read_chunk", 1.0), (RoundLoop, "round", 0.11)):
+        monkeypatch.setattr(owner, name, taking(now, seconds, getattr(owner, name)))
+    s.add("running", turns.open(4, cache))
     events: list[tuple[Any, Any]] = []
     while not tokens_of(events):
         events += s.step()
-    turns.prompts[1] = [5 + i % 50 for i in range(900)]
+    assert s.longest_pause == 0, "nobody paused while the first prompt was read"
     s.add("reading", turns.open(1, cache))
-    kinds = [(key, type(event)) for _ in range(12) for key, event in s.step()]
-    assert kinds[:6] == [("reading", ChunkRead), ("running", Chunk)] * 3
-    assert s.longest_pause > 0
+    kinds = "".join("C" if isinstance(event, ChunkRead) else "R" for _ in range(13) for _, event in s.step())
+    assert kinds == "CRRCRRCRRCRRR"
+    assert s.longest_pause == pytest.approx(1.0)
+
+
+def taking(now: list[float], seconds: float, call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call, after which so many seconds have passed."""
+
+    def timed(*args: Any, **options: Any) -> Any:
+        result = call(*args, **options)
+        now[0] += seconds
+        return result
+
+    return timed
 
 
 def test_a_scheduler_that_is_closed_keeps_the_caches(engine: Engine) -> None:
