@@ -165,7 +165,7 @@ class TableTarget:
     def make_cache(self) -> list[Any]:
         return [TokenCache()]
 
-    def longest_pass(self, offset: int) -> int:
+    def longest_pass(self, *offsets: int) -> int:
         return 1 << 31
 
     def forward(self, tokens: mx.array, cache: list[Any]) -> tuple[mx.array, mx.array]:

@@ -114,7 +114,7 @@ class RoundLoop:
         if turns[0].queued:
             return [no_draft() for _ in turns]
         plans = plan_round([(turn.policy, turn.match) for turn in turns])
-        longest = min(self._target.longest_pass(turn.sequence.offset) for turn in turns)
+        longest = self._target.longest_pass(*(turn.sequence.offset for turn in turns))
         requests = [turn.request(plan, longest) for turn, plan in zip(turns, plans, strict=True)]
         if not any(request.depth for request in requests):
             return [no_draft() for _ in turns]

@@ -8,12 +8,12 @@ from contextlib import closing
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from mlxmtp.decoding.loop import RoundLoop
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import PREFILL_TOKENS
-from mlxmtp.engine.generate import Chunk, Result, TextTurn, result_of, run
+from mlxmtp.engine.generate import Chunk, Result, TextTurn, TurnArguments, result_of, run
 from mlxmtp.engine.grammar import grammar_of, token_trie
 from mlxmtp.engine.in_step import LeadingLoop, LeadingTurn, Steps, check_reuse, with_shared_seed
 from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer, assistant_message
@@ -23,31 +23,18 @@ from mlxmtp.engine.prompt import Prompt, encode, render_prompt
 from mlxmtp.engine.request import GenerationOptions, check_count
 from mlxmtp.engine.retokenization import TokenUnits, restore_generated_ids
 from mlxmtp.engine.scheduler import Scheduler
-from mlxmtp.engine.store import ModelFacts, establish_guarantee
+from mlxmtp.engine.store import ModelFacts, establish_guarantee, establish_sharing
 from mlxmtp.engine.thinking_budget import budget_processors
 from mlxmtp.errors import OptionError, PromptError
 from mlxmtp.exactness.compare import OnPass
 from mlxmtp.exactness.guarantee import Guarantee, Identity
-from mlxmtp.exactness.probe import GPU_TOKENS
+from mlxmtp.exactness.shared import why_apart
 from mlxmtp.heads import Head, HeadSource, NarrowedLogits
 from mlxmtp.heads.check import TEXT
 from mlxmtp.ranks import Ranks
-from mlxmtp.targets import Target, check_ids, why_not_shared
+from mlxmtp.targets import Target, check_ids
 
 DEFAULTS = GenerationOptions()
-NOT_MEASURED = Guarantee("distribution", GPU_TOKENS, 0, because="passes are not compared where ranks share them")
-"""The guarantee with ranks."""
-
-
-class TurnArguments(TypedDict, total=False):
-    """Arguments of `Engine.open_turn`, which tells them."""
-
-    raw: bool
-    prefill_tokens: int
-    prefix_cache: PrefixCache | None
-    boundaries: Sequence[int]
-    opening: str
-    conversation: bool
 
 
 class Engine:
@@ -93,6 +80,7 @@ class Engine:
         self.identity, self._on_check = identity, on_check
         self.draft_tokens = draft_tokens
         self.narrowed = narrowed
+        self._num_sequences: int = 1
         self.ranks = ranks
 
     @property
@@ -118,9 +106,15 @@ class Engine:
         It is loaded, or else measured and saved: this takes as long as some hundred tokens, once for a model on a
         machine. With ranks nothing is measured.
         """
-        if self.ranks:
-            return NOT_MEASURED
         return establish_guarantee(self.facts, self.identity, self.probe_text, self._on_check)
+
+    def share_passes(self, num_sequences: int) -> Guarantee:
+        """Return `guarantee`, which from now on says what holds of passes over up to `num_sequences` sequences too."""
+        if num_sequences > self._num_sequences:
+            known = self.facts, self.identity, self.guarantee, self.probe_text
+            self.guarantee = establish_sharing(*known, num_sequences, self.why_apart, self._on_check)
+            self._num_sequences = num_sequences
+        return self.guarantee
 
     @property
     def token_identical(self) -> bool:
@@ -265,7 +259,7 @@ class Engine:
         """Return what runs several turns of this engine at once, which `open_turn` made with the same prefix cache."""
 
         def together(num_turns: int) -> int:
-            return 1 if num_turns > 1 and self.why_apart else num_turns
+            return min(num_turns, self.share_passes(parallel).max_sequences(1)) if num_turns > 1 else 1
 
         return Scheduler(self.round_loop(), parallel, together=together, max_bytes=prefix_cache.max_bytes)
 
@@ -276,7 +270,7 @@ class Engine:
     @cached_property
     def why_apart(self) -> str | None:
         """Why turns of this model cannot share passes; None: they can. Tried at the first call."""
-        why = partial(why_not_shared, self.target)
+        why = partial(why_apart, self.target, self.identity, self.guarantee)
         return self._steps.take(why, "try_sharing") if self._steps else why()
 
     def assistant_message(self, segments: Iterable[Segment]) -> dict[str, Any]:

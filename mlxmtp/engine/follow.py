@@ -15,7 +15,6 @@ from mlxmtp.engine.request import GenerationOptions
 from mlxmtp.errors import MlxmtpError
 from mlxmtp.ranks import OutOfStepError, Ranks
 from mlxmtp.ranks.join import join
-from mlxmtp.targets import why_not_shared
 
 
 def follow(ranks: Ranks) -> NoReturn:
@@ -81,7 +80,7 @@ class FollowedTurns:
                     turn.take(outcomes[turn.turn])
 
     def _try_sharing(self) -> None:
-        why_not_shared(self._engine.target)
+        _ = self._engine.why_apart  # runs the passes that rank 0 runs
 
     def _close(self, number: int) -> None:
         self._turns.pop(number).close()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import mlx.core as mx
 
@@ -20,6 +21,17 @@ from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.heads import Head, NarrowedLogits
 from mlxmtp.targets import Target, expected_bytes, leaf_caches
+
+
+class TurnArguments(TypedDict, total=False):
+    """Arguments of `Engine.open_turn`, which tells them."""
+
+    raw: bool
+    prefill_tokens: int
+    prefix_cache: PrefixCache | None
+    boundaries: Sequence[int]
+    opening: str
+    conversation: bool
 
 
 @dataclass(frozen=True)

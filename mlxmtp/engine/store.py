@@ -19,7 +19,8 @@ from mlxmtp.checkpoints.tensors import weight_files
 from mlxmtp.exactness.compare import OnPass
 from mlxmtp.exactness.few_rows import available, few_row_matmul, fused_few_row_matmul
 from mlxmtp.exactness.guarantee import Guarantee, Identity
-from mlxmtp.exactness.probe import apply_guarantee, probe, still_holds
+from mlxmtp.exactness.probe import GPU_TOKENS, apply_guarantee, probe, still_holds
+from mlxmtp.exactness.shared import share
 from mlxmtp.exactness.store import cache_file, load_guarantee, save_guarantee
 from mlxmtp.exactness.variants import Kernel
 from mlxmtp.heads import Head, HeadSource
@@ -87,6 +88,9 @@ def file_facts(files: Iterable[Path]) -> list[tuple[str, int, int]]:
 
 # -- the guarantee --------------------------------------------------------------------------------------------
 
+NOT_MEASURED = Guarantee("distribution", GPU_TOKENS, 0, because="passes are not compared where ranks share them")
+"""The guarantee with ranks."""
+
 
 def guarantee_file(facts: ModelFacts, identity: Identity) -> Path:
     """The file of a guarantee, the same with a head and without."""
@@ -105,6 +109,8 @@ def establish_guarantee(
         text: token ids to measure on.
         on_pass: called with (done, total) passes while it is measured. An exception of it ends the measurement.
     """
+    if facts.ranks > 1:
+        return NOT_MEASURED
     file, kernels = guarantee_file(facts, identity), own_kernels()
     if saved := load_guarantee(file):
         apply_guarantee(facts.target, saved, kernels)
@@ -113,3 +119,30 @@ def establish_guarantee(
     measured = probe(facts.target, text, identity, kernels=kernels, on_pass=on_pass)
     save_guarantee(file, measured)
     return measured
+
+
+def establish_sharing(
+    facts: ModelFacts,
+    identity: Identity,
+    guarantee: Guarantee,
+    text: list[int],
+    num_sequences: int,
+    apart: str | None,
+    on_pass: OnPass = lambda *_: None,
+) -> Guarantee:
+    """Return a guarantee that also says what holds of passes over up to `num_sequences` sequences, and save it.
+
+    What an earlier run found is taken over. One-row arithmetic is compared once more: its variants are of this process.
+
+    Args:
+        guarantee: the target's, by `establish_guarantee`.
+        text, on_pass: as there.
+        apart: as in `share`.
+    """
+    known = guarantee.num_sequences >= num_sequences and not guarantee.ways
+    if known or (guarantee.num_sequences == 1 and guarantee.not_shared):
+        return guarantee
+    shared = share(facts.target, text, guarantee, num_sequences, apart, on_pass)
+    if facts.ranks == 1:
+        save_guarantee(guarantee_file(facts, identity), shared)
+    return shared

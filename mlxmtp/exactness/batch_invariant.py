@@ -5,6 +5,9 @@ gathered products run each row alone, and a few rows of affine matrices on Apple
 (`Target.one_row_products`).
 Elsewhere it is none, even if it seems equal: in half precision most differences in the order of addition are rounded
 away, and a small matrix has too few outputs to show the rest. The probe compares the model's logits besides.
+
+A pass over B sequences of m tokens has B * m rows: for matrices and experts they are rows of one batch. Attention sees
+one sequence at a time (targets/shared_pass.py), and runs its m rows as those of a sequence alone.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchMLP
 
 from mlxmtp.exactness.variants import (
@@ -26,26 +29,27 @@ from mlxmtp.exactness.variants import (
     MatmulVariant,
     dense_variants,
     fastest_equal,
+    in_parts,
     quantised_variants,
     row_by_row,
 )
+from mlxmtp.targets.patches.latent import has_latents
 from mlxmtp.targets.patches.observe import rebind, replace_call
+from mlxmtp.targets.shared_pass import ATTENTION, attention_of, split_attention
 
 if TYPE_CHECKING:
     from mlxmtp.targets import Target
 
-ATTENTION = "scaled_dot_product_attention"
-"""The function that attention modules of mlx-lm call."""
 EXPERTS = (SwitchGLU, SwitchMLP)
 ALL_ROWS = 1 << 31
 
 
 class BatchInvariant:
-    """Patches a target's modules; while `on`, each row of a pass over several tokens has the bits it has alone.
+    """Patches a target's modules; while `on`, each row of a pass over several rows has the bits it has alone.
 
-    At the first pass of each length, every matrix selects the fastest variant that has the bits of its rows alone, with
-    its own weights. Other modules run row by row. So does attention, unless `attention` is set: rows that are equal at
-    a short context may differ at a long one.
+    At the first pass of each number of rows, every matrix selects the fastest variant that has the bits of its rows
+    alone, with its own weights. Other modules run row by row. So does attention, unless `attention` is set: rows that
+    are equal at a short context may differ at a long one.
 
     Args:
         target: its modules are patched for good; nothing changes while `on` is False.
@@ -62,23 +66,24 @@ class BatchInvariant:
     def __init__(self, target: Target, kernels: Sequence[Kernel] = ()) -> None:
         self.on = self.row_by_row = self.stock = self.attention = False
         self.ways: dict[str, str] = {}
-        self._rows = 0
+        self._num_tokens, self._num_sequences = 1, 1
         self._latents = target.latent
         self._kernels = kernels
         self._one_row_products = target.one_row_products
         for module in target.model.modules():
             self._patch_module(module)
 
-    def begin_pass(self, num_tokens: int, num_sequences: int) -> None:  # noqa: ARG002
-        self._set_rows(num_tokens if self.on and num_tokens > 1 else 0)
+    def begin_pass(self, num_tokens: int, num_sequences: int) -> None:
+        if self.on:
+            self._set_pass(num_tokens, num_sequences)
 
     def end_pass(self) -> None:
-        self._set_rows(0)
+        self._set_pass(1, 1)
 
-    def _set_rows(self, rows: int) -> None:
-        self._rows = rows
+    def _set_pass(self, num_tokens: int, num_sequences: int) -> None:
+        self._num_tokens, self._num_sequences = num_tokens, num_sequences
         for latent in self._latents:
-            latent.row_by_row = rows > 0 and not self.attention
+            latent.row_by_row = num_tokens > 1 and not self.attention
 
     def _patch_module(self, module: nn.Module) -> None:
         kind: Any = type(module)
@@ -94,8 +99,8 @@ class BatchInvariant:
             self._patch_rows(module, {}, shared=ALL_ROWS)
         elif kind.__name__ == "MoEGate":
             self._patch_rows(module, {})
-        elif ATTENTION in getattr(getattr(kind.__call__, "__code__", None), "co_names", ()):
-            rebind(module, **{ATTENTION: self._attention(kind.__call__.__globals__[ATTENTION])})
+        elif not has_latents(module) and (attention := attention_of(module)):
+            rebind(module, **{ATTENTION: split_attention(self._attention(attention))})
 
     def _patch_rows(
         self,
@@ -111,13 +116,16 @@ class BatchInvariant:
         weights: Any = tree_flatten(module.parameters())
         packing = tuple(getattr(module, name, None) for name in ("group_size", "bits", "mode"))
         kind = type(module).__name__, method, packing, tuple((name, w.shape, str(w.dtype)) for name, w in weights)
-        shared = shared if isinstance(module, EXPERTS) or packing[2] == "affine" else 0
-        every = {**variants, STOCK: original, ROW_BY_ROW: by_rows}
+        experts = isinstance(module, EXPERTS)
+        shared = shared if experts or packing[2] == "affine" else 0
+        stock = in_parts(original) if experts else original
+        every = {**variants, STOCK: stock, ROW_BY_ROW: by_rows}
 
-        def call(module: nn.Module, x: mx.array, *others: mx.array) -> Any:
-            if not self._rows or x.ndim < 2 or x.shape[-2] != self._rows:
+        def rows_of_one_batch(module: nn.Module, x: mx.array, *others: mx.array) -> Any:
+            rows = x.shape[-2] if x.ndim > 1 else 1
+            if rows < 2 or rows not in (self._num_tokens, self._num_tokens * self._num_sequences):
                 return original(module, x, *others)
-            offered = {**variants, STOCK: original} if self._rows <= shared and self.stock else variants
+            offered = {**variants, STOCK: stock} if rows <= shared and self.stock else variants
             if self.row_by_row or not offered:
                 return by_rows(module, x, *others)
             key = _key(self.stock, kind, x.shape, str(x.dtype))
@@ -125,12 +133,22 @@ class BatchInvariant:
                 self.ways[key] = fastest_equal(offered, by_rows, module, x, *others)
             return every[self.ways[key]](module, x, *others)
 
+        def call(module: nn.Module, x: mx.array, *others: mx.array) -> Any:
+            batch = self._num_sequences, self._num_tokens
+            if batch[0] == 1 or x.ndim < 3 or (x.shape[0], x.shape[-2]) != batch:
+                return rows_of_one_batch(module, x, *others)
+            if x.ndim == 3:
+                joined = rows_of_one_batch(module, *(rows.reshape(1, -1, rows.shape[-1]) for rows in (x, *others)))
+                return tree_map(lambda y: y.reshape(*batch, *y.shape[2:]), joined)
+            each = [rows_of_one_batch(module, *(rows[b : b + 1] for rows in (x, *others))) for b in range(batch[0])]
+            return tree_map(lambda *y: mx.concatenate([*y]), *each)
+
         replace_call(module, call, method)
 
     def _attention(self, original: Call) -> Call:
         def attend(queries: mx.array, keys: mx.array, values: mx.array, *rest: Any, **options: Any) -> Any:
             rows = queries.shape[2]
-            if not self._rows or rows != self._rows or self.attention:
+            if rows < 2 or rows != self._num_tokens or self.attention:
                 return original(queries, keys, values, *rest, **options)
             mask, outputs = options.pop("mask", None), []
             for i in range(rows):

@@ -129,7 +129,7 @@ class PassComparison:
         """Return the time of a pass over `length` tokens by a strategy, the fastest of a few."""
         strategy.apply(self.target, self.kernels)
         cache: Any = self._cache(PREFIX_TOKENS)
-        text, times = _repeat(self.tokens, PREFIX_TOKENS, length), []
+        text, times = repeat(self.tokens, PREFIX_TOKENS, length), []
         for _ in range(TRIALS):
             branch, start = deepcopy(cache), time.perf_counter()
             _logits(self.target, branch, text, 1)
@@ -144,7 +144,7 @@ class PassComparison:
             return None
         cache: Cache = found
         most, where = max(lengths), (context, strategy.min_tokens)
-        text: Any = _repeat(self.tokens, PREFIX_TOKENS, most + 1)
+        text: Any = repeat(self.tokens, PREFIX_TOKENS, most + 1)
         if len(self._one_by_one.get(where, ())) < most + commits:
             branch, rows = deepcopy(cache), []
             for token in text[: most + commits]:
@@ -160,7 +160,7 @@ class PassComparison:
                 pairs.append((_logits(self.target, branch, [text[kept]], 1), expected[kept : kept + 1]))
                 yield 1
             if not all(bool(mx.array_equal(several, alone)) for several, alone in pairs):
-                return Finding(context, most, agreed, max(_difference(*pair) for pair in pairs))
+                return Finding(context, most, agreed, max(difference(*pair) for pair in pairs))
             agreed = length
         return Finding(context, most, agreed)
 
@@ -168,7 +168,7 @@ class PassComparison:
         """Return a cache of `context` tokens; None: it would take too much memory."""
         target, prefix = self.target, min(context, PREFIX_TOKENS)
         cache = target.make_cache()
-        target.forward(mx.array([_repeat(self.tokens, 0, prefix)]), cache)
+        target.forward(mx.array([repeat(self.tokens, 0, prefix)]), cache)
         mx.eval([layer.state for layer in cache])
         if context <= PREFIX_TOKENS:
             return cache
@@ -194,7 +194,7 @@ def _logits(target: Target, cache: Cache, tokens: Sequence[int], kept: int) -> m
     return logits
 
 
-def _difference(found: mx.array, expected: mx.array) -> float:
+def difference(found: mx.array, expected: mx.array) -> float:
     """Return the largest difference between logits."""
     largest = float(mx.where(found == expected, 0, mx.abs(found - expected)).max())
     if not math.isfinite(largest):
@@ -206,6 +206,6 @@ def _lengthened(rows: mx.array | None, count: int) -> mx.array | None:
     return None if rows is None else mx.take(rows, mx.arange(count) % rows.shape[2], axis=2)
 
 
-def _repeat(tokens: Sequence[int], start: int, count: int) -> list[int]:
+def repeat(tokens: Sequence[int], start: int, count: int) -> list[int]:
     """Return `count` tokens of the endlessly repeated text, from `start`."""
     return [tokens[i % len(tokens)] for i in range(start, start + count)]

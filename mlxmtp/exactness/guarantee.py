@@ -26,6 +26,7 @@ class Guarantee:
     Args:
         promise: what holds while the target computes by `strategy_of(guarantee)` (exactness/strategy.py).
         num_tokens: passes of 2 to `num_tokens` tokens were compared with passes of one after each context, bit for bit.
+            They are passes of one sequence.
         context: the longest context, in tokens, at which they were compared.
         min_tokens: every pass is padded to this many tokens; 1: no padding.
         row_by_row: every matrix product runs row by row, because gathered products were not equal.
@@ -34,6 +35,11 @@ class Guarantee:
         because: what differed, for the promise "distribution"; else empty.
         complete: no error kept the probe from comparing.
         ways: by one-row arithmetic: the variant of each kind of module and number of rows (exactness/variants.py).
+        num_sequences: passes of 2 to `num_sequences` sequences may be shared; 1: they were not asked for, or cannot.
+        num_rows: where tokens are identical: shared passes of up to `num_rows` rows, sequences times tokens of each,
+            were compared with each sequence alone, bit for bit.
+        whole_attention: attention modules run whole for each sequence of a shared pass (targets/shared_pass.py).
+        not_shared: why sequences share no pass, or none of more rows; empty: they do, or it was not asked for.
     """
 
     promise: Promise
@@ -46,6 +52,10 @@ class Guarantee:
     because: str = ""
     complete: bool = True
     ways: Mapping[str, str] = field(default_factory=dict)
+    num_sequences: int = 1
+    num_rows: int = 0
+    whole_attention: bool = False
+    not_shared: str = ""
 
     @property
     def identical(self) -> bool:
@@ -55,6 +65,27 @@ class Guarantee:
     def at(self, depth: int | None) -> Promise:
         """Return the promise for turns with `depth` drafts a round; None: the engine chooses, within `num_tokens`."""
         return promise_at(self.promise, self.num_tokens, depth)
+
+    def max_tokens(self, num_sequences: int) -> int:
+        """Return the most tokens of each of so many sequences in one pass for which `promise` holds; 0: none.
+
+        "distribution" holds for any pass that was compared; `num_tokens` bounds it as it does for a sequence alone.
+        """
+        if num_sequences == 1:
+            return self.num_tokens
+        if num_sequences > self.num_sequences:
+            return 0
+        rows = self.num_rows // num_sequences if self.identical else self.num_tokens
+        return min(rows, self.num_tokens) if rows >= self.min_tokens else 0
+
+    def max_sequences(self, num_tokens: int) -> int:
+        """Return the most sequences, at least 1, of a pass over up to `num_tokens` tokens of each, as `max_tokens`.
+
+        A pass of more tokens than any promise covers is for one sequence alone: it would break the promise of others.
+        """
+        if not self.identical:
+            return self.num_sequences
+        return max(n for n in range(1, self.num_sequences + 1) if n == 1 or num_tokens <= self.max_tokens(n))
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values under the keys of `mlxmtp doctor --json`."""
@@ -68,6 +99,9 @@ class Guarantee:
             "attention": self.attention,
             "because": self.because,
             "complete": self.complete,
+            "sequences": self.num_sequences,
+            "shared_rows": self.num_rows,
+            "not_shared": self.not_shared,
         }
 
 

@@ -19,6 +19,7 @@ from mlxmtp.exactness.variants import Kernel
 from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.targets import check_ids, leaf_caches
 from mlxmtp.targets.patches.window import WindowCache
+from mlxmtp.targets.sharing import share_whole_attention
 
 if TYPE_CHECKING:
     from mlxmtp.targets import Target
@@ -121,8 +122,15 @@ def probe(
 
 
 def apply_guarantee(target: Target, guarantee: Guarantee, kernels: Sequence[Kernel] = ()) -> None:
-    """Make a target compute by the strategy for which a guarantee was shown, with the variants that it selected."""
+    """Make a target compute by the strategy for which a guarantee was shown, with the variants that it selected.
+
+    Where shared passes were compared, they keep within what was shown to be identical.
+    """
     strategy_of(guarantee).apply(target, kernels, guarantee.ways)
+    if guarantee.whole_attention and not target.whole_attention:
+        share_whole_attention(target)
+    if guarantee.identical and guarantee.num_sequences > 1:
+        target.longest_shared = guarantee.max_tokens
 
 
 def still_holds(target: Target, tokens: Sequence[int], guarantee: Guarantee, kernels: Sequence[Kernel]) -> bool:

@@ -69,10 +69,15 @@ def _parse(content: Mapping[str, Any]) -> Guarantee:
         "because": str,
         "complete": bool,
         "ways": dict,
+        "num_sequences": int,
+        "num_rows": int,
+        "whole_attention": bool,
+        "not_shared": str,
     }
     if any(type(getattr(guarantee, item.name)) is not types[item.name] for item in fields(guarantee)):
         raise TypeError("a field has another type")
-    if guarantee.promise not in PROMISES or min(guarantee.min_tokens, guarantee.num_tokens - 1) < 1:
+    counts = guarantee.min_tokens, guarantee.num_tokens - 1, guarantee.num_sequences, guarantee.num_rows + 1
+    if guarantee.promise not in PROMISES or min(counts) < 1:
         raise ValueError("not a guarantee of this version")
     if not guarantee.complete or not all(type(way) is str for way in guarantee.ways.values()):
         raise ValueError("not what a whole probe writes")

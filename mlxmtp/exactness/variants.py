@@ -25,6 +25,8 @@ ROW_BY_ROW = "row by row"
 STOCK = "stock"
 TRIALS = 4
 """Random inputs on which a variant must be equal, and runs of which the fastest counts."""
+SORTED_INDICES = 64
+"""Rows times chosen experts from which on mlx-lm sorts them, and MLX may multiply an expert's rows together."""
 CHAIN = 4
 """Products in one timed run: one alone takes less than its launch."""
 
@@ -51,6 +53,18 @@ def row_by_row(original: Call) -> Call:
         return mx.concatenate(outputs, axis)
 
     return by_rows
+
+
+def in_parts(experts: Call) -> MatmulVariant:
+    """Return a call of `experts` for as many rows at a time as are not sorted by their experts."""
+
+    def variant(module: nn.Module, x: mx.array, indices: mx.array) -> mx.array:
+        axis, count = x.ndim - 2, max((SORTED_INDICES - 1) // indices.shape[-1], 1)
+        starts = range(0, x.shape[axis], count)
+        parts = [experts(module, x[..., i : i + count, :], indices[..., i : i + count, :]) for i in starts]
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts, axis)
+
+    return variant
 
 
 def _gathered(matrix: nn.Module, x: mx.array) -> mx.array:

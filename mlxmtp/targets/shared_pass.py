@@ -17,7 +17,7 @@ from mlx_lm.models.base import scaled_dot_product_attention
 from mlx_lm.models.cache import ArraysCache, CacheList
 
 from mlxmtp.targets.patches.latent import has_latents
-from mlxmtp.targets.patches.observe import methods, rebind, replace_call, uses
+from mlxmtp.targets.patches.observe import methods, rebind, uses, wrap_call
 
 ATTENTION = scaled_dot_product_attention.__name__
 Attention = Callable[..., mx.array]
@@ -126,9 +126,9 @@ def share_attention(modules: Iterable[nn.Module], *, whole: bool = False) -> Non
         whole: every module that reads a cache runs once for each sequence.
     """
     for module in modules:
-        reads, attention = uses(module, "update_and_fetch"), _attention_of(module)
+        reads, attention = uses(module, "update_and_fetch"), attention_of(module)
         if has_latents(module) or (whole and (reads or attention)) or (reads and not attention):
-            _split_module(module)
+            wrap_call(module, _by_sequence)
         elif attention:
             rebind(module, **{ATTENTION: split_attention(attention)})
 
@@ -149,27 +149,22 @@ def split_attention(attention: Attention) -> Attention:
     return attend
 
 
-def _attention_of(module: nn.Module) -> Attention | None:
+def attention_of(module: nn.Module) -> Attention | None:
     """Return the function that a module's methods call for attention; None: they call none of mlx-lm's."""
     scopes = (call.__globals__ for call in methods(module).values() if ATTENTION in call.__code__.co_names)
     return next((scope[ATTENTION] for scope in scopes if ATTENTION in scope), None)
 
 
-def _split_module(module: nn.Module) -> None:
+def _by_sequence(call: Callable[..., Any], module: nn.Module, *args: Any, **options: Any) -> Any:
     """Run a module once for each sequence, with its rows and its own caches."""
-    together: Any = type(module).__call__
-
-    def call(module: nn.Module, *args: Any, **options: Any) -> Any:
-        counts = {len(value) for value in (*args, *options.values()) if isinstance(value, LayerView | BySequence)}
-        if not counts:
-            return together(module, *args, **options)
-        outputs = []
-        for b in range(counts.pop()):
-            own = (_rows_of(value, b) for value in args)
-            outputs.append(together(module, *own, **{name: _rows_of(value, b) for name, value in options.items()}))
-        return _joined(outputs)
-
-    replace_call(module, call)
+    counts = {len(value) for value in (*args, *options.values()) if isinstance(value, LayerView | BySequence)}
+    if not counts:
+        return call(module, *args, **options)
+    outputs = []
+    for b in range(counts.pop()):
+        own = (_rows_of(value, b) for value in args)
+        outputs.append(call(module, *own, **{name: _rows_of(value, b) for name, value in options.items()}))
+    return _joined(outputs)
 
 
 def _rows_of(value: Any, b: int) -> Any:

@@ -62,6 +62,8 @@ class Target:
         hidden_at: which hidden states `forward` returns.
         listeners: called before and after each pass, besides the target's own layers.
         min_tokens: `open` pads a pass to this many tokens, and `commit` removes the padding.
+        whole_attention: attention modules run whole for each sequence of a shared pass (targets/sharing.py).
+        longest_shared: the most tokens of each of so many sequences in one pass.
     """
 
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
@@ -69,7 +71,8 @@ class Target:
         self.config = config
         self.hidden_at: HiddenSide = "post"
         self.listeners: list[PassListener] = []
-        self.min_tokens = 1
+        self.min_tokens, self.whole_attention = 1, False
+        self.longest_shared: Callable[[int], int] = lambda _: 2**31 - 1
         self._trunk: Any = getattr(self.text_model, "model", None)
         norm = getattr(self._trunk, "norm", None)
         # None: no family of heads supports such a trunk
@@ -142,16 +145,18 @@ class Target:
         generation, chip = apple_gpu()
         return _ONE_ROW_PRODUCTS.get(chip, 5) if 0 < generation < 15 and on_metal() else 0
 
-    def longest_pass(self, offset: int) -> int:
-        """Return the most tokens, at least 1, of a pass after `offset` tokens that has the kernels of plain decoding.
+    def longest_pass(self, *offsets: int) -> int:
+        """Return the most tokens, at least 1, of a pass of sequences that have read so many, with bits of their own.
 
         Metal's attention chooses kernels by the number of keys, which a pass shares and plain decoding counts for each
         token: no pass crosses a bound of theirs, whatever it was compared with. Unbounded on other devices.
         Source: MLX 0.32.4, backend/metal/scaled_dot_product_attention.cpp.
         """
-        first = offset + self.min_tokens  # keys of the first plain pass
-        bound = next((bound for bound in _KEY_BOUNDS if bound >= first), None)
-        return max(bound - first, 1) if bound and on_metal() else 2**31 - 1
+        most = self.longest_shared(len(offsets)) if len(offsets) > 1 else 2**31 - 1
+        for offset in offsets if on_metal() else ():
+            first = offset + self.min_tokens  # keys of the first plain pass
+            most = min(most, next((bound - first for bound in _KEY_BOUNDS if bound >= first), most))
+        return max(most, 1)
 
     @cached_property
     def _heads_per_key(self) -> int:
@@ -187,7 +192,7 @@ class Target:
     def open_shared(self, tokens: Sequence[mx.array], caches: Sequence[Cache]) -> list[Pass]:
         """Run one pass over the tokens [1, m_b] of several sequences; each can be rolled back by itself.
 
-        All sequences get the rows of the longest. More than one needs `shares_passes`.
+        All sequences get the rows of the longest. More than one needs a model that can (targets/sharing.py).
         """
         padded = max(self.min_tokens, *(own.shape[1] for own in tokens))
         rows = [_padded(own, padded) for own in tokens]

@@ -4,6 +4,7 @@ Python looks `__call__` up on the class. A new class changes the call, and leave
 in the model as they are.
 """
 
+import inspect
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
@@ -40,13 +41,19 @@ def observe(module: nn.Module, *, open: bool = False) -> Tap:
 
 
 def rebind(module: nn.Module, **names: Callable[..., Any]) -> None:
-    """Bind global names inside one instance's methods to other functions."""
-    for method, call in methods(module).items():
+    """Bind global names inside one instance's methods, and inside what wraps them, to other functions."""
+    for method, outermost in _outermost(module).items():
+        outer, call = None, outermost
+        while inner := getattr(call, "__wrapped__", None):
+            outer, call = call, inner
         if names.keys() & call.__code__.co_names:
             scope = {**call.__globals__, **names}
             own = FunctionType(call.__code__, scope, call.__name__, call.__defaults__, call.__closure__)
             own.__kwdefaults__ = call.__kwdefaults__
-            replace_call(module, own, method)
+            if outer is None:
+                replace_call(module, own, method)
+            else:
+                outer.__wrapped__ = own  # type: ignore[attr-defined]
 
 
 def uses(module: nn.Module, name: str) -> bool:
@@ -55,9 +62,23 @@ def uses(module: nn.Module, name: str) -> bool:
 
 
 def methods(module: nn.Module) -> dict[str, FunctionType]:
-    """Return the methods that a module's classes define below `nn.Module`, by name."""
+    """Return the methods that a module's classes define below `nn.Module`, by name, without what wraps them."""
+    return {name: inspect.unwrap(call) for name, call in _outermost(module).items()}
+
+
+def _outermost(module: nn.Module) -> dict[str, FunctionType]:
     kinds = [kind for kind in reversed(type(module).__mro__) if issubclass(kind, nn.Module) and kind is not nn.Module]
     return {name: call for kind in kinds for name, call in vars(kind).items() if isinstance(call, FunctionType)}
+
+
+def wrap_call(module: nn.Module, wrapper: Callable[..., Any]) -> None:
+    """Have `wrapper(call, module, ...)` run in place of one instance's `__call__`; `rebind` reaches `call`."""
+
+    def outer(module: nn.Module, *args: Any, **options: Any) -> Any:
+        return wrapper(outer.__wrapped__, module, *args, **options)  # type: ignore[attr-defined]
+
+    outer.__wrapped__ = type(module).__call__  # type: ignore[attr-defined]
+    replace_call(module, outer)
 
 
 def replace_call(module: nn.Module, call: Callable[..., Any], method: str = "__call__") -> None:
