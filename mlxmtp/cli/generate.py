@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from mlxmtp.errors import MlxmtpError, PromptError
 from mlxmtp.machine import memory_warning
 from mlxmtp.ranks import Ranks
 from mlxmtp.ranks.leader import lead
+from mlxmtp.ranks.mpi import mpi_launcher, started_by_mpi
 from mlxmtp.terminal import say
 
 if TYPE_CHECKING:
@@ -77,11 +79,18 @@ def add_arguments(command: argparse.ArgumentParser, prompt: str | None = None) -
 
 def run(arguments: argparse.Namespace) -> int:
     chosen_options(arguments, {})  # a value out of range is refused before the model is loaded
-    prompt = read_prompt(arguments.prompt)
-    if not prompt:
-        raise PromptError("the prompt is empty; give a text, or - to read one from standard input")
     hosts = options.ranks(arguments)
+    if hosts and hosts.backend == "mpi" and not started_by_mpi():
+        command = [*mpi_launcher(hosts), sys.executable, "-P", "-m", "mlxmtp", *sys.argv[1:]]
+        os.execv(command[0], command)
     with lead(hosts) if hosts else nullcontext() as ranks:
+        if ranks and not ranks.leads:
+            from mlxmtp.engine.follow import follow
+
+            return follow(ranks)
+        prompt = read_prompt(arguments.prompt)
+        if not prompt:
+            raise PromptError("the prompt is empty; give a text, or - to read one from standard input")
         return load_and_answer(prompt, ranks, arguments)
 
 

@@ -12,6 +12,7 @@ from mlxmtp.errors import OptionError
 from mlxmtp.exactness.guarantee import IDENTITIES
 from mlxmtp.limits import DEVICES, MAX_DEPTH, MAX_PARALLEL
 from mlxmtp.ranks import Hosts, local_hosts, read_hosts
+from mlxmtp.ranks.mpi import started_by_mpi
 
 KEY_VARIABLE = "MLXMTP_API_KEY"
 """The environment variable that may hold the server's key."""
@@ -162,6 +163,8 @@ def ranks(arguments: Namespace) -> Hosts | None:
     Raises:
         OptionError: the file cannot be read or is not a hosts file, or there are more ranks than any model has heads.
     """
+    if started_by_mpi():
+        return Hosts("mpi", ())  # the file may be on the first machine alone
     if arguments.hosts is not None:
         return read_hosts(arguments.hosts)
     count = arguments.ranks or 1

@@ -6,6 +6,7 @@ import argparse
 from functools import partial
 
 from mlxmtp.cli import options
+from mlxmtp.errors import OptionError
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -57,8 +58,12 @@ def run(arguments: argparse.Namespace) -> int:
         "min_p": arguments.min_p,
     }
     hosts = options.ranks(arguments)
+    if hosts and hosts.backend == "mpi":
+        found = "--hosts: mpirun does not tell its ranks that a server has ended"
+        raise OptionError(f"{found}; expected backend ring, jaccl or jaccl-ring")
+    program = (*PROGRAM, hosts.to_json()) if hosts else PROGRAM
     serve(
-        start=partial(WorkerProcess.start, (*PROGRAM, hosts.to_json()) if hosts else PROGRAM),
+        start=partial(WorkerProcess.start, program),
         options=ServeOptions(
             model=arguments.model,
             identity=arguments.identity,

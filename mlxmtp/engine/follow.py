@@ -17,8 +17,8 @@ from mlxmtp.ranks import OutOfStepError, Ranks
 from mlxmtp.ranks.join import join
 
 
-def follow(ranks: Ranks) -> NoReturn:
-    """Load and generate what rank 0 does; the text goes nowhere. The process ends when rank 0 is gone.
+def follow(ranks: Ranks) -> int:
+    """Load and generate what rank 0 does; the text goes nowhere. Return 0, the exit code, where rank 0 ends all.
 
     What rank 0 reports to its user as an error is one here too, at the same place, and needs no report.
 
@@ -31,6 +31,8 @@ def follow(ranks: Ranks) -> NoReturn:
     turns: Any = None
     while True:
         kind, *content = ranks.agree()
+        if kind == "end":
+            return 0
         with suppress(MlxmtpError):
             if kind == "load":
                 engine = turns = None  # two models may not fit

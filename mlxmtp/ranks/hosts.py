@@ -8,14 +8,14 @@ import os
 import re
 import socket
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mlxmtp.errors import OptionError
 
-BACKENDS = ("ring", "jaccl", "jaccl-ring")
-"""Backends whose ranks find each other by addresses alone. Ranks of MPI can only be started by its own launcher."""
+BACKENDS = ("ring", "jaccl", "jaccl-ring", "mpi")
+"""MLX's backends on Macs. Those before MPI find each other by addresses alone."""
 FIRST_PORT = 32_323
 """Rank 0's port, as of `mlx.launch`; each further address has the next one."""
 LOOPBACK = "127.0.0.1"
@@ -48,11 +48,13 @@ class Hosts:
         backend: one of `BACKENDS`.
         addresses: of each rank.
         envs: environment variables, NAME=VALUE, that every rank sets.
+        file: where they were read; "": nowhere.
     """
 
     backend: str
     addresses: tuple[RankAddress, ...]
     envs: tuple[str, ...] = ()
+    file: str = ""
 
     @property
     def size(self) -> int:
@@ -78,13 +80,15 @@ class Hosts:
         """Return the hosts of a text that `to_json` wrote."""
         content = json.loads(text)
         addresses = (RankAddress(one["ssh"], tuple(one["ips"]), tuple(one["rdma"])) for one in content["addresses"])
-        return cls(content["backend"], tuple(addresses), tuple(content["envs"]))
+        return cls(content["backend"], tuple(addresses), tuple(content["envs"]), content["file"])
 
     def environment(self) -> tuple[dict[str, str], dict[str, str]]:
         """Return the variables that MLX's backend reads, and those that name a file, with the file's content.
 
         Source: `mlx.launch` of MLX 0.32.4. `MLX_RANK` comes on top.
         """
+        if self.backend == "mpi":
+            return {}, {}  # its launcher sets them
         named = dict(text.split("=", 1) for text in self.envs)
         if self.backend == "ring":
             return named, {"MLX_HOSTFILE": json.dumps(self._ring())}
@@ -119,7 +123,7 @@ def read_hosts(file: str) -> Hosts:
     except ValueError as error:
         raise OptionError(f"--hosts {file}: not JSON ({error}); expected {_EXPECTED}") from error
     try:
-        return _hosts_of(content)
+        return replace(_hosts_of(content), file=os.path.abspath(os.path.expanduser(file)))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         found = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise OptionError(f"--hosts {file}: {found}; expected {_EXPECTED}") from error
@@ -137,13 +141,18 @@ def _hosts_of(content: Any) -> Hosts:
     addresses = tuple(_address_of(host) for host in content["hosts"])
     if len(addresses) < 2:
         raise ValueError(f"it names {len(addresses)} hosts, which is not several")
-    if (backend == "ring" and not all(address.ips for address in addresses)) or not addresses[0].ips:
+    _check_addresses(backend, addresses)
+    return Hosts(backend, addresses, tuple(envs))
+
+
+def _check_addresses(backend: str, addresses: tuple[RankAddress, ...]) -> None:
+    needed = {"mpi": 0, "ring": len(addresses)}.get(backend, 1)  # of JACCL rank 0 alone is reached by its address
+    if not all(address.ips for address in addresses[:needed]):
         raise ValueError("a host has no ips, by which the others reach it")
-    if backend != "ring" and not all(
+    if backend.startswith("jaccl") and not all(
         len(address.rdma) == len(addresses) and address.rdma[rank] is None for rank, address in enumerate(addresses)
     ):
         raise ValueError("rdma does not name a device for each other host, and null for the host itself")
-    return Hosts(backend, addresses, tuple(envs))
 
 
 def _address_of(host: Any) -> RankAddress:

@@ -55,19 +55,24 @@ def join() -> Follower:
     return Follower(setup, group, lines, answers)
 
 
-def connect(rank: int, backend: str, variables: Mapping[str, str], files: Mapping[str, str]) -> Any:
+def connect(rank: int | None, backend: str, variables: Mapping[str, str], files: Mapping[str, str]) -> Any:
     """Return MLX's group of all ranks. It waits until they are there.
+
+    Args:
+        rank: None: the backend knows it.
 
     Raises:
         MlxmtpError: they cannot be connected.
     """
-    with _environment({**variables, "MLX_RANK": str(rank)}, files):
+    own = {} if rank is None else {"MLX_RANK": str(rank)}
+    with _environment({**variables, **own}, files):
         import mlx.core as mx  # after the variables: some count from the import on
 
         try:
             return mx.distributed.init(strict=True, backend=backend.partition("-")[0])
         except RuntimeError as error:
-            raise MlxmtpError(f"rank {rank} cannot be connected with the others: {error}") from error
+            named = "a rank" if rank is None else f"rank {rank}"
+            raise MlxmtpError(f"{named} cannot be connected with the others: {error}") from error
 
 
 @contextmanager
@@ -83,7 +88,7 @@ def _environment(variables: Mapping[str, str], files: Mapping[str, str]) -> Iter
             yield
         finally:  # what is measured is kept by MLX's variables, so that names of temporary files have to go
             for name in (*files, "MLX_RANK"):
-                del os.environ[name]
+                os.environ.pop(name, None)
 
 
 def _read(lines: queue.SimpleQueue[bytes]) -> None:

@@ -16,6 +16,7 @@ from mlxmtp.errors import MlxmtpError
 from mlxmtp.machine import versions
 from mlxmtp.ranks.hosts import LOOPBACK, Hosts
 from mlxmtp.ranks.join import connect
+from mlxmtp.ranks.mpi import join_mpi, shared_versions
 from mlxmtp.ranks.ranks import Ranks
 
 PROGRAM = (sys.executable, "-P", "-m", "mlxmtp.engine.follow")
@@ -46,31 +47,34 @@ class Leader(Ranks):
 
 
 @contextmanager
-def lead(hosts: Hosts) -> Iterator[Leader]:
-    """Start the other ranks and connect them; end them with the block.
+def lead(hosts: Hosts) -> Iterator[Ranks]:
+    """Start the other ranks and connect them; end them with the block. Of MPI, join what mpirun has started.
 
     Raises:
         MlxmtpError: a rank has other versions, or they cannot be connected.
     """
+    if hosts.backend == "mpi":
+        ranks = join_mpi(hosts)
+        try:
+            yield ranks
+        finally:
+            if ranks.leads:
+                ranks.agree(["end"])
+        return
     variables, files = hosts.environment()
     others = [OtherRank(hosts, rank) for rank in range(1, hosts.size)]
     try:
         for other in others:
             setup = {"rank": other.rank, "size": hosts.size, "backend": hosts.backend}
             other.send(setup | {"variables": variables, "files": files, "description": hosts.description})
-        own = _shared_versions(versions())
+        own = shared_versions(versions())
         for other in others:
-            if (found := _shared_versions(other.receive())) != own:
+            if (found := shared_versions(other.receive())) != own:
                 raise MlxmtpError(f"{other.name} has {found}; expected {own}, as rank 0 has: install the same versions")
         yield Leader(hosts, others, connect(0, hosts.backend, variables, files))
     finally:
         for other in others:
             other.close()
-
-
-def _shared_versions(found: dict[str, str]) -> dict[str, str]:
-    """Return the versions on which the computation depends."""
-    return {name: version for name, version in found.items() if name != "python"}
 
 
 class OtherRank:

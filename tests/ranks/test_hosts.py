@@ -9,6 +9,7 @@ import pytest
 from mlxmtp.cli import main
 from mlxmtp.errors import OptionError
 from mlxmtp.ranks import Hosts, local_hosts, read_hosts
+from mlxmtp.ranks.mpi import mpi_launcher
 
 RING = {"backend": "ring", "envs": ["MLX_METAL_FAST_SYNCH=1"], "hosts": [
     {"ssh": "mac1", "ips": ["10.0.0.1"]}, {"ssh": "me@mac2.local", "ips": ["10.0.0.2", "10.0.1.2"]}]}  # fmt: skip
@@ -26,6 +27,8 @@ def written(folder: Path, content: Any) -> str:
 def test_backends_get_what_mlx_launch_would_give_them(tmp_path: Path) -> None:
     ring = read_hosts(written(tmp_path, RING))
     assert Hosts.from_json(ring.to_json()) == ring
+    mpi = read_hosts(written(tmp_path, RING | {"backend": "mpi"}))
+    assert mpi_launcher(mpi)[1:] == ["--backend", "mpi", "--hostfile", str(tmp_path / "hosts.json"), "--"]
     assert (ring.size, ring.description, ring.local) == (2, "2 ranks (ring)", False)
     variables, files = ring.environment()
     assert variables == {"MLX_METAL_FAST_SYNCH": "1"}
@@ -51,7 +54,7 @@ def test_what_is_no_hosts_file_is_refused_in_one_line(tmp_path: Path) -> None:
         ({"hosts": [first, "mac2"]}, "hosts.json"),
         ({"hosts": [first, {"ssh": "mac2"}]}, "no ips"),
         ({"hosts": [first, {"ssh": "mac2", "ips": ["mac2"]}]}, "'mac2' does not appear to be"),
-        (RING | {"backend": "mpi"}, "backend 'mpi' is none of ring"),
+        (RING | {"backend": "nccl"}, "backend 'nccl' is none of ring"),
         (RING | {"envs": ["A B=1"]}, "'A B=1'"),
         (RING | {"backend": "jaccl"}, "rdma does not name"),
         (JACCL | {"hosts": JACCL["hosts"][::-1]}, "no ips"),

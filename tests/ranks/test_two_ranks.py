@@ -108,6 +108,13 @@ def test_a_rank_that_dies_is_reported_and_all_start_again(model: Path, tmp_path:
         assert wait_until(lambda: is_gone(other), PATIENCE_S), "a rank outlives rank 0"
 
 
+def test_decisions_through_mlx_itself() -> None:
+    setup = json.dumps(local_hosts(2).environment())
+    command = [sys.executable, "-m", "tests.ranks.collective"]
+    ranks = [subprocess.Popen([*command, rank, setup], cwd=REPO) for rank in "01"]
+    assert [rank.wait(PATIENCE_S) for rank in ranks] == [0, 0]
+
+
 @pytest.mark.exhaustive
 def test_parts_of_every_type_that_mlx_lm_divides(tmp_path: Path) -> None:
     setup = json.dumps(local_hosts(2).environment())
