@@ -173,9 +173,10 @@ class Worker:
         )
         if warning := memory_warning(mx.get_active_memory()):
             self._emit(Warned(0, warning))
-        unmeasured = engine.head is None and command.identity == "fast"  # plain decoding is what others compare with
-        guarantee = Guarantee("identical", MAX_DEPTH + 1, 0) if unmeasured else engine.guarantee
         parallel, apart_because = places(engine, command.parallel)
+        # one turn of plain decoding is what others compare with
+        unmeasured = engine.head is None and command.identity == "fast" and parallel == 1
+        guarantee = Guarantee("identical", MAX_DEPTH + 1, 0) if unmeasured else engine.share_passes(parallel)
         prefix_cache = make_prefix_cache(command, engine, lambda text: self._emit(Warned(0, text)))
         self._inbox.grace_s = SAVE_GRACE_S if command.cache_dir else 0.0
         self.use(engine, prefix_cache, parallel)  # not before: a stop of the measurement leaves no model behind

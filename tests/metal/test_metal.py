@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +195,23 @@ def test_a_worker_starts_answers_and_dies(device: str) -> None:
         pid = worker.process.pid
         worker.process.kill()
     assert is_gone(pid)
+
+
+@on_both
+@pytest.mark.parametrize("identity", ["fast", "strict"])
+def test_turns_that_share_passes_have_the_tokens_that_each_has_alone(
+    engine: Callable[[str], Engine],  # noqa: F811 - the fixture
+    identity: str,
+    device: str,
+) -> None:
+    """Wherever tokens are promised to be identical; the machine says up to how many rows."""
+    model = engine("4-bit")
+    model.identity = identity  # type: ignore[assignment]
+    model.__dict__["guarantee"] = probe(model.target, text(model), model.identity, PLANS[device], own_kernels())
+    guarantee = model.share_passes(3)
+    assert guarantee.complete, guarantee.not_shared
+    if guarantee.identical:
+        prompts = [text(model, length) for length in (11, 17, 30)]
+        options = GenerationOptions(max_tokens=16, depth=min(DEPTH, guarantee.num_tokens - 1))
+        plain = [model.generate(one, replace(options, depth=0), raw=True).tokens for one in prompts]
+        assert [one.tokens for one in model.batch(prompts, options, raw=True, parallel=3)] == plain, guarantee
