@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from mlxmtp.decoding.coverage import Coverage
@@ -33,7 +33,7 @@ class AutoDepth:
         max_depth: most drafts of the head. max_lookup: most drafts from prompt lookup.
         costs, acceptance, lookup: estimates from an earlier run.
         coverage: of the narrowed vocabulary that drafts may come from; None: there is none.
-        max_pass_tokens: most tokens of a pass with drafts, over all its sequences; None: unbounded.
+        longest_shared: the most tokens of each of so many sequences in one pass.
         shared_costs: as `costs`, by the number of sequences that share a pass.
         sharing: the time of a plain step by the number of sequences.
     """
@@ -46,7 +46,7 @@ class AutoDepth:
         acceptance: AcceptanceRate | None = None,
         lookup: LookupAcceptance | None = None,
         coverage: Coverage | None = None,
-        max_pass_tokens: int | None = None,
+        longest_shared: Callable[[int], int] = lambda _: MAX_DEPTH + 1,
         shared_costs: Mapping[int, RoundCosts] | None = None,
         sharing: SharingRates | None = None,
     ) -> None:
@@ -56,12 +56,11 @@ class AutoDepth:
         self.lookup = lookup or LookupAcceptance()
         self.coverage = coverage
         self.sharing = sharing or SharingRates()
-        self._max_pass_tokens = max_pass_tokens
+        self._longest_shared = longest_shared
         self._text = TextEstimates(self.acceptance, self.lookup, coverage)
         self._choice = self._alone = DepthChoice(self._text, max_depth, max_lookup, costs or RoundCosts())
         self._choices = {1: self._alone}
-        for number, known in (shared_costs or {}).items():
-            self._choices[number] = self._begin(number, known)
+        self._known = dict(shared_costs or {})  # by numbers of sequences that have not run yet
         self._row, self._last_seconds = 0, 0.0
 
     @classmethod
@@ -71,7 +70,7 @@ class AutoDepth:
         max_depth: int,
         max_lookup: int = 0,
         coverage: Coverage | None = None,
-        max_pass_tokens: int | None = None,
+        longest_shared: Callable[[int], int] = lambda _: MAX_DEPTH + 1,
     ) -> Self:
         """A policy that starts from what another one's `state` gave, perhaps through JSON and in an earlier version.
 
@@ -95,7 +94,7 @@ class AutoDepth:
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"the state of the depth policy is damaged: {error!r}") from error
         text = AcceptanceRate(shares), LookupAcceptance(by_length), coverage
-        return cls(max_depth, max_lookup, costs, *text, max_pass_tokens, shared, SharingRates(times))
+        return cls(max_depth, max_lookup, costs, *text, longest_shared, shared, SharingRates(times))
 
     def state(self) -> dict[str, Any]:
         """What a later run can start from, for JSON; {} before any draft was verified."""
@@ -109,7 +108,8 @@ class AutoDepth:
         saving = state.pop("saving", None)
         if self.coverage and saving is not None:
             state["narrowed"] = {"saving": saving, "inside": self.coverage.inside, "outside": self.coverage.outside}
-        known = {str(n): _state_of(choice.costs) for n, choice in self._choices.items() if n > 1 and choice.costs.known}
+        measured = self._known | {n: choice.costs for n, choice in self._choices.items() if n > 1}
+        known = {str(n): _state_of(costs) for n, costs in measured.items() if costs.known}
         if shared := {number: entry for number, entry in known.items() if entry["steps"]}:
             state["shared"] = shared
         if times := self.sharing.times():
@@ -183,17 +183,18 @@ class AutoDepth:
     def _choice_for(self, num_sequences: int) -> DepthChoice:
         choice = self._choices.get(num_sequences)
         if choice is None:
-            nearest = max((n for n, one in self._choices.items() if n < num_sequences and one.costs.known), default=1)
-            expected = self._choices[nearest].costs.for_sequences(num_sequences / nearest)
-            choice = self._choices[num_sequences] = self._begin(num_sequences, expected)
-            self.costs.careful = True
+            costs = self._known.pop(num_sequences, None) or self._expected_costs(num_sequences)
+            self.costs.careful = costs.careful = True
+            most = max(self._longest_shared(num_sequences) - 1, 0)
+            choice = DepthChoice(self._text, min(self.max_depth, most), min(self.max_lookup, most), costs)
+            self._choices[num_sequences] = choice
         return choice
 
-    def _begin(self, num_sequences: int, costs: RoundCosts) -> DepthChoice:
-        costs.careful = True
-        most = self._max_pass_tokens
-        bound = MAX_DEPTH if most is None else max(most // num_sequences - 1, 0)
-        return DepthChoice(self._text, min(self.max_depth, bound), min(self.max_lookup, bound), costs)
+    def _expected_costs(self, num_sequences: int) -> RoundCosts:
+        """Costs to begin with: those of the nearest smaller number that is known, over as many rows."""
+        measured = {n: choice.costs for n, choice in self._choices.items()} | self._known
+        nearest = max((n for n, costs in measured.items() if n < num_sequences and costs.known), default=1)
+        return measured[nearest].for_sequences(num_sequences / nearest)
 
 
 def _joint(rounds: Sequence[Round], costs: RoundCosts) -> Round:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mlxmtp.decoding.estimates import Source
 from mlxmtp.decoding.stats import Round
@@ -66,6 +66,14 @@ class DepthPolicy(Protocol):
 
     def observe(self, observations: Sequence[Observation]) -> None:
         """Learn from a round: what it was for each of the policy's turns."""
+
+
+@runtime_checkable
+class SharingPolicy(DepthPolicy, Protocol):
+    """A policy that also says how many of its turns should share a pass."""
+
+    def best_together(self, num_turns: int) -> int:
+        """Return how many of the running turns should share the next pass, asked before each."""
 
 
 @dataclass(frozen=True)

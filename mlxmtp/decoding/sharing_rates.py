@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
+from typing import TYPE_CHECKING
 
+from mlxmtp.decoding.depth import SharingPolicy
 from mlxmtp.decoding.round_costs import PACE_JUMP, PACE_WEIGHT
+from mlxmtp.decoding.stats import Round
+
+if TYPE_CHECKING:
+    from mlxmtp.decoding.depth import DepthPolicy
+    from mlxmtp.decoding.loop import Outcome
+    from mlxmtp.decoding.turn import Turn
 
 HYSTERESIS = 1.02
 """Ratio of rates by which more sequences have to be better before they are taken."""
@@ -110,3 +118,29 @@ class SharingRates:
         if num_sequences not in self._times:
             self._times.clear()
         self._pace = seconds / median(self._times.get(num_sequences, [1.0]))
+
+
+class PassSharing:
+    """Says how many of running turns share the next pass: by their policy, or by the time that rounds take."""
+
+    def __init__(self) -> None:
+        self._policies: set[DepthPolicy] = set()
+        self._rates = SharingRates()
+
+    def best(self, turns: Sequence[Turn]) -> int:
+        """Return how many of the turns should share the next pass, asked before each."""
+        if len(turns) == 1:
+            return 1
+        policies = {turn.policy for turn in turns}
+        policy = next(iter(policies))
+        if len(policies) == 1 and isinstance(policy, SharingPolicy):
+            return policy.best_together(len(turns))
+        if policies != self._policies:  # other depths take other times
+            self._policies, self._rates = policies, SharingRates()
+        return self._rates.best(len(turns))
+
+    def observe(self, outcomes: Mapping[Turn, Outcome]) -> None:
+        """Learn from a round."""
+        rounds = [one for one in outcomes.values() if isinstance(one, Round)]
+        if rounds and rounds[0].phases is None and {turn.policy for turn in outcomes} <= self._policies:
+            self._rates.observe(rounds[0].num_sequences, rounds[0].seconds)

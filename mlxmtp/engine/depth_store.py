@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from mlxmtp.decoding.auto_depth import AutoDepth
@@ -9,6 +10,7 @@ from mlxmtp.decoding.coverage import Coverage
 from mlxmtp.engine.store import ModelFacts
 from mlxmtp.exactness.guarantee import Identity
 from mlxmtp.exactness.store import cache_file, read_json, write_json
+from mlxmtp.limits import MAX_DEPTH
 
 
 def file_for(facts: ModelFacts, identity: Identity) -> Path:
@@ -17,13 +19,17 @@ def file_for(facts: ModelFacts, identity: Identity) -> Path:
 
 
 def load(
-    file: Path, max_depth: int, max_lookup: int, coverage: Coverage | None = None, max_pass_tokens: int | None = None
+    file: Path,
+    max_depth: int,
+    max_lookup: int,
+    coverage: Coverage | None = None,
+    longest_shared: Callable[[int], int] = lambda _: MAX_DEPTH + 1,
 ) -> AutoDepth:
     """The policy that the file has the state of; without a sound file, one that begins with nothing known."""
     try:
-        return AutoDepth.from_state(read_json(file), max_depth, max_lookup, coverage, max_pass_tokens)
+        return AutoDepth.from_state(read_json(file), max_depth, max_lookup, coverage, longest_shared)
     except ValueError:
-        return AutoDepth(max_depth, max_lookup, coverage=coverage, max_pass_tokens=max_pass_tokens)
+        return AutoDepth(max_depth, max_lookup, coverage=coverage, longest_shared=longest_shared)
 
 
 def save(file: Path, policy: AutoDepth) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Unpack
 from mlxmtp.decoding.loop import RoundLoop
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import PREFILL_TOKENS
+from mlxmtp.decoding.turn import Turn
 from mlxmtp.engine.generate import Chunk, Result, TextTurn, TurnArguments, result_of, run
 from mlxmtp.engine.grammar import grammar_of, token_trie
 from mlxmtp.engine.in_step import LeadingLoop, LeadingTurn, Steps, check_reuse, with_shared_seed
@@ -257,11 +258,12 @@ class Engine:
 
     def scheduler(self, parallel: int, prefix_cache: PrefixCache) -> Scheduler:
         """Return what runs several turns of this engine at once, which `open_turn` made with the same prefix cache."""
+        sharing, nbytes = self.policies.sharing, prefix_cache.max_bytes
 
-        def together(num_turns: int) -> int:
-            return min(num_turns, self.share_passes(parallel).max_sequences(1)) if num_turns > 1 else 1
+        def together(turns: Sequence[Turn]) -> int:
+            return sharing.best(turns[: self.share_passes(parallel).max_sequences(1)]) if len(turns) > 1 else 1
 
-        return Scheduler(self.round_loop(), parallel, together=together, max_bytes=prefix_cache.max_bytes)
+        return Scheduler(self.round_loop(), parallel, together=together, on_round=sharing.observe, max_bytes=nbytes)
 
     def round_loop(self) -> RoundLoop:
         """Return what runs the rounds of turns."""

@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, finalize
 
-from mlxmtp.decoding.depth import DepthPolicy, Observation, Plan
+from mlxmtp.decoding.depth import DepthPolicy, Observation, Plan, SharingPolicy
 from mlxmtp.decoding.loop import Outcome, RoundLoop
 from mlxmtp.decoding.turn import Turn
 from mlxmtp.engine.generate import TextTurn
@@ -52,6 +52,10 @@ class StepPolicy:
     def plan(self, matches: Sequence[int] = (0,)) -> list[Plan]:
         plans = self._policy.plan(matches) if self._ranks.leads else []
         return [Plan(*plan) for plan in self._ranks.agree([(plan.depth, plan.source) for plan in plans])]
+
+    def best_together(self, num_turns: int) -> int:
+        """Rank 0 alone is asked, and tells the others which turns take part."""
+        return self._policy.best_together(num_turns) if isinstance(self._policy, SharingPolicy) else num_turns
 
     def observe(self, observations: Sequence[Observation]) -> None:
         for observation in observations:

@@ -9,6 +9,7 @@ from typing import Protocol
 from mlxmtp.decoding.auto_depth import AutoDepth
 from mlxmtp.decoding.coverage import Coverage
 from mlxmtp.decoding.depth import DepthPolicy, FixedDepth
+from mlxmtp.decoding.sharing_rates import PassSharing
 from mlxmtp.engine import depth_store
 from mlxmtp.engine.in_step import StepPolicy
 from mlxmtp.engine.request import check_depth
@@ -42,10 +43,15 @@ class DraftingModel(Protocol):
 
 
 class DepthPolicies:
-    """The policies of one engine."""
+    """The policies of one engine.
+
+    Attributes:
+        sharing: says how many of its running turns share a pass.
+    """
 
     def __init__(self, engine: DraftingModel) -> None:
         self._engine = engine
+        self.sharing = PassSharing()
 
     def of(self, depth: int | None) -> DepthPolicy:
         """Return what chooses the drafts of each round: a fixed depth, or for None the engine's adaptive policy.
@@ -79,8 +85,8 @@ class DepthPolicies:
             return FixedDepth(0)
         max_depth, max_lookup = self._auto_depths
         if not lookup:
-            return AutoDepth(max_depth, max_pass_tokens=self._max_pass_tokens)
-        return AutoDepth(max_depth, max_lookup, coverage=self._coverage(), max_pass_tokens=self._max_pass_tokens)
+            return AutoDepth(max_depth, longest_shared=self._longest_shared)
+        return AutoDepth(max_depth, max_lookup, coverage=self._coverage(), longest_shared=self._longest_shared)
 
     def save(self) -> None:
         """Save what the adaptive policy has learned, for the next run. With ranks the first one has learned."""
@@ -96,26 +102,16 @@ class DepthPolicies:
     @property
     def _auto_depths(self) -> tuple[int, int]:
         """Most drafts that the adaptive policy may choose: from the head, and by prompt lookup."""
-        most = self._most_tokens
+        most = min(self._engine.target.max_fast_tokens, self._engine.guarantee.num_tokens)
         return min(MAX_AUTO_DEPTH, most - 1), min(MAX_DEPTH, most - 1)
 
-    @property
-    def _most_tokens(self) -> int:
-        """Most tokens of a pass over one sequence."""
-        return min(self._engine.target.max_fast_tokens, self._engine.guarantee.num_tokens)
-
-    @property
-    def _max_pass_tokens(self) -> int | None:
-        """Most tokens of a pass with drafts over several sequences; None on a CPU, whose rows keep their bits.
-
-        A GPU's kernels for few rows count the rows of all sequences.
-        """
-        return None if self._engine.target.max_fast_tokens > MAX_DEPTH else self._most_tokens
+    def _longest_shared(self, num_sequences: int) -> int:
+        """Most tokens of each sequence in a shared pass; known once the guarantee covers so many."""
+        return self._engine.target.longest_shared(num_sequences)
 
     @cached_property
     def _auto(self) -> AutoDepth:
-        depths = self._auto_depths
-        return depth_store.load(self._depth_file, *depths, self._coverage(), max_pass_tokens=self._max_pass_tokens)
+        return depth_store.load(self._depth_file, *self._auto_depths, self._coverage(), self._longest_shared)
 
     @cached_property
     def _auto_in_step(self) -> StepPolicy:

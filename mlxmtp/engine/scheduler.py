@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 
 from mlxmtp.decoding.loop import Outcome, RoundLoop
+from mlxmtp.decoding.turn import Turn
 from mlxmtp.engine.generate import Chunk, TextTurn
 from mlxmtp.errors import is_out_of_memory
 from mlxmtp.prefixes import common_length
@@ -56,7 +57,8 @@ class Scheduler:
 
     Args:
         loop: runs the rounds of all turns.
-        together: how many of n running turns share a pass; the rest take turns.
+        together: how many of the running turns share the next pass; the rest take turns.
+        on_round: is told what a round was for its turns.
         max_bytes: bound of the bytes of the turns' caches.
 
     Attributes:
@@ -68,12 +70,13 @@ class Scheduler:
         loop: RoundLoop,
         parallel: int,
         *,
-        together: Callable[[int], int] = lambda n: n,
+        together: Callable[[Sequence[Turn]], int] = len,
+        on_round: Callable[[Mapping[Turn, Outcome]], None] = lambda _: None,
         max_bytes: int = 2**63 - 1,
     ) -> None:
         self.parallel = parallel
         self.longest_pause = 0.0
-        self._together, self._max_bytes = together, max_bytes
+        self._together, self._on_round, self._max_bytes = together, on_round, max_bytes
         self._loop = loop
         self._waiting: dict[Key, TextTurn] = {}
         self._deferred: set[Key] = set()
@@ -192,7 +195,7 @@ class Scheduler:
     def _round(self) -> list[tuple[Key, Event]]:
         """Run a round of the running turns, or of a group of them, which changes every `SLICE` rounds."""
         keys = list(self._running)
-        group = keys[: max(self._together(len(keys)), 1)]
+        group = keys[: self._together([turn.turn for turn in self._running.values()])]
         apart = len(group) < len(keys)
         self._rounds = self._rounds % SLICE + 1
         ends = apart and self._rounds == SLICE
@@ -208,6 +211,7 @@ class Scheduler:
         self.longest_pause = max(self.longest_pause, started - self._round_end)
         self._last_round, self._round_end = now - started, now
         self._owed = max(self._owed - self._last_round, 0.0) if self._reading else 0.0
+        self._on_round(outcomes)
         events = [self._taken(turns[turn], outcome) for turn, outcome in outcomes.items()]
         if ends:
             for key in group:

@@ -8,17 +8,21 @@ import statistics
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from mlxmtp.decoding.auto_depth import AutoDepth
-from mlxmtp.decoding.depth import Observation, Plan
+from mlxmtp.decoding.depth import DepthPolicy, FixedDepth, Observation, Plan
 from mlxmtp.decoding.estimates import AcceptanceRate, LookupAcceptance
 from mlxmtp.decoding.round_costs import RoundCosts
-from mlxmtp.decoding.sharing_rates import SharingRates
+from mlxmtp.decoding.sharing_rates import PassSharing, SharingRates
 from mlxmtp.decoding.stats import Round
 from tests.decoding.test_depth import BUSY, BUSY_FACTOR, CURVES, MOST, NOISE, TEXTS, World, at
 from tests.grids import grid
+
+if TYPE_CHECKING:
+    from mlxmtp.decoding.turn import Turn
 
 MACHINES = {
     "M1": (CURVES["M1"], 1.0),
@@ -170,7 +174,7 @@ def test_one_turn_is_as_fast_as_ever_after_several() -> None:
 
 
 def test_a_pass_keeps_to_its_most_tokens() -> None:
-    policy = AutoDepth(MOST, 16, max_pass_tokens=8, acceptance=AcceptanceRate([0.99] * MOST))
+    policy = AutoDepth(MOST, 16, longest_shared=lambda n: 8 // n, acceptance=AcceptanceRate([0.99] * MOST))
     assert max(plan.depth for _ in range(60) for plan in _planned(policy, [0])) == MOST
     for number, most in ((2, 3), (3, 1), (4, 1), (5, 0), (12, 0)):
         depths = {plan.depth for _ in range(60) for plan in _planned(policy, [40] * number)}
@@ -256,3 +260,25 @@ def test_a_machine_that_slows_down_does_not_part_the_turns() -> None:
         numbers = Counter(alternate(rates, times, 2, 40, pace))
         assert numbers[1] <= 10, (pace, numbers)
     assert rates.times()[2] / rates.times()[1] == pytest.approx(1.5, rel=0.05)
+
+
+@dataclass(eq=False)
+class Running:
+    """What `PassSharing` asks of a turn."""
+
+    policy: DepthPolicy
+
+
+def test_the_policy_of_all_turns_is_asked_and_else_the_clock() -> None:
+    sharing, auto, counts = PassSharing(), AutoDepth(3), Counter[int]()
+    auto.sharing = SharingRates({3: 3.0, 2: 2.0, 1: 1.0})  # one pass for each turn is as fast
+    assert sharing.best([cast("Turn", Running(auto)) for _ in range(3)]) == 1
+    turns = [cast("Turn", Running(FixedDepth(2))) for _ in range(3)]
+    for _ in range(2000):
+        number = sharing.best(turns)
+        counts[number] += 1
+        one = Round((0,), 2, 0, 1, seconds={3: 1.2, 2: 1.1, 1: 1.0}[number], num_sequences=number)
+        sharing.observe(dict.fromkeys(turns[:number], one))
+    assert counts[3] > 1800, counts
+    for beside in (FixedDepth(1), auto):
+        assert sharing.best([*turns[1:], cast("Turn", Running(beside))]) == 3, "another mix is unknown"

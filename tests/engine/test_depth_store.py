@@ -123,3 +123,13 @@ def test_a_first_short_turn_with_a_good_head_teaches_the_next_run(folder: Path) 
     load(TRAINED / "glm4_moe").generate("Natalia sold clips to", GenerationOptions(max_tokens=64))
     assert list(folder.rglob("depth/*.json"))
     assert load(TRAINED / "glm4_moe").policies.of(None).costs.known  # type: ignore[union-attr]
+
+
+def test_turns_that_share_passes_teach_what_those_cost(folder: Path) -> None:
+    engine = load(TRAINED / "glm4_moe")
+    engine.batch(["Natalia sold clips to", "Weng earns 12 dollars an hour"], GenerationOptions(max_tokens=64))
+    (file,) = folder.rglob("depth/*.json")
+    assert json.loads(file.read_text())["shared"].keys() == {"2"}
+    again = load(TRAINED / "glm4_moe").policies.of(None)
+    assert isinstance(again, AutoDepth)
+    assert 2 in again.sharing.times()

@@ -78,7 +78,7 @@ def tokens_of(events: list[tuple[Any, Any]]) -> dict[Any, list[int]]:
 def test_every_turn_has_the_text_that_it_has_alone(engine: Engine, apart: bool) -> None:
     """They come in at random, reuse what others still read, and give their caches to later ones."""
     turns, cache, rng = Turns(engine, seed=1), PrefixCache(ROOM), random.Random(2)
-    s = Scheduler(engine.round_loop(), 3, together=(lambda n: 1) if apart else (lambda n: n))
+    s = Scheduler(engine.round_loop(), 3, together=(lambda _: 1) if apart else len)
     coming = list(range(COUNT))
 
     def arrive() -> None:
