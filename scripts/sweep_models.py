@@ -21,7 +21,7 @@ from tests.targets.sweep import examine
 def main(kinds: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = [examine(kind, Path(folder) / kind) for kind in kinds or model_types()]
-    print("| type | equal | prefix | rollback |\n| --- | --- | --- | --- |")
+    print("| type | equal | prefix | rollback | shares |\n| --- | --- | --- | --- | --- |")
     for outcome, alike in groupby(sorted(rows, key=lambda row: (row[1:], row.kind)), lambda row: row[1:]):
         print("|", ", ".join(f"`{row.kind}`" for row in alike), "|", " | ".join(outcome), "|")
     for kind, reason in {} if kinds else NOT_RUN.items():

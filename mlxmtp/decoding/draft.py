@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import mlx.core as mx
 
 from mlxmtp.decoding.sampler import Draft, Sampler, no_draft
+from mlxmtp.errors import is_out_of_memory
 from mlxmtp.targets import shared_cache
 
 if TYPE_CHECKING:
@@ -58,6 +59,42 @@ def propose(requests: List[DraftRequest]) -> list[Draft]:
     return drafts
 
 
+class _OpenDraft:
+    """The drafts of one turn while its chain runs. The chain of a deeper turn may run on after its last."""
+
+    def __init__(self, request: DraftRequest) -> None:
+        self._request = request
+        self._tokens: list[mx.array] = []
+        self._distributions: list[Distribution] = []
+        self._error: Exception | None = None
+
+    @property
+    def newest(self) -> mx.array | None:
+        """The newest draft [1, 1]; None: there is none."""
+        return self._tokens[-1] if self._tokens else None
+
+    def extend(self, logits: mx.array) -> None:
+        """Draw the next draft from the head's logits [1, V], unless the turn has all that it asked for."""
+        request = self._request
+        if self._error or len(self._tokens) == request.depth:
+            return
+        try:
+            token, q = request.sampler.draw_draft(logits, len(request.sequence.tokens), self._tokens)
+        except Exception as error:  # of a logits processor: its turn raises it, and other turns go on
+            if is_out_of_memory(error):
+                raise
+            self._error = error
+            return
+        self._tokens.append(token[:, None])
+        self._distributions += [] if q is None else [q]
+
+    def close(self, *, narrowed: bool) -> Draft:
+        """The draft; after an error none, with the error."""
+        if self._error:
+            return no_draft(self._error)
+        return Draft(mx.concatenate(self._tokens, axis=1), self._distributions, narrowed=narrowed)
+
+
 class MTPChain:
     """The head's recursion: each draft is made from the hidden state of the one before it.
 
@@ -94,30 +131,21 @@ class MTPChain:
         hidden = _joined([states[:, -1:] for states, _ in pending])
         tokens = _joined([after[:, -1:] for _, after in pending])
         logits = self._narrowed or self._head.logits
-        drafts: list[list[mx.array]] = [[] for _ in requests]
-        distributions: list[list[Distribution]] = [[] for _ in requests]
+        drafts = [_OpenDraft(request) for request in requests]
         depth = max(request.depth for request in requests)
         for _ in range(depth):
             states = self._head(hidden, tokens, cache)
             rows = logits(states)[:, 0]
-            for b, request in enumerate(requests):
-                own = rows if len(requests) == 1 else rows[b : b + 1]
-                token, q = request.sampler.draw_draft(own, len(request.sequence.tokens), drafts[b])
-                drafts[b].append(token[:, None])
-                distributions[b] += [] if q is None else [q]
-            hidden, tokens = self._head.next_hidden(states), _joined([own[-1] for own in drafts])
+            for b, draft in enumerate(drafts):
+                draft.extend(rows[b : b + 1] if len(drafts) > 1 else rows)
+            hidden = self._head.next_hidden(states)
+            newest = [tokens[b : b + 1] if draft.newest is None else draft.newest for b, draft in enumerate(drafts)]
+            tokens = _joined(newest)
             mx.async_eval(tokens)  # the device drafts while the host builds the next step
         for request in requests:
             for layer in request.sequence.head_cache:
                 layer.trim(depth - 1)  # entries made from drafts, not from the target's hidden states
-        return [
-            Draft(
-                mx.concatenate(drafts[b][: request.depth], axis=1),
-                distributions[b][: request.depth],
-                narrowed=self._narrowed is not None,
-            )
-            for b, request in enumerate(requests)
-        ]
+        return [draft.close(narrowed=self._narrowed is not None) for draft in drafts]
 
     def _read_all_but_newest(
         self, requests: List[DraftRequest], pending: List[tuple[mx.array, mx.array]], cache: Cache

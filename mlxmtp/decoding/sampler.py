@@ -30,12 +30,14 @@ class Draft:
             certain, or where verification does not need them.
         from_lookup: the tokens come from the text.
         narrowed: the head drafted them from the narrowed vocabulary.
+        error: what went wrong when they were drawn; it ends the turn.
     """
 
     tokens: mx.array
     distributions: list[Distribution]
     from_lookup: bool = False
     narrowed: bool = False
+    error: Exception | None = None
 
     @property
     def depth(self) -> int:
@@ -48,9 +50,9 @@ class Draft:
         return [self.tokens, *(one.logs for one in self.distributions)]
 
 
-def no_draft() -> Draft:
+def no_draft(error: Exception | None = None) -> Draft:
     """A draft of no token. It is made anew, for a lazy array belongs to the thread that made it."""
-    return Draft(mx.zeros((1, 0), mx.uint32), [])
+    return Draft(mx.zeros((1, 0), mx.uint32), [], error=error)
 
 
 class Sampler:

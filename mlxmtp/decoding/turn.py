@@ -107,6 +107,8 @@ class Turn:
         """
         position = len(self.sequence.tokens) + (0 if pending_token is None else 1)
         try:
+            if draft.error:
+                raise draft.error
             acceptance, finite = self.sampler.verify(rows.logits, draft, position, pending_token)
         except Exception as error:  # of a logits processor: `keep` raises it, and other turns go on
             if is_out_of_memory(error):

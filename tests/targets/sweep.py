@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.utils import load_model
@@ -21,7 +22,8 @@ from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.snapshots import Position
 from mlxmtp.engine.prefix_file import pack, read_header, unpack, write_sequence
-from mlxmtp.targets import Target, leaf_caches, load_target
+from mlxmtp.targets import Target, leaf_caches, load_target, sharing
+from mlxmtp.targets.sharing import why_not_shared
 from mlxmtp.targets.target import SEES_AHEAD
 from tests.scripted import assert_same_state, snapshot
 from tests.targets.every_model import ALIKE, BY_CHUNKS, VOCAB, WINDOW, random_weights, tiny_config
@@ -36,6 +38,8 @@ KEPT = 6
 PASS = [40, 7, 91, 40, 15]
 CONTEXTS = (WINDOW - 3, len(PROMPT))
 """Tokens before a pass: one that wraps the window, and one after it has wrapped."""
+SHARED_CONTEXTS = (WINDOW - 3, 2, len(PROMPT), WINDOW)
+"""Tokens of the sequences before passes that they share."""
 
 
 class Row(NamedTuple):
@@ -45,12 +49,15 @@ class Row(NamedTuple):
         equal: greedy tokens and caches are mlx-lm's.
         prefix: turns that continue, branch off and come from a file are those of a fresh sequence.
         rollback: "exact", or "no" with what cannot be rolled back.
+        shares: sequences that share passes have the bits of each alone: "yes"; "attention modules apart", where those
+            run once for each sequence; or "takes turns" with why they cannot share passes.
     """
 
     kind: str
     equal: str
     prefix: str
     rollback: str
+    shares: str
 
 
 def sweep(folder: Path, kinds: Iterable[str]) -> Iterator[Row]:
@@ -76,6 +83,7 @@ def examine(kind: str, folder: Path) -> Row:
             equal=check_tokens(kind, target, theirs),
             prefix=check_prefix(kind, target, theirs, folder),
             rollback=check_rollback(kind, target),
+            shares=check_shared(kind, target),
         )
     finally:
         mx.enable_compile()
@@ -153,6 +161,34 @@ def check_rollback(kind: str, target: Target) -> str:
             if keep < len(PASS):
                 assert mx.array_equal(target.forward(mx.array([PASS[keep : keep + 1]]), cache)[0], logits[keep]), what
     return "exact"
+
+
+def check_shared(kind: str, target: Target) -> str:
+    """Compare passes of several sequences, each kept to another count, with each sequence's own passes, bit for bit.
+
+    One sequence wraps its window, one has wrapped it and one has not: the counts kept go round over the sequences.
+    """
+    whole: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        share = sharing.share_attention
+        patch.setattr(sharing, "share_attention", lambda *a, **options: (whole.append(True), share(*a, **options)))
+        if why := why_not_shared(target):
+            return f"takes turns: {why}"
+    together = [target.make_cache() for _ in SHARED_CONTEXTS]
+    for context, cache in zip(SHARED_CONTEXTS, together, strict=True):
+        target.forward(mx.array([PROMPT[:context]]), cache)
+    alone = deepcopy(together)
+    for shift in range(len(PASS) + 1):
+        tokens = [mx.array([PASS[: len(PASS) - (b + shift) % 3]]) for b in range(len(together))]
+        own = [target.open(*one) for one in zip(tokens, alone, strict=True)]
+        for b, (one, other) in enumerate(zip(target.open_shared(tokens, together), own, strict=True)):
+            assert mx.array_equal(one.logits, other.logits), (kind, shift, b)
+            assert mx.array_equal(one.hidden, other.hidden), (kind, shift, b)
+            keep = min((shift + 2 * b) % (len(PASS) + 1), tokens[b].shape[1])
+            one.commit(keep)
+            other.commit(keep)
+            assert_same_state(snapshot(together[b]), snapshot(alone[b]), (kind, shift, b, keep))
+    return "attention modules apart" if whole else "yes"
 
 
 def reference(

@@ -33,7 +33,7 @@ def test_every_model_type_of_mlx_lm_runs_here(others: bool, tmp_path: Path) -> N
     kinds = {kind for kind in model_types() if (kind in ALIKE and kind not in FEW) == others}
     seen = {row.kind: row[1:] for row in sweep(tmp_path, sorted(kinds))}
     table = TABLE.read_text().partition("## Every model type of mlx-lm")[2]
-    rows = re.findall(r"^\| (`.+`) \| (.+) \| (.+) \| (.+) \|$", table, re.MULTILINE)
+    rows = re.findall(r"^\| (`.+`) \| (.+) \| (.+) \| (.+) \| (.+) \|$", table, re.MULTILINE)
     told = {kind: tuple(cells) for kinds, *cells in rows for kind in kinds.strip("`").split("`, `")}
     assert told.keys() == {*model_types()}
     assert {kind: told[kind] for kind in kinds} == seen
