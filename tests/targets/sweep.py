@@ -7,9 +7,9 @@ from copy import deepcopy
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from unittest.mock import Mock, patch
 
 import mlx.core as mx
-import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.utils import load_model
@@ -22,7 +22,8 @@ from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.snapshots import Position
 from mlxmtp.engine.prefix_file import pack, read_header, unpack, write_sequence
-from mlxmtp.targets import Target, leaf_caches, load_target, sharing
+from mlxmtp.targets import Target, leaf_caches, load_target
+from mlxmtp.targets.shared_pass import share_attention
 from mlxmtp.targets.sharing import why_not_shared
 from mlxmtp.targets.target import SEES_AHEAD
 from tests.scripted import assert_same_state, snapshot
@@ -168,10 +169,8 @@ def check_shared(kind: str, target: Target) -> str:
 
     One sequence wraps its window, one has wrapped it and one has not: the counts kept go round over the sequences.
     """
-    whole: list[bool] = []
-    with pytest.MonkeyPatch.context() as patch:
-        share = sharing.share_attention
-        patch.setattr(sharing, "share_attention", lambda *a, **options: (whole.append(True), share(*a, **options)))
+    share, whole = "mlxmtp.targets.sharing.share_attention", Mock(wraps=share_attention)
+    with patch(share, whole):
         if why := why_not_shared(target):
             return f"takes turns: {why}"
     together = [target.make_cache() for _ in SHARED_CONTEXTS]
@@ -180,15 +179,15 @@ def check_shared(kind: str, target: Target) -> str:
     alone = deepcopy(together)
     for shift in range(len(PASS) + 1):
         tokens = [mx.array([PASS[: len(PASS) - (b + shift) % 3]]) for b in range(len(together))]
-        own = [target.open(*one) for one in zip(tokens, alone, strict=True)]
-        for b, (one, other) in enumerate(zip(target.open_shared(tokens, together), own, strict=True)):
+        apart = [target.open(*one) for one in zip(tokens, alone, strict=True)]
+        for b, (one, other) in enumerate(zip(target.open_shared(tokens, together), apart, strict=True)):
             assert mx.array_equal(one.logits, other.logits), (kind, shift, b)
             assert mx.array_equal(one.hidden, other.hidden), (kind, shift, b)
             keep = min((shift + 2 * b) % (len(PASS) + 1), tokens[b].shape[1])
             one.commit(keep)
             other.commit(keep)
             assert_same_state(snapshot(together[b]), snapshot(alone[b]), (kind, shift, b, keep))
-    return "attention modules apart" if whole else "yes"
+    return "attention modules apart" if whole.called else "yes"
 
 
 def reference(
