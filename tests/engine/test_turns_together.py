@@ -163,7 +163,7 @@ def test_every_turn_is_the_turn_alone(engine: Engine, seed: int) -> None:
         pytest.fail(engine.why_apart)
     run = Run(engine, seed, count=9)
     found, cancelled, widest = run.together(parallel=4)
-    assert widest > 2
+    assert widest > 1
     for i in range(len(run.prompts)):
         alone, what = run.alone(i), (seed, i, run.options[i])
         if i not in cancelled:

@@ -7,7 +7,6 @@ from copy import deepcopy
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
-from unittest.mock import Mock, patch
 
 import mlx.core as mx
 from mlx_lm.generate import generate_step
@@ -23,7 +22,6 @@ from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.snapshots import Position
 from mlxmtp.engine.prefix_file import pack, read_header, unpack, write_sequence
 from mlxmtp.targets import Target, leaf_caches, load_target
-from mlxmtp.targets.shared_pass import share_attention
 from mlxmtp.targets.sharing import why_not_shared
 from mlxmtp.targets.target import SEES_AHEAD
 from tests.scripted import assert_same_state, snapshot
@@ -169,10 +167,8 @@ def check_shared(kind: str, target: Target) -> str:
 
     One sequence wraps its window, one has wrapped it and one has not: the counts kept go round over the sequences.
     """
-    share, whole = "mlxmtp.targets.sharing.share_attention", Mock(wraps=share_attention)
-    with patch(share, whole):
-        if why := why_not_shared(target):
-            return f"takes turns: {why}"
+    if why := why_not_shared(target):
+        return f"takes turns: {why}"
     together = [target.make_cache() for _ in SHARED_CONTEXTS]
     for context, cache in zip(SHARED_CONTEXTS, together, strict=True):
         target.forward(mx.array([PROMPT[:context]]), cache)
@@ -187,7 +183,7 @@ def check_shared(kind: str, target: Target) -> str:
             one.commit(keep)
             other.commit(keep)
             assert_same_state(snapshot(together[b]), snapshot(alone[b]), (kind, shift, b, keep))
-    return "attention modules apart" if whole.called else "yes"
+    return "attention modules apart" if target.whole_attention else "yes"
 
 
 def reference(
