@@ -164,4 +164,11 @@ class LeadingLoop(RoundLoop):
 
     def round(self, turns: Sequence[Turn], *, ahead: bool = True) -> dict[Turn, Outcome]:
         numbers = [self._steps.numbers[turn] for turn in turns]
-        return self._steps.take(partial(super().round, turns, ahead=ahead), "round", numbers, ahead)
+        return self._steps.take(partial(self._round, turns, ahead), "round", numbers, ahead)
+
+    def _round(self, turns: Sequence[Turn], ahead: bool) -> dict[Turn, Outcome]:
+        outcomes = super().round(turns, ahead=ahead)
+        for outcome in outcomes.values():
+            if isinstance(outcome, RuntimeError | MemoryError):  # of MLX: no fault of the turn in which it was met
+                raise outcome
+        return outcomes

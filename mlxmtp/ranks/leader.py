@@ -23,6 +23,8 @@ PROGRAM = (sys.executable, "-P", "-m", "mlxmtp.engine.follow")
 """A further rank. On other machines Python and this package have the same place, as `mlx.launch` expects it."""
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3", "--")
 """Asks for no password, and ends within 15 s of the last sign of life."""
+LAST_WORDS_S = 0.5
+"""Seconds for the last lines of a rank that has ended."""
 GRACE_S = 5.0
 """Seconds that the other ranks have to end once rank 0 has no more to say."""
 
@@ -38,6 +40,11 @@ class Leader(Ranks):
         for other in self._others:
             other.send([self._checksum, value])
         return value
+
+    def end(self, error: Exception) -> NoReturn:
+        for other in self._others:
+            other.wait_for_end(2 * LAST_WORDS_S)  # one that is gone explains the error better
+        super().end(error)
 
     def _first_error(self, own: str | None) -> str | None:
         found = [own, *(other.receive() for other in self._others)]
@@ -88,6 +95,7 @@ class OtherRank:
         command = PROGRAM if host == LOOPBACK else (*SSH, host, _remote_command())
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
         self._closing = False
+        self._last = ""
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
@@ -118,18 +126,28 @@ class OtherRank:
             self._process.kill()
 
     def _watch(self) -> None:
-        """Pass on what the rank says on standard error; when it ends too early, end this process with the last line."""
-        assert self._process.stderr
-        last = ""
-        for line in self._process.stderr:
-            if text := line.decode(errors="replace").strip():
-                last = text
-                print(f"{self.name}: {text}", file=sys.stderr, flush=True)  # noqa: T201 - as the rank itself would
+        """When the rank ends too early, end this process with the last line of its standard error."""
+        reader = threading.Thread(target=self._read_stderr, daemon=True)
+        reader.start()
         code = self._process.wait()
+        reader.join(LAST_WORDS_S)  # a child of the rank can hold the pipe open
         if not self._closing:
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            print(f"mlxmtp: {self.name} ended ({how}{last and ': '}{last})", file=sys.stderr, flush=True)  # noqa: T201
+            why = f": {self._last}" if self._last else ""
+            print(f"mlxmtp: {self.name} ended ({how}{why})", file=sys.stderr, flush=True)  # noqa: T201
             os._exit(1)  # the main thread may wait in MLX for the rank that is gone
+
+    def _read_stderr(self) -> None:
+        """Pass on what the rank says."""
+        assert self._process.stderr
+        for line in self._process.stderr:
+            if text := line.decode(errors="replace").strip():
+                self._last = text
+                print(f"{self.name}: {text}", file=sys.stderr, flush=True)  # noqa: T201 - as the rank itself would
+
+    def wait_for_end(self, seconds: float) -> None:
+        """Wait for the end of the rank, which ends this process."""
+        self._watcher.join(seconds)
 
     def _end_with_it(self) -> NoReturn:
         self._watcher.join()
