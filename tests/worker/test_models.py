@@ -172,7 +172,7 @@ def test_a_new_model_starts_a_new_conversation() -> None:
 
 
 def test_a_command_that_waited_too_long_is_not_begun() -> None:
-    engine = SimpleNamespace()  # nothing can be asked of it
+    engine = SimpleNamespace(scheduler=lambda *_: None)  # nothing else can be asked of it
     assert serve(Compare(1, HELLO, GenerationOptions()), Load(2), engine=engine, stops=lambda _: True) == [
         Stopped(1),
         Stopped(2),
