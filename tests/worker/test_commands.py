@@ -25,6 +25,7 @@ from mlxmtp.worker.messages import (
     Stop,
     TurnDelta,
 )
+from tests.within import within
 from tests.worker.driving import serve, text_of, wait_until
 from tests.worker.test_messages import STATS
 
@@ -156,7 +157,8 @@ def test_the_end_of_the_input_is_kept_for_who_waits_for_commands() -> None:
     assert wait_until(lambda: box.poll() == ListModels(1), 5)
     lines.put(None)
     assert wait_until(lambda: box.stops(ListModels(2)), 5)
-    assert [box.poll(), box.poll(), box.next()] == [None, None, None]
+    with within(5):
+        assert [box.poll(), box.poll(), box.next()] == [None, None, None]
 
 
 # -- failures -------------------------------------------------------------------------------------------------
