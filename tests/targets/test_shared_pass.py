@@ -10,8 +10,9 @@ from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.targets import load_target
 from tests.targets.sweep import check_shared, write_checkpoint
 
-KINDS = ["llama", "gemma3_text", "gemma4_text", "deepseek_v3", "deepseek_v32", "longcat_flash", "qwen3_next"]
-"""Keys and values; windows; keys that layers share; latents; with index keys; two a layer; recurrent states."""
+KINDS = ["llama", "gemma3n", "gemma4_text", "deepseek_v32", "longcat_flash", "qwen3_next"]
+"""Keys and values; windows, whose keys layers share by the cache or by the model; latents with index keys; two caches a
+layer; recurrent states."""
 OUTCOMES = {
     "plamo": "attention modules apart",
     "mamba": "takes turns: ArraysCache cannot be rolled back",
