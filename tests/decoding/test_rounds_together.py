@@ -145,12 +145,12 @@ def test_every_end_leaves_the_caches_of_the_turn_alone(model: Model, first: int,
     target, head = model
     for last in range(1, 8):
         turns = [
-            turn(model, PROMPTS[0], first, count=last),
+            turn(model, PROMPTS[0], first, count=last + 1),
             turn(model, PROMPTS[1], second, keep=KeepUntil(last)),
-            turn(model, PROMPTS[2], third),
+            turn(model, PROMPTS[2], third, count=100),
         ]
         loop = RoundLoop(target)
-        for _ in range(last):
+        for _ in range(last + 1):
             going = [one for one in turns if one.finish is None]
             loop.round(going)
         for one in turns:
@@ -161,7 +161,7 @@ def test_every_end_leaves_the_caches_of_the_turn_alone(model: Model, first: int,
             for token in tokens[:-1]:
                 target.forward(mx.array([[token]]), fresh)
             assert_same_state(snapshot(one.sequence.cache), snapshot(fresh), what)
-            assert one.finish == ("length" if i == 0 else "stop" if i == 1 else None) or i, what
+            assert one.finish == ("length", "stop", None)[i], what
         read = Tokens(target, head)
         longest = turns[2].sequence
         read.prefill(longest.tokens)
