@@ -2,7 +2,7 @@
 
 A pass over B sequences of m tokens has B * m rows in its matrix products, and m in attention, which sees one sequence
 at a time. Passes of one sequence have shown attention of m rows, after each class of context. So shared passes are
-compared after short contexts alone, in every shape, the fewest rows first.
+compared after short contexts alone, the fewest rows first: in every shape, or in few where no kernel depends on rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from mlxmtp.exactness.compare import PREFIX_TOKENS, OnPass, difference, repeat
 from mlxmtp.exactness.guarantee import Guarantee, Identity
-from mlxmtp.exactness.probe import apply_guarantee
+from mlxmtp.exactness.probe import MAX_TOKENS, apply_guarantee
 from mlxmtp.exactness.strategy import batch_invariant
 from mlxmtp.targets.sharing import why_not_shared
 
@@ -83,13 +83,17 @@ def why_apart(target: Target, identity: Identity, guarantee: Guarantee) -> str |
     return guarantee.not_shared or why_not_shared(target)
 
 
-def shapes(num_sequences: int, num_tokens: int, min_tokens: int) -> list[tuple[int, int]]:
-    """Return sequences and tokens of each of all shared passes within the bounds, the fewest rows first."""
-    counts = range(2, num_sequences + 1)
-    return sorted(
-        ((b, m) for b in counts for m in range(min_tokens, min(num_tokens, MAX_ROWS // b) + 1)),
-        key=lambda shape: (prod(shape), shape),
-    )
+def shapes(num_sequences: int, num_tokens: int, min_tokens: int, *, every: bool = True) -> list[tuple[int, int]]:
+    """Return sequences and tokens of each of all shared passes within the bounds, the fewest rows first.
+
+    Args:
+        every: else those with the fewest and with the most tokens, for each number of sequences.
+    """
+    found = set()
+    for b in range(2, num_sequences + 1):
+        lengths = range(min_tokens, min(num_tokens, MAX_ROWS // b) + 1)
+        found |= {(b, m) for m in lengths if every or m in (lengths[0], lengths[-1])}
+    return sorted(found, key=lambda shape: (prod(shape), shape))
 
 
 def compare_shared(
@@ -109,19 +113,22 @@ def compare_shared(
         guarantee: token-identical; what passes of one sequence have shown.
         on_pass: called with (done, total) shared passes. An exception of it ends the comparison.
     """
-    found = shapes(num_sequences, guarantee.num_tokens, guarantee.min_tokens)
+    every = target.max_fast_tokens < MAX_TOKENS  # else no kernel depends on the number of rows
+    found, shown = shapes(num_sequences, guarantee.num_tokens, guarantee.min_tokens, every=every), 1
     steps = _differences(target, tokens, guarantee.num_tokens, num_sequences, found)
     for done, (b, m) in enumerate(found):
+        below = b * m - 1 if every else shown
         where = f"in passes over {b} sequences of {m} tokens"
         try:
             largest = next(steps)
         except Exception as error:
             because = f"logits could not be compared {where}: {type(error).__name__}: {error}"
-            return SharedRows(b * m - 1, because, complete=False)
+            return SharedRows(below, because, complete=False)
         on_pass(done + 1, len(found))
         if largest is not None:
-            return SharedRows(b * m - 1, f"logits differ by up to {largest:.2g} {where}")
-    return SharedRows(max([1, *map(prod, found)]))
+            return SharedRows(below, f"logits differ by up to {largest:.2g} {where}")
+        shown = b * m
+    return SharedRows(shown)
 
 
 def _differences(
