@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from mlxmtp.decoding.loop import RoundLoop
-from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sequence import PREFILL_TOKENS
 from mlxmtp.decoding.turn import Turn
 from mlxmtp.engine.generate import Chunk, Result, TextTurn, TurnArguments, result_of, run
-from mlxmtp.engine.grammar import grammar_of, token_trie
+from mlxmtp.engine.grammar import token_trie
 from mlxmtp.engine.in_step import LeadingLoop, LeadingTurn, Steps, check_reuse, with_shared_seed
 from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer, assistant_message
 from mlxmtp.engine.policies import DepthPolicies
@@ -25,8 +24,8 @@ from mlxmtp.engine.request import GenerationOptions, check_count
 from mlxmtp.engine.retokenization import TokenUnits, restore_generated_ids
 from mlxmtp.engine.scheduler import Scheduler
 from mlxmtp.engine.store import ModelFacts, establish_guarantee, establish_sharing
-from mlxmtp.engine.thinking_budget import budget_processors
-from mlxmtp.errors import OptionError, PromptError
+from mlxmtp.engine.turn_sampler import turn_sampler
+from mlxmtp.errors import PromptError
 from mlxmtp.exactness.compare import OnPass
 from mlxmtp.exactness.guarantee import Guarantee, Identity
 from mlxmtp.exactness.shared import why_apart
@@ -39,7 +38,7 @@ DEFAULTS = GenerationOptions()
 
 
 class Engine:
-    """A loaded model; `mlxmtp.load` makes one. It generates one turn at a time, each with caches of its own.
+    """A loaded model; `mlxmtp.load` makes one. Each turn has caches of its own.
 
     Args:
         path: the folder of the checkpoint.
@@ -197,7 +196,7 @@ class Engine:
         if self._steps:
             options = with_shared_seed(options)
             make_turn = partial(LeadingTurn, self._steps, self._steps.job(options, prefix_cache, raw, opening))
-        sampler = self._sampler(options, tokens)
+        sampler = turn_sampler(options, tokens, self.tokenizer, self.target.vocab_size, lambda: self._token_trie)
         before_policy = time.perf_counter()
         policy = self.policies.of(options.depth)  # the first call may measure the guarantee, which is not its time
         started += time.perf_counter() - before_policy
@@ -283,16 +282,6 @@ class Engine:
     def policies(self) -> DepthPolicies:
         """What chooses the depths of turns."""
         return DepthPolicies(self)
-
-    def _sampler(self, options: GenerationOptions, prompt: list[int]) -> Sampler:
-        vocab_size = self.target.vocab_size
-        sampling = options.sampling
-        if bad := [token for token in dict(sampling.logit_bias) if token >= vocab_size]:
-            raise OptionError(f"logit_bias names token {bad[0]}; expected tokens from 0 to {vocab_size - 1}")
-        processors = budget_processors(options, self.tokenizer, prompt)
-        if options.json_schema is not None or options.call_grammar is not None:
-            processors.append(grammar_of(options, self._token_trie, self.tokenizer, prompt))
-        return Sampler(sampling, options.verify, processors)
 
     @cached_property
     def _steps(self) -> Steps | None:
