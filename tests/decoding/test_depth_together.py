@@ -43,10 +43,7 @@ MIXES = (
 )
 DEFAULT = {
     ("M1", MIXES[0]),
-    ("M4 Pro", MIXES[1]),
-    ("M5 Max, 27B", MIXES[0]),
     ("two cores", MIXES[4]),
-    ("tiles", MIXES[2]),
     ("apart", MIXES[2]),
 }
 CORNERS = grid(MACHINES, MIXES, default=lambda *case: case in DEFAULT)

@@ -45,7 +45,7 @@ KINDS: list[dict[str, Any]] = [
 """What turns ask for. Where no depth is given, `Whims` plans any, from the head or the text."""
 MODELS = ["gemma4", "deepseek_v3", "deepseek_v32", "glm4_moe"]
 MODELS += ["qwen3_5-float32", "qwen3_5-bfloat16", "qwen3_next-float32", "qwen3_5-4bit", "gemma4-E2B"]
-FEW = ("gemma4", "deepseek_v32", "qwen3_5-bfloat16")
+FEW = ("gemma4", "qwen3_5-bfloat16")
 
 Checkpoints = Callable[..., Path]
 

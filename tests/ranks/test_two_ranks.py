@@ -64,6 +64,7 @@ def test_tokens_and_messages_of_two_ranks(model: Path) -> None:
     assert "/nowhere" in found["refused"]
 
 
+@pytest.mark.exhaustive
 def test_a_hosts_file_starts_the_other_rank_through_ssh(model: Path, tmp_path: Path) -> None:
     ssh, log, hosts = tmp_path / "ssh", tmp_path / "log", tmp_path / "hosts.json"
     ssh.write_text(SSH.format(log=log))

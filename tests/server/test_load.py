@@ -21,7 +21,7 @@ VISITS = 6
     ("model", "parallel", "clients"),
     cases(
         [("small", 1, 4), ("small", 4, 4), ("small", 4, 8), ("demo", 1, 4), ("demo", 4, 8)],
-        default=[("small", 1, 4), ("small", 4, 4)],
+        default=[("small", 4, 4)],
     ),
 )
 def test_answers_under_load_are_the_engines_own(model: str, parallel: int, clients: int, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def python(program: str) -> tuple[str, ...]:
 WORKER = """
 import os, subprocess, sys, time
 from mlxmtp.worker import serve
-from mlxmtp.worker.messages import Models
+from mlxmtp.worker.messages import Failed, Models
 class Worker(serve.Worker):
     def _execute(self, command):
 {}
@@ -80,7 +80,7 @@ def test_long_lines_go_both_ways() -> None:
         assert driven.answer(Generate, [{"role": "user", "content": text}], GenerationOptions()) == [
             Models(1, [], len(text))
         ]
-    with Driven(worker_that("self._emit(serve.Failed(command.id, 'failed', 'x' * 3_000_000))")) as driven:
+    with Driven(worker_that("self._emit(Failed(command.id, 'failed', 'x' * 3_000_000))")) as driven:
         assert driven.answer(ListModels) == [Failed(1, "failed", "x" * 3_000_000)]
 
 
