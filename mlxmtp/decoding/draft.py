@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from mlxmtp.decoding.sampler import Draft, Sampler, no_draft
 from mlxmtp.errors import is_out_of_memory
-from mlxmtp.targets import shared_cache
+from mlxmtp.targets import repeat_last, shared_cache
 
 if TYPE_CHECKING:
     from mlxmtp.decoding.sampling import Distribution
@@ -158,10 +158,8 @@ class MTPChain:
         most = max(counts)
         if most == 0:
             return
-        hidden = _joined(
-            [_repeated_to(most, states, count) for (states, _), count in zip(pending, counts, strict=True)]
-        )
-        tokens = _joined([_repeated_to(most, after, count) for (_, after), count in zip(pending, counts, strict=True)])
+        hidden = _joined([repeat_last(states, most)[:, :most] for states, _ in pending])
+        tokens = _joined([repeat_last(after, most)[:, :most] for _, after in pending])
         self._head(hidden, tokens, cache)
         for request, count in zip(requests, counts, strict=True):
             for layer in request.sequence.head_cache:
@@ -171,13 +169,6 @@ class MTPChain:
 def _shared_cache(requests: List[DraftRequest]) -> Cache:
     caches = [request.sequence.head_cache for request in requests]
     return caches[0] if len(caches) == 1 else shared_cache(caches)
-
-
-def _repeated_to(most: int, rows: mx.array, count: int) -> mx.array:
-    """The first rows [1, count, ...], and the next one repeated to `most` rows."""
-    if count == most:
-        return rows[:, :count]
-    return mx.concatenate([rows[:, :count], mx.repeat(rows[:, count : count + 1], most - count, axis=1)], axis=1)
 
 
 def _joined(rows: List[mx.array]) -> mx.array:

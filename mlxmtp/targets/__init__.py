@@ -23,7 +23,7 @@ from mlxmtp.targets.states import (
     restore,
     snapshot,
 )
-from mlxmtp.targets.target import Cache, HiddenSide, PassListener, Target, check_ids, matrix_rows
+from mlxmtp.targets.target import Cache, HiddenSide, PassListener, Target, check_ids, matrix_rows, repeat_last
 
 __all__ = [
     "TEXT_ONLY",
@@ -48,6 +48,7 @@ __all__ = [
     "load_target",
     "materialise",
     "matrix_rows",
+    "repeat_last",
     "restore",
     "share_attention",
     "shared_cache",

@@ -54,17 +54,17 @@ class LayerView:
         """Append each sequence's rows of [B, heads, m, D] to its own cache; return the keys and values of each."""
         rows = zip(mx.split(keys, len(self)), mx.split(values, len(self)), strict=True)
         fetched = [cache.update_and_fetch(*own) for cache, own in zip(self.caches, rows, strict=True)]
-        return BySequence(own for own, _ in fetched), BySequence(own for _, own in fetched)
+        return _each(fetched)
 
     def keys_and_values(self) -> tuple[BySequence, BySequence]:
         """Return what the newest rows attend to, for layers that share another layer's keys."""
         fetched = [cache.keys_and_values() for cache in self.caches]
-        return BySequence(own for own, _ in fetched), BySequence(own for _, own in fetched)
+        return _each(fetched)
 
     def fetch(self, rows: int) -> tuple[tuple[BySequence, BySequence], BySequence | None]:
         """Return the keys and values of each sequence and their masks, as `SharedKVCache.fetch`."""
         keys, masks = zip(*(cache.fetch(rows) for cache in self.caches), strict=True)
-        return (BySequence(own for own, _ in keys), BySequence(own for _, own in keys)), _one_or_each(masks)
+        return _each(keys), _one_or_each(masks)
 
     def make_mask(self, *args: Any, **options: Any) -> Any:
         """Return the mask of m rows of one sequence where all have the same, or else one for each."""
@@ -182,6 +182,12 @@ def _joined(outputs: list[Any]) -> Any:
     if isinstance(outputs[0], tuple):
         return tuple(_joined([*parts]) for parts in zip(*outputs, strict=True))
     return mx.concatenate(outputs, axis=0) if isinstance(outputs[0], mx.array) else outputs[0]
+
+
+def _each(pairs: Iterable[tuple[mx.array, mx.array]]) -> tuple[BySequence, BySequence]:
+    """Return the keys of each sequence, and the values of each."""
+    keys, values = zip(*pairs, strict=True)
+    return BySequence(keys), BySequence(values)
 
 
 def _one_or_each(masks: Sequence[Any]) -> Any:

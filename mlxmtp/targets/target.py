@@ -195,7 +195,7 @@ class Target:
         All sequences get the rows of the longest. More than one needs a model that can (targets/sharing.py).
         """
         padded = max(self.min_tokens, *(own.shape[1] for own in tokens))
-        rows = [_padded(own, padded) for own in tokens]
+        rows = [repeat_last(own, padded) for own in tokens]
         shared = caches[0] if len(caches) == 1 else shared_cache(caches, self._stacked)
         before = {i: [(cache[i][0], cache[i][1]) for cache in caches] for i in self._recurrent}
         with self._in_pass(caches, num_tokens=padded):
@@ -244,10 +244,10 @@ class Target:
         return self.text_model.lm_head if hasattr(self.text_model, "lm_head") else self.embedding
 
 
-def _padded(tokens: mx.array, num_tokens: int) -> mx.array:
-    """Return tokens [1, n] with the last repeated up to `num_tokens`."""
-    missing = num_tokens - tokens.shape[1]
-    return mx.concatenate([tokens, mx.repeat(tokens[:, -1:], missing, axis=1)], axis=1) if missing else tokens
+def repeat_last(rows: mx.array, count: int) -> mx.array:
+    """Return rows [1, n, ...] with the last repeated up to `count` rows; where there are as many, they themselves."""
+    missing = count - rows.shape[1]
+    return mx.concatenate([rows, mx.repeat(rows[:, -1:], missing, axis=1)], axis=1) if missing > 0 else rows
 
 
 def _part(rows: mx.array, b: int, num_tokens: int) -> mx.array:
