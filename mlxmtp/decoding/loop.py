@@ -15,7 +15,7 @@ from mlxmtp.decoding.depth import plan_round
 from mlxmtp.decoding.draft import propose
 from mlxmtp.decoding.sampler import no_draft
 from mlxmtp.decoding.stats import PhaseTimes, Round
-from mlxmtp.decoding.turn import Forward, Kept, StopCheck, StopDecision, Turn, never_stop
+from mlxmtp.decoding.turn import Forward, Kept, StopCheck, StopDecision, Turn, never_stop, verified
 from mlxmtp.errors import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class RoundLoop:
         inputs = [turn.input(draft) for turn, draft in zip(turns, drafts, strict=True)]
         passes = self._target.open_shared(inputs, [turn.sequence.cache for turn in turns])
         self._clock.phase_ends(*(rows.logits for rows in passes))
-        forwards = [turn.forward(rows, draft) for turn, rows, draft in zip(turns, passes, drafts, strict=True)]
+        forwards = verified(turns, passes, drafts, [None] * len(turns))
         if _plain(forwards) or len(forwards) > 1:
             _start(forwards)
         return forwards
@@ -182,9 +182,10 @@ class RoundLoop:
             return
         tokens = [forward.token[:, None] for forward in forwards]
         passes = self._target.open_shared(tokens, [turn.sequence.cache for turn in turns])
-        for turn, rows, token in zip(turns, passes, tokens, strict=True):
-            turn.queued = turn.forward(rows, no_draft(), pending_token=token)
-        _start([turn.queued for turn in turns if turn.queued])
+        queued = verified(turns, passes, [no_draft() for _ in turns], [*tokens])
+        for turn, forward in zip(turns, queued, strict=True):
+            turn.queued = forward
+        _start(queued)
 
 
 def _plain(forwards: Sequence[Forward]) -> bool:

@@ -87,6 +87,11 @@ class Sampler:
         """A pass waits until the host has read all tokens before it, and the drafts in it."""
         return any(processor.reads_tokens for processor in self._processors)
 
+    @property
+    def takes_the_best(self) -> bool:
+        """It takes the most likely token of the target's own logits, as any other such sampler does."""
+        return self.sampling.greedy and not self._processors
+
     def begin(self, prompt: Sequence[int]) -> None:
         """A turn begins after these tokens."""
         for processor in self._processors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as List
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -11,15 +12,16 @@ import mlx.core as mx
 
 from mlxmtp.decoding.depth import Observation
 from mlxmtp.decoding.draft import DraftRequest, PromptLookup
-from mlxmtp.decoding.sampler import TopLogprobs, emitted
+from mlxmtp.decoding.sampler import Draft, TopLogprobs, emitted
 from mlxmtp.errors import NumericsError, is_out_of_memory
 
 if TYPE_CHECKING:
     from mlxmtp.decoding.depth import DepthPolicy, Plan
     from mlxmtp.decoding.draft import Drafter
-    from mlxmtp.decoding.sampler import Draft, Sampler
+    from mlxmtp.decoding.sampler import Sampler
     from mlxmtp.decoding.sequence import Sequence
     from mlxmtp.decoding.stats import Round, TokenLogprob
+    from mlxmtp.decoding.verify import Acceptance
     from mlxmtp.targets import Pass
 
 
@@ -115,13 +117,16 @@ class Turn:
                 raise
             nothing = mx.zeros(1, mx.int32)
             return Forward(rows, draft, nothing, nothing, error=error)
-        values = mx.where(finite, acceptance.token.astype(mx.int32), -1)  # -1: the logits were not finite
-        if draft.depth:
-            values = mx.concatenate([values, acceptance.accepted.astype(mx.int32), draft.tokens[0].astype(mx.int32)])
+        values = _values(draft, acceptance, finite)[0]
         top = None
         if self._logprobs is not None:
             top = TopLogprobs(rows.logits, emitted(draft, acceptance), self._logprobs)
         return Forward(rows, draft, acceptance.token, values, top)
+
+    @property
+    def takes_the_best(self) -> bool:
+        """It takes the target's most likely tokens, and reports nothing else of them."""
+        return self.sampler.takes_the_best and self._logprobs is None
 
     def take_queued(self) -> Forward:
         """Return the queued pass, which is then no longer queued."""
@@ -168,6 +173,33 @@ class Kept:
     tokens: tuple[int, ...]
     accepted: int
     logprobs: tuple[TokenLogprob, ...]
+
+
+def verified(
+    turns: List[Turn], passes: List[Pass], drafts: List[Draft], pending_tokens: List[mx.array | None]
+) -> list[Forward]:
+    """Each turn's part of a pass. Of those that take the best tokens, all with as many drafts are verified at once."""
+    alike: dict[int, list[int]] = {}
+    for i, (turn, draft) in enumerate(zip(turns, drafts, strict=True)):
+        if turn.takes_the_best and not draft.error:
+            alike.setdefault(draft.depth, []).append(i)
+    found: dict[int, Forward] = {}
+    for places in (places for places in alike.values() if len(places) > 1):
+        together = Draft(mx.concatenate([drafts[i].tokens for i in places]), [])
+        logits = mx.concatenate([passes[i].logits for i in places])
+        acceptance, finite = turns[places[0]].sampler.verify(logits, together, position=0)
+        values, tokens = (mx.split(x, len(places)) for x in (_values(together, acceptance, finite), acceptance.token))
+        for i, own, token in zip(places, values, tokens, strict=True):
+            found[i] = Forward(passes[i], drafts[i], token, own[0])
+    return [found.get(i) or turn.forward(passes[i], drafts[i], pending_tokens[i]) for i, turn in enumerate(turns)]
+
+
+def _values(draft: Draft, acceptance: Acceptance, finite: mx.array) -> mx.array:
+    """What the host reads of a round, int32 [B, 1]: the token or -1; with drafts [B, k + 2]: the count and they too."""
+    token = mx.where(finite, acceptance.token.astype(mx.int32), -1)[:, None]  # -1: the logits were not finite
+    if not draft.depth:
+        return token
+    return mx.concatenate([token, acceptance.accepted.astype(mx.int32)[:, None], draft.tokens.astype(mx.int32)], axis=1)
 
 
 class Forward:
