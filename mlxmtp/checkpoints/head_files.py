@@ -19,7 +19,8 @@ MLX_VLM = "_mtp"
 """The last part of the model type that mlx-vlm's `split_mtp` gives a head in a folder of its own."""
 DRAFTERS = (MLX_VLM, "_assistant")
 """The last parts of model types of heads in a folder of their own; "_assistant" is Gemma's."""
-_NAME = re.compile(r"((?:model\.|language_model\.)*mtp\.)(.+)")
+_NAME = re.compile(r"((?:model\.|language_model\.)*mtp[._])(.+)")
+"""Prefix and short name: "mtp.fc.weight", MiMo's "model.mtp_layers.0.x", Ernie's "model.mtp_block.0.x"."""
 _LAYER = re.compile(r"((?:model\.|language_model\.)*)layers\.(\d{1,9})\.(.+)")
 _NUMBER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
 _DSPARK = ("main_proj", "main_norm", "markov_head", "confidence_head")
@@ -92,12 +93,12 @@ def trunk_type(model_type: str) -> str | None:
 
 
 def is_head_name(name: str, config: Mapping[str, Any]) -> bool:
-    """Return whether a tensor in a model's shards is a head's: `mtp.*`, or in a layer after the trunk's last."""
+    """Return whether a tensor in a model's shards is a head's: `mtp.*`, `mtp_*`, or past the trunk's layers."""
     return _NAME.fullmatch(name) is not None or _past_the_trunk(name, config) is not None
 
 
 def looks_like_head(name: str, config: Mapping[str, Any]) -> bool:
-    """Return whether `is_head_name`, or a name of an unsupported family (`mtp_layers.`, `mtp_block.`)."""
+    """Return whether `is_head_name`, or another name with a part `mtp` or `mtp_*`."""
     return is_head_name(name, config) or any(part.startswith("mtp_") or part == "mtp" for part in name.split("."))
 
 
