@@ -235,9 +235,9 @@ class Scheduler:
         """End the turn with the most bytes; the others read their tokens again: the pass has spoiled all caches."""
         largest = max(self._running, key=lambda key: self._running[key].nbytes)
         self._running.pop(largest).fail()
-        while self._running:
-            key, turn = self._running.popitem()
+        for turn in self._running.values():
             turn.restart()
-            self._reading[key] = turn
+        self._reading |= self._running
+        self._running.clear()
         mx.clear_cache()
         return [(largest, error)]
