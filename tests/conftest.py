@@ -110,6 +110,12 @@ def nextn_conversion(
 
 
 @pytest.fixture(scope="session")
+def layer_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny.layer_checkpoint` without its folder, as `raw_checkpoint`."""
+    return cache(lambda kind, **options: tiny.layer_checkpoint(tmp_path_factory.mktemp(kind), kind, **options))
+
+
+@pytest.fixture(scope="session")
 def gemma_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny.gemma_checkpoint` without its folder, as `raw_checkpoint`."""
     return cache(lambda *kind, **options: tiny.gemma_checkpoint(tmp_path_factory.mktemp("gemma4"), *kind, **options))

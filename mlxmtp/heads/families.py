@@ -2,10 +2,11 @@
 
 from mlxmtp.heads.family import Family
 from mlxmtp.heads.gemma import GEMMA
+from mlxmtp.heads.mimo import MIMO
 from mlxmtp.heads.nextn import NEXTN
 from mlxmtp.heads.qwen import QWEN
 
-FAMILIES = [QWEN, GEMMA, NEXTN]
+FAMILIES = [QWEN, GEMMA, NEXTN, MIMO]
 """One entry per family, the first of a trunk wins; a new module of this package adds its family here."""
 
 

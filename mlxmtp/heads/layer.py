@@ -143,6 +143,33 @@ class LayerHead(Recursion, nn.Module):
         super().prepare()
 
 
+def build_layer(
+    family: str,
+    target: Target,
+    weights: Mapping[str, mx.array],
+    names: Mapping[str, str],
+    block: Callable[[Mapping[str, mx.array]], nn.Module],
+    *,
+    make_cache: Callable[[], Any] = KVCache,
+    **options: Any,
+) -> tuple[LayerHead, dict[str, mx.array]]:
+    """Return a head of one layer without its weights, and its weights by the module's names.
+
+    Args:
+        weights: by their names inside the head, with or without LAYER.
+        names: as in `sorted_parts`.
+        block: makes the decoder layer that has these tensors; their names begin with "block.".
+        make_cache: as in `LayerHead`.
+        options: of `HeadLayer`.
+    """
+    outside, inside = sorted_parts({name.removeprefix(LAYER): weight for name, weight in weights.items()}, names)
+    own = own_matrices(outside, target)
+    found = without_shared(outside, own) | sanitised(target, inside)
+    options |= {"own": own, "bias": "eh_proj.bias" in outside}
+    layer = HeadLayer(target, block(found), eps=target.text_model.args.rms_norm_eps, **options)
+    return LayerHead(family, layer, make_cache), {LAYER + name: weight for name, weight in found.items()}
+
+
 def sorted_parts(
     weights: Mapping[str, mx.array], names: Mapping[str, str]
 ) -> tuple[dict[str, mx.array], dict[str, mx.array]]:

@@ -14,6 +14,7 @@ from tests.tiny.conversion import mlx_conversion, stack_experts
 from tests.tiny.files import load_weights, save_weights, write_json
 from tests.tiny.fp8 import Scales, fp8_twins
 from tests.tiny.gemma import GemmaKind, GemmaSizes, Style, assistant, gemma_checkpoint
+from tests.tiny.layers import LAYER_KINDS, LAYER_SIZES, WINDOW, layer_checkpoint
 from tests.tiny.models import KINDS, Kind, Sizes, config, is_moe
 from tests.tiny.nextn import NEXTN_KINDS, NextNKind, NextNSizes, nextn_checkpoint, nextn_config
 from tests.tiny.packing import MODES, drafter, nextn_drafter, pack
@@ -23,9 +24,12 @@ from tests.tiny.tokenizer import EOS, SPECIAL, tokenizer
 __all__ = [
     "EOS",
     "KINDS",
+    "LAYER_KINDS",
+    "LAYER_SIZES",
     "MODES",
     "NEXTN_KINDS",
     "SPECIAL",
+    "WINDOW",
     "Arrays",
     "Experts",
     "GemmaKind",
@@ -42,6 +46,7 @@ __all__ = [
     "fp8_twins",
     "gemma_checkpoint",
     "is_moe",
+    "layer_checkpoint",
     "load_weights",
     "mlx_conversion",
     "nextn_checkpoint",

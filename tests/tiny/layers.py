@@ -1,0 +1,144 @@
+"""Tiny random checkpoints, in raw Hugging Face layout, of trunks whose head is one layer: an entry of LAYER_KINDS each.
+
+The trunk's tensors are those that mlx-lm makes of the config, its experts one by one; the head's are listed here.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+from mlx_lm.utils import _get_classes
+
+from tests.tiny.files import save_checkpoint
+from tests.tiny.models import Shapes
+from tests.tiny.raw import Arrays, random_values
+from tests.tiny.tokenizer import EOS, tokenizer
+
+Config = dict[str, Any]
+
+WINDOW = 8
+HEADS_OF = {"q": "attention", "k": "key_value", "v": "key_value"}
+LAYER_SIZES: Config = {
+    "vocab_size": 24,  # few enough tokens that a random head is right now and then
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_nextn_predict_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 4096,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "eos_token_id": EOS,
+}
+"""What most kinds have in config.json; every matrix can be quantised in groups of 32."""
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """A model type with a head of one layer.
+
+    Args:
+        head: returns the shapes of its tensors, by their names in the release, for a config.json.
+        config: what config.json has besides LAYER_SIZES.
+        stored: parts of names that mlx-lm gives to the trunk's tensors, and the release's names.
+    """
+
+    head: Callable[[Config], Shapes]
+    config: Config = field(default_factory=dict)
+    stored: Mapping[str, str] = field(default_factory=dict)
+
+
+def layer_checkpoint(
+    folder: Path, kind: str, *, dtype: str = "float32", seed: int = 0, head: bool = True, **config: Any
+) -> Path:
+    """Write a random checkpoint with a tokenizer; returns the folder.
+
+    Args:
+        config: replaces values of config.json.
+    """
+    family = LAYER_KINDS[kind]
+    settings = {**LAYER_SIZES, **family.config, **config, "model_type": kind, "torch_dtype": dtype}
+    arrays = {name: random_values(name, shape, seed, norms=1.0) for name, shape in trunk_shapes(settings).items()}
+    arrays = {_replaced(name, family.stored): array for name, array in _one_by_one(arrays).items()}
+    if head:
+        arrays |= {name: random_values(name, shape, seed, norms=1.0) for name, shape in family.head(settings).items()}
+    save_checkpoint(folder, arrays, settings, dtype, kept=("e_score_correction_bias",))
+    tokenizer(folder, settings["vocab_size"])
+    return folder
+
+
+def trunk_shapes(config: Config) -> Shapes:
+    """Return the trunk's tensors by mlx-lm's names."""
+    model, args = _get_classes(config)
+    module: nn.Module = model(args.from_dict(config))
+    flat: Any = tree_flatten(module.parameters())
+    return {name: array.shape for name, array in flat}
+
+
+def block(c: Config, mlp: Shapes | None = None, *, bias: bool = False) -> Shapes:
+    """Return the shapes of a decoder layer with grouped attention; its MLP is dense by default.
+
+    Args:
+        bias: queries, keys and values have one.
+    """
+    rows = {name: c[f"num_{kind}_heads"] * c["head_dim"] for name, kind in HEADS_OF.items()}
+    shapes: Shapes = {f"self_attn.{name}_proj.weight": (count, c["hidden_size"]) for name, count in rows.items()}
+    shapes |= {f"self_attn.{name}_proj.bias": (count,) for name, count in rows.items() if bias}
+    shapes |= {"self_attn.o_proj.weight": (c["hidden_size"], rows["q"])}
+    return shapes | norms(c, "input_layernorm", "post_attention_layernorm") | (mlp or under("mlp.", dense(c)))
+
+
+def dense(c: Config, width: str = "intermediate_size") -> Shapes:
+    """Return the shapes of a gated MLP."""
+    shapes: Shapes = {f"{name}_proj.weight": (c[width], c["hidden_size"]) for name in ("gate", "up")}
+    return shapes | {"down_proj.weight": (c["hidden_size"], c[width])}
+
+
+def norms(c: Config, *names: str) -> Shapes:
+    """Return the shapes of norms of the hidden size."""
+    return {f"{name}.weight": (c["hidden_size"],) for name in names}
+
+
+def projection(c: Config, name: str) -> Shapes:
+    """Return the shape of the matrix that takes embedding and hidden state."""
+    return {f"{name}.weight": (c["hidden_size"], 2 * c["hidden_size"])}
+
+
+def under(prefix: str, shapes: Shapes) -> Shapes:
+    """Return shapes by their names with a prefix."""
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def _one_by_one(arrays: Arrays) -> Arrays:
+    """Return the arrays with stacked experts apart, as releases have them."""
+    out: Arrays = {}
+    for name, array in arrays.items():
+        base, found, rest = name.partition(".switch_mlp.")
+        experts: list[np.ndarray] = list(array) if found else []
+        out |= {f"{base}.experts.{e}.{rest}": own for e, own in enumerate(experts)} if found else {name: array}
+    return out
+
+
+def _replaced(name: str, parts: Mapping[str, str]) -> str:
+    for part, stored in parts.items():
+        name = name.replace(part, stored)
+    return name
+
+
+def _mimo(c: Config) -> Shapes:
+    own = norms(c, "token_layernorm", "hidden_layernorm", "final_layernorm") | projection(c, "input_proj")
+    return under("model.mtp_layers.0.", own | block(c, bias=True))
+
+
+LAYER_KINDS = {
+    "mimo": LayerKind(_mimo),
+}
+"""By model type."""
