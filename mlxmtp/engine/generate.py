@@ -17,8 +17,9 @@ from mlxmtp.decoding.loop import RoundLoop
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.stats import Round, Stats, StatsAccumulator, TokenLogprob
 from mlxmtp.decoding.turn import Turn
-from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer
+from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer, join_segments
 from mlxmtp.engine.prefix_cache import PrefixCache
+from mlxmtp.engine.trace import NO_TRACE, RoundTrace, trace_of
 from mlxmtp.heads import Head, NarrowedLogits
 from mlxmtp.targets import Target, expected_bytes, leaf_caches
 
@@ -46,6 +47,7 @@ class Chunk:
         segments: the same text, split into text, thinking and tool calls, without their markers.
         logprobs: one record for each token, where `GenerationOptions.logprobs` asks for them.
         stopped_by: the stop string that ended the turn, if any.
+        trace: what was drafted, and which text came from it.
     """
 
     text: str
@@ -55,6 +57,7 @@ class Chunk:
     segments: tuple[Segment, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     stopped_by: str | None = None
+    trace: RoundTrace = NO_TRACE
 
 
 @dataclass(frozen=True)
@@ -261,15 +264,18 @@ class TextTurn:
             self._detokenizer.finish()
             if self._detokenizer.stopped_by:  # by the text that was held back
                 item = replace(item, finish="stop")
-        text = self._detokenizer.take()
+        pieces = self._detokenizer.take()
+        parts = [self._parser.feed(piece) for piece in pieces]
+        parts[-1] += self._parser.finish() if item.finish else ()
         return Chunk(
-            text=text,
+            text="".join(pieces),
             tokens=item.tokens,
             stats=self._totals.stats(mx.get_peak_memory(), self._policy.why if self._drafting else ""),
             finish_reason=item.finish,
-            segments=self._parser.feed(text) + (self._parser.finish() if item.finish else ()),
+            segments=tuple(join_segments(segment for part in parts for segment in part)),
             logprobs=item.logprobs,
             stopped_by=self._detokenizer.stopped_by,
+            trace=trace_of(item, parts),
         )
 
 

@@ -44,6 +44,7 @@ class StreamingDetokenizer:
         self._without_stop = ("thinking", "tool") if tool_calls else ("thinking",)
         self._held = ""
         self._ready = ""
+        self._pieces: list[str] = []
         self.stopped_by: str | None = None
 
     def feed(self, tokens: list[int]) -> StopDecision:
@@ -53,7 +54,10 @@ class StreamingDetokenizer:
                 self.finish()
                 return StopDecision(count, "stop")
             self._detokenizer.add_token(token)
-            if self._read():
+            ends = self._read()
+            self._pieces.append(self._ready)
+            self._ready = ""
+            if ends:
                 return StopDecision(count, "stop")
         return StopDecision(len(tokens), None)
 
@@ -63,10 +67,10 @@ class StreamingDetokenizer:
         if not self._read():
             self._release(len(self._held))
 
-    def take(self) -> str:
-        """Return the text that has become ready since the last call."""
-        text, self._ready = self._ready, ""
-        return text
+    def take(self) -> list[str]:
+        """Return the text that has become ready since the last call: a piece for each token, and one for the end."""
+        pieces, self._pieces, self._ready = [*self._pieces, self._ready], [], ""
+        return pieces
 
     def _read(self) -> bool:
         """Take the detokenizer's new text; return whether it completes a stop string."""

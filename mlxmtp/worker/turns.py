@@ -53,7 +53,7 @@ class _Turn:
 
     Args:
         segments: of the whole turn. sent: the number of them that were sent.
-        logprobs: those that were not sent.
+        logprobs, rounds: those that were not sent.
         stats: None before the first round.
         delta: the newest round was not sent. sent_at: clock at the newest delta.
     """
@@ -62,6 +62,7 @@ class _Turn:
     segments: list[Segment] = field(default_factory=list)
     sent: int = 0
     logprobs: list[Any] = field(default_factory=list)
+    rounds: list[Any] = field(default_factory=list)
     stats: Stats | None = None
     delta: bool = False
     sent_at: float = 0.0
@@ -137,6 +138,10 @@ class Turns:
     def _add(self, turn: _Turn, chunk: Chunk) -> None:
         turn.segments += chunk.segments
         turn.logprobs += [[entry.token, entry.logprob, entry.top] for entry in chunk.logprobs]
+        if turn.command.trace:
+            trace = chunk.trace
+            texts = [[part.kind, part.text, part.depth] for part in trace.texts]
+            turn.rounds.append([trace.drafted, trace.accepted, trace.from_lookup, texts])
         turn.stats, turn.delta = chunk.stats, True
         if chunk.stats.rounds == 1 or time.perf_counter() - turn.sent_at >= MIN_INTERVAL_S:  # the first at once
             self._send(turn)
@@ -147,8 +152,9 @@ class Turns:
         """Send what was generated since the last delta."""
         assert turn.stats
         new = [[segment.kind, segment.text] for segment in turn.segments[turn.sent :]]
-        self._emit(TurnDelta(turn.command.id, new, turn.stats, self._memory(), turn.logprobs))
-        turn.sent, turn.logprobs, turn.delta, turn.sent_at = len(turn.segments), [], False, time.perf_counter()
+        self._emit(TurnDelta(turn.command.id, new, turn.stats, self._memory(), turn.logprobs, turn.rounds))
+        turn.logprobs, turn.rounds = [], []
+        turn.sent, turn.delta, turn.sent_at = len(turn.segments), False, time.perf_counter()
 
     def _end(self, turn: _Turn, reason: str, stopped_by: str | None = None) -> None:
         id = turn.command.id

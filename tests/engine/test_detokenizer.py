@@ -62,10 +62,10 @@ def run(
             break
         outcome = stream.feed(group)
         kept, finish = kept + outcome.count, outcome.finish
-        pieces.append(stream.take())
+        pieces.append("".join(stream.take()))
     if not finish:
         stream.finish()
-        pieces.append(stream.take())
+        pieces.append("".join(stream.take()))
     return "".join(pieces), kept, finish, pieces
 
 

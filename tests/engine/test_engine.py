@@ -117,6 +117,28 @@ def test_a_raw_completion_has_no_thinking(demo: Engine) -> None:
         assert "".join(segment.text for segment in segments) == shown, raw
 
 
+def test_each_text_is_traced_to_the_draft_that_it_came_from(demo: Engine, trained: Engine) -> None:
+    """Of each round: the texts of the accepted drafts in order, then that of the target's own token."""
+    for engine in (demo, trained):
+        chunks = list(
+            engine.stream("def add(a, b):\n    return a\n" * 3, GenerationOptions(max_tokens=60, depth=3), raw=True)
+        )
+        for chunk in chunks:
+            trace = chunk.trace
+            assert "".join(text.text for text in trace.texts) == chunk.text
+            if "\ufffd" in chunk.text or chunk.finish_reason:
+                continue
+            for depth in range(1, trace.accepted + 1):
+                found = "".join(text.text for text in trace.texts if text.depth == depth)
+                token = engine.tokenizer.decode([chunk.tokens[depth - 1]])
+                assert found.strip() == token.strip()  # a space may be held back until the next token
+        stats = chunks[-1].stats
+        heads = [chunk.trace for chunk in chunks if not chunk.trace.from_lookup]
+        assert sum(trace.accepted for trace in heads) == stats.accepted > 0
+        assert sum(trace.drafted for trace in heads) == stats.drafted
+    assert {text.depth for chunk in chunks for text in chunk.trace.texts} == {0, 1, 2, 3}
+
+
 def test_the_start_of_a_stop_string_is_text_at_the_token_limit(trained: Engine) -> None:
     for depth in (0, 3):
         options = GenerationOptions(max_tokens=20, depth=depth)

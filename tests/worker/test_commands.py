@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
@@ -12,6 +13,7 @@ from mlxmtp import Chunk, Engine, GenerationOptions
 from mlxmtp.engine.output import Segment
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.engine.scheduler import ChunkRead
+from mlxmtp.engine.trace import RoundTrace, TracedText
 from mlxmtp.worker.inbox import Inbox
 from mlxmtp.worker.lines import encode
 from mlxmtp.worker.messages import (
@@ -98,6 +100,15 @@ def chunk(text: str, finish: str | None = None) -> Chunk:
 
 def ask(number: int, **settings: Any) -> Generate:
     return Generate(number, HELLO, GenerationOptions(**settings))
+
+
+def test_rounds_are_traced_where_asked_for() -> None:
+    trace = RoundTrace(3, 1, from_lookup=True, texts=(TracedText("text", "a", 1), TracedText("text", "b", 0)))
+    chunks = [replace(chunk("ab"), trace=trace), replace(chunk("ab", "stop"), trace=trace)]
+    for asked in (True, False):
+        events = serve(replace(ask(1), trace=asked), engine=Scripted(*chunks))
+        rounds = [one for event in events if isinstance(event, TurnDelta) for one in event.rounds]
+        assert rounds == 2 * asked * [[3, 1, True, [["text", "a", 1], ["text", "b", 0]]]]
 
 
 # -- stops ----------------------------------------------------------------------------------------------------
