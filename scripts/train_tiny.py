@@ -2,6 +2,7 @@
 
 A byte-level model of three to six small layers and its head learn school mathematics (GSM8K, MIT licence) together. The
 head learns from the trunk's hidden states at depths 1 to 3; each depth gets the next hidden state of the one before.
+Of a head with several layers, each depth is a layer's.
 The tests show with them that a trained head drafts better than chance at every depth. Random weights cannot show that.
 
     pip install -e '.[cpu]'
@@ -14,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ sys.path.insert(0, str(ROOT))
 from mlxmtp import Engine, load  # noqa: E402
 from mlxmtp.conversion.attach import attach  # noqa: E402
 from mlxmtp.conversion.convert import Quantization, convert  # noqa: E402
+from mlxmtp.heads import Head  # noqa: E402
+from mlxmtp.heads.several import SeveralLayers  # noqa: E402
 from tests import tiny  # noqa: E402
 
 CORPUS = ROOT / "build" / "corpora" / "gsm8k_train.jsonl"
@@ -45,6 +48,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "glm4_moe": {},
     "deepseek_v3": {},
     "deepseek_v32": {"index_topk": 32},
+    "step3p5": {"window": 32},
+    "mimo_v2_flash": {"window": 32},
 }
 
 
@@ -86,7 +91,8 @@ def untrained(kind: str, scratch: Path) -> Path:
     """Write a random checkpoint with its head in MLX layout, and return its folder."""
     options = KINDS[kind]
     if kind != "gemma4":
-        return convert(tiny.nextn_checkpoint(scratch / "raw", kind, **options), scratch / kind).folder
+        write = tiny.several_checkpoint if kind in tiny.SEVERAL_KINDS else tiny.nextn_checkpoint
+        return convert(write(scratch / "raw", kind, **options), scratch / kind).folder
     folder = convert(tiny.gemma_checkpoint(scratch / "raw", **options), scratch / kind).folder
     attach(folder, str(tiny.assistant(scratch / "assistant", **options)))
     return folder
@@ -115,23 +121,30 @@ class Pair(nn.Module):
         cache = self._target.make_cache()
         logits, hidden = self._target.forward(ids, cache)
         found = [cross_entropy(logits, ids, 1)]
-        for depth in range(1, DEPTHS + 1):
+        for depth, head in enumerate(self._heads, start=1):
             following = mx.concatenate([ids[:, depth:], mx.zeros_like(ids[:, :depth])], axis=1)
-            states = self.head(hidden, following, self.head.make_cache(cache))
-            found.append(self.head_loss(states, ids, depth + 1))
-            hidden = self.head.next_hidden(states)
+            states = head(hidden, following, head.make_cache(cache))
+            found.append(head_loss(head, states, ids, depth + 1))
+            if getattr(head.convention, "layers", "") != "target":
+                hidden = head.next_hidden(states)
         return found
 
-    def head_loss(self, states: mx.array, ids: mx.array, ahead: int) -> mx.array:
-        """Return the cross-entropy of the head. A head with clusters adds that of the clusters."""
-        if getattr(self.head, "masked_embedding", None) is None:
-            return cross_entropy(self.head.logits(states), ids, ahead)
-        order, count = self.head.masked_embedding.token_ordering, self.head.masked_embedding.centroids.weight.shape[0]
-        cluster = mx.argsort(order) // (order.size // count)
-        scores = self.head.masked_embedding.centroids(states)
-        return cross_entropy(self.head.model.embed_tokens.as_linear(states), ids, ahead) + cross_entropy(
-            scores, cluster[ids], ahead
-        )
+    @property
+    def _heads(self) -> Sequence[Head]:
+        """The head of each depth."""
+        return self.head.in_turn if isinstance(self.head, SeveralLayers) else [self.head] * DEPTHS
+
+
+def head_loss(head: Any, states: mx.array, ids: mx.array, ahead: int) -> mx.array:
+    """Return the cross-entropy of a head. One with clusters adds that of the clusters."""
+    if getattr(head, "masked_embedding", None) is None:
+        return cross_entropy(head.logits(states), ids, ahead)
+    order, count = head.masked_embedding.token_ordering, head.masked_embedding.centroids.weight.shape[0]
+    cluster = mx.argsort(order) // (order.size // count)
+    scores = head.masked_embedding.centroids(states)
+    return cross_entropy(head.model.embed_tokens.as_linear(states), ids, ahead) + cross_entropy(
+        scores, cluster[ids], ahead
+    )
 
 
 def cross_entropy(logits: mx.array, ids: mx.array, ahead: int) -> mx.array:

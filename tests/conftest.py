@@ -116,6 +116,12 @@ def layer_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
 
 
 @pytest.fixture(scope="session")
+def several_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny.several_checkpoint` without its folder, as `raw_checkpoint`."""
+    return cache(lambda kind, **options: tiny.several_checkpoint(tmp_path_factory.mktemp(kind), kind, **options))
+
+
+@pytest.fixture(scope="session")
 def gemma_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny.gemma_checkpoint` without its folder, as `raw_checkpoint`."""
     return cache(lambda *kind, **options: tiny.gemma_checkpoint(tmp_path_factory.mktemp("gemma4"), *kind, **options))

@@ -15,6 +15,7 @@ from mlxmtp.decoding.draft import MTPChain
 from mlxmtp.decoding.loop import generate, never_stop
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sampling import Sampling
+from mlxmtp.heads.several import LayerChain
 
 if TYPE_CHECKING:
     from mlxmtp.decoding.sequence import Sequence
@@ -118,12 +119,10 @@ class _Chain:
         pending = sequence.take_pending()
         if pending is None:
             raise ValueError("nothing is pending for the head; expected a sequence that it goes along with")
-        self._head = head
-        self._cache = sequence.head_cache
-        states = head(*pending, self._cache)[:, -1:]
-        self._hidden = head.next_hidden(states)
-        self._token = mx.argmax(head.logits(states), axis=-1)
-        mx.eval(self._hidden, self._token)
+        hidden, tokens = pending
+        self._chain = LayerChain(head, [sequence.head_cache])
+        self._token = self._newest(self._chain.read([hidden], [tokens]))
+        mx.eval(self._token)
 
     def time_step(self) -> float:
         """Return the seconds of a further step in a chain."""
@@ -131,17 +130,18 @@ class _Chain:
         return (self._time(1 + STEPS) - one_step) / STEPS
 
     def _time(self, steps: int) -> float:
-        hidden, token = self._hidden, self._token
+        tokens = [self._token]
         start = time.perf_counter()
         for _ in range(steps):
-            states = self._head(hidden, token, self._cache)
-            token, hidden = mx.argmax(self._head.logits(states), axis=-1), self._head.next_hidden(states)
-            mx.async_eval(token)
-        mx.eval(token)
+            tokens.append(self._newest(self._chain.draft([tokens])))
+            mx.async_eval(tokens[-1])
+        mx.eval(tokens[-1])
         seconds = time.perf_counter() - start
-        for layer in self._cache:
-            layer.trim(steps)
+        self._chain.take_back()
         return seconds
+
+    def _newest(self, states: list[mx.array]) -> mx.array:
+        return mx.argmax(self._chain.layer.logits(states[0][:, -1:]), axis=-1)
 
 
 def _rounds(target: Target, head: Head, sequence: Sequence, depth: int, tokens: int) -> Iterator[float]:

@@ -11,13 +11,12 @@ import mlx.core as mx
 
 from mlxmtp.decoding.sampler import Draft, Sampler, no_draft
 from mlxmtp.errors import is_out_of_memory
-from mlxmtp.targets import repeat_last, shared_cache
+from mlxmtp.heads.several import LayerChain
 
 if TYPE_CHECKING:
     from mlxmtp.decoding.sampling import Distribution
     from mlxmtp.decoding.sequence import Sequence
     from mlxmtp.heads import Head, NarrowedLogits
-    from mlxmtp.targets import Cache
 
 MIN_MATCH = 4
 """Tokens that must be equal for a match. Shorter matches are mostly chance."""
@@ -68,10 +67,10 @@ class _OpenDraft:
         self._distributions: list[Distribution] = []
         self._error: Exception | None = None
 
-    @property
-    def newest(self) -> mx.array | None:
-        """The newest draft [1, 1]; None: there is none."""
-        return self._tokens[-1] if self._tokens else None
+    def first(self, count: int) -> list[mx.array]:
+        """The first `count` drafts [1, 1]. Where there are fewer, any token takes the place of the others."""
+        newest = self._tokens[-1:] or [mx.zeros((1, 1), mx.uint32)]
+        return self._tokens[:count] + newest * (count - len(self._tokens))
 
     def extend(self, logits: mx.array) -> None:
         """Draw the next draft from the head's logits [1, V], unless the turn has all that it asked for."""
@@ -96,7 +95,7 @@ class _OpenDraft:
 
 
 class MTPChain:
-    """The head's recursion: each draft is made from the hidden state of the one before it.
+    """A head's drafts: each is made from the one before it, and from what the head made of that.
 
     Two chains are equal if they draft alike, and then share passes.
 
@@ -126,49 +125,23 @@ class MTPChain:
 
     def _draft(self, requests: List[DraftRequest], pending: List[tuple[mx.array, mx.array]]) -> list[Draft]:
         """The drafts of turns with hidden states [1, n_b, H] and tokens [1, n_b] that the head has not read."""
-        cache = _shared_cache(requests)
-        self._read_all_but_newest(requests, pending, cache)
-        hidden = _joined([states[:, -1:] for states, _ in pending])
-        tokens = _joined([after[:, -1:] for _, after in pending])
-        logits = self._narrowed or self._head.logits
+        chain = LayerChain(self._head, [request.sequence.head_cache for request in requests])
+        if any(states.shape[1] > 1 for states, _ in pending):  # the caches need these rows; no draft is made of them
+            chain.read([states[:, :-1] for states, _ in pending], [after[:, :-1] for _, after in pending])
+        states = chain.read([states[:, -1:] for states, _ in pending], [after[:, -1:] for _, after in pending])
         drafts = [_OpenDraft(request) for request in requests]
         depth = max(request.depth for request in requests)
-        for _ in range(depth):
-            states = self._head(hidden, tokens, cache)
-            rows = logits(states)[:, 0]
+        for step in range(1, depth + 1):
+            logits = self._narrowed or chain.layer.logits
+            rows = logits(_joined([own[:, -1:] for own in states]))[:, 0]
             for b, draft in enumerate(drafts):
                 draft.extend(rows[b : b + 1] if len(drafts) > 1 else rows)
-            hidden = self._head.next_hidden(states)
-            newest = [tokens[b : b + 1] if draft.newest is None else draft.newest for b, draft in enumerate(drafts)]
-            tokens = _joined(newest)
-            mx.async_eval(tokens)  # the device drafts while the host builds the next step
-        for request in requests:
-            for layer in request.sequence.head_cache:
-                layer.trim(depth - 1)  # entries made from drafts, not from the target's hidden states
+            tokens = [draft.first(step) for draft in drafts]
+            mx.async_eval([own[-1] for own in tokens])  # the device drafts while the host builds the next step
+            if step < depth:
+                states = chain.draft(tokens)
+        chain.take_back()  # rows of drafts, not of the target's hidden states
         return [draft.close(narrowed=self._narrowed is not None) for draft in drafts]
-
-    def _read_all_but_newest(
-        self, requests: List[DraftRequest], pending: List[tuple[mx.array, mx.array]], cache: Cache
-    ) -> None:
-        """Have the head read older pending states: the cache needs these rows, and their outputs are never evaluated.
-
-        A sequence with fewer rows than another gets some that are taken back.
-        """
-        counts = [states.shape[1] - 1 for states, _ in pending]
-        most = max(counts)
-        if most == 0:
-            return
-        hidden = _joined([repeat_last(states, most)[:, :most] for states, _ in pending])
-        tokens = _joined([repeat_last(after, most)[:, :most] for _, after in pending])
-        self._head(hidden, tokens, cache)
-        for request, count in zip(requests, counts, strict=True):
-            for layer in request.sequence.head_cache:
-                layer.trim(most - count)
-
-
-def _shared_cache(requests: List[DraftRequest]) -> Cache:
-    caches = [request.sequence.head_cache for request in requests]
-    return caches[0] if len(caches) == 1 else shared_cache(caches)
 
 
 def _joined(rows: List[mx.array]) -> mx.array:

@@ -29,9 +29,9 @@ class Sequence:
     """Tokens and caches between rounds.
 
     The target's cache holds every token but the last, which the next round feeds. Entry p of the head's cache is made
-    from the target's hidden state of token p and from token p + 1. Hidden states that the head has not read are
-    pending; the newest is always pending, because its output is the first draft of the next round. A head without a
-    KV cache needs the newest state only.
+    from the target's hidden state of token p and from token p + 1; a head's further layers have read less. Hidden
+    states that the head has not read are pending; the newest is always pending, because its output is the first draft
+    of the next round. A head without a KV cache needs the newest state only.
 
     After a rewind the sequence has no unread token, until `prefill` appends the rest of the prompt. Where no hidden
     state was kept, none is pending. A turn without drafts leaves the head's cache at its offset.
@@ -241,10 +241,10 @@ class Sequence:
 
     @property
     def _head_offset(self) -> int:
-        """Tokens that the head has read; a head without a KV cache has read what the target has."""
+        """Tokens that the head's first layer has read; a head without a KV cache has read what the target has."""
         if self.head is None or not self.head.has_kv_cache:
             return self.offset
-        return min((leaf.offset for leaf in leaf_caches(self.head_cache) if is_trimmable(leaf)), default=0)
+        return max((leaf.offset for leaf in leaf_caches(self.head_cache) if hasattr(leaf, "offset")), default=0)
 
     def _take_snapshot(self, wanted: set[int], within: set[int]) -> None:
         """Take a snapshot at a wanted offset, unless there is one that is as good."""
@@ -271,7 +271,8 @@ class Sequence:
             if state:
                 restore(leaf, state)
             elif is_trimmable(theirs):
-                _copy_prefix(leaf, theirs, position.offset if i < target_leaves else head_offset)
+                behind = source._head_offset - theirs.offset  # later layers of a head have read less
+                _copy_prefix(leaf, theirs, position.offset if i < target_leaves else max(head_offset - behind, 0))
             elif leaf is not theirs:
                 restore(leaf, snapshot(theirs))
         count = len(source.tokens)

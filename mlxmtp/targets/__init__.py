@@ -10,6 +10,7 @@ from mlxmtp.targets.loading import (
 )
 from mlxmtp.targets.passes import Pass
 from mlxmtp.targets.patches.latent import LatentAttention, has_latents
+from mlxmtp.targets.recent import RecentKVCache
 from mlxmtp.targets.shared_kv import SharedKVCache
 from mlxmtp.targets.shared_pass import first_leaf, share_attention, shared_cache
 from mlxmtp.targets.sharing import why_not_shared
@@ -33,6 +34,7 @@ __all__ = [
     "LatentAttention",
     "Pass",
     "PassListener",
+    "RecentKVCache",
     "SharedKVCache",
     "Target",
     "can_snapshot",

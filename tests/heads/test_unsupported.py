@@ -16,8 +16,6 @@ from tests import tiny
 from tests.running import generated, prefilled, reference, rounds
 
 HEADS = {  # model type: layers of the trunk, a tensor of the head
-    "mimo_v2_flash": (4, "model.mtp.layers.0.eh_proj.weight"),
-    "step3p5": (4, "model.layers.4.transformer.shared_head.output.weight"),
     "nemotron_h": (4, "mtp.layers.0.eh_proj.weight"),
     "ernie4_5_moe": (4, "model.mtp_linear_proj.0.weight"),
     "exaone_moe": (4, "mtp.layers.0.mlp.up_proj.weight"),

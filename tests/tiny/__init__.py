@@ -19,6 +19,7 @@ from tests.tiny.models import KINDS, Kind, Sizes, config, is_moe
 from tests.tiny.nextn import NEXTN_KINDS, NextNKind, NextNSizes, nextn_checkpoint, nextn_config
 from tests.tiny.packing import MODES, drafter, nextn_drafter, pack
 from tests.tiny.raw import Arrays, Experts, raw_checkpoint, tensors
+from tests.tiny.several import SEVERAL_KINDS, SeveralKind, SeveralSizes, several_checkpoint
 from tests.tiny.tokenizer import EOS, SPECIAL, tokenizer
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "LAYER_SIZES",
     "MODES",
     "NEXTN_KINDS",
+    "SEVERAL_KINDS",
     "SPECIAL",
     "WINDOW",
     "Arrays",
@@ -38,6 +40,8 @@ __all__ = [
     "NextNKind",
     "NextNSizes",
     "Scales",
+    "SeveralKind",
+    "SeveralSizes",
     "Sizes",
     "Style",
     "assistant",
@@ -55,6 +59,7 @@ __all__ = [
     "pack",
     "raw_checkpoint",
     "save_weights",
+    "several_checkpoint",
     "stack_experts",
     "tensors",
     "tokenizer",
