@@ -1,10 +1,10 @@
-"""Heads of several layers, Step-3.5's and MiMo-V2-Flash's: each layer's rows, drafts that are taken back, all layouts."""
+"""Heads of several layers, Step-3.5's and MiMo-V2-Flash's: each layer's rows, drafts taken back, every layout."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxmtp import Engine, load
+from mlxmtp import Engine, GenerationOptions, load
 from mlxmtp.conversion.attach import attach
-from mlxmtp.conversion.convert import convert
+from mlxmtp.conversion.convert import Quantization, convert
 from mlxmtp.conversion.inspect import inspect
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.draft import MTPChain
@@ -25,12 +25,13 @@ from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.errors import HeadError
 from mlxmtp.heads.families import family_of
 from mlxmtp.heads.several import LayerChain
-from mlxmtp.targets import RecentKVCache
+from mlxmtp.limits import MAX_DEPTH
+from mlxmtp.targets import RecentKVCache, states
 from tests import tiny
 from tests.comparing import assert_equal, head_of
-from tests.grids import grid
+from tests.grids import cases
 from tests.heads import layer_formulas as formulas
-from tests.running import assert_plain, generated, plain_run, prefilled, rounds
+from tests.running import assert_plain, plain_run, prefilled, rounds
 from tests.scripted import assert_same_state, snapshot
 
 Checkpoints = Callable[..., Path]
@@ -76,14 +77,12 @@ def drafted_by_formula(
     layers, logits = layers_of(folder, kind)
     if convention.layers == "first":
         layers = layers[:1]
-    known, rows, found = np.concatenate([tokens, drafts]), hidden, []
+    known, rows, passed, found = np.concatenate([tokens, drafts]), hidden, hidden, []
     for step in range(len(drafts) + 1):
         k = min(step, len(layers) - 1)
-        if step < len(layers):
-            ran = layers[k](rows, known[step : step + len(rows)])
-        else:  # the last layer goes on behind its rows
+        if step >= len(layers):  # the last layer goes on behind its rows
             rows = np.concatenate([rows, passed[-1:]])
-            ran = layers[k](rows, known[k : k + len(rows)])
+        ran = layers[k](rows, known[k : k + len(rows)])
         found.append(logits[k](ran[-1]))
         passed = ran
         if convention.recycled == "post":
@@ -127,8 +126,9 @@ def test_every_draft_equals_the_formula(engine: Engine, kind: str, several_check
         engine.mtp.convention = convention
         for edges in ((0, LENGTH), (0, 1, 2, 3, 7, LENGTH - 1, LENGTH), (0, 1), (0, 1, 2)):
             cache, drafts = engine.mtp.make_cache([]), random_rows(engine, 2, DEPTH)[1]
-            pieces = [(hidden[:, a:b], tokens[:, a:b]) for a, b in zip(edges, edges[1:], strict=False)]
-            drafted(engine, cache, pieces[:-1], 23 - drafts) if len(pieces) > 1 else None
+            pieces = [(hidden[:, a:b], tokens[:, a:b]) for a, b in pairwise(edges)]
+            if pieces[1:]:
+                drafted(engine, cache, pieces[:-1], 23 - drafts)
             found = drafted(engine, cache, pieces[-1:], drafts)
             rows = np.array(hidden[0, : edges[-1]], np.float64), np.array(tokens[0, : edges[-1]])
             expected = drafted_by_formula(folder, kind, *rows, np.array(drafts[0]), convention)
@@ -221,3 +221,177 @@ def test_turns_that_share_passes_draft_as_each_alone(engine: Engine) -> None:
     for prompt, one, other, ended in zip(prompts, alone, together, turns, strict=True):
         assert ended.sequence.tokens == one.truth[: len(ended.sequence.tokens)]
         assert_close(logits_of(other), logits_of(one), len(prompt))
+
+
+@pytest.mark.parametrize("length", cases([1, 12, 70], default=()))
+@pytest.mark.parametrize("chunk", [5, 2048])
+def test_200_greedy_tokens_are_those_of_mlx_lm(engine: Engine, length: int, chunk: int) -> None:
+    prompt = np.random.default_rng(length).integers(3, 24, length).tolist()
+    plain = plain_run(engine, prompt, 200, chunk)
+    assert len(set(plain[0])) > 5, "a collapsed reference would prove little"
+    for depth in range(5):
+        assert_plain(engine, prompt, plain, depth, chunk)
+
+
+def test_seeded_tokens_are_those_of_plain_decoding(engine: Engine) -> None:
+    plain, *found = (
+        [t for one in rounds(engine, prefilled(engine, PROMPT, d), 24, d, Sampling(1.0, seed=5)) for t in one.tokens]
+        for d in (0, 1, 4)
+    )
+    assert found == [plain, plain]
+
+
+# -- kept and read back
+
+
+def test_a_head_that_was_kept_drafts_as_before(engine: Engine) -> None:
+    """From a fork, from a snapshot of the end, and from one that was taken while the prompt was read."""
+    sampler = forced(engine, PROMPT, 30)
+    one = turn(engine, PROMPT, sampler, 30)
+    run(engine, [one])
+    kept, truth = one.sequence, sampler.truth
+    last = kept.snapshot
+    copies = [kept.fork(), Sequence.from_snapshots(engine.target, engine.mtp, kept.prefix_info, [], last), kept]
+    found = []
+    for sequence in copies:
+        law = Forced(truth, 2)
+        MTPChain(engine.mtp).propose(sequence, DEPTH, law)
+        found.append(logits_of(law))
+    for other in found:
+        assert_close(other, found[-1], "kept")
+    long = Sequence(engine.target, engine.mtp)
+    long.prefill(truth, 7, boundaries=(20,))
+    for number, count in enumerate((20, len(truth) - 1)):
+        prompt = truth[:20] + [5, 7, 11] if number == 0 else [*truth, 5]
+        position = long.prefix_info.longest_reusable_prefix(prompt, drafting=True)
+        assert position is not None
+        assert position.offset == count
+        again, fresh = long.fork_at(prompt, position, drafting=True), Sequence(engine.target, engine.mtp)
+        again.prefill(prompt[len(again.tokens) :])
+        fresh.prefill(prompt)
+        laws = Forced([*prompt, *truth]), Forced([*prompt, *truth])
+        for sequence, law in zip((again, fresh), laws, strict=True):
+            MTPChain(engine.mtp).propose(sequence, DEPTH, law)
+        assert_close(logits_of(laws[0]), logits_of(laws[1]), position)
+
+
+def test_layers_with_all_keys_are_cut_each_to_its_own_rows(several_checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """Full attention in the head: its caches can be cut, later layers hold fewer rows, and a row waits for each."""
+    folder = tmp_path / "full"
+    tiny.several_checkpoint(folder, "step3p5", vocab=24, sliding_heads=4)
+    config = json.loads((folder / "config.json").read_text())
+    types = config["layer_types"][:2] + ["full_attention"] * 3
+    tiny.write_json(folder / "config.json", config | {"layer_types": types})
+    engine = load(folder)
+    truth = forced(engine, PROMPT, 30).truth
+    long = Sequence(engine.target, engine.mtp)
+    long.prefill(truth, 7, boundaries=(20,))
+    prompt = truth[:20] + [5, 7, 11]
+    position = long.prefix_info.longest_reusable_prefix(prompt, drafting=True)
+    again, fresh = long.fork_at(prompt, position, drafting=True), Sequence(engine.target, engine.mtp)
+    again.prefill(prompt[len(again.tokens) :])
+    fresh.prefill(prompt)
+    assert position.offset == 20
+    assert [leaf.offset for leaf in again.head_cache[:3]] == [21, 20, 19]
+    assert_same_state(snapshot(again.head_cache), snapshot(fresh.head_cache))
+
+
+def test_a_window_in_the_order_of_time_is_whole_after_trims() -> None:
+    """Against all rows: appended in passes of any length, taken back over several passes, kept and restored."""
+    rng, cache, rows = np.random.default_rng(0), RecentKVCache(WINDOW), np.zeros((0, 4))
+    for number in range(200):
+        drafts = sum(int(rng.integers(0, 2)) for _ in range(MAX_DEPTH))
+        before = len(rows)
+        for count in (int(rng.integers(1, 9)), *[1] * drafts):
+            new = rng.normal(size=(count, 4))
+            seen = np.concatenate([rows, new])[-(WINDOW - 1 + count) :]
+            rows = np.concatenate([rows, new])
+            keys, values = cache.update_and_fetch(mx.array(new)[None, None], -mx.array(new)[None, None])
+            assert np.array_equal(np.array(keys[0, 0]), seen.astype(np.float32)), number
+            assert mx.array_equal(values, -keys)
+            if len(rows) - before == count:
+                before = len(rows)  # rows of the target; those after are drafts
+        cache.trim(len(rows) - before)
+        rows = rows[:before]
+        assert cache.offset == before
+        if number % 5 == 4:
+            other = RecentKVCache(WINDOW)
+            states.restore(other, states.snapshot(cache))
+            cache = other
+    cache.trim(cache.offset)
+    assert cache.offset == 0
+
+
+# -- layouts
+
+
+def test_the_head_is_the_same_converted_attached_and_read_back(
+    several_checkpoint: Checkpoints, tmp_path: Path, kind: str
+) -> None:
+    raw = several_checkpoint(kind, vocab=24)
+    converted = convert(raw, tmp_path / "mlx").folder
+    assert_equal(head_of(converted), head_of(raw))
+    stripped = convert(several_checkpoint(kind, vocab=24, head=False), tmp_path / "stripped").folder
+    attach(stripped, str(raw))
+    assert_equal(head_of(stripped), head_of(raw))
+    report = inspect(stripped)
+    assert report.speculates
+    assert report.head is not None
+    norms = "shifted" if kind == "step3p5" else "plain"
+    assert (report.head.family, report.head.layers, report.head.norms) == (family_of(kind).name, 3, norms)
+    tokens = load(raw).generate(PROMPT, GenerationOptions(max_tokens=8)).tokens
+    for folder in (converted, stripped):
+        assert load(folder).generate(PROMPT, GenerationOptions(max_tokens=8)).tokens == tokens
+    whole = convert(raw, tmp_path / "packed", quantization=Quantization(bits=8, group_size=32), head_bits=8).folder
+    packed = load(whole)
+    assert_plain(packed, PROMPT, plain_run(packed, PROMPT, 12), 4)
+
+
+REFUSED: list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]], str]] = [
+    ("step3p5", lambda w: without(w, "layers.3."), "layer 1 of 3 is missing"),
+    ("step3p5", lambda w: without(w, "layers.4."), "layer 2 of 3 is missing"),
+    ("step3p5", lambda w: without(w, "layers.3.eh_proj"), "have no eh_proj.weight"),
+    (
+        "step3p5",
+        lambda w: without(w, "layers.4.self_attn.g_proj"),
+        r"layers.2.block.self_attn.g_proj.weight is missing",
+    ),
+    (
+        "step3p5",
+        lambda w: w | {"model.layers.2.odd.weight": w["model.norm.weight"]},
+        "unknown tensor layers.0.block.odd",
+    ),
+    (
+        "step3p5",
+        lambda w: narrowed(w, "layers.3.mlp.up_proj.weight"),
+        r"up_proj.weight is \(95, 64\), expected \(96, 64\)",
+    ),
+    ("mimo_v2_flash", lambda w: without(w, "mtp.layers.0."), "layer 0 of 3 is missing"),
+    ("mimo_v2_flash", lambda w: fused(w), "layer 1 has one qkv_proj"),
+    ("mimo_v2_flash", lambda w: without(w, "mtp.layers.1.self_attn.attention_sink"), "attention_sink_bias is missing"),
+]
+
+
+def without(weights: dict[str, Any], part: str) -> dict[str, Any]:
+    return {name: weight for name, weight in weights.items() if part not in name}
+
+
+def narrowed(weights: dict[str, Any], end: str) -> dict[str, Any]:
+    return {name: weight[1:] if name.endswith(end) else weight for name, weight in weights.items()}
+
+
+def fused(weights: dict[str, Any]) -> dict[str, Any]:
+    place = "model.mtp.layers.1.self_attn."
+    parts = mx.concatenate([weights[f"{place}{part}_proj.weight"] for part in "qkv"])
+    return {name: w for name, w in weights.items() if not name.startswith(place) or "o_proj" in name} | {
+        f"{place}qkv_proj.weight": parts
+    }
+
+
+def test_incomplete_heads_are_refused(several_checkpoint: Checkpoints, tmp_path: Path) -> None:
+    for number, (kind, change, message) in enumerate(REFUSED):
+        folder = tmp_path / str(number)
+        tiny.several_checkpoint(folder, kind, vocab=24)
+        tiny.save_weights(folder, change(tiny.load_weights(folder)), made_by="pt")
+        with pytest.raises(HeadError, match=message):
+            load(folder)
