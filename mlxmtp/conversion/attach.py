@@ -27,7 +27,8 @@ from mlxmtp.files import (
     staged_file,
     staged_folder,
 )
-from mlxmtp.heads import build_head, trunk_is_raw
+from mlxmtp.heads import build_head, family_of, trunk_is_raw
+from mlxmtp.heads.qwen import NORM_OFFSET
 from mlxmtp.targets import check_architecture, load_target
 
 SAME_SIZES = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -130,10 +131,12 @@ def check_sample(checkpoint: Checkpoint, source: Source) -> None:
         HeadError: they differ by more than the rounding of a conversion.
     """
     ours, theirs = _sample(checkpoint.tensors), _sample(source.tensors.keys() - source.head.names.keys())
+    family = family_of(checkpoint.model_type)
+    offsets = (0.0, NORM_OFFSET, -NORM_OFFSET) if family and family.norms_are_raw else (0.0,)
     for end in ours.keys() & theirs.keys():
-        one = _shifted(load_tensor(ours[end], checkpoint.tensors), trunk_is_raw(checkpoint.tensors))
-        other = _shifted(source.read(theirs[end]), trunk_is_raw(source.tensors))
-        if one.shape != other.shape or float(mx.max(mx.abs(one - other) - 0.02 * mx.abs(other))) > 0.02:
+        one = load_tensor(ours[end], checkpoint.tensors).astype(mx.float32)
+        other = source.read(theirs[end]).astype(mx.float32)
+        if one.shape != other.shape or not any(_equal(one + offset, other) for offset in offsets):
             raise HeadError(
                 f"{theirs[end]} of {source.name} is not {ours[end]} of {checkpoint.name}: "
                 "the trunk was made from another model; name that one with --from"
@@ -146,8 +149,9 @@ def _sample(tensors: Any) -> dict[str, str]:
     return {("layers.0." + n.partition(".layers.0.")[2]) if ".layers.0." in n else "norm": n for n in norms}
 
 
-def _shifted(norm: mx.array, raw: bool | None) -> mx.array:
-    return norm.astype(mx.float32) + (1.0 if raw else 0.0)
+def _equal(one: mx.array, other: mx.array) -> bool:
+    """Return whether norms are equal but for the rounding of a conversion."""
+    return float(mx.max(mx.abs(one - other) - 0.02 * mx.abs(other))) <= 0.02
 
 
 def _is_quantised(files: Any) -> bool:

@@ -262,7 +262,7 @@ def test_a_head_that_was_kept_drafts_as_before(engine: Engine) -> None:
     long = Sequence(engine.target, engine.mtp)
     long.prefill(truth, 7, boundaries=(20,))
     for number, count in enumerate((20, len(truth) - 1)):
-        prompt = truth[:20] + [5, 7, 11] if number == 0 else [*truth, 5]
+        prompt = [*truth[:20], 5, 7, 11] if number == 0 else [*truth, 5]
         position = long.prefix_info.longest_reusable_prefix(prompt, drafting=True)
         assert position is not None
         assert position.offset == count
@@ -286,7 +286,7 @@ def test_layers_with_all_keys_are_cut_each_to_its_own_rows(several_checkpoint: C
     truth = forced(engine, PROMPT, 30).truth
     long = Sequence(engine.target, engine.mtp)
     long.prefill(truth, 7, boundaries=(20,))
-    prompt = truth[:20] + [5, 7, 11]
+    prompt = [*truth[:20], 5, 7, 11]
     position = long.prefix_info.longest_reusable_prefix(prompt, drafting=True)
     again, fresh = long.fork_at(prompt, position, drafting=True), Sequence(engine.target, engine.mtp)
     again.prefill(prompt[len(again.tokens) :])
