@@ -99,6 +99,12 @@ def nextn_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
 
 
 @pytest.fixture(scope="session")
+def hybrid_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny.hybrid_checkpoint` without its folder, as `raw_checkpoint`."""
+    return cache(lambda kind, **options: tiny.hybrid_checkpoint(tmp_path_factory.mktemp(kind), kind, **options))
+
+
+@pytest.fixture(scope="session")
 def nextn_conversion(
     nextn_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Path]:

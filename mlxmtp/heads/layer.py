@@ -209,13 +209,18 @@ def without_shared(outside: Mapping[str, mx.array], own: set[str]) -> dict[str, 
     return {name: weight for name, weight in outside.items() if not name.startswith(shared)}
 
 
-def sanitised(target: Target, block: Mapping[str, mx.array], index: int = 0) -> dict[str, mx.array]:
+def sanitised(
+    target: Target, block: Mapping[str, mx.array], index: int = 0, *, layers: str = "model.layers."
+) -> dict[str, mx.array]:
     """Return a block's tensors as the trunk's `sanitize` makes those of its own layer `index`, with "block." before.
 
     It stacks experts and splits latent projections.
+
+    Args:
+        layers: begins the names of the trunk's layers.
     """
-    prefix = f"model.layers.{index}."
-    done = target.model.sanitize({prefix + name: weight for name, weight in block.items()})
+    prefix = f"{layers}{index}."
+    done = target.text_model.sanitize({prefix + name: weight for name, weight in block.items()})
     return {f"block.{name.removeprefix(prefix)}": weight for name, weight in done.items()}
 
 
