@@ -7,7 +7,9 @@ residuals plainly; AttnRes weights that its layer has are not used. Source: vLLM
 one; it also sets the embedding at position 0 to zero.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -15,7 +17,7 @@ from mlx_lm.models import kimi_k3, kimi_linear
 
 from mlxmtp.heads.family import Family
 from mlxmtp.heads.head import CONVENTIONS
-from mlxmtp.heads.layer import LAYER, HeadLayer, LayerHead, own_matrices, sanitised, sorted_parts, without_shared
+from mlxmtp.heads.layer import LAYER, build_layer, sanitised
 from mlxmtp.targets import Target
 
 NAMES = {"shared_head.norm.": "norm.", "shared_head.head.": "lm_head."}
@@ -38,20 +40,18 @@ LAYERS: dict[str, Any] = {"kimi_k3": PlainLayer, "kimi_linear": kimi_linear.Kimi
 
 def build(weights: dict[str, mx.array], target: Target, **_: Any) -> tuple[Any, dict[str, mx.array]]:
     """Return the head's module without its weights, and its weights by the module's names."""
-    outside, stored = sorted_parts({name.removeprefix(LAYER): weight for name, weight in weights.items()}, NAMES)
-    own = own_matrices(outside, target)
-    args = target.text_model.args
-    block = {name: weight for name, weight in stored.items() if not name.startswith(RESIDUAL_MIX)}
-    found = without_shared(outside, own) | sanitised(target, block, args.num_hidden_layers - 1)
-    moe = any(name.startswith("block.mlp.switch_mlp.") for name in found)
-    changes: dict[str, Any] = {
-        "linear_attn_config": {**args.linear_attn_config, "kda_layers": []},
-        "first_k_dense_replace": 0 if moe else 1,
-    }
-    if target.model_type == "kimi_k3":
-        changes["attn_res_block_size"] = None
-    layer = HeadLayer(target, LAYERS[target.model_type](replace(args, **changes), 0), eps=args.rms_norm_eps, own=own)
-    return LayerHead(KIMI.name, layer), {LAYER + name: weight for name, weight in found.items()}
+    args, kind = target.text_model.args, LAYERS[target.model_type]
+
+    def block(found: Mapping[str, mx.array]) -> Any:
+        moe = any(name.startswith("block.mlp.switch_mlp.") for name in found)
+        changes: dict[str, Any] = {"linear_attn_config": {**args.linear_attn_config, "kda_layers": []}}
+        if hasattr(args, "attn_res_block_size"):
+            changes["attn_res_block_size"] = None
+        return kind(replace(args, first_k_dense_replace=0 if moe else 1, **changes), 0)
+
+    used = {n: weight for n, weight in weights.items() if not n.removeprefix(LAYER).startswith(RESIDUAL_MIX)}
+    sanitise = partial(sanitised, index=args.num_hidden_layers - 1)
+    return build_layer(KIMI.name, target, used, NAMES, block, sanitise=sanitise)
 
 
 KIMI = Family("kimi-mtp", tuple(LAYERS), build, conventions=CONVENTIONS[::-1])

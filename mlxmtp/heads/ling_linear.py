@@ -6,13 +6,15 @@ the embedding at position 0 to zero for 2.5 and not for 3.0; nobody else does. S
 transformers' `bailing_hybrid`, SGLang, llama.cpp.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 
 from mlxmtp.heads.family import Family
-from mlxmtp.heads.layer import LAYER, HeadLayer, LayerHead, own_matrices, sanitised, sorted_parts, without_shared
+from mlxmtp.heads.layer import build_layer, sanitised
 from mlxmtp.targets import Target
 
 TRUNKS = ("bailing_hybrid", "bailing_moe_v3")
@@ -23,16 +25,15 @@ NAMES = {"final_layernorm.": "norm."}
 
 def build(weights: dict[str, mx.array], target: Target, **_: Any) -> tuple[Any, dict[str, mx.array]]:
     """Return the head's module without its weights, and its weights by the module's names."""
-    outside, block = sorted_parts({name.removeprefix(LAYER): weight for name, weight in weights.items()}, NAMES)
-    own = own_matrices(outside, target)
-    args = target.text_model.args
-    found = without_shared(outside, own) | sanitised(target, block, args.num_hidden_layers - 1)
-    moe = any(name.startswith("block.mlp.switch_mlp.") for name in found)
-    # in groups of one, each layer attends to all tokens
-    whole = replace(args, layer_group_size=1, first_k_dense_replace=0 if moe else 1)
-    kind: Any = type(target.text_model.layers[-1])
-    layer = HeadLayer(target, kind(whole, 0), eps=args.rms_norm_eps, own=own)
-    return LayerHead(LING_LINEAR.name, layer), {LAYER + name: weight for name, weight in found.items()}
+    args, kind = target.text_model.args, type(target.text_model.layers[-1])
+
+    def block(found: Mapping[str, mx.array]) -> Any:
+        moe = any(name.startswith("block.mlp.switch_mlp.") for name in found)
+        # in groups of one, each layer attends to all tokens
+        return kind(replace(args, layer_group_size=1, first_k_dense_replace=0 if moe else 1), 0)
+
+    sanitise = partial(sanitised, index=args.num_hidden_layers - 1)
+    return build_layer(LING_LINEAR.name, target, weights, NAMES, block, sanitise=sanitise)
 
 
 LING_LINEAR = Family("ling-linear", TRUNKS, build)

@@ -8,7 +8,7 @@ subtracts the mean too. Source: vLLM's `nemotron_h_mtp.py`.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -17,14 +17,15 @@ from mlx_lm.models import nemotron_h
 
 from mlxmtp.errors import HeadError
 from mlxmtp.heads.family import Family
-from mlxmtp.heads.layer import LAYER, HeadLayer, LayerHead, own_matrices, sanitised, sorted_parts, without_shared
+from mlxmtp.heads.layer import LAYER, build_layer, sanitised
 from mlxmtp.targets import Target
 
-TRUNKS = ("nemotron_h",)
 PATTERN = "*E"
 """The blocks of a head, as configs write them: attention, then experts."""
 PUZZLE = "mtp_block_configs"
 """In the configs of Puzzle models, whose heads have blocks of other sizes than the trunk's."""
+NAMES = {"final_layernorm.": "norm."}
+"""The layer's names outside its blocks, and ours."""
 _BLOCK = re.compile(r"layers\.(\d+)\.((?:norm|mixer)\..+)")
 _KINDS = {"mixer.q_proj.weight": "*", "mixer.gate.weight": "E", "mixer.in_proj.weight": "M"}
 _KV_SCALES = (".k_scale", ".v_scale")
@@ -48,34 +49,37 @@ def build(weights: dict[str, mx.array], target: Target, **_: Any) -> tuple[Any, 
     """Return the head's module without its weights, and its weights by the module's names."""
     if PUZZLE in target.text_config:
         raise HeadError(f"a Puzzle model's head has blocks of its own sizes ({PUZZLE}), which are not supported yet")
-    names = _layer_names(name for name in weights if not name.endswith(_KV_SCALES))
-    outside, stored = sorted_parts({ours: weights[name] for name, ours in names.items()}, {"final_layernorm.": "norm."})
-    own = own_matrices(outside, target)
-    found = without_shared(outside, own)
-    for i in range(len(PATTERN)):
-        place = f"layers.{i}."
-        block = {name.removeprefix(place): weight for name, weight in stored.items() if name.startswith(place)}
-        done = sanitised(target, block, i, layers="backbone.layers.")
-        found |= {name.replace("block.", f"block.{place}", 1): weight for name, weight in done.items()}
+    stored = {name: weight for name, weight in weights.items() if not name.endswith(_KV_SCALES)}
+    named = {ours: stored[name] for name, ours in _module_names(stored).items()}
     args = target.text_model.args
-    layer = HeadLayer(target, Blocks(args), eps=args.layer_norm_epsilon, own=own)
-    return LayerHead(NEMOTRON.name, layer), {LAYER + name: weight for name, weight in found.items()}
+    options: dict[str, Any] = {"sanitise": _sanitised, "eps": args.layer_norm_epsilon}
+    return build_layer(NEMOTRON.name, target, named, NAMES, lambda _: Blocks(args), **options)
 
 
-def _layer_names(stored: Iterable[str]) -> Mapping[str, str]:
-    """Return the names inside the layer of the head's tensors, by their own: its blocks are layers in the files.
+def _module_names(stored: Collection[str]) -> Mapping[str, str]:
+    """Return names inside the module for those in the files, where each block is a layer.
 
     Raises:
         HeadError: the blocks are others than PATTERN.
     """
-    names = list(stored)
-    if any(name.startswith(f"{LAYER}block.") for name in names):  # ours
-        return {name: name.removeprefix(LAYER).removeprefix("block.") for name in names}
-    blocks = {name: match for name in names if (match := _BLOCK.fullmatch(name))}
+    if any(name.startswith(f"{LAYER}block.") for name in stored):
+        return {name: name for name in stored}  # mlxmtp's side-car
+    blocks = {name: match for name in stored if (match := _BLOCK.fullmatch(name))}
     kinds = {int(match[1]): _KINDS[match[2]] for match in blocks.values() if match[2] in _KINDS}
     if (pattern := "".join(kinds[i] for i in sorted(kinds))) != PATTERN:
-        raise HeadError(f"the head's blocks are {pattern or 'unknown'}, expected {PATTERN} (attention, then experts)")
-    return {name: name if name in blocks else re.sub(r"layers\.\d+\.", "", name, count=1) for name in names}
+        raise HeadError(f"the head's blocks are {pattern or 'missing'}, expected {PATTERN} (attention, then experts)")
+    return {name: f"block.{name}" if name in blocks else re.sub(r"layers\.\d+\.", "", name, count=1) for name in stored}
 
 
-NEMOTRON = Family("nemotron-mtp", TRUNKS, build)
+def _sanitised(target: Target, blocks: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    """Return both blocks' tensors as `layer.sanitised` returns one's."""
+    done: dict[str, mx.array] = {}
+    for i in range(len(PATTERN)):
+        place = f"layers.{i}."
+        own = {name.removeprefix(place): weight for name, weight in blocks.items() if name.startswith(place)}
+        ready = sanitised(target, own, i, layers="backbone.layers.")
+        done |= {name.replace("block.", f"block.{place}", 1): weight for name, weight in ready.items()}
+    return done
+
+
+NEMOTRON = Family("nemotron-mtp", ("nemotron_h",), build)
