@@ -1,9 +1,9 @@
 """A small Hugging Face Hub on the loopback interface, for the real client; it fails on demand.
 
-A `.safetensors` file is stored as with LFS: `resolve` redirects to `/cdn/<sha256>/<owner>/<name>/<file>`. That address
-has another host name, since the client looks for a file's metadata behind a redirect that stays on the same host, and
-keeps its token there. Xet is not offered: with `hf_xet` installed, a client needs HF_HUB_DISABLE_XET=1 to upload. A
-gated repo's description is public and its files are not, as on the real Hub.
+A `.safetensors` or `.gguf` file is stored as with LFS: `resolve` redirects to `/cdn/<sha256>/<owner>/<name>/<file>`.
+That address has another host name, since the client looks for a file's metadata behind a redirect that stays on the
+same host, and keeps its token there. Xet is not offered: with `hf_xet` installed, a client needs HF_HUB_DISABLE_XET=1
+to upload. A gated repo's description is public and its files are not, as on the real Hub.
 """
 
 import base64
@@ -23,6 +23,9 @@ from tests import hub_faults
 from tests.hub_faults import Fault, Refused, Request, Server, Traffic
 
 __all__ = ["Fault", "Hub", "Request"]
+
+LFS = (".safetensors", ".gguf")
+"""Suffixes of what is stored with LFS."""
 
 _NAME, _SHA = "([^/]+/[^/]+)", "([0-9a-f]{64})"
 _ROUTES = {
@@ -140,7 +143,7 @@ class Hub(Traffic):
         key = (path, name, state.st_mtime_ns, state.st_size)
         if key not in self._described:
             data, sha = path.read_bytes(), None
-            if path.suffix == ".safetensors":
+            if path.suffix in LFS:
                 sha = hashlib.sha256(data).hexdigest()
                 self.blobs[sha] = path
                 data = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha}\nsize {len(data)}\n".encode()
@@ -220,7 +223,7 @@ class _Handler(hub_faults.Handler):
         _, _, there = self.hub.find(name, revision)
         modes = []
         for path in (file["path"] for file in json.loads(self.body)["files"]):
-            mode = "lfs" if path.endswith(".safetensors") else "regular"
+            mode = "lfs" if path.endswith(LFS) else "regular"
             oid = (there[path].sha256 or there[path].oid) if path in there else None
             modes.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self.answer({"files": modes})

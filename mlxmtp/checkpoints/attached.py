@@ -10,6 +10,15 @@ def attached_folder(repo: str, revision: str) -> Path:
     return data_folder() / "heads" / repo.replace("/", "--") / revision
 
 
-def partial_file(repo: str, revision: str) -> Path:
-    """Return the file in which a repo's head tensors are collected, so that a stopped download can continue."""
-    return data_folder() / "partial" / f"{repo.replace('/', '--')}-{revision}.safetensors"
+def partial_folder() -> Path:
+    """Return the folder of heads that are on their way."""
+    return data_folder() / "partial"
+
+
+def partial_file(name: str, revision: str) -> Path:
+    """Return the file in which head tensors are collected, so that a stopped download can continue.
+
+    Args:
+        name: a repo, or a file in it.
+    """
+    return partial_folder() / f"{name.replace('/', '--')}-{revision}.safetensors"

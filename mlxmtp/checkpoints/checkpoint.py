@@ -121,6 +121,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: there is no such file, or it is not a language model's.
     """
     file = folder / "config.json"
+    if folder.suffix == ".gguf" and not folder.is_dir():
+        remedy = "`mlxmtp attach MODEL --from FILE.gguf` takes its head"
+        raise CheckpointError(f"{folder} is a GGUF file; {EXPECTED}; {remedy}")
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file; expected the folder of a model, or a Hub repo (owner/name)")
     if not file.exists():

@@ -23,7 +23,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     add = command.add_argument
     add("trunk", metavar="TRUNK", help="the converted model: a folder or a Hugging Face repo")
-    source = "the model with the head: a folder, a Hugging Face repo, or an mlx-vlm drafter"
+    source = "the model with the head: a folder, a Hugging Face repo, an mlx-vlm drafter, FILE.gguf or REPO/FILE.gguf"
     add("--from", dest="original", metavar="ORIGINAL", required=True, help=source)
     add("--revision", metavar="R", help="branch, tag or commit of ORIGINAL")
     head_bits = "bits of the head; 16 does not quantise it (default: 8 beside a quantised model, else as it is)"

@@ -15,24 +15,26 @@ from mlxmtp.units import size
 
 if TYPE_CHECKING:
     from mlxmtp import Engine
-    from mlxmtp.conversion.inspect import CheckpointReport, HeadReport, Unreadable
+    from mlxmtp.conversion.reports import CheckpointReport, HeadReport, Unreadable
     from mlxmtp.conversion.weights import Weights
     from mlxmtp.engine.conventions import ConventionTrial
     from mlxmtp.heads import SelfCheck
 
 WHERE = {"folder": "", "cache": ", in the Hub cache", "hub": ", on the Hub, not downloaded"}
-VERDICTS = {"speculates": "speculates", "plain": "decodes plainly", "refused": "refuses it"}
+VERDICTS = {"speculates": "speculates", "plain": "decodes plainly", "head": "takes its head", "refused": "refuses it"}
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "inspect",
         help="say what a model is, which head it has, and what is done with it",
-        description="Describe a model folder or a Hugging Face repo from its headers; of a repo that is not\n"
-        "downloaded, no weights are read. Without a name: every model in the local Hub cache.",
+        description="Describe a model folder, a GGUF file or a Hugging Face repo from its headers; of a repo that is\n"
+        "not downloaded, no weights are read. Without a name: every model in the local Hub cache.",
         epilog="Example:\n  mlxmtp inspect Qwen/Qwen3.6-27B",
     )
-    command.add_argument("model", metavar="PATH|REPO", nargs="?", help="a model folder or a Hugging Face repo")
+    command.add_argument(
+        "model", metavar="PATH|REPO", nargs="?", help="a model folder, a GGUF file, or a Hugging Face repo"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
     check = "try the head on a short text: loads the model, and downloads a repo that is not there"
     command.add_argument("--check", action="store_true", help=check)
@@ -224,7 +226,7 @@ def head(report: HeadReport) -> str:
 
 def line(report: CheckpointReport | Unreadable) -> tuple[str, str, str, str]:
     """Return a model of the cache as name, type, size and what mlxmtp does with it."""
-    from mlxmtp.conversion.inspect import Unreadable
+    from mlxmtp.conversion.reports import Unreadable
 
     if isinstance(report, Unreadable):
         return report.name, "", "", f"unreadable: {report.error}"

@@ -15,8 +15,9 @@ from mlxmtp.checkpoints.head_files import trunk_type
 from mlxmtp.checkpoints.writer import silent, write_safetensors
 from mlxmtp.conversion.convert import DEFAULT_HEAD_BITS
 from mlxmtp.conversion.copies import check_own
+from mlxmtp.conversion.originals import open_source
 from mlxmtp.conversion.sidecar import Sidecar, make_sidecar
-from mlxmtp.conversion.sources import SAMPLE, OnBytes, Source, load_tensor, open_source
+from mlxmtp.conversion.sources import SAMPLE, OnBytes, Source, load_tensor
 from mlxmtp.errors import CheckpointError, HeadError
 from mlxmtp.files import (
     check_absent,
@@ -68,7 +69,7 @@ def attach(
 
     Args:
         trunk: a folder or a Hub repo.
-        original: a folder or a Hub repo with the head.
+        original: a folder, a GGUF file or a Hub repo with the head, or a repo and a GGUF file in it.
         head_bits: 4, 8 or 16; None: 8 for a quantised trunk, else as it is stored.
         out: a new folder for the trunk with the head; files are linked if the disk allows. The trunk is unchanged.
         revision: of `original`.
@@ -88,7 +89,7 @@ def attach(
         own = "among its own weights; it needs no other"
         stored = f"in {present.files[0]}; remove that file to attach another"
         raise CheckpointError(f"{trunk} has a head already, {own if present.place == 'shards' else stored}")
-    source = open_source(original, revision)
+    source = open_source(original, revision, checkpoint.model_type)
     check_sizes(checkpoint, source)
     check_sample(checkpoint, source)
     target = load_target(checkpoint, lazy=True)

@@ -2,114 +2,39 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mlxmtp.checkpoints import Checkpoint, HeadFiles, check_tokenizer, find_head, open_checkpoint, stated_context
 from mlxmtp.checkpoints.checkpoint import MAX_CARD_BYTES, card_base, local_path, no_config, parse_config
+from mlxmtp.checkpoints.gguf_files import choose_gguf, only_gguf
 from mlxmtp.checkpoints.head_files import MLX_VLM, is_head_name, trunk_type
 from mlxmtp.checkpoints.hub import cached, wanted_files
 from mlxmtp.checkpoints.remote import RemoteRepo
-from mlxmtp.conversion.weights import Weights, weights_of
+from mlxmtp.conversion.gguf_report import report_gguf
+from mlxmtp.conversion.originals import named_gguf
+from mlxmtp.conversion.reports import CheckpointReport, HeadReport, Location, Support, Unreadable
+from mlxmtp.conversion.weights import weights_of
 from mlxmtp.errors import CheckpointError, HeadError
 from mlxmtp.heads import NoHeadError, norms_of, resolve_head, trunk_is_raw
 from mlxmtp.heads.families import family_of
 from mlxmtp.heads.family import Family
 from mlxmtp.targets import check_architecture
 
-Location = Literal["folder", "cache", "hub"]
-"""A folder, the Hub cache, or the Hub itself, from which nothing is downloaded."""
-Support = Literal["speculates", "plain", "refused"]
-"""What `mlxmtp generate` does with a model: speculate, decode plainly, or refuse it."""
-
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
-@dataclass(frozen=True)
-class HeadReport:
-    """The description of a head.
-
-    Args:
-        family: the name of its family; None: unknown to mlxmtp.
-        place: "shards", "side-car" or "drafter".
-        layers: its number of layers.
-        norms: "raw" (they lack their offset), "shifted", "plain" (they have no offset), or None: only the values show
-            it, and they were not read.
-        weights: its size and format.
-        source: the model that it was taken from, if the files say so.
-    """
-
-    family: str | None
-    place: str
-    layers: int
-    norms: str | None
-    weights: Weights
-    source: str | None
-
-
-@dataclass(frozen=True)
-class CheckpointReport:
-    """The description of a checkpoint.
-
-    Args:
-        name: folder or repo.
-        where: the location of its files.
-        revision: the commit of that repo.
-        model_type: by which mlx-lm selects the architecture.
-        format: "Hugging Face" or "MLX" layout, or "mlx-vlm drafter"; None: both layouts are the same.
-        layers: sizes of the trunk; None: the config does not state it. Likewise `hidden_size`, `vocab_size`, `context`
-            (tokens) and `experts`.
-        trunk: size and format of the trunk.
-        head: its head; None: it has none.
-        support: what `mlxmtp generate` does with it.
-        because: the reason.
-    """
-
-    name: str
-    where: Location
-    revision: str | None
-    model_type: str
-    format: str | None
-    layers: int | None
-    hidden_size: int | None
-    vocab_size: int | None
-    context: int | None
-    experts: int | None
-    trunk: Weights
-    head: HeadReport | None
-    support: Support
-    because: str
-
-    @property
-    def speculates(self) -> bool:
-        """Whether mlxmtp decodes it speculatively."""
-        return self.support == "speculates"
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values; `support` has the key `verdict`."""
-        return {"verdict" if name == "support" else name: value for name, value in asdict(self).items()}
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A repo in the Hub cache that is not a model, or is incomplete."""
-
-    name: str
-    error: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
-
 def inspect(path_or_repo: str | Path) -> CheckpointReport:
-    """Describe a folder, a repo in the Hub cache, or a repo on the Hub, whose headers are read by byte range.
+    """Describe a folder, a GGUF file, a repo in the Hub cache, or one on the Hub, whose headers are read by byte range.
+
+    Of several GGUF files, the one is described that `attach` would choose.
 
     Raises:
-        CheckpointError: there is no such folder or repo, or it is not a complete model.
+        CheckpointError: there is no such folder, file or repo, or it is not a complete model.
     """
     name = str(path_or_repo)
+    if model := named_gguf(name):
+        return report_gguf(model)
     if not name or local_path(name):
         return _report_folder(name, name, "folder")
     broken: CheckpointError | None = None
@@ -122,6 +47,8 @@ def inspect(path_or_repo: str | Path) -> CheckpointReport:
         remote = RemoteRepo.open(name)
     except CheckpointError as error:
         raise broken or error from error
+    if only_gguf(remote.sizes):
+        return report_gguf(choose_gguf(remote, remote.repo, remote.commit))
     if broken and snapshot and all((snapshot / file).exists() for file in wanted_files(remote.sizes)):
         raise broken  # not only an unfinished download
     return _report_repo(remote)

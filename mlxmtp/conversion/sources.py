@@ -1,4 +1,4 @@
-"""Open the original that a head is taken from: a folder, or a repo on the Hub, from which only the head is read."""
+"""Read a head from where it is: a folder, or a repo on the Hub, from which only the head is downloaded."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -9,18 +9,15 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxmtp.checkpoints import Checkpoint, HeadFiles, TensorInfo, find_head, open_checkpoint
+from mlxmtp.checkpoints import HeadFiles, TensorInfo
 from mlxmtp.checkpoints.attached import partial_file
-from mlxmtp.checkpoints.checkpoint import local_path, parse_config
-from mlxmtp.checkpoints.head_files import is_head_name, trunk_type
-from mlxmtp.checkpoints.hub import cached
 from mlxmtp.checkpoints.remote import BLOCK, RemoteRepo
 from mlxmtp.checkpoints.writer import DTYPES, header
-from mlxmtp.errors import CheckpointError, HeadError
+from mlxmtp.errors import HeadError
 from mlxmtp.files import check_space, explain_full_disk, locked
 
 SAMPLE = (".layers.0.input_layernorm.weight", ".layers.0.post_attention_layernorm.weight", "model.norm.weight",
-          ".language_model.norm.weight", ".layers.0.norm.weight", ".layers.0.linear_attn.conv1d.weight")  # fmt: skip
+          ".language_model.norm.weight", ".layers.0.linear_attn.conv1d.weight")  # fmt: skip
 """The last parts of the names of the few small tensors by which two trunks are compared."""
 
 OnBytes = Callable[[int, int], None]
@@ -52,7 +49,7 @@ class Source:
         if self.remote is None:
             return load_tensor(name, self.tensors)
         info = self.tensors[name]
-        return _array(self.remote.read(str(info.file), info.start, info.stop), info)
+        return array_of(self.remote.read(str(info.file), info.start, info.stop), info)
 
     @contextmanager
     def local_head(self, on_bytes: OnBytes) -> Iterator[HeadFiles]:
@@ -64,65 +61,48 @@ class Source:
         if self.remote is None:
             yield self.head
             return
-        file = partial_file(self.remote.repo, self.remote.commit)
-        order = sorted(self.head.tensors.items(), key=lambda item: (str(item[1].file), item[1].start))
-        start = header([(name, info.dtype, info.shape, info.nbytes) for name, info in order])
-        at, local = len(start), {}
-        for name, info in order:
-            local[name] = replace(info, file=file, start=at, stop=at + info.nbytes)
-            at += info.nbytes
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-        with locked(file, file):
-            check_space(file, at - file.stat().st_size)
-            with explain_full_disk(file):
-                _download(self.remote, [info for _, info in order], file, start, on_bytes)
-            try:
-                yield replace(self.head, tensors=local)
-            except HeadError:
-                file.unlink()  # or the next run would use it again
-                raise
-            with suppress(OSError):
-                file.unlink()
+        with local_copies(self.remote, self.remote.repo, self.head.tensors, on_bytes) as local:
+            yield replace(self.head, tensors=local)
+
+
+@contextmanager
+def local_copies(
+    remote: RemoteRepo, name: str, tensors: Mapping[str, TensorInfo], on_bytes: OnBytes
+) -> Iterator[dict[str, TensorInfo]]:
+    """Download tensors to one local file, which exists during the block; yield where they are in it.
+
+    Args:
+        name: the repo, or the file in it, whose head this is; a later run with this name continues.
+
+    Raises:
+        CheckpointError: the download fails, the disk is full, or another process downloads the same head.
+    """
+    file = partial_file(name, remote.commit)
+    order = sorted(tensors.items(), key=lambda item: (str(item[1].file), item[1].start))
+    start = header([(name, info.dtype, info.shape, info.nbytes) for name, info in order])
+    at, local = len(start), {}
+    for tensor, info in order:
+        local[tensor] = replace(info, file=file, start=at, stop=at + info.nbytes)
+        at += info.nbytes
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    with locked(file, file):
+        check_space(file, at - file.stat().st_size)
+        with explain_full_disk(file):
+            _download(remote, [info for _, info in order], file, start, on_bytes)
+        try:
+            yield local
+        except HeadError:
+            file.unlink()  # or the next run would use it again
+            raise
+        with suppress(OSError):
+            file.unlink()
 
 
 def load_tensor(name: str, tensors: Mapping[str, TensorInfo]) -> mx.array:
     """Return one tensor of a local file, lazily."""
     arrays: dict[str, mx.array] = mx.load(str(tensors[name].file))  # type: ignore[assignment]
     return arrays[name]
-
-
-def open_source(path_or_repo: str, revision: str | None = None) -> Source:
-    """Locate a head without a download.
-
-    Raises:
-        CheckpointError: there is no such folder or repo. HeadError: it has no head.
-    """
-    remote: RemoteRepo | None = None
-    if checkpoint := _local(path_or_repo, revision):
-        name, revision = checkpoint.repo or checkpoint.folder.name, checkpoint.revision
-        config, tensors = checkpoint.config, checkpoint.tensors
-    else:
-        remote = RemoteRepo.open(path_or_repo, revision)
-        name, revision = remote.repo, remote.commit
-        config = parse_config(remote.small("config.json"), f"{remote.repo}/config.json")
-        drafter = trunk_type(config["model_type"]) is not None
-        tensors = remote.tensors(lambda tensor: drafter or is_head_name(tensor, config) or tensor.endswith(SAMPLE))
-    head = find_head(config, tensors)
-    if head is None:
-        raise HeadError(f"{path_or_repo} has no MTP head (no mtp.* tensors); name the model that it was made from")
-    return Source(name, revision, config, tensors, head, remote)
-
-
-def _local(path_or_repo: str, revision: str | None) -> Checkpoint | None:
-    """Open a folder, or a repo that is complete in the Hub cache; None: neither."""
-    if local_path(path_or_repo):
-        return open_checkpoint(path_or_repo)
-    snapshot = cached(path_or_repo, revision)
-    try:
-        return open_checkpoint(snapshot) if snapshot else None
-    except CheckpointError:  # incomplete
-        return None
 
 
 def _download(remote: RemoteRepo, pieces: list[TensorInfo], file: Path, start: bytes, on_bytes: OnBytes) -> None:
@@ -158,7 +138,8 @@ def _ranges(pieces: list[TensorInfo], skip: int) -> Iterator[tuple[str, int, int
     yield from joined
 
 
-def _array(content: bytes, info: TensorInfo) -> mx.array:
+def array_of(content: bytes, info: TensorInfo) -> mx.array:
+    """Return the values of a small tensor from its bytes."""
     dtypes = {name: dtype for dtype, name in DTYPES.items()}
     if info.dtype not in dtypes:
         raise HeadError(f"{info.dtype} tensors cannot be compared")

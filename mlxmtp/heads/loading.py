@@ -223,7 +223,7 @@ def _read(files: HeadFiles) -> dict[str, mx.array]:
     """Return the head's tensors by their names inside the head, lazily, so that no other tensor is read."""
     out: dict[str, mx.array] = {}
     for file in files.files:
-        arrays: dict[str, mx.array] = mx.load(str(file))  # type: ignore[assignment]
+        arrays: dict[str, mx.array] = mx.load(str(file), format="safetensors")  # type: ignore[assignment]
         out |= {short: arrays[name] for name, short in files.names.items() if files.tensors[name].file == file}
     return out
 

@@ -73,8 +73,8 @@ class Target:
         self.listeners: list[PassListener] = []
         self.min_tokens, self.whole_attention = 1, False
         self.longest_shared: Callable[[int], int] = lambda _: 2**31 - 1
-        trunk: Any = getattr(self.text_model, "model", None) or getattr(self.text_model, "backbone", None)
-        norm = getattr(trunk, "norm", None) or getattr(trunk, "norm_f", None)
+        self._trunk: Any = getattr(self.text_model, "model", None)
+        norm = getattr(self._trunk, "norm", None)
         # None: no family of heads supports such a trunk
         self._final_norm = None if norm is None else observe(norm, open=True)
         modules: list[nn.Module] = model.modules()
@@ -241,7 +241,7 @@ class Target:
     @property
     def output(self) -> Any:
         """The module of the output matrix; the embedding, if they are tied."""
-        return getattr(self.text_model, "lm_head", None) or self.embedding
+        return self.text_model.lm_head if hasattr(self.text_model, "lm_head") else self.embedding
 
 
 def repeat_last(rows: mx.array, count: int) -> mx.array:

@@ -13,7 +13,8 @@ OnDownload = Callable[[str, int, int], None]
 
 def list_models(id: int) -> Models:
     """The models of the Hub cache, as the answer to the command `id`."""
-    from mlxmtp.conversion.inspect import CheckpointReport, inspect_cache
+    from mlxmtp.conversion.inspect import inspect_cache
+    from mlxmtp.conversion.reports import CheckpointReport
     from mlxmtp.machine import usable_memory
 
     models = []

@@ -193,7 +193,7 @@ def a_file(folder: Path) -> Path:
     ("make", "says"),
     [
         (nothing_in_it, "no config.json; it is empty; expected a model in Hugging Face or MLX layout"),
-        (gguf, "no config.json; it holds model-q4.gguf; expected a model in Hugging Face or MLX layout"),
+        (gguf, "not a GGUF file (4 bytes, expected b'GGUF'); download it again"),
         (torch_weights, "no model*.safetensors files; it holds pytorch_model.bin, config.json; expected a model"),
         (a_file, "config.json is a file; expected the folder of a model, or a Hub repo (owner/name)"),
     ],
@@ -204,7 +204,7 @@ def test_what_is_no_model(inspect, hub, tmp_path, make, says):
     assert_refused(inspect(path), f"{path}", says)
     if path.is_dir():
         hub.add("maker/thing", path)
-        assert_refused(inspect("maker/thing"), f"maker/thing: {says}")
+        assert_refused(inspect("maker/thing"), "maker/thing", says)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp import load
-from mlxmtp.conversion.inspect import CheckpointReport, inspect
+from mlxmtp.conversion.inspect import inspect
+from mlxmtp.conversion.reports import CheckpointReport
 from mlxmtp.errors import CheckpointError
 from tests import tiny
 from tests.hub import Hub

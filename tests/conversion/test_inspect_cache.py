@@ -9,7 +9,8 @@ import pytest
 
 from mlxmtp.checkpoints.hub import download
 from mlxmtp.conversion.attach import attach
-from mlxmtp.conversion.inspect import CheckpointReport, Unreadable, inspect, inspect_cache
+from mlxmtp.conversion.inspect import inspect, inspect_cache
+from mlxmtp.conversion.reports import CheckpointReport, Unreadable
 from mlxmtp.errors import CheckpointError
 from tests.hub import Hub
 

@@ -1,0 +1,154 @@
+"""Find the MTP head in a GGUF file, and undo what llama.cpp's converters did to its names and values.
+
+A head is the blocks after the trunk's, of which the first has `nextn` tensors. docs/gguf.md has what the
+converters change in each architecture, and their sources.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from mlxmtp.checkpoints.gguf_header import GgufHeader
+from mlxmtp.checkpoints.tensors import TensorInfo
+from mlxmtp.errors import HeadError
+
+_BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)")
+_NEXTN = "nextn."
+GATE_UP = "mlp.switch_mlp.gate_up_proj"
+"""The name of experts' gates and, after them, up-projections in one tensor; `gguf_values` splits it."""
+ROWS = ("mlp.shared_expert_gate.weight",)
+"""Matrices of one row, which some converters store as vectors."""
+
+_ATTENTION = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+}
+_LATENT = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    # kv_b in two, the keys' half transposed for each head: mlx-lm stores them so, too
+    "attn_k_b": "self_attn.embed_q",
+    "attn_v_b": "self_attn.unembed_out",
+    "attn_output": "self_attn.o_proj",
+}
+_INDEXER = {
+    "indexer.k_norm": "self_attn.indexer.k_norm",
+    "indexer.proj": "self_attn.indexer.weights_proj",
+    "indexer.attn_k": "self_attn.indexer.wk",
+    "indexer.attn_q_b": "self_attn.indexer.wq_b",
+}
+_MLP = {f"ffn_{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+_EXPERTS = {f"ffn_{name}_exps": f"mlp.switch_mlp.{name}_proj" for name in ("gate", "up", "down")} | {
+    "ffn_gate_up_exps": GATE_UP,
+    "ffn_gate_inp": "mlp.gate",
+    "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+}
+_SHARED = {f"ffn_{name}_shexp": f"mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down")}
+_SHARED_GATED = {f"ffn_{name}_shexp": f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down")} | {
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate"
+}
+_LAYER = {
+    "nextn.eh_proj": "eh_proj",
+    "nextn.enorm": "enorm",
+    "nextn.hnorm": "hnorm",
+    "nextn.shared_head_norm": "shared_head.norm",
+    "nextn.shared_head_head": "shared_head.head",
+    "nextn.embed_tokens": "embed_tokens",
+}
+_QWEN_OUTSIDE = {
+    "nextn.eh_proj": "fc",
+    "nextn.enorm": "pre_fc_norm_embedding",
+    "nextn.hnorm": "pre_fc_norm_hidden",
+    "nextn.shared_head_norm": "norm",
+}
+_FFN_NORM, _POST_NORM = {"ffn_norm": "post_attention_layernorm"}, {"post_attention_norm": "post_attention_layernorm"}
+_MLA = _LATENT | _FFN_NORM | _MLP | _EXPERTS | _SHARED | _LAYER
+_QWEN_MOE = _ATTENTION | _POST_NORM | _MLP | _EXPERTS | _SHARED_GATED
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One of llama.cpp's architectures.
+
+    Args:
+        trunks: model types of the trunks whose heads such a file can hold.
+        layer: llama.cpp's names in a block, and those inside a layer of the head, without `.weight` and `.bias`.
+        outside: likewise, for tensors of a block that are the head's own, outside its layer.
+    """
+
+    trunks: tuple[str, ...]
+    layer: Mapping[str, str]
+    outside: Mapping[str, str]
+
+
+ARCHITECTURES = {
+    "qwen35": Architecture(("qwen3_5",), _ATTENTION | _POST_NORM | _MLP, _QWEN_OUTSIDE),
+    "qwen35moe": Architecture(("qwen3_5_moe",), _QWEN_MOE, _QWEN_OUTSIDE),
+    "qwen3next": Architecture(("qwen3_next",), _QWEN_MOE, _QWEN_OUTSIDE),
+    "glm4moe": Architecture(("glm4_moe",), _ATTENTION | _POST_NORM | _MLP | _EXPERTS | _SHARED | _LAYER, {}),
+    "deepseek2": Architecture(("deepseek_v3", "glm4_moe_lite"), _MLA, {}),
+    "deepseek32": Architecture(("deepseek_v32",), _MLA | _INDEXER, {}),
+    "glm-dsa": Architecture(("glm_moe_dsa",), _MLA | _INDEXER, {}),
+}
+"""By the name in `general.architecture`."""
+
+
+def nextn_tensors(header: GgufHeader) -> dict[str, TensorInfo]:
+    """Return all tensors of the blocks from the first with `nextn` tensors on; {}: the file has no head."""
+    found = {name: (int(match[1]), match[2]) for name in header.tensors if (match := _BLOCK.fullmatch(name))}
+    first = min((block for block, rest in found.values() if rest.startswith(_NEXTN)), default=None)
+    return {name: header.tensors[name] for name, (block, _) in found.items() if first is not None and block >= first}
+
+
+def head_names(architecture: str, names: Iterable[str], where: str) -> dict[str, str]:
+    """Return the names inside the head of llama.cpp's, for all tensors of a head.
+
+    Args:
+        where: the file, for messages.
+
+    Raises:
+        HeadError: the architecture or a name is unknown.
+    """
+    known = ARCHITECTURES.get(architecture)
+    if known is None:
+        expected = ", ".join(sorted(ARCHITECTURES))
+        raise HeadError(f"{where}: heads of the GGUF architecture {architecture!r} are not read; expected {expected}")
+    out: dict[str, str] = {}
+    matches = {name: match for name in names if (match := _BLOCK.fullmatch(name))}
+    first = min(int(match[1]) for match in matches.values())
+    halves = any(".attn_kv_b." in name for name in matches)
+    for name, match in matches.items():
+        if halves and match[2].startswith(("attn_k_b.", "attn_v_b.")):
+            continue  # old files hold both the matrix and its parts
+        short = _short(known, match[2], int(match[1]) - first)
+        if short is None:
+            raise HeadError(f"{where}: the head has {name}, which no {architecture} head of llama.cpp's layout has")
+        out[name] = short
+    return out
+
+
+def first_block(names: Iterable[str]) -> int:
+    """Return the number of a head's first block, which is that of the trunk's blocks."""
+    return min(int(match[1]) for name in names if (match := _BLOCK.fullmatch(name)))
+
+
+def _short(known: Architecture, rest: str, layer: int) -> str | None:
+    """Return the name inside the head of `rest`, a name inside block `layer` of the head; None: it is unknown."""
+    stem, dot, kind = rest.rpartition(".")
+    if kind not in ("weight", "bias"):
+        return None
+    if layer == 0 and stem in known.outside:
+        return known.outside[stem] + dot + kind
+    inside = known.layer.get(rest) or (known.layer[stem] + dot + kind if stem in known.layer else None)
+    return f"layers.{layer}.{inside}" if inside else None
