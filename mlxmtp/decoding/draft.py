@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as List
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import mlx.core as mx
 
@@ -132,8 +132,7 @@ class MTPChain:
         drafts = [_OpenDraft(request) for request in requests]
         depth = max(request.depth for request in requests)
         for step in range(1, depth + 1):
-            logits = self._narrowed or chain.layer.logits
-            rows = logits(_joined([own[:, -1:] for own in states]))[:, 0]
+            rows = self._logits(chain.layer, _joined([own[:, -1:] for own in states]))[:, 0]
             for b, draft in enumerate(drafts):
                 draft.extend(rows[b : b + 1] if len(drafts) > 1 else rows)
             tokens = [draft.first(step) for draft in drafts]
@@ -142,6 +141,10 @@ class MTPChain:
                 states = chain.draft(tokens)
         chain.take_back()  # rows of drafts, not of the target's hidden states
         return [draft.close(narrowed=self._narrowed is not None) for draft in drafts]
+
+    def _logits(self, layer: Any, states: mx.array) -> mx.array:
+        logits: mx.array = self._narrowed(layer, states) if self._narrowed else layer.logits(states)
+        return logits
 
 
 def _joined(rows: List[mx.array]) -> mx.array:

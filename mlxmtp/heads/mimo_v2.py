@@ -1,11 +1,10 @@
 """The MTP layers of MiMo-V2-Flash: three dense layers with a sliding window, which draft in turn.
 
 Norms are plain, embedding and output matrix are the trunk's, and the block is the trunk's sliding flavour, with sinks
-and the scale of values. Implementations disagree on what the layers read. SGLang, which the release recommends, feeds
-each layer the target's hidden state, before its final norm. llama.cpp chains the layers, pre-norm. vLLM runs the first
-alone as a recursion, post-norm. The first of CONVENTIONS is SGLang's.
-Sources: SGLang's `mimo_v2_nextn.py` and `multi_layer_eagle_worker_v2.py`, llama.cpp's `mimo2.cpp`, vLLM's
-`mimo_v2_mtp.py`.
+and the scale of values. Implementations disagree on what the layers read: SGLang feeds each the target's hidden state
+before its final norm, llama.cpp chains the layers, pre-norm, and vLLM runs the first alone as a recursion, post-norm.
+The first of CONVENTIONS is SGLang's.
+Sources: SGLang's `mimo_v2_flash_nextn` and `multi_layer_eagle_worker_v2`, llama.cpp's `mimo2`, vLLM's `mimo_v2_mtp`.
 """
 
 from typing import Any

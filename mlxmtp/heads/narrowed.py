@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 
 from mlxmtp.heads.draft_output import DraftOutput
 from mlxmtp.heads.head import Head, Recursion
+from mlxmtp.heads.several import layers_of
 from mlxmtp.targets import Target
 
 FIRST_TOKENS = 32_768
@@ -75,26 +76,26 @@ class DraftVocabulary:
 
 
 class NarrowedLogits:
-    """The logits of a head over a draft vocabulary. No row is copied before the first call.
+    """The logits of a head's layers over a draft vocabulary. No row is copied before the first call.
 
     Args:
         vocabulary: may change between calls.
     """
 
-    def __init__(self, head: Recursion, vocabulary: DraftVocabulary) -> None:
+    def __init__(self, vocabulary: DraftVocabulary) -> None:
         self.vocabulary = vocabulary
-        self._head = head
-        self._output: DraftOutput | None = None
+        self._outputs: dict[int, DraftOutput] = {}
         self._changes = -1
 
-    def __call__(self, states: mx.array) -> mx.array:
-        """Return logits [B, T, V] of the states that the head returned; -inf for tokens outside the vocabulary."""
-        if self._output is None:
-            self._output = DraftOutput(self._head.output, self._others, self.vocabulary.first)
-        elif self._changes != self.vocabulary.changes:
-            self._output.choose(self._others)
+    def __call__(self, layer: Recursion, states: mx.array) -> mx.array:
+        """Return logits [B, T, V] of the states that a layer returned; -inf for tokens outside the vocabulary."""
+        if self._changes != self.vocabulary.changes:
+            for output in self._outputs.values():
+                output.choose(self._others)
         self._changes = self.vocabulary.changes
-        return self._head.logits_with(self._output, states)
+        output = self._outputs.get(id(layer.output)) or DraftOutput(layer.output, self._others, self.vocabulary.first)
+        self._outputs[id(layer.output)] = output
+        return layer.logits_with(output, states)
 
     @property
     def _others(self) -> list[int]:
@@ -108,17 +109,18 @@ def narrowed_logits(head: Head, target: Target, special: Iterable[int]) -> Narro
     Args:
         special: ids that end turns or open calls.
     """
-    if not isinstance(head, Recursion):
+    layer = layers_of(head)[0]
+    if not isinstance(layer, Recursion):
         return None
-    matrix = head.output
+    matrix = layer.output
     vocab_size = matrix["weight"].shape[0]
     matrix_bytes = _nbytes(matrix)
     others = 0 if matrix is target.output else matrix_bytes
-    step_bytes = matrix_bytes + _nbytes(head, getattr(target.text_model.args, "num_experts_per_tok", 0)) - others
+    step_bytes = matrix_bytes + _nbytes(layer, getattr(target.text_model.args, "num_experts_per_tok", 0)) - others
     saving = matrix_bytes * (1 - (FIRST_TOKENS + MAX_OTHERS) / vocab_size) / step_bytes
     if saving < MIN_SAVING:
         return None
-    return NarrowedLogits(head, DraftVocabulary(FIRST_TOKENS, (t for t in special if t < vocab_size), saving))
+    return NarrowedLogits(DraftVocabulary(FIRST_TOKENS, (t for t in special if t < vocab_size), saving))
 
 
 def _nbytes(module: Any, experts: int = 0) -> float:

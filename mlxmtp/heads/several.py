@@ -98,6 +98,11 @@ class SeveralLayers(nn.Module):
             head.restrict_vocab(tokens)
 
 
+def layers_of(head: Head) -> Sequence[Head]:
+    """Return the layers that draft in turn, each as a head; of a head of one layer the head itself."""
+    return head.in_turn if isinstance(head, SeveralLayers) else (head,)
+
+
 def split_layers(weights: Mapping[str, mx.array], declared: int = 0) -> list[dict[str, mx.array]]:
     """Return the tensors of each layer by their names inside it.
 
@@ -135,7 +140,7 @@ class LayerChain:
 
     def __init__(self, head: Head, caches: Sequence[Cache]) -> None:
         self._several = isinstance(head, SeveralLayers)
-        self._layers: Sequence[Head] = head.in_turn if isinstance(head, SeveralLayers) else (head,)
+        self._layers = layers_of(head)
         self._to_all = isinstance(head, SeveralLayers) and head.convention.layers == "target"
         self._caches = caches
         self._hidden: list[mx.array] = []

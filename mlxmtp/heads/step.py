@@ -3,7 +3,7 @@
 They are layers N, N + 1 and N + 2 of a trunk of N layers, each with a norm and an output matrix of its own. The hidden
 states fed and passed on are pre-norm, as in vLLM, SGLang and llama.cpp; transformers feeds and passes on post-norm, and
 takes the trunk's output matrix. Lists of the config that have an entry for each layer go on with those of the head.
-Sources: vLLM's `step3p5_mtp.py`, SGLang's `step3p5_mtp.py`, llama.cpp's `step35.cpp`.
+Sources: vLLM's `step3p5_mtp`, SGLang's `step3p5_mtp`, llama.cpp's `step35`.
 """
 
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """The layers of Step-3.5's and MiMo-V2-Flash's heads in plain numpy, float64, over whole sequences and without caches.
 
-Written from vLLM's `step3p5.py` and `step3p5_mtp.py`, and from `mimo_v2_flash.py` and `mimo_v2_mtp.py`. A layer takes
-hidden states [L, H] and tokens [L], and returns its block's output [L, H]; row p attends to the last `window` rows.
+The order of the parts is that of vLLM's `step3p5_mtp` and `mimo_v2_mtp`. A layer takes hidden states [L, H] and tokens
+[L], and returns its block's output [L, H]; row p attends to the last `window` rows.
 """
 
 from collections.abc import Callable, Mapping

@@ -23,6 +23,7 @@ from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.errors import HeadError
+from mlxmtp.heads import narrowed as narrowing
 from mlxmtp.heads.families import family_of
 from mlxmtp.heads.several import LayerChain
 from mlxmtp.limits import MAX_DEPTH
@@ -233,6 +234,25 @@ def test_200_greedy_tokens_are_those_of_mlx_lm(engine: Engine, length: int, chun
         assert_plain(engine, prompt, plain, depth, chunk)
 
 
+def test_drafts_of_a_narrowed_vocabulary(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each layer's own output matrix is narrowed, and follows the vocabulary when that changes."""
+    for name, value in (("FIRST_TOKENS", 12), ("MAX_OTHERS", 4), ("MIN_SAVING", 0.0)):
+        monkeypatch.setattr(narrowing, name, value)
+    found = narrowing.narrowed_logits(engine.mtp, engine.target, special=[14])
+    assert found
+    for others in ((), (20, 16)):
+        found.vocabulary.add(others)
+        allowed = {*range(12), 14, *others}
+        laws = Forced(PROMPT * 5), Forced(PROMPT * 5)
+        for law, narrowed in zip(laws, (None, found), strict=True):
+            MTPChain(engine.mtp, narrowed).propose(prefilled(engine, PROMPT, DEPTH), DEPTH, law)
+        (_, _, whole), (_, _, few) = (logits_of(law)[0] for law in laws)
+        assert few.shape == (DEPTH, 24)
+        for token in range(24):
+            expected = whole[:, token] if token in allowed else mx.full(DEPTH, -mx.inf)
+            assert mx.allclose(few[:, token], expected, atol=CLOSE), (others, token)
+
+
 def test_seeded_tokens_are_those_of_plain_decoding(engine: Engine) -> None:
     plain, *found = (
         [t for one in rounds(engine, prefilled(engine, PROMPT, d), 24, d, Sampling(1.0, seed=5)) for t in one.tokens]
@@ -363,7 +383,7 @@ REFUSED: list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]], str]] = [
     ),
     (
         "step3p5",
-        lambda w: narrowed(w, "layers.3.mlp.up_proj.weight"),
+        lambda w: shortened(w, "layers.3.mlp.up_proj.weight"),
         r"up_proj.weight is \(95, 64\), expected \(96, 64\)",
     ),
     ("mimo_v2_flash", lambda w: without(w, "mtp.layers.0."), "layer 0 of 3 is missing"),
@@ -376,7 +396,7 @@ def without(weights: dict[str, Any], part: str) -> dict[str, Any]:
     return {name: weight for name, weight in weights.items() if part not in name}
 
 
-def narrowed(weights: dict[str, Any], end: str) -> dict[str, Any]:
+def shortened(weights: dict[str, Any], end: str) -> dict[str, Any]:
     return {name: weight[1:] if name.endswith(end) else weight for name, weight in weights.items()}
 
 
