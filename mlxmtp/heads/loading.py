@@ -62,8 +62,7 @@ def load_head(checkpoint: Checkpoint, target: Target, source: HeadSource | None 
     """
     source = source or resolve_head(checkpoint)
     if not target.reversible:
-        kinds = ", ".join(target.irreversible)
-        raise NoHeadError(f"this model keeps caches that cannot take rejected drafts back yet ({kinds})")
+        raise NoHeadError(f"rejected drafts of this model cannot be taken back ({target.irreversible})")
     source = download_head(source)
     assert source.files is not None
     head: Head = build_head(source.files, target, trunk_is_raw=source.trunk_is_raw, lazy=lazy)

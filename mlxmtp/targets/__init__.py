@@ -8,9 +8,10 @@ from mlxmtp.targets.loading import (
     materialise,
     stack_experts,
 )
-from mlxmtp.targets.passes import Pass
+from mlxmtp.targets.passes import Pass, PassListener
 from mlxmtp.targets.patches.latent import LatentAttention, has_latents
 from mlxmtp.targets.recent import RecentKVCache
+from mlxmtp.targets.rollback import Cache
 from mlxmtp.targets.shared_kv import SharedKVCache
 from mlxmtp.targets.shared_pass import first_leaf, share_attention, shared_cache
 from mlxmtp.targets.sharing import why_not_shared
@@ -24,7 +25,7 @@ from mlxmtp.targets.states import (
     restore,
     snapshot,
 )
-from mlxmtp.targets.target import Cache, HiddenSide, PassListener, Target, check_ids, matrix_rows, repeat_last
+from mlxmtp.targets.target import HiddenSide, Target, check_ids, matrix_rows, repeat_last
 
 __all__ = [
     "TEXT_ONLY",

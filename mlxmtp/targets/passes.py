@@ -1,11 +1,36 @@
 """A pass of the target as a transaction on one sequence's caches."""
 
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
 
 import mlx.core as mx
 
-from mlxmtp.targets.patches.gated_delta import RecurrentRows
-from mlxmtp.targets.patches.window import WindowCache
+Commit = Callable[[int, int], None]
+"""Takes caches of one sequence back to the first `rows` of a pass's `of` rows: commit(rows, of)."""
+
+
+class PassListener(Protocol):
+    """Is called before and after each pass of `Target.open`."""
+
+    def begin_pass(self, num_tokens: int, num_sequences: int) -> None:
+        """A pass over `num_tokens` tokens of each sequence begins."""
+
+    def end_pass(self) -> None:
+        """The pass has been built."""
+
+
+@contextmanager
+def in_pass(listeners: Iterable[PassListener], num_tokens: int, num_sequences: int) -> Iterator[None]:
+    """Announce a pass to listeners, and its end, also after an error."""
+    announced = [*listeners]
+    try:
+        for listener in announced:
+            listener.begin_pass(num_tokens, num_sequences)
+        yield
+    finally:
+        for listener in announced:
+            listener.end_pass()
 
 
 class Pass:
@@ -16,27 +41,18 @@ class Pass:
     Args:
         logits: [B, m, V].
         hidden: [B, m, H], at the target's `hidden_at`.
-        cache: the caches that the pass wrote.
-        recurrent: what rolls back each recurrent layer, by layer.
+        commits: what takes each of the caches back.
         padded: tokens that were run, at least m.
     """
 
-    def __init__(
-        self, logits: mx.array, hidden: mx.array, cache: list[Any], recurrent: dict[int, RecurrentRows], padded: int
-    ) -> None:
+    def __init__(self, logits: mx.array, hidden: mx.array, commits: Sequence[Commit], padded: int) -> None:
         self.logits = logits
         self.hidden = hidden
-        self._cache = cache
-        self._recurrent = recurrent
+        self._commits = commits
         self._padded = padded
 
     def commit(self, num_tokens: int) -> None:
         """Roll every layer's cache back to the first `num_tokens` tokens of the pass."""
-        padded = self._padded
-        for i, layer in enumerate(self._cache):
-            if i in self._recurrent:
-                self._recurrent[i].commit(layer, num_tokens, of=padded)
-            elif isinstance(layer, WindowCache):
-                layer.commit(num_tokens, of=padded)
-            elif num_tokens < padded:
-                layer.trim(padded - num_tokens)
+        commits, self._commits = self._commits, ()  # their states would be held until the next pass has run
+        for commit in commits:
+            commit(num_tokens, self._padded)

@@ -2,12 +2,14 @@
 
 A view takes the place of a layer's cache in mlx-lm's models. It hands each sequence's rows to its own cache, and
 returns what they attend to as one array for each sequence. Attention then runs sequence by sequence: without padding,
-and without a mask for foreign lengths. A recurrent layer's states are stacked for the pass.
+and without a mask for foreign lengths. States of other layers
+are stacked for the pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -21,7 +23,6 @@ from mlxmtp.targets.patches.observe import methods, rebind, uses, wrap_call
 
 ATTENTION = scaled_dot_product_attention.__name__
 Attention = Callable[..., mx.array]
-NONE: Mapping[int, StackedStates] = MappingProxyType({})
 
 
 class BySequence(tuple[Any, ...]):
@@ -72,25 +73,33 @@ class LayerView:
 
 
 class StackedStates:
-    """The states [B, ...] of one recurrent layer, of all sequences of a pass.
+    """The states [B, ...] of one layer, of all sequences of a pass.
 
     They are kept for the next pass: where that has the same sequences, and none has gone back, nothing is copied.
+
+    Args:
+        from_zeros: the states of a sequence that has read nothing are zeros.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, from_zeros: bool) -> None:
+        self._from_zeros = from_zeros
         self._states: list[mx.array | None] = []
         self._parts: list[list[mx.array | None]] = []
 
     def stack(self, caches: Sequence[Any]) -> Any:
-        """Return one cache with the states of all."""
+        """Return one cache with the states of all; where some have states of another shape, or none, a view."""
         stacked: Any = ArraysCache(len(caches[0].cache))
         own = [cache.cache for cache in caches]
+        if not (self._from_zeros or all(map(_same_shapes, zip(*own, strict=True)))):
+            return LayerView(caches)
         kept = len(own) == len(self._parts) and all(map(_same_arrays, own, self._parts))
         stacked.cache = [*self._states] if kept else [_stack(states) for states in zip(*own, strict=True)]
         return stacked
 
     def unstack(self, stacked: Any, caches: Sequence[Any]) -> None:
         """Give the states after a pass to the sequences' own caches."""
+        if isinstance(stacked, LayerView):
+            return
         self._states = [*stacked.cache]
         parts = zip(*(mx.split(state, len(caches)) for state in stacked.cache), strict=True)
         self._parts = [[*own] for own in parts]
@@ -98,16 +107,38 @@ class StackedStates:
             cache.cache = [*own]
 
 
-def shared_cache(
-    caches: Sequence[list[Any]], recurrent: Mapping[int, StackedStates] = MappingProxyType({})
-) -> list[Any]:
+class SharedCaches:
+    """Caches of a model that stand for those of several sequences, pass after pass.
+
+    Args:
+        cache: an empty cache of the model.
+        from_zeros: layers whose states are zeros before the first token.
+    """
+
+    def __init__(self, cache: Sequence[Any], from_zeros: Container[int] = ()) -> None:
+        states = (i for i, layer in enumerate(cache) if isinstance(layer, ArraysCache))
+        self._stacked = {i: StackedStates(from_zeros=i in from_zeros) for i in states}
+
+    @contextmanager
+    def joined(self, caches: Sequence[list[Any]]) -> Iterator[list[Any]]:
+        """Yield one cache for one pass over these sequences; a single sequence's own."""
+        if len(caches) == 1:
+            yield caches[0]
+            return
+        shared = shared_cache(caches, self._stacked)
+        yield shared
+        for i, states in self._stacked.items():
+            states.unstack(shared[i], [cache[i] for cache in caches])
+
+
+def shared_cache(caches: Sequence[list[Any]], stacked: Mapping[int, StackedStates] = MappingProxyType({})) -> list[Any]:
     """Return a model's cache that stands for the caches of several sequences, for one pass.
 
     Args:
-        recurrent: of the recurrent layers, by layer.
+        stacked: of the layers with states, by layer.
     """
     layers = enumerate(zip(*caches, strict=True))
-    return [recurrent[i].stack(own) if i in recurrent else LayerView(own) for i, own in layers]
+    return [stacked[i].stack(own) if i in stacked else LayerView(own) for i, own in layers]
 
 
 def first_leaf(layer: Any) -> Any:
@@ -164,7 +195,7 @@ def _by_sequence(call: Callable[..., Any], module: nn.Module, *args: Any, **opti
     for b in range(counts.pop()):
         own = (_rows_of(value, b) for value in args)
         outputs.append(call(module, *own, **{name: _rows_of(value, b) for name, value in options.items()}))
-    return _joined(outputs)
+    return joined(outputs)
 
 
 def _rows_of(value: Any, b: int) -> Any:
@@ -178,10 +209,11 @@ def _of_sequence(value: Any, b: int) -> Any:
     return value.caches[b] if isinstance(value, LayerView) else value
 
 
-def _joined(outputs: list[Any]) -> Any:
+def joined(outputs: list[Any], axis: int = 0) -> Any:
+    """Return what a module returned in parts, an array or a tuple of them, as one."""
     if isinstance(outputs[0], tuple):
-        return tuple(_joined([*parts]) for parts in zip(*outputs, strict=True))
-    return mx.concatenate(outputs, axis=0) if isinstance(outputs[0], mx.array) else outputs[0]
+        return tuple(joined([*parts], axis) for parts in zip(*outputs, strict=True))
+    return mx.concatenate(outputs, axis=axis) if isinstance(outputs[0], mx.array) else outputs[0]
 
 
 def _each(pairs: Iterable[tuple[mx.array, mx.array]]) -> tuple[BySequence, BySequence]:
@@ -198,6 +230,11 @@ def _one_or_each(masks: Sequence[Any]) -> Any:
 
 def _same_arrays(one: Sequence[Any], other: Sequence[Any]) -> bool:
     return all(a is b for a, b in zip(one, other, strict=True))
+
+
+def _same_shapes(states: Sequence[mx.array | None]) -> bool:
+    shapes = {None if state is None else tuple(state.shape) for state in states}
+    return len(shapes) == 1 and None not in shapes
 
 
 def _stack(states: Sequence[mx.array | None]) -> mx.array | None:

@@ -10,7 +10,8 @@ from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.targets.shared_pass import share_attention
 
 if TYPE_CHECKING:
-    from mlxmtp.targets.target import Cache, Target
+    from mlxmtp.targets.rollback import Cache
+    from mlxmtp.targets.target import Target
 
 CONTEXTS = (3, 7, 5)
 """Tokens of the sequences before the shared passes. More sequences than tokens: a model that adds an array of
@@ -29,7 +30,7 @@ def why_not_shared(target: Target) -> str | None:
     Attention modules that cannot be split inside are split as a whole.
     """
     if not target.reversible:
-        return f"{', '.join(target.irreversible)} cannot be rolled back"
+        return f"{target.irreversible} cannot be rolled back"
     try:
         same = _same(target)
     except (TypeError, AttributeError, ValueError, IndexError):

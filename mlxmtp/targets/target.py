@@ -1,28 +1,23 @@
 """mlx-lm's models as targets: logits with hidden states, and passes that can be rolled back to any token."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import RotatingKVCache, make_prompt_cache
 
 from mlxmtp.checkpoints import stated_context, text_config
 from mlxmtp.errors import PromptError
 from mlxmtp.machine import apple_gpu, on_metal
-from mlxmtp.targets.passes import Pass
-from mlxmtp.targets.patches.gated_delta import RecurrentLayer, is_gated_delta
+from mlxmtp.targets.passes import Pass, PassListener, in_pass
 from mlxmtp.targets.patches.latent import LatentAttention, has_latents
 from mlxmtp.targets.patches.observe import observe
-from mlxmtp.targets.patches.window import WindowCache, patch_windows
-from mlxmtp.targets.shared_pass import StackedStates, share_attention, shared_cache
-from mlxmtp.targets.states import is_trimmable, leaf_caches
+from mlxmtp.targets.rollback import Cache, rollback_of
+from mlxmtp.targets.shared_pass import share_attention
 from mlxmtp.threads import note_thread
 
-Cache = list[Any]
 HiddenSide = Literal["post", "pre"]
 """Hidden states after a norm ("post") or before it ("pre")."""
 
@@ -39,16 +34,6 @@ SEES_AHEAD = {"phi3small": "attention to later tokens of a pass"}
 """Model types that mlx-lm computes otherwise than token by token, and how."""
 
 
-class PassListener(Protocol):
-    """Is called before and after each pass of `Target.open`."""
-
-    def begin_pass(self, num_tokens: int, num_sequences: int) -> None:
-        """A pass over `num_tokens` tokens of each sequence begins."""
-
-    def end_pass(self) -> None:
-        """The pass has been built."""
-
-
 class Target:
     """A model of mlx-lm that also returns the hidden states at its final norm.
 
@@ -57,8 +42,8 @@ class Target:
         config: its configuration as mlx-lm read it.
 
     Attributes:
-        reversible: whether every layer's cache can be rolled back; if not, `Pass.commit` must keep all tokens.
-        irreversible: the kinds of cache, or of attention, that cannot be rolled back.
+        irreversible: why passes cannot be rolled back; None: they can.
+        reversible: whether they can; if not, `Pass.commit` must keep all tokens.
         hidden_at: which hidden states `forward` returns.
         listeners: called before and after each pass, besides the target's own layers.
         min_tokens: `open` pads a pass to this many tokens, and `commit` removes the padding.
@@ -73,33 +58,15 @@ class Target:
         self.listeners: list[PassListener] = []
         self.min_tokens, self.whole_attention = 1, False
         self.longest_shared: Callable[[int], int] = lambda _: 2**31 - 1
+        self._rollback = rollback_of(model, self.listeners)
+        modules: list[nn.Module] = model.modules()
         self._trunk: Any = getattr(self.text_model, "model", None)
         norm = getattr(self._trunk, "norm", None)
         # None: no family of heads supports such a trunk
         self._final_norm = None if norm is None else observe(norm, open=True)
-        modules: list[nn.Module] = model.modules()
-        self._recurrent = {
-            i: RecurrentLayer(layer.linear_attn)
-            for i, layer in enumerate(model.layers)
-            if is_gated_delta(getattr(layer, "linear_attn", None))
-        }
-        self._stacked = {i: StackedStates() for i in self._recurrent}
         self.latent = [LatentAttention(module, split_rows=True) for module in modules if has_latents(module)]
-        windows = sum(type(cache) is RotatingKVCache for cache in make_prompt_cache(model))
-        self._windows = windows > 0 and patch_windows(modules, windows)
-        self.irreversible = tuple(
-            sorted(
-                {
-                    type(leaf).__name__
-                    for i, layer in enumerate(self.make_cache())
-                    for leaf in leaf_caches([layer])
-                    if not (is_trimmable(leaf) or isinstance(layer, WindowCache) or i in self._recurrent)
-                }
-            )
-        )
-        if self.model_type in SEES_AHEAD:
-            self.irreversible += (SEES_AHEAD[self.model_type],)
-        self.reversible = not self.irreversible
+        self.irreversible = SEES_AHEAD.get(self.model_type)
+        self.reversible = self.irreversible is None
         share_attention(modules)
 
     @property
@@ -169,10 +136,7 @@ class Target:
 
     def make_cache(self) -> Cache:
         """Return an empty cache for one sequence: one entry per layer that has its own keys and values, or state."""
-        cache: Cache = make_prompt_cache(self.model)
-        if self._windows:
-            cache = [WindowCache.like(c) if type(c) is RotatingKVCache else c for c in cache]
-        return cache
+        return self._rollback.make_cache()
 
     def forward(self, tokens: mx.array, cache: Cache) -> tuple[mx.array, mx.array]:
         """Run the model over tokens [B, T]; return logits [B, T, V] and hidden states [B, T, H] at `hidden_at`."""
@@ -196,31 +160,18 @@ class Target:
         """
         padded = max(self.min_tokens, *(own.shape[1] for own in tokens))
         rows = [repeat_last(own, padded) for own in tokens]
-        shared = caches[0] if len(caches) == 1 else shared_cache(caches, self._stacked)
-        before = {i: [(cache[i][0], cache[i][1]) for cache in caches] for i in self._recurrent}
-        with self._in_pass(caches, num_tokens=padded):
-            logits, hidden = self.forward(rows[0] if len(rows) == 1 else mx.concatenate(rows), shared)
-        if len(caches) > 1:
-            for i, states in self._stacked.items():
-                states.unstack(shared[i], [cache[i] for cache in caches])
-        recurrent = {i: layer.take(before[i]) for i, layer in self._recurrent.items()}
+        together = rows[0] if len(rows) == 1 else mx.concatenate(rows)
+        (logits, hidden), commits = self._rollback.run(self._forward_in_pass, together, caches)
         passes = []
-        for b, cache in enumerate(caches):
-            own = _part(logits, b, tokens[b].shape[1]), _part(hidden, b, tokens[b].shape[1])
-            passes.append(Pass(*own, cache, {i: states[b] for i, states in recurrent.items()}, padded))
+        for b, own in enumerate(tokens):
+            count = own.shape[1]
+            passes.append(Pass(_part(logits, b, count), _part(hidden, b, count), commits[b], padded))
         return passes
 
-    @contextmanager
-    def _in_pass(self, caches: Sequence[Cache], num_tokens: int) -> Iterator[None]:
-        windows = [layer for cache in caches for layer in cache if isinstance(layer, WindowCache)]
-        listeners: list[PassListener] = [*self._recurrent.values(), *self.latent, *windows, *self.listeners]
-        try:
-            for listener in listeners:
-                listener.begin_pass(num_tokens, len(caches))
-            yield
-        finally:
-            for listener in listeners:
-                listener.end_pass()
+    def _forward_in_pass(self, tokens: mx.array, cache: Cache) -> tuple[mx.array, mx.array]:
+        num_sequences, num_tokens = tokens.shape
+        with in_pass([*self.latent, *self.listeners], num_tokens, num_sequences):
+            return self.forward(tokens, cache)
 
     def embed(self, tokens: mx.array) -> mx.array:
         """Return embeddings [B, T, H] of tokens [B, T], by the matrix that heads share."""

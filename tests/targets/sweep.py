@@ -22,6 +22,7 @@ from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.decoding.snapshots import Position
 from mlxmtp.engine.prefix_file import pack, read_header, unpack, write_sequence
 from mlxmtp.targets import Target, leaf_caches, load_target
+from mlxmtp.targets.rollback import ModelRows
 from mlxmtp.targets.sharing import why_not_shared
 from mlxmtp.targets.target import SEES_AHEAD
 from tests.scripted import assert_same_state, snapshot
@@ -47,7 +48,7 @@ class Row(NamedTuple):
     Args:
         equal: greedy tokens and caches are mlx-lm's.
         prefix: turns that continue, branch off and come from a file are those of a fresh sequence.
-        rollback: "exact", or "no" with what cannot be rolled back.
+        rollback: "exact", also where the whole model runs row by row; or "no" with why passes cannot be rolled back.
         shares: sequences that share passes have the bits of each alone: "yes"; "attention modules apart", where those
             run once for each sequence; or "takes turns" with why they cannot share passes.
     """
@@ -143,7 +144,7 @@ def check_prefix(kind: str, target: Target, theirs: Any, folder: Path) -> str:
 def check_rollback(kind: str, target: Target) -> str:
     """Take a pass back to some of its tokens: caches and next logits are those of as many tokens read one by one."""
     if not target.reversible:
-        return f"no: {', '.join(target.irreversible)}"
+        return f"no: {target.irreversible}"
     for context in CONTEXTS:
         start = target.make_cache()
         target.forward(mx.array([PROMPT[:context]]), start)
@@ -159,7 +160,7 @@ def check_rollback(kind: str, target: Target) -> str:
             assert_same_state(snapshot(cache), states[keep], what)
             if keep < len(PASS):
                 assert mx.array_equal(target.forward(mx.array([PASS[keep : keep + 1]]), cache)[0], logits[keep]), what
-    return "exact"
+    return f"exact{', the whole model row by row' if isinstance(target._rollback, ModelRows) else ''}"
 
 
 def check_shared(kind: str, target: Target) -> str:

@@ -11,9 +11,10 @@ import pytest
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.errors import CheckpointError
 from mlxmtp.targets import load_target
+from mlxmtp.targets.rollback import LayerRollback, ModelRows
 from tests.grids import cases
 from tests.targets.every_model import ALIKE, NOT_RUN, SIZES, model_types
-from tests.targets.sweep import sweep, write_checkpoint
+from tests.targets.sweep import check_rollback, sweep, write_checkpoint
 from tests.tiny import save_weights, write_json
 
 TABLE = Path(__file__).parent.parent.parent / "docs" / "families.md"
@@ -39,13 +40,15 @@ def test_every_model_type_of_mlx_lm_runs_here(others: bool, tmp_path: Path) -> N
     assert {kind: told[kind] for kind in kinds} == seen
 
 
-def test_windows_read_by_attention_of_its_own_do_not_go_back(tmp_path: Path) -> None:
+def test_windows_read_by_attention_of_its_own_go_back_by_the_whole_model(tmp_path: Path) -> None:
     """A soft cap on scores has mlx-lm multiply keys and values itself, which knows nothing of a ring for each row."""
     kinds = ["sliding_attention", "full_attention"]
-    for softcap, expected in ((None, ()), (30.0, ("RotatingKVCache",))):
+    for softcap, way in ((None, LayerRollback), (30.0, ModelRows)):
         own = {"num_hidden_layers": 2, "layer_types": kinds, "attn_logit_softcapping": softcap}
         write_checkpoint("gear", tmp_path / str(softcap), own)
-        assert load_target(open_checkpoint(tmp_path / str(softcap))).irreversible == expected
+        target = load_target(open_checkpoint(tmp_path / str(softcap)))
+        assert type(target._rollback) is way
+        assert check_rollback("gear", target).startswith("exact")
 
 
 def test_what_mlx_lm_does_not_run_here_loads_or_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from mlxmtp.checkpoints import open_checkpoint
-from mlxmtp.targets import load_target
+from mlxmtp.targets import load_target, why_not_shared
+from tests.grids import cases
+from tests.scripted import assert_same_state, snapshot
 from tests.targets.sweep import check_shared, write_checkpoint
 
-KINDS = ["llama", "gemma3n", "gemma4_text", "deepseek_v32", "longcat_flash", "qwen3_next"]
+KINDS = [
+    "llama", "gemma3n", "gemma4_text", "deepseek_v32", "longcat_flash", "qwen3_next", "bailing_hybrid", "falcon_h1",
+    "rwkv7", "iquestloopcoder",
+]  # fmt: skip
 """Keys and values; windows, whose keys layers share by the cache or by the model; latents with index keys; two caches a
-layer; recurrent states."""
+layer; gated delta; states that take a position from outside; states beside keys; states of two modules; whole models
+row by row."""
 OUTCOMES = {
     "plamo": "attention modules apart",
-    "mamba": "takes turns: ArraysCache cannot be rolled back",
+    "phi3small": "takes turns: attention to later tokens of a pass cannot be rolled back",
 }
+
+
+@pytest.fixture(autouse=True)
+def _operations_apart() -> Iterator[None]:
+    """On a CPU, MLX would have a C++ compiler make a kernel for each kind of join."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *OUTCOMES])
@@ -24,3 +40,25 @@ def test_each_kind_of_cache_has_the_bits_of_each_sequence_alone(kind: str, tmp_p
     write_checkpoint(kind, tmp_path)
     target = load_target(open_checkpoint(tmp_path))
     assert check_shared(kind, target) == OUTCOMES.get(kind, "yes")
+
+
+@pytest.mark.parametrize(
+    "kind", cases(["longcat_flash_ngram", "recurrent_gemma", "bailing_hybrid"], ["bailing_hybrid"])
+)
+def test_sequences_without_a_state_share_passes(kind: str, tmp_path: Path) -> None:
+    """A turn whose prompt is one token has read nothing; n-grams have states of other lengths after one token."""
+    write_checkpoint(kind, tmp_path)
+    target = load_target(open_checkpoint(tmp_path))
+    assert why_not_shared(target) is None
+    together, alone = ([target.make_cache() for _ in range(3)] for _ in range(2))
+    for caches in (together, alone):
+        target.forward(mx.array([[5, 9, 2]]), caches[1])
+        target.forward(mx.array([[5]]), caches[2])
+    for _ in range(2):
+        tokens = [mx.array([[7, 8, 9][: 3 - b]]) for b in range(3)]
+        apart = [target.open(*one) for one in zip(tokens, alone, strict=True)]
+        for b, (one, other) in enumerate(zip(target.open_shared(tokens, together), apart, strict=True)):
+            assert mx.array_equal(one.logits, other.logits), b
+            one.commit(1)
+            other.commit(1)
+            assert_same_state(snapshot(together[b]), snapshot(alone[b]), b)
