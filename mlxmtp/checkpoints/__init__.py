@@ -10,12 +10,11 @@ from mlxmtp.checkpoints.checkpoint import (
 )
 from mlxmtp.checkpoints.fp8 import dequantise_fp8
 from mlxmtp.checkpoints.head_files import HeadFiles, Norms, find_head
-from mlxmtp.checkpoints.tensors import SIDECAR, SIDECARS, TensorInfo, list_tensors
+from mlxmtp.checkpoints.tensors import SIDECAR, TensorInfo, list_tensors
 
 __all__ = [
     "HEAD_FACTS",
     "SIDECAR",
-    "SIDECARS",
     "Checkpoint",
     "HeadFiles",
     "Norms",

@@ -11,11 +11,11 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from mlxmtp.checkpoints.tensors import SIDECARS, WEIGHTS
+from mlxmtp.checkpoints.tensors import HEADS, WEIGHTS
 from mlxmtp.errors import CheckpointError
 
 REPO = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-FILES = ["*.json", WEIGHTS, *SIDECARS, "*.jinja", "*.txt", "*.model", "*.tiktoken", "README.md"]
+FILES = ["*.json", WEIGHTS, HEADS, "*.jinja", "*.txt", "*.model", "*.tiktoken", "README.md"]
 """Patterns of the files that a model needs. The readme names the model that it was made from."""
 
 

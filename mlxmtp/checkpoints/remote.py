@@ -9,6 +9,7 @@ from typing import Any
 from mlxmtp.checkpoints.hub import check_name, explained, reason, timeout_s
 from mlxmtp.checkpoints.tensors import (
     TensorInfo,
+    Tensors,
     check_complete,
     header_length,
     index_files,
@@ -134,7 +135,7 @@ class RemoteRepo:
         length = header_length(self.read(file, 0, 8) if nbytes > 8 else b"", nbytes, f"{self.repo}/{file}")
         return parse_header(self.read(file, 8, 8 + length), Path(file), nbytes, f"{self.repo}/{file}")
 
-    def tensors(self, wanted: Callable[[str], bool] | None = None) -> dict[str, TensorInfo]:
+    def tensors(self, wanted: Callable[[str], bool] | None = None) -> Tensors:
         """Return the tensors of the repo's files.
 
         Args:
@@ -144,5 +145,5 @@ class RemoteRepo:
         check_complete(self.repo, self.sizes, indices)
         indexed = {name: file for index in indices.values() for name, file in index.items()}
         skipped = set(indexed.values()) - {file for name, file in indexed.items() if not wanted or wanted(name)}
-        files = (file for file in weight_files(self.sizes) if file not in skipped)
-        return {name: info for file in files for name, info in self.header(file).items()}
+        files = (file for file in weight_files(self.sizes, indices.values()) if file not in skipped)
+        return Tensors(item for file in files for item in self.header(file).items())

@@ -17,18 +17,26 @@ from mlxmtp.files import open_regular, parse_json, read_regular
 
 SIDECAR = "mtp.safetensors"
 """The file of a head next to a model that was converted without it, as mlxmtp writes it."""
-SIDECARS = (SIDECAR, "mtp/weights.safetensors", "model-mtp.safetensors")
-"""That name, and the names that other programs give it, relative to the folder; the first has priority."""
+SIDECAR_FOLDER = "mtp"
+"""The folder of a head within a model's folder."""
+SIDECARS = (SIDECAR, "mtp-*-of-*.safetensors", f"{SIDECAR_FOLDER}/weights.safetensors",
+            f"{SIDECAR_FOLDER}/model*.safetensors", "model-mtp.safetensors")  # fmt: skip
+"""That name, and patterns of the names that other programs give it, relative to the model's folder; the first has
+priority."""
 WHOLE = "model.safetensors"
 """The file of a model that is not in shards."""
 WEIGHTS = "model*.safetensors"
 """The pattern of the files that mlx-lm reads; `adapters.safetensors` and `consolidated.safetensors` are others'."""
+HEADS = "*mtp*.safetensors"
+"""The pattern of the files that may hold a head, for downloads."""
 INDEX = WEIGHTS + ".index.json"
 """The pattern of the files that say which shard holds which tensor."""
 EXPECTED = "expected a model in Hugging Face or MLX layout (config.json and model*.safetensors files)"
 """The end of messages on a folder or repo that is not a model."""
 MAX_HEADER_BYTES = 100_000_000
 """The safetensors library's own limit; a longer header is refused."""
+COMPARED = 16 << 20
+"""Bytes of each of two tensors that are compared at once."""
 _BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 _BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1}
 _MAX_DIMENSIONS, _MAX_SIZE = 16, 1 << 63
@@ -74,10 +82,62 @@ def readable(name: str | Path, kind: str = "JSON") -> Iterator[None]:
         raise CheckpointError(f"{name}: not valid {kind} ({error})") from error
 
 
-def weight_files(names: Iterable[str]) -> list[str]:
-    """Return the names that hold tensors, relative to the model's folder; side-cars last, mlxmtp's at the end."""
-    known = [name for name in names if name in SIDECARS or ("/" not in name and fnmatchcase(name, WEIGHTS))]
-    return sorted(known, key=lambda name: (-SIDECARS.index(name) if name in SIDECARS else -len(SIDECARS), name))
+class Tensors(dict[str, TensorInfo]):
+    """Tensors by name.
+
+    Attributes:
+        hidden: tensors that a later file has another of with the same name.
+    """
+
+    def __init__(self, tensors: Iterable[tuple[str, TensorInfo]] = ()) -> None:
+        super().__init__()
+        self.hidden: dict[str, list[TensorInfo]] = {}
+        for name, info in tensors:
+            if name in self:
+                self.hidden.setdefault(name, []).append(self[name])
+            self[name] = info
+
+
+def sidecar_rank(name: str) -> int | None:
+    """Return which of SIDECARS matches the name of a file, relative to the model's folder; None: it is no side-car."""
+    matches = (i for i, pattern in enumerate(SIDECARS) if fnmatchcase(name, pattern))
+    return next((i for i in matches if name.count("/") == SIDECARS[i].count("/")), None)
+
+
+def sidecar_tensors(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
+    """Return the names of the tensors in side-cars, each with its file's index in SIDECARS."""
+    folders = {info.file.parent for info in tensors.values()}
+    ranks: dict[Path, int | None] = {}
+    for file in {info.file for info in tensors.values()}:
+        # a folder within the model's: a head in a folder of that name that is opened by itself is no side-car
+        within = file.parent.name == SIDECAR_FOLDER and file.parent.parent in folders
+        ranks[file] = sidecar_rank(f"{SIDECAR_FOLDER}/{file.name}" if within else file.name)
+    found = ((name, ranks[info.file]) for name, info in tensors.items())
+    return {name: rank for name, rank in found if rank is not None}
+
+
+def file_names(folder: Path) -> list[str]:
+    """Return the names of a folder's files and of those in its `SIDECAR_FOLDER`, relative to the folder."""
+    inner = folder / SIDECAR_FOLDER
+    within = os.listdir(inner) if inner.is_dir() else ()
+    return [*os.listdir(folder), *(f"{SIDECAR_FOLDER}/{name}" for name in within)]
+
+
+def weight_files(names: Iterable[str], indices: Iterable[Mapping[str, str]] = ()) -> list[str]:
+    """Return the names that hold tensors, relative to the model's folder; side-cars last, mlxmtp's at the end.
+
+    Args:
+        names: of all files.
+        indices: of shards; a file counts that one of them names besides files of this model.
+    """
+    names = set(names)
+    found = {name for name in names if "/" not in name and fnmatchcase(name, WEIGHTS)}
+    for index in indices:
+        listed = {name for name in index.values() if name.endswith(".safetensors")} & names
+        found |= listed if listed & found else set()
+    ranks = {name: sidecar_rank(name) for name in names}
+    found |= {name for name, rank in ranks.items() if rank is not None}
+    return sorted(found, key=lambda name: (-len(SIDECARS) if ranks[name] is None else -(ranks[name] or 0), name))
 
 
 def index_files(names: Iterable[str]) -> list[str]:
@@ -85,19 +145,20 @@ def index_files(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if "/" not in name and fnmatchcase(name, INDEX))
 
 
-def list_tensors(folder: Path) -> dict[str, TensorInfo]:
+def list_tensors(folder: Path) -> Tensors:
     """Return the tensors of a folder's safetensors files; of two with one name, the side-car's.
 
     Raises:
         CheckpointError: there are no such files, a shard is missing, or a file is shorter than its header says.
     """
-    names = [*os.listdir(folder), *(name for name in SIDECARS if "/" in name and (folder / name).exists())]
+    names = file_names(folder)
     indices = {}
     for name in index_files(names):
         with readable(folder / name):
             indices[name] = read_index(read_regular(folder / name), f"{folder}/{name}")
     check_complete(str(folder), names, indices)
-    return {name: info for file in weight_files(names) for name, info in read_header(folder / file).items()}
+    files = weight_files(names, indices.values())
+    return Tensors(item for file in files for item in read_header(folder / file).items())
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -155,6 +216,17 @@ def _info(entry: dict[str, Any], file: Path, data: int) -> TensorInfo:
     return TensorInfo(file, dtype, shape, data + first, data + last)
 
 
+def same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
+    """Return whether two tensors in local files are the same, number for number."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    with readable(one.file, "safetensors"), open_regular(one.file) as first, open_regular(other.file) as second:
+        first.seek(one.start)
+        second.seek(other.start)
+        sizes = (min(COMPARED, one.nbytes - at) for at in range(0, one.nbytes, COMPARED))
+        return all(first.read(size) == second.read(size) for size in sizes)
+
+
 def contents(names: Iterable[str]) -> str:
     """Return a phrase on what a folder or repo holds, for messages; weights of other formats come first."""
     found = sorted((n for n in names if not n.startswith(".")), key=lambda n: (not n.endswith((".gguf", ".bin")), n))
@@ -191,14 +263,14 @@ def check_complete(where: str, names: Iterable[str], indices: Mapping[str, Mappi
         CheckpointError: files are missing.
     """
     names = list(names)
-    present = set(weight_files(names))
+    present = set(weight_files(names, indices.values()))
     if not present:
         raise CheckpointError(f"{where}: no model*.safetensors files; {contents(names)}; {EXPECTED}")
-    others = present == present.intersection(SIDECARS)  # the model's own weights are not here
+    sidecars = {name for name in present if sidecar_rank(name) is not None}
+    others = present == sidecars  # the model's own weights are not here
     listed = (set(index.values()) for index in indices.values())
     missing = {name for files in listed if others or files & present for name in files - present}
-    if WHOLE not in present:
-        missing |= set(_missing_shards(present))
+    missing |= set(_missing_shards(sidecars if WHOLE in present else present))
     if missing:
         more = " and more" if len(missing) > 3 else ""
         raise CheckpointError(f"{where}: missing {', '.join(sorted(missing)[:3])}{more}; download the model again")

@@ -12,6 +12,7 @@ import mlx.core as mx
 from mlxmtp.checkpoints import HEAD_FACTS, SIDECAR, Checkpoint, find_head, open_checkpoint, text_config
 from mlxmtp.checkpoints.attached import attached_folder
 from mlxmtp.checkpoints.head_files import trunk_type
+from mlxmtp.checkpoints.names import unwrapped
 from mlxmtp.checkpoints.writer import silent, write_safetensors
 from mlxmtp.conversion.convert import DEFAULT_HEAD_BITS
 from mlxmtp.conversion.copies import check_own
@@ -32,9 +33,9 @@ from mlxmtp.heads import build_head, family_of, trunk_is_raw
 from mlxmtp.heads.qwen import NORM_OFFSET
 from mlxmtp.targets import check_architecture, load_target
 
-SAME_SIZES = ("hidden_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+SAME_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
               "head_dim", "num_experts", "n_routed_experts")  # fmt: skip
-"""Keys of the config in which trunk and original must agree."""
+"""Keys of the config in which trunk and original must agree. A fine-tune may have a larger vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,10 @@ def check_sample(checkpoint: Checkpoint, source: Source) -> None:
 
 def _sample(tensors: Any) -> dict[str, str]:
     """Return the norms of `SAMPLE`: a name that both layouts share, and the name in this layout."""
-    norms = [name for name in tensors if name.endswith(SAMPLE) and name.endswith("norm.weight") and "mtp." not in name]
-    return {("layers.0." + n.partition(".layers.0.")[2]) if ".layers.0." in n else "norm": n for n in norms}
+    own = {name: unwrapped(name) for name in tensors if "mtp." not in name}
+    norms = [name for name, n in own.items() if n.endswith(SAMPLE) and n.endswith("norm.weight")]
+    layers = {name: own[name].partition(".layers.0.")[2] for name in norms}
+    return {f"layers.0.{rest}" if rest else "norm": name for name, rest in layers.items()}
 
 
 def _equal(one: mx.array, other: mx.array) -> bool:

@@ -3,8 +3,9 @@
 from mlxmtp.checkpoints import Checkpoint, find_head, open_checkpoint
 from mlxmtp.checkpoints.checkpoint import local_path, parse_config
 from mlxmtp.checkpoints.gguf_files import GgufModel, choose_gguf, only_gguf, open_hub_gguf, open_local_gguf, split_name
-from mlxmtp.checkpoints.head_files import is_head_name, trunk_type
+from mlxmtp.checkpoints.head_files import check_copies, is_head_name, trunk_type
 from mlxmtp.checkpoints.hub import cached
+from mlxmtp.checkpoints.names import unwrapped
 from mlxmtp.checkpoints.remote import RemoteRepo
 from mlxmtp.conversion.gguf_source import gguf_source
 from mlxmtp.conversion.sources import SAMPLE, Source
@@ -34,10 +35,17 @@ def open_source(original: str, revision: str | None = None, model_type: str = ""
         name, revision = remote.repo, remote.commit
         config = parse_config(remote.small("config.json"), f"{remote.repo}/config.json")
         drafter = trunk_type(config["model_type"]) is not None
-        tensors = remote.tensors(lambda tensor: drafter or is_head_name(tensor, config) or tensor.endswith(SAMPLE))
+        tensors = remote.tensors(
+            lambda tensor: drafter or is_head_name(tensor, config) or unwrapped(tensor).endswith(SAMPLE)
+        )
     head = find_head(config, tensors)
     if head is None:
         raise HeadError(f"{original} has no MTP head (no mtp.* tensors); name the model that it was made from")
+    if remote is None:
+        check_copies(head)
+    elif head.copies:
+        twice = f"{original} holds its head twice, in {head.copies[0][0].file} and {head.copies[0][1].file}"
+        raise HeadError(f"{twice}; `mlxmtp pull` it, so that they can be compared")
     return Source(name, revision, config, tensors, head, remote)
 
 

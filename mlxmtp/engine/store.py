@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxmtp.checkpoints.tensors import weight_files
+from mlxmtp.checkpoints.tensors import file_names, weight_files
 from mlxmtp.exactness.compare import OnPass
 from mlxmtp.exactness.few_rows import available, few_row_matmul, fused_few_row_matmul
 from mlxmtp.exactness.guarantee import Guarantee, Identity
@@ -60,7 +59,7 @@ class ModelFacts:
         facts = {
             "format": KEY_FORMAT,
             "config": self.target.config,
-            "files": file_facts(self.folder / name for name in weight_files(os.listdir(self.folder))),
+            "files": file_facts(self.folder / name for name in weight_files(file_names(self.folder))),
             **more,
             **({"ranks": self.ranks} if self.ranks > 1 else {}),
             "versions": versions(),

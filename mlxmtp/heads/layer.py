@@ -226,7 +226,8 @@ def _is_shared(name: str, outside: Mapping[str, mx.array], matrix: nn.Module) ->
         return True
     if f"{name}.scales" in outside:
         return False
-    ids = mx.arange(0, weight.shape[0], max(1, weight.shape[0] // COMPARED_ROWS))
+    rows = min(weight.shape[0], matrix["weight"].shape[0])  # a fine-tune's has rows for its new tokens
+    ids = mx.arange(0, rows, max(1, rows // COMPARED_ROWS))
     ours, theirs = matrix_rows(matrix, ids).astype(mx.float32), weight[ids].astype(mx.float32)
     if ours.shape != theirs.shape:
         return False

@@ -8,17 +8,15 @@ from shlex import quote
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten
-from mlx_lm.utils import infer_quant_config
 
 from mlxmtp.checkpoints import Checkpoint, HeadFiles, Norms, TensorInfo, dequantise_fp8, find_head, open_checkpoint
-from mlxmtp.checkpoints.head_files import MLX_VLM, looks_like_head, trunk_type
+from mlxmtp.checkpoints.head_files import MLX_VLM, check_copies, looks_like_head, trunk_type
 from mlxmtp.checkpoints.hub import cached
 from mlxmtp.errors import CheckpointError, HeadError, is_out_of_memory
 from mlxmtp.heads.families import family_of
 from mlxmtp.heads.family import Family
 from mlxmtp.heads.head import Head
+from mlxmtp.heads.weights import load_weights
 from mlxmtp.targets import Target, materialise
 
 DECLARED = ("mtp_num_hidden_layers", "num_nextn_predict_layers", "num_mtp_modules")
@@ -90,6 +88,8 @@ def resolve_head(checkpoint: Checkpoint, head: str | Path | None = None) -> Head
         source = HeadSource(files, trunk_is_raw(checkpoint.tensors)) if files else _head_by_name(family, checkpoint)
     if source.files and family.layers is not None and source.files.layers > family.layers:
         raise HeadError(f"the head has {source.files.layers} MTP layers; one is supported")
+    if source.files and (source.repo or checkpoint.folder.is_dir()):  # else the files are on the Hub
+        check_copies(source.files)
     return source
 
 
@@ -162,7 +162,7 @@ def build_head(files: HeadFiles, target: Target, *, trunk_is_raw: bool | None, l
         facts = {"stated": files.norms, "config": files.facts.get("config")}
         head, weights = family.build(weights, target, trunk_is_raw=trunk_is_raw, **facts)
         head.convention = family.conventions[0]
-        _load(head, weights, target, files)
+        load_weights(head, weights, target, files)
     except _MISFITS as error:
         if is_out_of_memory(error):
             raise
@@ -232,46 +232,3 @@ def trunk_is_raw(tensors: Mapping[str, TensorInfo]) -> bool | None:
     convolutions = (info.shape for name, info in tensors.items() if name.endswith("conv1d.weight"))
     widths = {shape[-1] for shape in convolutions if shape}
     return any(width != 1 for width in widths) if widths else None
-
-
-def _load(head: nn.Module, weights: dict[str, mx.array], target: Target, files: HeadFiles) -> None:
-    """Load the weights: quantised layers as they are stored, the rest in the dtype of the trunk's computation.
-
-    Another dtype would spread: after a float32 norm, every draft would convert the shared output matrix.
-    """
-    _check_names(head, weights)
-
-    def stored(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        if f"{path}.scales" not in weights or not hasattr(module, "to_quantized"):
-            return False
-        how: dict[str, Any] = infer_quant_config(path, module, weights)
-        return how | files.quantization(path)
-
-    nn.quantize(head, class_predicate=stored)
-    for name, shape in _shapes(head).items():
-        if name not in weights:
-            raise HeadError(f"the head's {name} is missing; download the model again")
-        if weights[name].shape != shape:
-            raise HeadError(f"the head's {name} is {weights[name].shape}, expected {shape}")
-    dtype = target.embed(mx.array([[0]])).dtype
-    casts = getattr(target.model, "cast_predicate", lambda _: True)
-    for name, weight in weights.items():
-        if mx.issubdtype(weight.dtype, mx.floating) and casts(name):
-            weights[name] = weight.astype(dtype)
-    head.load_weights(list(weights.items()))
-    head.eval()
-
-
-def _check_names(head: nn.Module, weights: Mapping[str, mx.array]) -> None:
-    """Check that every tensor is known and none is missing, before anything is derived from shapes."""
-    stored = {name for name in weights if not name.endswith((".scales", ".biases"))}
-    expected = set(_shapes(head))
-    if unknown := sorted(stored - expected):
-        raise HeadError(f"the head has an unknown tensor {unknown[0]} {weights[unknown[0]].shape}")
-    if missing := sorted(expected - stored):
-        raise HeadError(f"the head's {missing[0]} is missing; download the model again")
-
-
-def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    flat: list[tuple[str, mx.array]] = tree_flatten(module.parameters())  # type: ignore[assignment]
-    return {name: value.shape for name, value in flat}

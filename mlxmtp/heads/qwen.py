@@ -24,6 +24,10 @@ SILENT = ("qwen3_next",)
 """Trunks whose configs do not declare the head, though all originals have one."""
 NORM_OFFSET = 1.0
 """Raw checkpoints store w; the layer multiplies by w + NORM_OFFSET."""
+UNDECIDED = 0.75 * NORM_OFFSET
+"""Mean of the medians of a block's norms; raw ones of releases are 0.4 at most, shifted ones 0.95 at least."""
+SHIFTED = 0.9 * NORM_OFFSET
+"""The same next to a raw trunk, where only clearly shifted ones count as shifted."""
 _BLOCK_NORMS = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm")
 
 
@@ -83,14 +87,15 @@ def norms_are_raw(weights: dict[str, mx.array], *, trunk_is_raw: bool | None, st
 
     The block's four norms decide for all: their medians are a little above 0 if raw, above 1 if shifted. (The norms
     before `fc` are below 0.5 even if shifted, and the last norm is above 1 even if raw.) Next to a raw trunk the head
-    is raw too, and the values only confirm it. Next to a converted trunk it may be either.
+    is raw too, unless it was put there from a conversion, which the values show. Next to a converted trunk it may be
+    either.
 
     Args:
         trunk_is_raw: whether the trunk is in the raw layout; None: unknown.
         stated: "raw" or "shifted", if the files say so; the values then only confirm it.
 
     Raises:
-        HeadError: the values contradict the trunk or the files.
+        HeadError: the values contradict the files.
     """
     medians = [
         float(mx.sort(w.astype(mx.float32))[w.size // 2])
@@ -100,16 +105,11 @@ def norms_are_raw(weights: dict[str, mx.array], *, trunk_is_raw: bool | None, st
     if not medians:
         raise HeadError("the head has no norm weights to tell its format from")
     mean = sum(medians) / len(medians)
-    raw = mean < 0.75 * NORM_OFFSET
+    raw = mean < (SHIFTED if trunk_is_raw else UNDECIDED)
     if stated is not None and raw != (stated == "raw"):
         raise HeadError(
             f"the head's norm weights are said to be {stated}, but their median of {mean:.2f} contradicts it; "
             "make the head again (mlxmtp attach)"
-        )
-    if stated is None and trunk_is_raw and not raw:
-        raise HeadError(
-            f"the trunk is stored raw, but the head's norm weights (median {mean:.2f}) look shifted by 1 already; "
-            "such a head drafts nonsense: take the files from the original repo again"
         )
     return raw
 

@@ -14,8 +14,10 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
-from mlxmtp.checkpoints import SIDECARS, Checkpoint, dequantise_fp8
+from mlxmtp.checkpoints import Checkpoint, dequantise_fp8
 from mlxmtp.checkpoints.head_files import is_head_name, trunk_type
+from mlxmtp.checkpoints.names import unwrapped
+from mlxmtp.checkpoints.tensors import WEIGHTS, sidecar_tensors
 from mlxmtp.errors import CheckpointError, is_device_failure, is_out_of_memory
 from mlxmtp.targets.shard import shard
 from mlxmtp.targets.target import Target
@@ -145,8 +147,9 @@ def materialise(module: nn.Module) -> None:
 
 
 def _sidecar_names(checkpoint: Checkpoint) -> frozenset[str]:
-    """Return the names of tensors in side-cars, which mlx-lm would take for the trunk's."""
-    return frozenset(n for n, info in checkpoint.tensors.items() if any(info.file.match(s) for s in SIDECARS))
+    """Return the names of tensors in those side-cars that mlx-lm reads, and would take for the trunk's."""
+    files = {name: checkpoint.tensors[name].file for name in sidecar_tensors(checkpoint.tensors)}
+    return frozenset(n for n, file in files.items() if file.parent == checkpoint.folder and file.match(WEIGHTS))
 
 
 def _model_classes(config: dict[str, Any], in_sidecar: frozenset[str], tensors: int) -> tuple[type[nn.Module], type]:
@@ -162,9 +165,12 @@ def _model_classes(config: dict[str, Any], in_sidecar: frozenset[str], tensors: 
 
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             # mlx-lm keeps the heads of some models, and stacks experts of one layout per family
-            trunk = dequantise_fp8(
-                {name: w for name, w in weights.items() if not is_head_name(name, config) and name not in in_sidecar}
-            )
+            names = [name for name in weights if not is_head_name(name, config) and name not in in_sidecar]
+            own = {unwrapped(name): name for name in names}
+            for name in names:
+                if own[unwrapped(name)] != name:
+                    raise ValueError(f"the files hold {unwrapped(name)} twice ({name}, {own[unwrapped(name)]})")
+            trunk = dequantise_fp8({name: weights[stored] for name, stored in own.items()})
             return stack_experts(own_sanitize(self, trunk) if own_sanitize else trunk, self)
 
     return Model, args
