@@ -131,7 +131,9 @@ def _support(checkpoint: Checkpoint, files: Iterable[str]) -> tuple[Support, str
     if source.files is None or source.repo:
         where = "in the Hub cache" if source.files else "fetched at the first use"
         return "speculates", f"its head is {source.repo}, found by the model's name, {where}"
-    return "speculates", f"its head is in {'the shards' if source.files.place == 'shards' else 'a side-car'}"
+    place = "the shards" if source.files.place == "shards" else "a side-car"
+    others = ", ".join(file.name for file in source.files.unused)
+    return "speculates", f"its head is in {place}" + (f"; the one in {others} is not used" if others else "")
 
 
 def _visible_head(checkpoint: Checkpoint) -> tuple[HeadFiles | None, Family | None]:

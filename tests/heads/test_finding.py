@@ -54,11 +54,11 @@ def test_a_side_car_needs_no_prefix(quantised: Path) -> None:
     assert_equal(head_of(quantised), expected)
 
 
-def test_two_heads_in_the_shards_are_refused(tmp_path: Path) -> None:
+def test_heads_of_two_kinds_in_the_shards_are_refused(tmp_path: Path) -> None:
     folder = tiny.raw_checkpoint(tmp_path / "model", "qwen3_5")
     weights = tiny.load_weights(folder)
-    twice = {name.replace("mtp.", "model.mtp.", 1): w for name, w in weights.items() if name.startswith("mtp.")}
-    tiny.save_weights(folder, weights | twice, made_by="pt")
+    twice = {name.replace("mtp.", "model.mtp_block.", 1): w for name, w in weights.items() if "mtp.layers" in name}
+    tiny.save_weights(folder, weights | {name + "2": w for name, w in twice.items()}, made_by="pt")
     with pytest.raises(HeadError, match="more than one head"):
         head_of(folder)
 
