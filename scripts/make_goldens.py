@@ -23,6 +23,7 @@ Run in an environment with mlx, mlx-lm, torch==2.13.0 and transformers==5.23.0:
 """
 
 import argparse
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -62,7 +63,28 @@ NEXTN_KINDS: dict[tiny.NextNKind, dict[str, Any]] = {
     "deepseek_v32": SPARSE,
     "glm_moe_dsa": SPARSE,
 }
+LAYER_KINDS: dict[str, dict[str, Any]] = {
+    "mimo": {},
+    "exaone_moe": {},
+    "mellum": {},
+    "ernie4_5_moe": {"tie_word_embeddings": True},
+}
+"""Families of one layer (tests/tiny/layers.py), and what their config.json has besides SMALL_LAYER."""
+SMALL_LAYER = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "head_dim": 8, "moe_intermediate_size": 16}
+MTP_CONFIG: dict[str, dict[str, Any]] = {
+    "mimo": {"mtp_hidden_states_first": True},
+    "exaone_moe": {"mtp_mlp_layer_types": ["dense"]},
+    "mellum": {"mtp_layer_types": ["sliding_attention"]},
+    "ernie4_5_moe": {"chain_hidden_post_norm": False},  # no norm after the block
+}
+"""What `MtpModel` has to be told."""
+FED_PRE = ("mimo",)
+"""Kinds whose head takes the hidden state before the trunk's final norm; then it is `trunk_hidden`."""
 CLASSES = {
+    "mimo": "Qwen2",  # transformers has no MiMo: the same layers with another config
+    "exaone_moe": "ExaoneMoe",
+    "mellum": "Mellum",
+    "ernie4_5_moe": "Ernie4_5_Moe",
     "qwen3_5": "Qwen3_5",
     "qwen3_5_moe": "Qwen3_5Moe",
     "qwen3_next": "Qwen3Next",
@@ -79,15 +101,18 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "goldens", help="default: %(default)s")
+    parser.add_argument("kinds", nargs="*", help="default: all, and Gemma 4")
     out = parser.parse_args().out
     require_oracle()
-    for kind in (*KINDS, *NEXTN_KINDS):
+    write = dict.fromkeys(KINDS, write_checkpoint) | dict.fromkeys(NEXTN_KINDS, write_nextn)
+    write |= dict.fromkeys(LAYER_KINDS, write_layer)
+    for kind in parser.parse_args().kinds or write:
         folder = out / kind
-        arrays = write_nextn(folder, kind) if kind in NEXTN_KINDS else write_checkpoint(folder, kind)
+        arrays = write[kind](folder, kind)
         expected = compute(folder, kind, arrays)
         mx.save_safetensors(str(folder / "expected.safetensors"), expected)
         report(folder, expected["head_logits_d1"])
-    for name in goldens_gemma.PAIRS:
+    for name in () if parser.parse_args().kinds else goldens_gemma.PAIRS:
         report(out / name, goldens_gemma.write(out / name, SEED)["head_logits_40"])
 
 
@@ -119,6 +144,15 @@ def write_nextn(folder: Path, kind: tiny.NextNKind) -> tiny.Arrays:
     head = f"model.layers.{sizes['layers']}."
     named = {name.replace(head, "mtp."): array for name, array in arrays.items()}
     return fuse_experts(named)
+
+
+def write_layer(folder: Path, kind: str) -> tiny.Arrays:
+    """Write a float32 checkpoint whose head is one layer, and return its arrays as `write_nextn`."""
+    tiny.layer_checkpoint(folder, kind, seed=SEED, **SMALL_LAYER, **LAYER_KINDS[kind])
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).unlink()
+    arrays = {name: np.array(array) for name, array in tiny.load_weights(folder).items()}
+    return fuse_experts({re.sub(r"^model\.mtp[._](layers\.0\.)?", "mtp.", name): a for name, a in arrays.items()})
 
 
 def fuse_experts(arrays: tiny.Arrays) -> tiny.Arrays:
@@ -153,9 +187,12 @@ def compute(folder: Path, kind: tiny.Kind, arrays: tiny.Arrays) -> dict[str, mx.
     tokens, ahead = torch.tensor(sequence[:, :LENGTH]), torch.tensor(sequence[:, LENGTH:])
     trunk = load_trunk(folder, kind)
     with torch.no_grad():
+        hidden: list[torch.Tensor] = []
+        trunk.model.norm.register_forward_pre_hook(lambda _, rows: hidden.append(rows[0]))
         result = trunk(tokens, output_hidden_states=True)
-        found = {"tokens": tokens, "trunk_logits": result.logits, "trunk_hidden": result.hidden_states[-1]}
-        found |= head_rows(load_head(trunk, arrays), found["trunk_hidden"], tokens, ahead)
+        fed = hidden[0] if kind in FED_PRE else result.hidden_states[-1]
+        found = {"tokens": tokens, "trunk_logits": result.logits, "trunk_hidden": fed}
+        found |= head_rows(load_head(trunk, kind, arrays), found["trunk_hidden"], tokens, ahead)
     return {name: mx.array(value.numpy()) for name, value in found.items()}
 
 
@@ -165,7 +202,8 @@ def load_trunk(folder: Path, kind: tiny.Kind) -> Any:
     import transformers
 
     cls = getattr(transformers, f"{CLASSES[kind]}ForCausalLM")
-    config = transformers.AutoConfig.from_pretrained(folder).get_text_config()
+    kind_of_config = transformers.Qwen2Config if kind == "mimo" else transformers.AutoConfig
+    config = kind_of_config.from_pretrained(folder).get_text_config()
     options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
     model, info = cls.from_pretrained(folder, config=config, output_loading_info=True, **options)
     if info["missing_keys"] or info["mismatched_keys"]:
@@ -173,7 +211,7 @@ def load_trunk(folder: Path, kind: tiny.Kind) -> Any:
     return model.eval()
 
 
-def load_head(trunk: Any, arrays: tiny.Arrays) -> Any:
+def load_head(trunk: Any, kind: str, arrays: tiny.Arrays) -> Any:
     """Return transformers' `MtpModel` with one layer and every parameter from the checkpoint."""
     import torch
     from transformers.modeling_layers import MtpModel
@@ -182,6 +220,8 @@ def load_head(trunk: Any, arrays: tiny.Arrays) -> Any:
     trunk.config.mtp_layer_types = ["indexed_attention" if is_sparse(trunk.config) else "full_attention"]
     sparse = hasattr(trunk.config, "num_experts") or hasattr(trunk.config, "n_routed_experts")
     trunk.config.mtp_mlp_layer_types = ["sparse" if sparse else "dense"]
+    for name, value in MTP_CONFIG.get(kind, {}).items():
+        setattr(trunk.config, name, value)
     head = MtpModel(trunk, 1).eval()
     names = {
         "mtp.fc.": "eh_proj.",
@@ -193,6 +233,14 @@ def load_head(trunk: Any, arrays: tiny.Arrays) -> Any:
         "mtp.enorm.": "enorm.",
         "mtp.hnorm.": "hnorm.",
         "mtp.shared_head.norm.": "post_norm.",
+        "mtp.token_layernorm.": "enorm.",
+        "mtp.hidden_layernorm.": "hnorm.",
+        "mtp.input_proj.": "eh_proj.",
+        "mtp.final_layernorm.": "post_norm.",
+        "mtp.emb_norm.0.": "enorm.",
+        "mtp.hidden_norm.0.": "hnorm.",
+        "mtp.linear_proj.0.": "eh_proj.",
+        "mtp.block.0.": "mtp_block.",
         "mtp.self_attn.": "mtp_block.self_attn.",
         "mtp.mlp.": "mtp_block.mlp.",
         "mtp.input_layernorm.": "mtp_block.input_layernorm.",

@@ -24,7 +24,7 @@ DRAFTERS = (MLX_VLM, "_assistant")
 _NAME = re.compile(r"((?:model\.|language_model\.)*mtp[._])(.+)")
 """Prefix and short name: "mtp.fc.weight", MiMo's "model.mtp_layers.0.x", Ernie's "model.mtp_block.0.x"."""
 _LAYER = re.compile(r"((?:model\.|language_model\.)*)layers\.(\d{1,9})\.(.+)")
-_NUMBER = re.compile(r"(?:model\.)?layers\.(\d+)\.")
+_NUMBER = re.compile(r"(?:model\.)?(?:layers|block)\.(\d+)\.")
 _DSPARK = ("main_proj", "main_norm", "markov_head", "confidence_head")
 
 

@@ -17,11 +17,13 @@ from mlx_lm.models.cache import KVCache
 
 from mlxmtp.errors import HeadError
 from mlxmtp.heads.head import Recursion
-from mlxmtp.targets import Cache, LatentAttention, Target, first_leaf, has_latents, matrix_rows
+from mlxmtp.targets import Cache, LatentAttention, Target, first_leaf, has_latents, matrix_rows, stack_experts
 
 LAYER = "layers.0."
 PARTS = ("enorm.", "hnorm.", "eh_proj.", "norm.", "lm_head.", "embed_tokens.")
 """Prefixes of a layer's tensors outside its block, by the module's names."""
+FC_NAMES = {"fc.": "eh_proj.", "pre_fc_norm_embedding.": "enorm.", "pre_fc_norm_hidden.": "hnorm."}
+"""Names of some families, which follow Qwen's, and the module's."""
 MATRICES = ("embed_tokens", "lm_head")
 """Matrices that a layer may have for itself; the trunk's are used for the others."""
 ABSORBED = 32
@@ -177,20 +179,20 @@ def sorted_parts(
 
     Args:
         weights: by their names inside the layer.
-        names: prefixes as a family stores them, and the module's, of PARTS; the module's own are known.
+        names: prefixes as a family stores them, and the module's: of PARTS, or "block."; the module's own are known.
 
     Raises:
         HeadError: the projection is missing.
     """
     outside: dict[str, mx.array] = {}
     block: dict[str, mx.array] = {}
-    known = {**names, **{part: part for part in PARTS}}
     for name, weight in weights.items():
-        stored = next((prefix for prefix in known if name.startswith(prefix)), None)
-        if stored is None:
-            block[name.removeprefix("block.")] = weight
+        stored = next((prefix for prefix in names if name.startswith(prefix)), "")
+        ours = names.get(stored, "") + name.removeprefix(stored)
+        if ours.startswith(PARTS):
+            outside[ours] = weight
         else:
-            outside[known[stored] + name.removeprefix(stored)] = weight
+            block[ours.removeprefix("block.")] = weight
     if "eh_proj.weight" not in outside:
         expected = next((stored for stored, part in names.items() if part == "eh_proj."), "eh_proj.")
         raise HeadError(f"the head's tensors have no {expected}weight; they are not a head of this model's family")
@@ -212,10 +214,11 @@ def without_shared(outside: Mapping[str, mx.array], own: set[str]) -> dict[str, 
 def sanitised(target: Target, block: Mapping[str, mx.array], index: int = 0) -> dict[str, mx.array]:
     """Return a block's tensors as the trunk's `sanitize` makes those of its own layer `index`, with "block." before.
 
-    It stacks experts and splits latent projections.
+    It splits latent projections. Experts are stacked before, where a missing one is named.
     """
     prefix = f"model.layers.{index}."
-    done = target.model.sanitize({prefix + name: weight for name, weight in block.items()})
+    named = {prefix + name: weight for name, weight in block.items()}
+    done = target.model.sanitize(stack_experts(named, target.model))
     return {f"block.{name.removeprefix(prefix)}": weight for name, weight in done.items()}
 
 

@@ -23,7 +23,8 @@ from tests import tiny
 from tests.grids import cases, grid
 
 GOLDENS = Path(__file__).resolve().parent.parent / "goldens"
-GOLDEN_KINDS = ("qwen3_5", "qwen3_5_moe", "qwen3_next", *tiny.NEXTN_KINDS)
+LAYER_KINDS = ("mimo", "exaone_moe", "mellum", "ernie4_5_moe")
+GOLDEN_KINDS = ("qwen3_5", "qwen3_5_moe", "qwen3_next", *tiny.NEXTN_KINDS, *LAYER_KINDS)
 DEPTHS = (1, 2, 3)
 HEAD_TOLERANCE = 1e-5
 # The trunk sums its recurrence row by row, transformers in chunks of 64: float32 rounding, logits up to 11.

@@ -49,11 +49,13 @@ class LayerKind:
         head: returns the shapes of its tensors, by their names in the release, for a config.json.
         config: what config.json has besides LAYER_SIZES.
         stored: parts of names that mlx-lm gives to the trunk's tensors, and the release's names.
+        dropped: tensors of the trunk that mlx-lm leaves out, here of zeros.
     """
 
     head: Callable[[Config], Shapes]
     config: Config = field(default_factory=dict)
     stored: Mapping[str, str] = field(default_factory=dict)
+    dropped: Shapes = field(default_factory=dict)
 
 
 def layer_checkpoint(
@@ -68,6 +70,7 @@ def layer_checkpoint(
     settings = {**LAYER_SIZES, **family.config, **config, "model_type": kind, "torch_dtype": dtype}
     arrays = {name: random_values(name, shape, seed, norms=1.0) for name, shape in trunk_shapes(settings).items()}
     arrays = {_replaced(name, family.stored): array for name, array in _one_by_one(arrays).items()}
+    arrays |= {name: np.zeros(shape, np.float32) for name, shape in family.dropped.items()}
     if head:
         arrays |= {name: random_values(name, shape, seed, norms=1.0) for name, shape in family.head(settings).items()}
     save_checkpoint(folder, arrays, settings, dtype, kept=("e_score_correction_bias",))
@@ -138,7 +141,53 @@ def _mimo(c: Config) -> Shapes:
     return under("model.mtp_layers.0.", own | block(c, bias=True))
 
 
+def _fc_head(c: Config, mlp: Shapes) -> Shapes:
+    """Names that follow Qwen's."""
+    heads = dict.fromkeys(("self_attn.q_norm.weight", "self_attn.k_norm.weight"), (c["head_dim"],))
+    own = projection(c, "fc") | norms(c, "pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm")
+    return under("mtp.", own | under("layers.0.", block(c, mlp) | heads))
+
+
+def _exaone(c: Config) -> Shapes:
+    return _fc_head(c, under("mlp.", dense(c)))
+
+
+def _mellum(c: Config) -> Shapes:
+    experts = [under(f"mlp.experts.{e}.", dense(c, "moe_intermediate_size")) for e in range(c["num_experts"])]
+    gate: Shapes = {"mlp.gate.weight": (c["num_experts"], c["hidden_size"])}
+    return _fc_head(c, {name: shape for part in (gate, *experts) for name, shape in part.items()})
+
+
+def _ernie(c: Config) -> Shapes:
+    matrices = projection(c, "linear_proj.0") | under("block.0.", block(c))
+    biases = {name.replace("weight", "bias"): shape[:1] for name, shape in matrices.items() if len(shape) == 2}
+    own = norms(c, "emb_norm.0", "hidden_norm.0") | matrices | (biases if c["use_bias"] else {})
+    return under("model.mtp_", own)
+
+
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+EXPERTS: Config = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
+WINDOWS: Config = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 LAYER_KINDS = {
     "mimo": LayerKind(_mimo),
-}
+    "exaone_moe": LayerKind(
+        _exaone,
+        EXPERTS | WINDOWS | {
+            "num_shared_experts": 1, "is_moe_layer": [False, True], "mlp_layer_types": ["dense", "sparse"],
+            "mtp_layer_types": ["full_attention"], "mtp_sliding_windows": [0], "rope_parameters": ROPE,
+        },
+        stored={"mlp.gate.e_score_correction_bias": "mlp.e_score_correction_bias"},
+    ),
+    "mellum": LayerKind(
+        _mellum, EXPERTS | WINDOWS | {"rope_parameters": dict.fromkeys(("sliding_attention", "full_attention"), ROPE)}
+    ),
+    "ernie4_5_moe": LayerKind(
+        _ernie,
+        {
+            "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32, "moe_num_shared_experts": 1,
+            "moe_layer_start_index": 1, "use_bias": False,
+        },
+        dropped={"model.layers.1.mlp.moe_statics.e_score_correction_bias": (1, 4)},
+    ),
+}  # fmt: skip
 """By model type."""
