@@ -16,7 +16,7 @@ key and of the next one differ by 9e-4 or more.
     next_tokens_d1 [1, S-1], head_hidden_d1 [1, S-1, H], head_logits_d1 [1, S-1, V]: the rows (h_p, x_{p+1});
     next_tokens_d2 and _d3 [1, 1], head_hidden_*, head_logits_* [1, 1, ..]: the recursion from depth 1's last
     row. Its output (after the head's final norm) is the next hidden state, on the cache that depth 1 filled.
-goldens_gemma.py describes Gemma 4.
+goldens_gemma.py describes Gemma 4, goldens_hybrid.py the trunks with states.
 
 Run in an environment with mlx, mlx-lm, torch==2.13.0 and transformers==5.23.0:
     python scripts/make_goldens.py [--out tests/goldens]
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import goldens_gemma  # noqa: E402
+import goldens_hybrid  # noqa: E402
 
 from tests import tiny  # noqa: E402
 
@@ -112,7 +113,11 @@ def main() -> None:
         expected = compute(folder, kind, arrays)
         mx.save_safetensors(str(folder / "expected.safetensors"), expected)
         report(folder, expected["head_logits_d1"])
-    for name in () if parser.parse_args().kinds else goldens_gemma.PAIRS:
+    if parser.parse_args().kinds:
+        return
+    for name in goldens_hybrid.KINDS:
+        report(out / name, goldens_hybrid.write(out / name, SEED)["head_logits_d1"])
+    for name in goldens_gemma.PAIRS:
         report(out / name, goldens_gemma.write(out / name, SEED)["head_logits_40"])
 
 

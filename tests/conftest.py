@@ -12,6 +12,7 @@ import mlx.core as mx
 import pytest
 
 mx.set_default_device(mx.cpu)  # before mlx-lm is imported, which makes its stream then
+mx.disable_compile()  # on a CPU a C++ compiler runs for each kind of operations that MLX joins: a second each
 
 from mlxmtp.conversion.convert import Quantization, convert
 from mlxmtp.machine import use_device
@@ -25,11 +26,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the backgro
 
 PIN = str(REPO / "tests" / "pinned_cpu")
 """Folder of a module that pins a process to the CPU. An explicit `--device gpu` still moves it."""
+NOT_JOINED = {"MLX_DISABLE_COMPILE": "1"}
+"""The environment in which a process's MLX joins no operations."""
 _start = subprocess.Popen.__init__
 
 
 def _start_pinned(self: Any, *args: Any, env: Mapping[str, str] | None = None, **options: Any) -> None:
-    env = dict(os.environ if env is None else env)
+    env = {**(os.environ if env is None else env), **NOT_JOINED}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [PIN, env.get("PYTHONPATH")]))
     _start(self, *args, env=env, **options)
 
@@ -62,12 +65,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _metal(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tests marked `metal` compute on the GPU."""
+    """Tests marked `metal` compute on the GPU, with the kernels that MLX joins there."""
     if not request.node.get_closest_marker("metal"):
         yield
         return
     use_device("gpu")
-    yield
+    mx.enable_compile()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(NOT_JOINED, "MLX_DISABLE_COMPILE")
+        yield
+    mx.disable_compile()
     use_device("cpu")
 
 
@@ -89,6 +96,12 @@ def raw_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
 def nextn_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny.nextn_checkpoint` without its folder, as `raw_checkpoint`."""
     return cache(lambda kind, **options: tiny.nextn_checkpoint(tmp_path_factory.mktemp(kind), kind, **options))
+
+
+@pytest.fixture(scope="session")
+def hybrid_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny.hybrid_checkpoint` without its folder, as `raw_checkpoint`."""
+    return cache(lambda kind, **options: tiny.hybrid_checkpoint(tmp_path_factory.mktemp(kind), kind, **options))
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,8 @@ _NAME = re.compile(r"((?:model\.|language_model\.)*mtp[._])(.+)")
 """Prefix and short name: "mtp.fc.weight", MiMo's "model.mtp_layers.0.x", Ernie's "model.mtp_block.0.x"."""
 _LAYER = re.compile(r"((?:model\.|language_model\.)*)layers\.(\d{1,9})\.(.+)")
 _NUMBER = re.compile(r"(?:model\.)?(?:layers|block)\.(\d+)\.")
+_BEGINNING = re.compile(_NUMBER.pattern + r"enorm\.")
+"""Of a layer that projects a pair; Nemotron's second block has none, and goes on with the first's output."""
 _DSPARK = ("main_proj", "main_norm", "markov_head", "confidence_head")
 
 
@@ -59,8 +61,10 @@ class HeadFiles:
 
     @property
     def layers(self) -> int:
-        """The number of the head's decoder layers; a head whose layer has no number has one."""
-        return len({match[1] for name in self.names.values() if (match := _NUMBER.match(name))}) or 1
+        """The number of the head's layers, each with a projection; a head whose layer has no number has one."""
+        names = self.names.values()
+        counts = (len({match[1] for match in map(kind.match, names) if match}) for kind in (_BEGINNING, _NUMBER))
+        return next((count for count in counts if count), 1)
 
     @property
     def norms(self) -> Norms | None:

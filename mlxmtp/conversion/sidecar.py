@@ -1,5 +1,6 @@
 """Pack a head as mlxmtp stores it: `mtp.safetensors`, and its description under `mtp_head` in config.json."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ GROUP_SIZE = 64
 """Weights per scale of a quantised head."""
 HEAD_BITS = (4, 8, 16)
 """Bits per weight that a head can be stored in; 16: not quantised."""
+_BLOCK = re.compile(r"layers\.\d+\.block\.")
+"""Begins the names of a head's block."""
 PREFIX = "mtp."
 """Begins the name of every tensor in the file."""
 
@@ -83,13 +86,17 @@ def make_sidecar(
 
 
 def _quantise(head: nn.Module, target: Target, bits: int) -> None:
-    """Quantise by mlx-lm's predicate, which keeps routers at 8 bits; widths not divisible by 64 stay whole."""
+    """Quantise by mlx-lm's predicate, which keeps routers at 8 bits; widths not divisible by 64 stay whole.
+
+    It is asked as for the trunk's last layer, for it may look that up.
+    """
     predicate = getattr(target.model, "quant_predicate", None)
+    last = f"model.layers.{len(target.text_model.layers) - 1}."
 
     def predicate_of(path: str, module: nn.Module) -> bool | dict[str, Any]:
         if not hasattr(module, "to_quantized") or module.weight.shape[-1] % GROUP_SIZE:
             return False
-        how: bool | dict[str, Any] = predicate(path, module) if predicate else True
+        how: bool | dict[str, Any] = predicate(_BLOCK.sub(last, path), module) if predicate else True
         return how
 
     nn.quantize(head, GROUP_SIZE, bits, class_predicate=predicate_of)

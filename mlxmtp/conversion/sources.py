@@ -17,7 +17,7 @@ from mlxmtp.errors import HeadError
 from mlxmtp.files import check_space, explain_full_disk, locked
 
 SAMPLE = (".layers.0.input_layernorm.weight", ".layers.0.post_attention_layernorm.weight", "model.norm.weight",
-          ".language_model.norm.weight", ".layers.0.linear_attn.conv1d.weight")  # fmt: skip
+          ".language_model.norm.weight", ".layers.0.norm.weight", ".layers.0.linear_attn.conv1d.weight")  # fmt: skip
 """The last parts of the names of the few small tensors by which two trunks are compared."""
 
 OnBytes = Callable[[int, int], None]

@@ -6,6 +6,8 @@ Most families differ in the names of these parts, in their block, and in which m
 Source: DeepSeek-V3 (2412.19437), section 2.2.
 """
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -17,7 +19,7 @@ from mlx_lm.models.cache import KVCache
 
 from mlxmtp.errors import HeadError
 from mlxmtp.heads.head import Recursion
-from mlxmtp.targets import Cache, LatentAttention, Target, first_leaf, has_latents, matrix_rows, stack_experts
+from mlxmtp.targets import Cache, LatentAttention, Target, first_leaf, has_latents, matrix_rows
 
 LAYER = "layers.0."
 PARTS = ("enorm.", "hnorm.", "eh_proj.", "norm.", "lm_head.", "embed_tokens.")
@@ -28,6 +30,7 @@ MATRICES = ("embed_tokens", "lm_head")
 """Matrices that a layer may have for itself; the trunk's are used for the others."""
 ABSORBED = 32
 """Rows; up to this many, latents are used as keys and values. Longer calls are prefills."""
+_EXPERT = re.compile(r"(.*\bexperts\.)(\d+)(\..+)")
 COMPARED_ROWS = 1024
 """Rows by which a layer's embedding and output matrix are compared with the trunk's."""
 
@@ -153,6 +156,8 @@ def build_layer(
     block: Callable[[Mapping[str, mx.array]], nn.Module],
     *,
     make_cache: Callable[[], Any] = KVCache,
+    sanitise: Callable[[Target, Mapping[str, mx.array]], dict[str, mx.array]] | None = None,
+    eps: float | None = None,
     **options: Any,
 ) -> tuple[LayerHead, dict[str, mx.array]]:
     """Return a head of one layer without its weights, and its weights by the module's names.
@@ -162,13 +167,15 @@ def build_layer(
         names: as in `sorted_parts`.
         block: makes the decoder layer that has these tensors; their names begin with "block.".
         make_cache: as in `LayerHead`.
-        options: of `HeadLayer`.
+        sanitise: does what `sanitised` does, which is the default.
+        eps: of the norms; None: the config's `rms_norm_eps`.
+        options: other ones of `HeadLayer`.
     """
     outside, inside = sorted_parts({name.removeprefix(LAYER): weight for name, weight in weights.items()}, names)
     own = own_matrices(outside, target)
-    found = without_shared(outside, own) | sanitised(target, inside)
-    options |= {"own": own, "bias": "eh_proj.bias" in outside}
-    layer = HeadLayer(target, block(found), eps=target.text_model.args.rms_norm_eps, **options)
+    found = without_shared(outside, own) | (sanitise or sanitised)(target, inside)
+    options |= {"own": own, "bias": "eh_proj.bias" in outside, "eps": eps or target.text_model.args.rms_norm_eps}
+    layer = HeadLayer(target, block(found), **options)
     return LayerHead(family, layer, make_cache), {LAYER + name: weight for name, weight in found.items()}
 
 
@@ -211,15 +218,38 @@ def without_shared(outside: Mapping[str, mx.array], own: set[str]) -> dict[str, 
     return {name: weight for name, weight in outside.items() if not name.startswith(shared)}
 
 
-def sanitised(target: Target, block: Mapping[str, mx.array], index: int = 0) -> dict[str, mx.array]:
+def sanitised(
+    target: Target, block: Mapping[str, mx.array], index: int = 0, *, layers: str = "model.layers."
+) -> dict[str, mx.array]:
     """Return a block's tensors as the trunk's `sanitize` makes those of its own layer `index`, with "block." before.
 
-    It splits latent projections. Experts are stacked before, where a missing one is named.
+    It stacks experts and splits latent projections.
+
+    Args:
+        layers: begins the names of the trunk's layers.
+
+    Raises:
+        HeadError: an expert is missing, or has another shape than the others.
     """
-    prefix = f"model.layers.{index}."
-    named = {prefix + name: weight for name, weight in block.items()}
-    done = target.model.sanitize(stack_experts(named, target.model))
+    _check_experts(block)
+    prefix = f"{layers}{index}."
+    done = target.text_model.sanitize({prefix + name: weight for name, weight in block.items()})
     return {f"block.{name.removeprefix(prefix)}": weight for name, weight in done.items()}
+
+
+def _check_experts(block: Mapping[str, mx.array]) -> None:
+    """Check that experts can be stacked, where they are stored one by one."""
+    stored = [match for name in block if (match := _EXPERT.fullmatch(name))]
+    count = max((int(match[2]) + 1 for match in stored), default=0)
+    for place, rest in sorted({(match[1], match[3]) for match in stored}):
+        names = [f"{place}{e}{rest}" for e in range(count)]
+        if missing := next((name for name in names if name not in block), None):
+            raise HeadError(f"the head's {missing} is missing; download the model again")
+        shapes = [block[name].shape for name in names]
+        usual = Counter(shapes).most_common(1)[0][0]
+        for name, shape in zip(names, shapes, strict=True):
+            if shape != usual:
+                raise HeadError(f"the head's {name} is {shape}, expected {usual}")
 
 
 def _is_shared(name: str, outside: Mapping[str, mx.array], matrix: nn.Module) -> bool:

@@ -116,7 +116,9 @@ def narrowed_logits(head: Head, target: Target, special: Iterable[int]) -> Narro
     vocab_size = matrix["weight"].shape[0]
     matrix_bytes = _nbytes(matrix)
     others = 0 if matrix is target.output else matrix_bytes
-    step_bytes = matrix_bytes + _nbytes(layer, getattr(target.text_model.args, "num_experts_per_tok", 0)) - others
+    args = target.text_model.args
+    experts = getattr(args, "num_experts_per_tok", 0) or getattr(args, "num_experts_per_token", 0)  # the latter: Kimi's
+    step_bytes = matrix_bytes + _nbytes(layer, experts) - others
     saving = matrix_bytes * (1 - (FIRST_TOKENS + MAX_OTHERS) / vocab_size) / step_bytes
     if saving < MIN_SAVING:
         return None

@@ -222,22 +222,9 @@ def stack_experts(weights: dict[str, mx.array], model: nn.Module | None = None) 
             out[f"{stacked}{part}.{tensor or 'weight'}"] = value
         else:
             single.setdefault(stacked + tensor, {})[int(part)] = value
-    return out | {name: _stacked(name, experts) for name, experts in single.items()}
-
-
-def _stacked(name: str, experts: Mapping[int, mx.array]) -> mx.array:
-    """Return the experts of `switch_mlp` as one array.
-
-    Raises:
-        ValueError: one is missing, or has another shape than the first.
-    """
-    path = name.replace(".switch_mlp.", ".experts.{}.")
-    for e in range(len(experts)):
-        if e not in experts:
-            raise ValueError(f"{path.format(e)} is missing")
-        if experts[e].shape != experts[0].shape:
-            raise ValueError(f"{path.format(e)} is {experts[e].shape}, {path.format(0)} is {experts[0].shape}")
-    return mx.stack([experts[e] for e in range(len(experts))])
+    for name, experts in single.items():
+        out[name] = mx.stack([experts[e] for e in range(len(experts))])
+    return out
 
 
 def _reason(error: Exception) -> str:

@@ -60,8 +60,8 @@ class Target:
         self.longest_shared: Callable[[int], int] = lambda _: 2**31 - 1
         self._rollback = rollback_of(model, self.listeners)
         modules: list[nn.Module] = model.modules()
-        self._trunk: Any = getattr(self.text_model, "model", None)
-        norm = getattr(self._trunk, "norm", None)
+        trunk: Any = getattr(self.text_model, "model", None) or getattr(self.text_model, "backbone", None)
+        norm = getattr(trunk, "norm", None) or getattr(trunk, "norm_f", None)
         # None: no family of heads supports such a trunk
         self._final_norm = None if norm is None else observe(norm, open=True)
         self.latent = [LatentAttention(module, split_rows=True) for module in modules if has_latents(module)]
@@ -192,7 +192,7 @@ class Target:
     @property
     def output(self) -> Any:
         """The module of the output matrix; the embedding, if they are tied."""
-        return self.text_model.lm_head if hasattr(self.text_model, "lm_head") else self.embedding
+        return getattr(self.text_model, "lm_head", None) or self.embedding
 
 
 def repeat_last(rows: mx.array, count: int) -> mx.array:

@@ -15,8 +15,10 @@ REPO = Path(__file__).resolve().parent.parent.parent
 ROOMS = ("mlxmtp", "tui", "scripts", "tests", "examples")
 ROOTS = (".", "mlxmtp", "tui", "tui/mlxmtp_tui", "tests", "scripts")
 """Folders that a cited file may be relative to, beside the folder of the file that cites it."""
-OUTSIDE = {"README_WEIGHTS.md", "qwen3_5_mtp.py", "configuration.py"}
-"""Files of other projects, cited by the name that they have there."""
+OUTSIDE = {"README_WEIGHTS.md", "configuration.py"}
+"""Files of other projects, cited by the name that they have there, besides those of HEADS."""
+HEADS = ("_mtp.py", "/mtp.py")
+"""Ends of the names of vLLM's and SGLang's modules of heads."""
 
 _DOCUMENT = re.compile(r"(?<![\w/.-])([\w./-]*\w\.md)(#[\w-]+)?(?:, (?:\"([^\"]+)\"|([A-Z][\w ,'-]*)))?")
 _MODULE = re.compile(r"(?<![\w/.-])((?:[\w-]+/)*\w+\.(?:py|metal|yml|toml))\b")
@@ -54,7 +56,7 @@ def fault_of(document: str, anchor: str, section: str, at: Path) -> str | None:
 
 
 def module_exists(cited: str, at: Path) -> bool:
-    if Path(cited).name in OUTSIDE:
+    if Path(cited).name in OUTSIDE or cited.endswith(HEADS):
         return True
     return any((folder / cited).is_file() for folder in (at.parent, *(REPO / root for root in ROOTS)))
 

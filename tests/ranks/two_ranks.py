@@ -19,7 +19,7 @@ TOKENS = 12
 SEEDED = {"temperature": 0.8, "seed": 7, "repetition_penalty": 1.2}
 SAMPLED = {"temperature": 0.8}
 TURNS: tuple[tuple[str, dict[str, Any]], ...] = (
-    *((f"greedy, depth {depth}", {"depth": depth}) for depth in range(5)),
+    *((f"greedy, depth {depth}", {"depth": depth}) for depth in (0, 2, 4)),
     *((f"seeded, depth {depth}", SEEDED | {"depth": depth}) for depth in (0, 3)),
     ("greedy, depth auto", {}),
     ("sampled, depth 2", SAMPLED | {"depth": 2}),

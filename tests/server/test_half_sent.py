@@ -21,6 +21,10 @@ from tests.scripted_engine import asynchronous, until
 from tests.server.scripted import CHAT, MESSAGES, LocalServer, serving, turn
 
 HALF = b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: "
+PATIENCE_S = 60
+"""Longer than anything here takes on a busy machine."""
+SOON_S = 12
+"""Shorter than `HEAD_S`: a connection that ends within it was closed for another reason."""
 WHOLE = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
 
 
@@ -43,7 +47,7 @@ def head(path: str, length: int) -> bytes:
 async def ended(reader: asyncio.StreamReader) -> bytes:
     """All that the server sends until it closes the connection."""
     try:
-        return await asyncio.wait_for(reader.read(), 5)
+        return await asyncio.wait_for(reader.read(), SOON_S)
     except ConnectionError:
         return b""
 
@@ -66,7 +70,7 @@ async def test_a_head_must_arrive_in_time(monkeypatch: pytest.MonkeyPatch) -> No
         reader, writer = await connect(online, head(CHAT, len(message)))
         await asyncio.sleep(0.5)
         writer.write(message)  # the head was in time
-        assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 200")
+        assert (await asyncio.wait_for(reader.readline(), PATIENCE_S)).startswith(b"HTTP/1.1 200")
         writer.close()
 
 
@@ -78,7 +82,7 @@ async def test_a_client_that_still_reads_an_answer_is_not_cut_off(monkeypatch: p
         message = b'{"messages": [{"role": "user", "content": "hi"}]}'
         reader, writer = await connect(online, head(CHAT, len(message)) + message)
         size = 0
-        while piece := await asyncio.wait_for(reader.read(1 << 20), 10):
+        while piece := await asyncio.wait_for(reader.read(1 << 20), PATIENCE_S):
             size += len(piece)
             await asyncio.sleep(0.02)
         assert size > len(text)
@@ -138,7 +142,7 @@ async def test_bodies_are_bounded_together() -> None:
             lambda: sum(" 503 " in line for line in served.log) == 9, "the refusals", seen=lambda: str(served.log)
         )
         assert sum(served.service.bodies._sizes.values()) <= 300_000
-        answers = await asyncio.gather(*(asyncio.wait_for(reader.readline(), 5) for reader, _ in opened[:9]))
+        answers = await asyncio.gather(*(asyncio.wait_for(reader.readline(), PATIENCE_S) for reader, _ in opened[:9]))
         assert all(b" 503 " in answer for answer in answers)
         alive = [found for found in gc.get_objects() if isinstance(found, ApiError) and found.code == "bodies_full"]
         assert not alive, "an error holds its body until the collector comes"
@@ -164,7 +168,7 @@ async def test_a_body_must_arrive_in_time(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(body, "BODY_S", 0.2)
     async with serving(turn("fine")) as served, served.over_socket() as online:
         reader, writer = await connect(online, head(MESSAGES, 1000) + b"{")
-        answer = await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+        answer = await asyncio.wait_for(reader.readuntil(b"}}"), PATIENCE_S)
         assert b" 408 " in answer
         assert b"not complete after 0.2 seconds" in answer
         writer.close()

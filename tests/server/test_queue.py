@@ -82,7 +82,7 @@ async def test_a_cancelled_waiter_does_not_block_the_queue() -> None:
         for step in steps if called_first else reversed(steps):
             step()
         await asyncio.gather(leaving, return_exceptions=True)
-        await asyncio.wait_for(staying, 1)
+        await asyncio.wait_for(staying, 20)
         assert (queue.running, queue.waiting) == (1, 0)
         queue.leave("c")
         assert (queue.running, queue.waiting) == (0, 0)

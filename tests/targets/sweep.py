@@ -67,26 +67,19 @@ def sweep(folder: Path, kinds: Iterable[str]) -> Iterator[Row]:
 
 
 def examine(kind: str, folder: Path) -> Row:
-    """Write a tiny checkpoint of one type, and compare what mlx-lm and mlxmtp make of it.
-
-    MLX joins no operations meanwhile: on a CPU it would have a C++ compiler make a kernel for each kind of join.
-    """
+    """Write a tiny checkpoint of one type, and compare what mlx-lm and mlxmtp make of it."""
     write_checkpoint(kind, folder)
     theirs, _ = load_model(folder)
     target = load_target(open_checkpoint(folder))
     plain = target.reversible and not target.latent and {*map(type, leaf_caches(target.make_cache()))} == {KVCache}
     assert plain == (kind in ALIKE), kind
-    mx.disable_compile()
-    try:
-        return Row(
-            kind,
-            equal=check_tokens(kind, target, theirs),
-            prefix=check_prefix(kind, target, theirs, folder),
-            rollback=check_rollback(kind, target),
-            shares=check_shared(kind, target),
-        )
-    finally:
-        mx.enable_compile()
+    return Row(
+        kind,
+        equal=check_tokens(kind, target, theirs),
+        prefix=check_prefix(kind, target, theirs, folder),
+        rollback=check_rollback(kind, target),
+        shares=check_shared(kind, target),
+    )
 
 
 def write_checkpoint(kind: str, folder: Path, own: Mapping[str, Any] = MappingProxyType({})) -> None:

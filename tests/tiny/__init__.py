@@ -14,6 +14,7 @@ from tests.tiny.conversion import mlx_conversion, stack_experts
 from tests.tiny.files import load_weights, save_weights, write_json
 from tests.tiny.fp8 import Scales, fp8_twins
 from tests.tiny.gemma import GemmaKind, GemmaSizes, Style, assistant, gemma_checkpoint
+from tests.tiny.hybrid import HYBRID_KINDS, HybridKind, HybridSizes, hybrid_checkpoint, hybrid_config, hybrid_sizes
 from tests.tiny.layers import LAYER_KINDS, LAYER_SIZES, WINDOW, layer_checkpoint
 from tests.tiny.models import KINDS, Kind, Sizes, config, is_moe
 from tests.tiny.nextn import NEXTN_KINDS, NextNKind, NextNSizes, nextn_checkpoint, nextn_config
@@ -24,6 +25,7 @@ from tests.tiny.tokenizer import EOS, SPECIAL, tokenizer
 
 __all__ = [
     "EOS",
+    "HYBRID_KINDS",
     "KINDS",
     "LAYER_KINDS",
     "LAYER_SIZES",
@@ -36,6 +38,8 @@ __all__ = [
     "Experts",
     "GemmaKind",
     "GemmaSizes",
+    "HybridKind",
+    "HybridSizes",
     "Kind",
     "NextNKind",
     "NextNSizes",
@@ -49,6 +53,9 @@ __all__ = [
     "drafter",
     "fp8_twins",
     "gemma_checkpoint",
+    "hybrid_checkpoint",
+    "hybrid_config",
+    "hybrid_sizes",
     "is_moe",
     "layer_checkpoint",
     "load_weights",

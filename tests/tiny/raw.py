@@ -88,7 +88,7 @@ def random_values(name: str, shape: tuple[int, ...], seed: int, norms: float = 0
         values = rng.normal(0.0, 0.1, shape)
     elif len(shape) == 1:  # the gated norm of the delta net has no offset
         values = rng.normal(1.0 if name.endswith("linear_attn.norm.weight") else norms, 0.1, shape)
-    elif name.endswith(("embed_tokens.weight", "head.weight")):
+    elif name.endswith(("embed_tokens.weight", "embeddings.weight", "head.weight")):
         values = rng.normal(0.0, 0.25, shape)
         values[: len(SPECIAL)] *= 0.1  # greedy decoding never meets an end token by chance
     else:

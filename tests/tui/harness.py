@@ -131,7 +131,7 @@ class ChatHarness:
         return [turn.answer.reason if turn.answer else None for turn in self.chat.conversation.turns]
 
     async def reach(self, status: str) -> None:
-        await until(lambda: self.status == status, f"status {status}", within=4.0)
+        await until(lambda: self.status == status, f"status {status}")
 
     def on_disk(self) -> Conversation:
         """The chat as another process would read it; an empty one has no file."""

@@ -32,7 +32,7 @@ KINDS = ("refused", "memory", "failed")
 
 async def soon(condition: Callable[[], Any], what: str = "") -> None:
     """Nothing here takes time but the turns of the event loop."""
-    await until(condition, what, within=4.0)
+    await until(condition, what)
 
 
 @asynccontextmanager

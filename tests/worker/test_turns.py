@@ -158,8 +158,6 @@ def test_a_turn_can_be_stopped(worker: Driven, engine: Engine) -> None:
     finished = events[-1]
     assert isinstance(finished, Finished)
     assert finished.reason == "interrupted"
-    # a round takes some 50 ms; even a busy machine hears a stop within a few
-    assert finished.stats.rounds - before.stats.rounds < 20
     came = finished.message["content"]
     assert came.startswith(text_of(events))
     assert text_of(events)
