@@ -57,12 +57,15 @@ SPARSE = SMALL_NEXTN | {
     "hidden": 32, "heads": 2, "q_lora": 32, "kv_lora": 32, "nope": 16, "rope": 16, "value": 16,
     "mlp": 32, "moe_mlp": 8, "index_heads": 8, "index_dim": 32, "index_topk": 8,
 }  # fmt: skip
-NEXTN_KINDS: dict[tiny.NextNKind, dict[str, Any]] = {
+SHARED = "_shared"
+"""Ends the folder's name of a kind whose layers share indexers."""
+NEXTN_KINDS: dict[str, dict[str, Any]] = {
     "glm4_moe": SMALL_NEXTN,
     "glm4_moe_lite": SMALL_NEXTN,
     "deepseek_v3": SMALL_NEXTN,
     "deepseek_v32": SPARSE,
     "glm_moe_dsa": SPARSE,
+    "glm_moe_dsa_shared": SPARSE | {"layers": 4, "dense": 2, "indexers": "FFSS"},
 }
 LAYER_KINDS: dict[str, dict[str, Any]] = {
     "mimo": {},
@@ -110,7 +113,7 @@ def main() -> None:
     for kind in parser.parse_args().kinds or write:
         folder = out / kind
         arrays = write[kind](folder, kind)
-        expected = compute(folder, kind, arrays)
+        expected = compute(folder, kind.removesuffix(SHARED), arrays)
         mx.save_safetensors(str(folder / "expected.safetensors"), expected)
         report(folder, expected["head_logits_d1"])
     if parser.parse_args().kinds:
@@ -139,10 +142,11 @@ def require_oracle() -> None:
             sys.exit(f"make_goldens needs {package}=={wanted} (found: {found}). Install: pip install {pins}")
 
 
-def write_nextn(folder: Path, kind: tiny.NextNKind) -> tiny.Arrays:
+def write_nextn(folder: Path, kind: str) -> tiny.Arrays:
     """Write a float32 GLM or DeepSeek checkpoint, and return its arrays: experts fused, the head's under `mtp.`."""
     sizes = NEXTN_KINDS[kind]
-    tiny.nextn_checkpoint(folder, kind, seed=SEED, own="copies", **sizes)
+    model_type: Any = kind.removesuffix(SHARED)
+    tiny.nextn_checkpoint(folder, model_type, seed=SEED, own="copies", **sizes)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (folder / file).unlink()
     arrays = {name: np.array(array) for name, array in tiny.load_weights(folder).items()}
@@ -182,7 +186,7 @@ def write_checkpoint(folder: Path, kind: tiny.Kind) -> tiny.Arrays:
     return tiny.tensors(kind, sizes, seed=SEED, experts="fused")
 
 
-def compute(folder: Path, kind: tiny.Kind, arrays: tiny.Arrays) -> dict[str, mx.array]:
+def compute(folder: Path, kind: str, arrays: tiny.Arrays) -> dict[str, mx.array]:
     """Return the outputs of trunk and head over a fixed random sequence, by transformers."""
     import torch
 
@@ -201,7 +205,7 @@ def compute(folder: Path, kind: tiny.Kind, arrays: tiny.Arrays) -> dict[str, mx.
     return {name: mx.array(value.numpy()) for name, value in found.items()}
 
 
-def load_trunk(folder: Path, kind: tiny.Kind) -> Any:
+def load_trunk(folder: Path, kind: str) -> Any:
     """Return transformers' causal language model of the kind, in float32, with plain torch attention."""
     import torch
     import transformers

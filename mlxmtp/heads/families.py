@@ -5,7 +5,9 @@ from mlxmtp.heads.exaone import EXAONE
 from mlxmtp.heads.family import Family
 from mlxmtp.heads.gemma import GEMMA
 from mlxmtp.heads.kimi import KIMI
+from mlxmtp.heads.ling import LING
 from mlxmtp.heads.ling_linear import LING_LINEAR
+from mlxmtp.heads.longcat import LONGCAT
 from mlxmtp.heads.mellum import MELLUM
 from mlxmtp.heads.mimo import MIMO
 from mlxmtp.heads.mimo_v2 import MIMO_V2
@@ -14,7 +16,7 @@ from mlxmtp.heads.nextn import NEXTN
 from mlxmtp.heads.qwen import QWEN
 from mlxmtp.heads.step import STEP
 
-FAMILIES = [QWEN, GEMMA, NEXTN, MIMO, EXAONE, ERNIE, MELLUM, STEP, MIMO_V2, NEMOTRON, LING_LINEAR, KIMI]
+FAMILIES = [QWEN, GEMMA, NEXTN, MIMO, EXAONE, ERNIE, MELLUM, STEP, MIMO_V2, NEMOTRON, LING_LINEAR, KIMI, LING, LONGCAT]
 """One entry per family, the first of a trunk wins; a new module of this package adds its family here."""
 
 

@@ -1,4 +1,4 @@
-"""The `nextn` layer of GLM-4.5 to 5.x and DeepSeek V3 to V3.2.
+"""The `nextn` layer of GLM-4.5 to 5.x, DeepSeek V3 to V3.2.
 
 It is stored as layer N of a trunk of N layers. h_p is the trunk's hidden state after its final norm, and the normed
 output is the hidden state of the next depth: post-norm in both places, as in SGLang, llama.cpp and transformers (vLLM's
@@ -15,7 +15,7 @@ from mlxmtp.heads.family import Family
 from mlxmtp.heads.layer import LAYER, HeadLayer, LayerHead, own_matrices, sanitised, sorted_parts, without_shared
 from mlxmtp.targets import Target
 
-TRUNKS = ("glm4_moe", "glm4_moe_lite", "deepseek_v3", "deepseek_v32", "glm_moe_dsa")
+TRUNKS = ("glm4_moe", "glm4_moe_lite", "deepseek_v3", "joyai_llm_flash", "deepseek_v32", "glm_moe_dsa")
 NAMES = {"shared_head.norm.": "norm.", "shared_head_norm.": "norm.", "shared_head.head.": "lm_head."}
 """The layer's names outside its block, and ours; the second is mlx-vlm's."""
 

@@ -14,11 +14,12 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
-from mlxmtp.checkpoints import Checkpoint, dequantise_fp8
+from mlxmtp.checkpoints import Checkpoint, dequantise_fp8, text_config
 from mlxmtp.checkpoints.head_files import is_head_name, trunk_type
 from mlxmtp.checkpoints.names import unwrapped
 from mlxmtp.checkpoints.tensors import WEIGHTS, sidecar_tensors
 from mlxmtp.errors import CheckpointError, is_device_failure, is_out_of_memory
+from mlxmtp.targets.patches.indexers import share_indexers
 from mlxmtp.targets.shard import shard
 from mlxmtp.targets.target import Target
 
@@ -162,13 +163,14 @@ def _model_classes(config: dict[str, Any], in_sidecar: frozenset[str], tensors: 
         def __init__(self, args: Any) -> None:
             with _modules_for(tensors):
                 super().__init__(args)
+            self._unread = share_indexers(self, text_config(config).get("indexer_types"))
 
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             # mlx-lm keeps the heads of some models, and stacks experts of one layout per family
             names = [name for name in weights if not is_head_name(name, config) and name not in in_sidecar]
-            own = {unwrapped(name): name for name in names}
+            own = {unwrapped(name): name for name in names if not unwrapped(name).startswith(self._unread)}
             for name in names:
-                if own[unwrapped(name)] != name:
+                if own.get(unwrapped(name), name) != name:
                     raise ValueError(f"the files hold {unwrapped(name)} twice ({name}, {own[unwrapped(name)]})")
             trunk = dequantise_fp8({name: weights[stored] for name, stored in own.items()})
             return stack_experts(own_sanitize(self, trunk) if own_sanitize else trunk, self)

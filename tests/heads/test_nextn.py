@@ -1,7 +1,9 @@
 """GLM's and DeepSeek's `nextn` layer: greedy identity, shared matrices, and the same head however it is stored."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx_lm
@@ -12,7 +14,8 @@ from mlxmtp import GenerationOptions, load
 from mlxmtp.conversion.attach import attach
 from mlxmtp.conversion.convert import Quantization, convert
 from mlxmtp.conversion.inspect import inspect
-from mlxmtp.errors import HeadError
+from mlxmtp.errors import CheckpointError, HeadError
+from mlxmtp.targets import why_not_shared
 from tests import tiny
 from tests.comparing import assert_equal, head_of
 from tests.grids import cases, grid
@@ -21,6 +24,9 @@ from tests.scripted import assert_same_state, snapshot
 
 Checkpoints = Callable[..., Path]
 PREFILL_ROWS = 64
+SHARED_INDEXERS: dict[str, Any] = {
+    "vocab": 24, "layers": 4, "dense": 2, "indexers": "FFSS", "index_heads": 8, "index_topk": 4,
+}  # fmt: skip
 PROMPT = [20, 16, 13, 8, 9, 3, 4, 3, 6, 20, 16, 22]  # none of the kinds soon says one token over and over
 
 
@@ -50,6 +56,36 @@ def test_greedy_tokens_in_bfloat16_are_those_of_mlx_lm(
     plain = plain_run(engine, PROMPT, 32)
     assert len(set(plain[0])) > 5, "a collapsed reference would prove little"
     assert_plain(engine, PROMPT, plain, 4)
+
+
+def test_layers_that_share_an_indexer(nextn_checkpoint: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row attends to the keys that its own row of the layer before chose: in passes over several, of several
+    sequences, and after a pass that was broken off.
+    """
+    engine = load(nextn_checkpoint("glm_moe_dsa", **SHARED_INDEXERS))
+    target = engine.target
+    plain = plain_run(engine, PROMPT, 24)
+    assert len(set(plain[0])) > 5, "a collapsed reference would prove little"
+    for depth in (1, 4):
+        run = assert_plain(engine, PROMPT, plain, depth)
+        assert any(one.accepted for one in run), "the head is not at work"
+    assert why_not_shared(target) is None
+    tokens = mx.array([PROMPT])
+    expected, _ = target.forward(tokens, target.make_cache())
+    with monkeypatch.context() as broken:
+        broken.setattr(target.text_model.layers[2], "mlp", None)
+        with pytest.raises(TypeError):
+            target.forward(tokens[:, ::-1], target.make_cache())
+    assert mx.array_equal(target.forward(tokens, target.make_cache())[0], expected)
+
+
+def test_other_types_of_indexers_are_refused(tmp_path: Path) -> None:
+    folder = tiny.nextn_checkpoint(tmp_path / "model", "glm_moe_dsa", **SHARED_INDEXERS)
+    config = json.loads((folder / "config.json").read_text())
+    for types in ("FFSS", ["full"], ["shared"] * 4, ["full", "full", "shared", ["shared"]]):
+        tiny.write_json(folder / "config.json", config | {"indexer_types": types})
+        with pytest.raises(CheckpointError, match=r'config has indexer_types .*; expected "full" or "shared" for each'):
+            load(folder)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from tests.grids import cases, grid
 
 GOLDENS = Path(__file__).resolve().parent.parent / "goldens"
 LAYER_KINDS = ("mimo", "exaone_moe", "mellum", "ernie4_5_moe")
-GOLDEN_KINDS = ("qwen3_5", "qwen3_5_moe", "qwen3_next", *tiny.NEXTN_KINDS, *LAYER_KINDS)
+GOLDEN_KINDS = ("qwen3_5", "qwen3_5_moe", "qwen3_next", *tiny.NEXTN_KINDS, "glm_moe_dsa_shared", *LAYER_KINDS)
 DEPTHS = (1, 2, 3)
 HEAD_TOLERANCE = 1e-5
 # The trunk sums its recurrence row by row, transformers in chunks of 64: float32 rounding, logits up to 11.
@@ -131,6 +131,26 @@ def test_other_keys_would_be_seen(tmp_path: Path, kind: str, setting: dict[str, 
     assert difference(hidden, expected["trunk_hidden"]) > 0.1
     for depth, out in depths(load_head(open_checkpoint(folder), target), expected["trunk_hidden"], expected):
         assert difference(out, expected[f"head_hidden_d{depth}"]) > 0.1, depth
+
+
+def test_the_keys_of_another_layers_indexer_would_be_seen(tmp_path: Path) -> None:
+    """The golden discriminates: layers 2 and 3 share the indexer of layer 1, not of layer 0, whose keys are others.
+
+    Some conversions have an indexer in every layer, of which those of layers that share one are not read.
+    """
+    folder = shutil.copytree(GOLDENS / "glm_moe_dsa_shared", tmp_path / "model")
+    expected = mx.load(str(folder / "expected.safetensors"))
+    weights = tiny.load_weights(folder)
+    indexer = {name: w for name, w in weights.items() if ".layers.1.self_attn.indexer." in name}
+    weights |= {name.replace(".1.", ".3."): mx.zeros_like(w) for name, w in indexer.items()}
+    tiny.save_weights(folder, weights, made_by="pt")
+    config = json.loads((folder / "config.json").read_text())
+    for types, least, most in (("FFSS", 0.0, TRUNK_TOLERANCE), ("FSSS", 0.1, 100.0), ("FFSF", 0.1, 100.0)):
+        stated = [{"F": "full", "S": "shared"}[letter] for letter in types]
+        tiny.write_json(folder / "config.json", config | {"indexer_types": stated})
+        target = load_target(open_checkpoint(folder))
+        _, hidden = target.forward(expected["tokens"], target.make_cache())
+        assert least <= difference(hidden, expected["trunk_hidden"]) < most, types
 
 
 # -- however it is stored

@@ -16,7 +16,6 @@ from tests import tiny
 from tests.running import generated, prefilled, reference, rounds
 
 HEADS = {  # model type: layers of the trunk, a tensor of the head
-    "longcat_flash": (4, "model.mtp.layers.0.eh_proj.weight"),
     "minimax_m3_vl": (4, "language_model.model.mtp.layers.0.enorm.weight"),
     "hy_v3": (4, "model.layers.4.final_layernorm.weight"),
 }

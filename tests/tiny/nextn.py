@@ -46,6 +46,8 @@ class NextNSizes:
     index_heads: int = 2
     index_dim: int = 64
     index_topk: int = 8
+    indexers: str = ""
+    """F or S for each layer: its indexer is its own, or shared with the layer before. Empty: as in GLM-5 and 5.1."""
 
 
 def nextn_checkpoint(
@@ -128,6 +130,8 @@ def nextn_config(kind: NextNKind, s: NextNSizes, dtype: str = "float32") -> dict
     }  # fmt: skip
     if kind in ("deepseek_v32", "glm_moe_dsa"):
         config |= {"index_n_heads": s.index_heads, "index_head_dim": s.index_dim, "index_topk": s.index_topk}
+    if s.indexers:
+        config["indexer_types"] = [{"F": "full", "S": "shared"}[letter] for letter in s.indexers]
     return config
 
 
@@ -138,7 +142,8 @@ def _trunk(kind: NextNKind, s: NextNSizes) -> Shapes:
         "lm_head.weight": (s.vocab, s.hidden),
     }
     for i in range(s.layers):
-        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in _layer(kind, s, moe=i >= s.dense).items()}
+        layer = _layer(kind, s, moe=i >= s.dense, indexer=s.indexers[i : i + 1] != "S")
+        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
     return shapes
 
 
@@ -149,10 +154,10 @@ def _head(kind: NextNKind, s: NextNSizes) -> Shapes:
     return {f"model.layers.{s.layers}.{name}": shape for name, shape in layer.items()}
 
 
-def _layer(kind: NextNKind, s: NextNSizes, *, moe: bool) -> Shapes:
+def _layer(kind: NextNKind, s: NextNSizes, *, moe: bool, indexer: bool = True) -> Shapes:
     shapes: Shapes = {f"{n}_layernorm.weight": (s.hidden,) for n in ("input", "post_attention")}
     attention = _grouped(s) if kind == "glm4_moe" else _latent(s)
-    if kind in ("deepseek_v32", "glm_moe_dsa"):
+    if kind in ("deepseek_v32", "glm_moe_dsa") and indexer:
         attention |= _indexer(s)
     shapes |= {f"self_attn.{name}": shape for name, shape in attention.items()}
     if not moe:
