@@ -207,6 +207,9 @@ def stack_experts(weights: dict[str, mx.array], model: nn.Module | None = None) 
 
     Args:
         model: modules of it that are themselves called `mlp.experts` keep their weights.
+
+    Raises:
+        ValueError: an expert is missing, or has another shape than the others.
     """
     modules = {name for name, _ in model.named_modules()} if model else set()
     out: dict[str, mx.array] = {}
@@ -225,6 +228,11 @@ def stack_experts(weights: dict[str, mx.array], model: nn.Module | None = None) 
         else:
             single.setdefault(stacked + tensor, {})[int(part)] = value
     for name, experts in single.items():
+        for e in range(len(experts)):
+            if e not in experts:
+                raise ValueError(f"{name}: expert {e} is missing")
+            if experts[e].shape != experts[0].shape:
+                raise ValueError(f"{name}: expert {e} is {experts[e].shape}, and expert 0 {experts[0].shape}")
         out[name] = mx.stack([experts[e] for e in range(len(experts))])
     return out
 

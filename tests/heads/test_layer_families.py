@@ -4,6 +4,7 @@ A family is an entry of `tiny.LAYER_KINDS`, and a golden folder in test_parity.p
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -228,8 +229,9 @@ def test_a_head_that_does_not_fit_is_refused(kind: str, tmp_path: Path) -> None:
         with pytest.raises(HeadError, match=r"\(3,") as wrong:
             load(folder)
         assert all("\n" not in str(error.value) for error in (missing, wrong)), name
-    second = {name.replace(".0.", ".1.", 1): stored[name] for name in names if ".0." in name}
-    assert second, "the layer has no number"
+    numbered = {name: match for name in names if (match := re.search(r"(?<=\.)\d+(?=\.)", name))}
+    assert numbered, "the layer has no number"
+    second = {n[: at.start()] + str(int(at[0]) + 1) + n[at.end() :]: stored[n] for n, at in numbered.items()}
     tiny.save_weights(folder, stored | second, made_by="pt")
     with pytest.raises(HeadError, match="has 2 MTP layers"):
         load(folder)

@@ -50,23 +50,27 @@ class LayerKind:
         config: what config.json has besides LAYER_SIZES.
         stored: parts of names that mlx-lm gives to the trunk's tensors, and the release's names.
         dropped: tensors of the trunk that mlx-lm leaves out, here of zeros.
+        seed: with which greedy text does not collapse.
     """
 
     head: Callable[[Config], Shapes]
     config: Config = field(default_factory=dict)
     stored: Mapping[str, str] = field(default_factory=dict)
     dropped: Shapes = field(default_factory=dict)
+    seed: int = 0
 
 
 def layer_checkpoint(
-    folder: Path, kind: str, *, dtype: str = "float32", seed: int = 0, head: bool = True, **config: Any
+    folder: Path, kind: str, *, dtype: str = "float32", seed: int | None = None, head: bool = True, **config: Any
 ) -> Path:
     """Write a random checkpoint with a tokenizer; returns the folder.
 
     Args:
+        seed: None: the kind's.
         config: replaces values of config.json.
     """
     family = LAYER_KINDS[kind]
+    seed = family.seed if seed is None else seed
     settings = {**LAYER_SIZES, **family.config, **config, "model_type": kind, "torch_dtype": dtype}
     arrays = {name: random_values(name, shape, seed, norms=1.0) for name, shape in trunk_shapes(settings).items()}
     arrays = {_replaced(name, family.stored): array for name, array in _one_by_one(arrays).items()}
@@ -165,9 +169,52 @@ def _ernie(c: Config) -> Shapes:
     return under("model.mtp_", own)
 
 
+def _ling(c: Config) -> Shapes:
+    """Layer N of N, with experts."""
+    rows = (c["num_attention_heads"] + 2 * c["num_key_value_heads"]) * c["head_dim"]
+    own = norms(c, "enorm", "hnorm", "final_layernorm", "input_layernorm", "post_attention_layernorm")
+    own |= projection(c, "eh_proj") | {"attention.query_key_value.weight": (rows, c["hidden_size"])}
+    own |= {"attention.dense.weight": (c["hidden_size"], c["num_attention_heads"] * c["head_dim"])}
+    own |= {f"attention.{name}_layernorm.weight": (c["head_dim"],) for name in ("query", "key")}
+    own |= {"mlp.gate.weight": (c["num_experts"], c["hidden_size"]), "mlp.gate.expert_bias": (c["num_experts"],)}
+    for path in ("shared_experts", *(f"experts.{e}" for e in range(c["num_experts"]))):
+        own |= under(f"mlp.{path}.", dense(c, "moe_intermediate_size"))
+    return under(f"model.layers.{c['num_hidden_layers']}.", own)
+
+
+def _longcat(c: Config) -> Shapes:
+    """One latent attention and a dense MLP, and an embedding of its own."""
+    rope, heads = c["qk_rope_head_dim"], c["num_attention_heads"]
+    attention: Shapes = {
+        "q_a_proj.weight": (c["q_lora_rank"], c["hidden_size"]),
+        "q_a_layernorm.weight": (c["q_lora_rank"],),
+        "q_b_proj.weight": (heads * (c["qk_nope_head_dim"] + rope), c["q_lora_rank"]),
+        "kv_a_proj_with_mqa.weight": (c["kv_lora_rank"] + rope, c["hidden_size"]),
+        "kv_a_layernorm.weight": (c["kv_lora_rank"],),
+        "kv_b_proj.weight": (heads * (c["qk_nope_head_dim"] + c["v_head_dim"]), c["kv_lora_rank"]),
+        "o_proj.weight": (c["hidden_size"], heads * c["v_head_dim"]),
+    }
+    own = norms(c, "enorm.m", "hnorm.m", "input_layernorm", "post_attention_layernorm") | projection(c, "eh_proj")
+    own |= under("self_attn.", attention) | under("transformer_layer.mlp.", dense(c, "ffn_hidden_size"))
+    outside: Shapes = {"embed_tokens.weight": (c["vocab_size"], c["hidden_size"])} | norms(c, "norm")
+    return under("model.mtp.", outside | under("layers.0.", own))
+
+
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 EXPERTS: Config = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
 WINDOWS: Config = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+LING: Config = EXPERTS | {
+    "num_shared_experts": 1, "first_k_dense_replace": 1, "use_qk_norm": True, "partial_rotary_factor": 0.5,
+    "moe_router_enable_expert_bias": True, "routed_scaling_factor": 2.5, "score_function": "sigmoid",
+    "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+LONGCAT: Config = {
+    "attention_method": "MLA", "zero_expert_type": "identity", "ffn_hidden_size": 96, "moe_topk": 2,
+    "expert_ffn_hidden_size": 32, "n_routed_experts": 4, "zero_expert_num": 2, "num_layers": 2, "kv_lora_rank": 32,
+    "q_lora_rank": 32, "qk_rope_head_dim": 16, "qk_nope_head_dim": 32, "v_head_dim": 32,
+    "routed_scaling_factor": 1.5, "mla_scale_q_lora": True, "mla_scale_kv_lora": True, "attention_bias": False,
+}  # fmt: skip
+NGRAM: Config = LONGCAT | {"ngram_vocab_size_ratio": 2, "emb_neighbor_num": 3, "emb_split_num": 2}
 LAYER_KINDS = {
     "mimo": LayerKind(_mimo),
     "exaone_moe": LayerKind(
@@ -189,5 +236,7 @@ LAYER_KINDS = {
         },
         dropped={"model.layers.1.mlp.moe_statics.e_score_correction_bias": (1, 4)},
     ),
+    "bailing_moe": LayerKind(_ling, LING, {".gate.gate_proj.": ".gate."}, seed=7),
+    "longcat_flash": LayerKind(_longcat, LONGCAT, seed=6),
 }  # fmt: skip
 """By model type."""
