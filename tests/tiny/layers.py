@@ -238,7 +238,6 @@ LAYER_KINDS = {
     ),
     "bailing_moe": LayerKind(_ling, LING, {".gate.gate_proj.": ".gate."}, seed=7),
     "longcat_flash": LayerKind(_longcat, LONGCAT, seed=6),
-}  # fmt: skip
     "longcat_flash_ngram": LayerKind(_longcat, NGRAM, {"ngram_embeddings.word_embeddings.": "embed_tokens."}),
-}
+}  # fmt: skip
 """By model type."""
