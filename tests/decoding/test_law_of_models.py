@@ -35,6 +35,11 @@ def nextn(kind: tiny.NextNKind) -> Callable[..., Engine]:
     return lambda fixture: load(fixture("nextn_checkpoint")(kind, vocab=V, layers=2, index_topk=4, index_heads=8))
 
 
+def several(kind: tiny.SeveralKind, seed: int) -> Callable[..., Engine]:
+    """Layers in turn with a window that the prompt fills; a quarter of their drafts stand."""
+    return lambda fixture: load(fixture("several_checkpoint")(kind, vocab=V, window=4, seed=seed))
+
+
 def gemma(fixture: Callable[..., Callable[..., Path]]) -> Engine:
     """With a window that the prompt fills, and half of the vocabulary never drafted."""
     sizes = {"vocab": V, "window": 4, "clusters": 4}
@@ -45,6 +50,8 @@ def gemma(fixture: Callable[..., Callable[..., Path]]) -> Engine:
 MODELS: dict[str, Callable[..., Engine]] = {
     **{kind: nextn(kind) for kind in tiny.NEXTN_KINDS},
     "gemma4": gemma,
+    "step3p5": several("step3p5", 2),
+    "mimo_v2_flash": several("mimo_v2_flash", 1),
 }
 # Verification sees logits and no model, caches see no verifier: each family with both, each kind with one at least.
 VERIFIED: list[tuple[str, VerifyMode]] = [
@@ -56,6 +63,9 @@ VERIFIED: list[tuple[str, VerifyMode]] = [
     ("glm_moe_dsa", "block"),
     ("gemma4", "token"),
     ("gemma4", "block"),
+    ("step3p5", "token"),
+    ("step3p5", "block"),
+    ("mimo_v2_flash", "block"),
 ]
 DEFAULT = [("glm4_moe", "block")]
 """The cheapest of them. Seeded tokens, below, show the caches of the other families by default."""

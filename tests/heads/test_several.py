@@ -320,17 +320,15 @@ def test_a_window_in_the_order_of_time_is_whole_after_trims() -> None:
     """Against all rows: appended in passes of any length, taken back over several passes, kept and restored."""
     rng, cache, rows = np.random.default_rng(0), RecentKVCache(WINDOW), np.zeros((0, 4))
     for number in range(200):
-        drafts = sum(int(rng.integers(0, 2)) for _ in range(MAX_DEPTH))
-        before = len(rows)
-        for count in (int(rng.integers(1, 9)), *[1] * drafts):
+        counts = [int(rng.integers(1, 9)), *[1] * int(rng.integers(0, MAX_DEPTH + 1))]  # the target's rows, then drafts
+        before = len(rows) + counts[0]
+        for count in counts:
             new = rng.normal(size=(count, 4))
-            seen = np.concatenate([rows, new])[-(WINDOW - 1 + count) :]
             rows = np.concatenate([rows, new])
+            seen = rows[-(WINDOW - 1 + count) :]
             keys, values = cache.update_and_fetch(mx.array(new)[None, None], -mx.array(new)[None, None])
             assert np.array_equal(np.array(keys[0, 0]), seen.astype(np.float32)), number
             assert mx.array_equal(values, -keys)
-            if len(rows) - before == count:
-                before = len(rows)  # rows of the target; those after are drafts
         cache.trim(len(rows) - before)
         rows = rows[:before]
         assert cache.offset == before
