@@ -72,6 +72,17 @@ _QWEN_OUTSIDE = {
     "nextn.hnorm": "pre_fc_norm_hidden",
     "nextn.shared_head_norm": "norm",
 }
+_STEP = {
+    "attn_gate": "self_attn.g_proj",
+    "nextn.shared_head_head": "shared_head.output",
+}
+_MIMO = {
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_sinks.weight": "self_attn.attention_sink_bias",
+    "ffn_norm": "pre_mlp_layernorm",
+    "nextn.shared_head_norm": "final_layernorm",
+    "layer_output_norm": "final_layernorm",
+}
 _FFN_NORM, _POST_NORM = {"ffn_norm": "post_attention_layernorm"}, {"post_attention_norm": "post_attention_layernorm"}
 _MLA = _LATENT | _FFN_NORM | _MLP | _EXPERTS | _SHARED | _LAYER
 _QWEN_MOE = _ATTENTION | _POST_NORM | _MLP | _EXPERTS | _SHARED_GATED
@@ -99,6 +110,8 @@ ARCHITECTURES = {
     "glm4moe": Architecture(("glm4_moe",), _ATTENTION | _POST_NORM | _MLP | _EXPERTS | _SHARED | _LAYER, {}),
     "deepseek2": Architecture(("deepseek_v3", "glm4_moe_lite"), _MLA, {}),
     "deepseek32": Architecture(("deepseek_v32",), _MLA | _INDEXER, {}),
+    "step35": Architecture(("step3p5",), _ATTENTION | _FFN_NORM | _MLP | _LAYER | _STEP, {}),
+    "mimo2": Architecture(("mimo_v2_flash",), _ATTENTION | _MLP | _LAYER | _MIMO, {}),
     "glm-dsa": Architecture(("glm_moe_dsa",), _MLA | _INDEXER, {}),
 }
 """By the name in `general.architecture`."""

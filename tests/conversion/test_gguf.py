@@ -29,10 +29,12 @@ FURTHER = [(model_type, ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_1")) for mode
 
 
 @pytest.fixture
-def raw(raw_checkpoint: Checkpoints, nextn_checkpoint: Checkpoints) -> Checkpoints:
+def raw(raw_checkpoint: Checkpoints, nextn_checkpoint: Checkpoints, several_checkpoint: Checkpoints) -> Checkpoints:
     """A raw float32 checkpoint of a model type, with or without its head."""
 
     def write(kind: str, head: bool = True) -> Path:
+        if kind in tiny.SEVERAL_KINDS:
+            return several_checkpoint(kind, head=head, vocab=24)
         if kind in tiny.NEXTN_KINDS:
             return nextn_checkpoint(kind, head=head, vocab=24, **({"own": "other"} if head else {}))
         return raw_checkpoint(kind, head=head, vocab=24, dtype="float32")

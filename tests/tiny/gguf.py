@@ -28,10 +28,14 @@ ARCHITECTURES = {
     "deepseek_v3": ("deepseek2", Arch.DEEPSEEK2),
     "deepseek_v32": ("deepseek32", Arch.GLM_DSA),  # the package does not know deepseek32; its blocks are glm-dsa's
     "glm_moe_dsa": ("glm-dsa", Arch.GLM_DSA),
+    "step3p5": ("step35", Arch.STEP35),
+    "mimo_v2_flash": ("mimo2", Arch.MIMO2),
 }
 """By model type: the name in the files, and the package's architecture with its names."""
 _MTP = {"fc": "eh_proj", "pre_fc_norm_embedding": "enorm", "pre_fc_norm_hidden": "hnorm", "norm": "shared_head.norm"}
-_SHIFTED = ("qwen35", "qwen35moe", "qwen3next")
+_SHIFTED = ("qwen35", "qwen35moe", "qwen3next", "step35")
+_NEXTN = (Arch.GLM4_MOE, Arch.BAILINGMOE2)
+"""Architectures with the names of `nextn` tensors, which the package lacks for others that have them."""
 
 Tensors = dict[str, np.ndarray]
 
@@ -61,14 +65,15 @@ def gguf_file(
     text = config.get("text_config", config)
     name, _ = ARCHITECTURES[config["model_type"]]
     found = llama_cpp_tensors(folder, legacy=legacy)
-    wanted = ("nextn", "token_embd", "output_norm", *(("blk.0.",) if trunk else ()))
-    block = f"blk.{text['num_hidden_layers']}."
-    kept = {key: value for key, value in found.items() if key.startswith((*wanted, block))} | dict(tensors)
+    wanted = ("token_embd", "output_norm", *(("blk.0.",) if trunk else ()))
+    blocks = tuple(f"blk.{i}." for i in range(text["num_hidden_layers"], _blocks(text)))
+    kept = {key: value for key, value in found.items() if key.startswith(wanted + blocks)} | dict(tensors)
     kept = {key: value for key, value in kept.items() if value is not None}
     facts = {
-        "block_count": text["num_hidden_layers"] + 1, "nextn_predict_layers": 1,
+        "block_count": _blocks(text), "nextn_predict_layers": _blocks(text) - text["num_hidden_layers"],
         "embedding_length": text["hidden_size"],
-        "attention.head_count": text["num_attention_heads"], "attention.head_count_kv": text["num_key_value_heads"],
+        "attention.head_count": text["num_attention_heads"],
+        "attention.head_count_kv": text.get("num_key_value_heads", 1),
     }  # fmt: skip
     if "kv_lora_rank" in text:
         facts |= {"attention.kv_lora_rank": text["kv_lora_rank"], "attention.head_count_kv": 1}
@@ -125,7 +130,7 @@ def llama_cpp_tensors(folder: Path, *, legacy: bool = False) -> Tensors:
     text = config.get("text_config", config)
     architecture, arch = ARCHITECTURES[config["model_type"]]
     layers = text["num_hidden_layers"]
-    maps = [gguf.get_tensor_name_map(one, layers + 1) for one in (arch, Arch.GLM4_MOE)]
+    maps = [gguf.get_tensor_name_map(one, _blocks(text)) for one in (arch, *_NEXTN)]
     raw = {name: np.array(value.astype(mx.float32)) for name, value in load_weights(folder).items()}
     out: Tensors = {}
     for name, values in _merged({_renamed(name, layers): values for name, values in raw.items()}).items():
@@ -144,7 +149,18 @@ def _renamed(name: str, layers: int) -> str:
         return f"model.layers.{layers}.{match[1]}"
     if match := re.fullmatch(r"mtp\.(\w+)\.weight", name):
         return f"model.layers.{layers}.{_MTP[match[1]]}.weight"
+    if match := re.fullmatch(r"model\.mtp\.layers\.(\d+)\.(.+)", name):
+        name = f"model.layers.{layers + int(match[1])}.{match[2]}"
+    if match := re.fullmatch(r"(model\.layers\.\d+\.)transformer\.(.+)", name):
+        name = match[1] + match[2].replace("shared_head.output", "shared_head.head")
+    name = name.replace("router_bias", "router_bias.bias").replace("sink_bias", "sink_bias.weight")
     return name.replace("e_score_correction_bias", "e_score_correction.bias")
+
+
+def _blocks(text: dict[str, Any]) -> int:
+    """The trunk's layers and the head's."""
+    after = 3 if text["model_type"] == "mimo_v2_flash" else text.get("num_nextn_predict_layers", 1)
+    return text["num_hidden_layers"] + after  # type: ignore[no-any-return]
 
 
 def _merged(tensors: Tensors) -> Tensors:
