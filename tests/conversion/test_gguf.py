@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from unittest import mock
 
 import gguf
 import mlx.core as mx
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 
 from mlxmtp import GenerationOptions, load
-from mlxmtp.checkpoints import HeadFiles, gguf_values
-from mlxmtp.checkpoints.attached import partial_file
+from mlxmtp.checkpoints import HeadFiles, gguf_header, gguf_values
 from mlxmtp.checkpoints.gguf_files import open_local_gguf
+from mlxmtp.checkpoints.remote import RemoteRepo
 from mlxmtp.cli import main
+from mlxmtp.conversion import sources
 from mlxmtp.conversion.attach import attach
 from mlxmtp.errors import CheckpointError, HeadError
 from tests import tiny
@@ -145,7 +147,10 @@ def repo(hub: Hub, data: Path, raw: Checkpoints, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_repo_of_gguf_files(hub: Hub, repo: Path, raw: Checkpoints, tmp_path: Path, data: Path) -> None:
+def test_a_repo_of_gguf_files(
+    hub: Hub, repo: Path, raw: Checkpoints, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_header, "HEADER_BLOCK", 1000)
     trunk, best = raw("qwen3_5", head=False), "BF16/tiny-BF16-00001-of-00003.gguf"
     arrays = values_of(attach(trunk, str(raw("qwen3_5")), out=tmp_path / "right").file)
 
@@ -154,9 +159,17 @@ def test_a_repo_of_gguf_files(hub: Hub, repo: Path, raw: Checkpoints, tmp_path: 
         assert all(np.array_equal(found[name], rounded(values, kind)) for name, values in arrays.items()), original
 
     check("maker/gguf", "BF16", "best")
-    parts = sorted((repo / "BF16").iterdir())
-    assert len(parts) == 3
-    assert hub.sent("maker/gguf") < 2 * sum(part.stat().st_size for part in parts)
+    model = open_local_gguf(repo / best)
+    assert model is not None
+    starts = {info.file: 1 << 60 for info in model.header.tensors.values()}
+    for info in model.header.tensors.values():
+        starts[info.file] = min(info.start, starts[info.file])
+    assert len(starts) == 3
+    norms = ("output_norm.weight", "blk.0.attn_norm.weight")
+    needed = [info for name, info in model.header.tensors.items() if name in model.head or name in norms]
+    bound = sum(starts.values()) + 3 * 1000 + sum(info.nbytes for info in needed)
+    sent = sum(r.sent_bytes for r in hub.requests if "/cdn/" in r.path)
+    assert bound - 3 * 1000 <= sent <= bound, "headers, the head, and two norms"
     assert not any("Q8_0" in request.path or "mmproj" in request.path for request in hub.requests)
     assert not list((data / "partial").iterdir())
     check("maker/gguf/tiny-Q4_0.gguf", "Q4_0", "named")
@@ -164,8 +177,43 @@ def test_a_repo_of_gguf_files(hub: Hub, repo: Path, raw: Checkpoints, tmp_path: 
     check(str(repo), "BF16", "folder")
     check(str(repo / "tiny-Q8_0.gguf"), "Q8_0", "file")
     check(str(repo / "BF16" / "tiny-BF16-00002-of-00003.gguf"), "BF16", "a part")
-    names = [partial_file(f"maker/gguf/tiny-{kind}.gguf", "1") for kind in ("Q4_0", "Q8_0")]
-    assert names[0] != names[1], "bytes of one would be continued with the other's"
+
+
+def test_a_stopped_download_goes_on(
+    hub: Hub, repo: Path, raw: Checkpoints, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the head of another file with the same layout, of which nothing is mixed in."""
+    trunk, block = raw("qwen3_5", head=False), 8000
+    other = gguf_file(
+        tiny.raw_checkpoint(tmp_path / "other", "qwen3_5", vocab=24, seed=7), repo / "Z-Q8_0.gguf", kind="Q8_0"
+    )
+    assert other.stat().st_size == (repo / "tiny-Q8_0.gguf").stat().st_size
+    monkeypatch.setattr(sources, "BLOCK", block)
+    read, blocks = RemoteRepo.read, []
+
+    def stopped(self: RemoteRepo, file: str, start: int, stop: int) -> bytes:
+        blocks.append((file, start)) if stop - start == block else None
+        if len(blocks) == 3:
+            raise CheckpointError("stopped")
+        return read(self, file, start, stop)
+
+    monkeypatch.setattr("mlxmtp.conversion.attach.check_sample", lambda *_: None)  # the other file's trunk is another
+    for file in (other.name, "tiny-Q8_0.gguf"):
+        blocks.clear()
+        with mock.patch.object(RemoteRepo, "read", stopped), pytest.raises(CheckpointError, match="stopped"):
+            attach(trunk, f"maker/gguf/{file}", out=tmp_path / "out")
+    assert len(list((data / "partial").iterdir())) == 2
+    monkeypatch.setattr(RemoteRepo, "read", lambda *some: blocks.append(some[1:]) or read(*some))
+    blocks.clear()
+    done = attach(trunk, "maker/gguf/tiny-Q8_0.gguf", out=tmp_path / "out")
+    right = attach(trunk, str(repo / "tiny-Q8_0.gguf"), out=tmp_path / "right")
+    assert done.file.read_bytes() == right.file.read_bytes()
+    model = open_local_gguf(repo / "tiny-Q8_0.gguf")
+    assert model is not None
+    fetched = sum(stop - start for file, start, stop in blocks if start >= min(t.start for t in model.head.values()))
+    assert fetched <= sum(info.nbytes for info in model.head.values()) - 2 * block + 3000
+    (left,) = (data / "partial").iterdir()
+    assert left.name.startswith(f"maker--gguf--{other.name}-"), "that of the other file"
 
 
 def test_repos_that_leave_a_choice(hub: Hub, repo: Path, raw: Checkpoints, run: Run, tmp_path: Path) -> None:
