@@ -37,7 +37,7 @@ _LATENT = {
     "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
     "attn_kv_a_norm": "self_attn.kv_a_layernorm",
     "attn_kv_b": "self_attn.kv_b_proj",
-    # kv_b in two, the keys' half transposed for each head: mlx-lm stores them so, too
+    # kv_b in two, the keys' half transposed for each head: mlx-lm stores them so, too. Old files may have both
     "attn_k_b": "self_attn.embed_q",
     "attn_v_b": "self_attn.unembed_out",
     "attn_output": "self_attn.o_proj",
@@ -140,10 +140,7 @@ def head_names(architecture: str, names: Iterable[str], where: str) -> dict[str,
     out: dict[str, str] = {}
     matches = {name: match for name in names if (match := _BLOCK.fullmatch(name))}
     first = min(int(match[1]) for match in matches.values())
-    halves = any(".attn_kv_b." in name for name in matches)
     for name, match in matches.items():
-        if halves and match[2].startswith(("attn_k_b.", "attn_v_b.")):
-            continue  # old files hold both the matrix and its parts
         short = _short(known, match[2], int(match[1]) - first)
         if short is None:
             raise HeadError(f"{where}: the head has {name}, which no {architecture} head of llama.cpp's layout has")
