@@ -83,9 +83,45 @@ _MIMO = {
     "nextn.shared_head_norm": "final_layernorm",
     "layer_output_norm": "final_layernorm",
 }
+_LING = {
+    "attn_norm": "input_layernorm",
+    "attn_qkv": "attention.query_key_value",
+    "attn_output": "attention.dense",
+    "attn_q_norm": "attention.query_layernorm",
+    "attn_k_norm": "attention.key_layernorm",
+}
+_LING_LATENT = {name: hf.replace("self_attn.o_proj", "attention.dense") for name, hf in _LATENT.items()}
+_LING_LATENT = {name: hf.replace("self_attn.", "attention.") for name, hf in _LING_LATENT.items()}
+_LING_LATENT["attn_gate"] = "attention.g_proj"
+_LING_EXPERTS = {
+    "exp_probs_b.bias": "mlp.gate.expert_bias",
+    "nextn.shared_head_norm": "final_layernorm",
+    "layer_output_norm": "final_layernorm",
+}
+_NEMOTRON = {
+    "nextn.eh_proj": "layers.0.eh_proj",
+    "nextn.enorm": "layers.0.enorm",
+    "nextn.hnorm": "layers.0.hnorm",
+    "attn_norm": "layers.0.norm",
+    "attn_q": "layers.0.mixer.q_proj",
+    "attn_k": "layers.0.mixer.k_proj",
+    "attn_v": "layers.0.mixer.v_proj",
+    "attn_output": "layers.0.mixer.o_proj",
+    "ffn_norm": "layers.1.norm",
+    "ffn_gate_inp": "layers.1.mixer.gate",
+    "exp_probs_b.bias": "layers.1.mixer.gate.e_score_correction_bias",
+    "ffn_latent_down": "layers.1.mixer.fc1_latent_proj",
+    "ffn_latent_up": "layers.1.mixer.fc2_latent_proj",
+    "ffn_up_exps": "layers.1.mixer.switch_mlp.fc1",
+    "ffn_down_exps": "layers.1.mixer.switch_mlp.fc2",
+    "ffn_up_shexp": "layers.1.mixer.shared_experts.up_proj",
+    "ffn_down_shexp": "layers.1.mixer.shared_experts.down_proj",
+    "nextn.shared_head_norm": "layers.1.final_layernorm",
+}
 _FFN_NORM, _POST_NORM = {"ffn_norm": "post_attention_layernorm"}, {"post_attention_norm": "post_attention_layernorm"}
 _MLA = _LATENT | _FFN_NORM | _MLP | _EXPERTS | _SHARED | _LAYER
 _QWEN_MOE = _ATTENTION | _POST_NORM | _MLP | _EXPERTS | _SHARED_GATED
+_LING_MOE = _FFN_NORM | _MLP | _EXPERTS | _SHARED | _LAYER | _LING_EXPERTS
 
 
 @dataclass(frozen=True)
@@ -94,8 +130,9 @@ class Architecture:
 
     Args:
         trunks: model types of the trunks whose heads such a file can hold.
-        layer: llama.cpp's names in a block, and those inside a layer of the head, without `.weight` and `.bias`.
-        outside: likewise, for tensors of a block that are the head's own, outside its layer.
+        layer: llama.cpp's names in a block, and those inside a layer of the head, without `.weight` and `.bias`; or
+            whole names.
+        outside: likewise, for tensors of the first block, and names inside the head.
     """
 
     trunks: tuple[str, ...]
@@ -113,6 +150,10 @@ ARCHITECTURES = {
     "step35": Architecture(("step3p5",), _ATTENTION | _FFN_NORM | _MLP | _LAYER | _STEP, {}),
     "mimo2": Architecture(("mimo_v2_flash",), _ATTENTION | _MLP | _LAYER | _MIMO, {}),
     "glm-dsa": Architecture(("glm_moe_dsa",), _MLA | _INDEXER, {}),
+    "exaone-moe": Architecture(("exaone_moe",), _ATTENTION | _FFN_NORM | _MLP, _QWEN_OUTSIDE),
+    "bailingmoe2": Architecture(("bailing_moe",), _LING | _LING_MOE, {}),
+    "bailingmoe3": Architecture(("bailing_moe_v3", "bailing_hybrid"), _LING_LATENT | _LING_MOE, {}),
+    "nemotron_h_moe": Architecture(("nemotron_h",), {}, _NEMOTRON),
 }
 """By the name in `general.architecture`."""
 
@@ -155,10 +196,15 @@ def first_block(names: Iterable[str]) -> int:
 
 def _short(known: Architecture, rest: str, layer: int) -> str | None:
     """Return the name inside the head of `rest`, a name inside block `layer` of the head; None: it is unknown."""
-    stem, dot, kind = rest.rpartition(".")
+    stem, _, kind = rest.rpartition(".")
     if kind not in ("weight", "bias"):
         return None
-    if layer == 0 and stem in known.outside:
-        return known.outside[stem] + dot + kind
-    inside = known.layer.get(rest) or (known.layer[stem] + dot + kind if stem in known.layer else None)
+    if layer == 0 and (outside := _mapped(known.outside, rest, stem)):
+        return outside
+    inside = _mapped(known.layer, rest, stem)
     return f"layers.{layer}.{inside}" if inside else None
+
+
+def _mapped(names: Mapping[str, str], rest: str, stem: str) -> str | None:
+    """Return our name by the whole name, or by that without its last part, which stays."""
+    return names.get(rest) or (names[stem] + rest.removeprefix(stem) if stem in names else None)

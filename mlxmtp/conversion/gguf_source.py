@@ -31,6 +31,8 @@ SIZES = {
     "expert_count": ("num_experts", "n_routed_experts"),
 }
 """Entries of the metadata after the architecture's name, and keys of config.json for the same number."""
+ASSISTANTS = ("gemma4-", "gemma4_")
+"""Begin the names of the architectures of Gemma 4's assistants, which are models of their own."""
 LATENT = ("attention.head_count_kv", "attention.key_length")
 """Entries that are those of the latents, not of the heads, where the architecture has latent attention."""
 
@@ -86,6 +88,9 @@ def gguf_source(model: GgufModel, model_type: str) -> GgufSource:
         HeadError: the file has no head, or one that is not read.
     """
     tensors = model.head
+    if model.header.architecture.startswith(ASSISTANTS):
+        expected = "expected the original assistant, such as google/gemma-4-E4B-it-assistant"
+        raise HeadError(f"{model.name} is a Gemma 4 assistant, whose configuration a GGUF file lacks; {expected}")
     if not tensors:
         raise HeadError(f"{model.name} has no MTP head (no nextn tensors); {_declared(model.header)}")
     architecture = model.header.architecture

@@ -23,7 +23,7 @@ from tests import tiny
 from tests.conversion.faults import Run, assert_told
 from tests.grids import cases
 from tests.hub import Hub
-from tests.tiny.gguf import ARCHITECTURES, Tensors, gguf_file, llama_cpp_tensors, rounded, write_packed
+from tests.tiny.gguf import ARCHITECTURES, Tensors, gguf_file, llama_cpp_tensors, rounded, write_gguf, write_packed
 
 Checkpoints = Callable[..., Path]
 SHOWN = [(model_type, ("F32", "Q8_0")) for model_type in ("qwen3_5", "qwen3_5_moe", "glm4_moe", "deepseek_v3")]
@@ -31,15 +31,16 @@ FURTHER = [(model_type, ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_1")) for mode
 
 
 @pytest.fixture
-def raw(raw_checkpoint: Checkpoints, nextn_checkpoint: Checkpoints, several_checkpoint: Checkpoints) -> Checkpoints:
+def raw(request: pytest.FixtureRequest) -> Checkpoints:
     """A raw float32 checkpoint of a model type, with or without its head."""
 
     def write(kind: str, head: bool = True) -> Path:
-        if kind in tiny.SEVERAL_KINDS:
-            return several_checkpoint(kind, head=head, vocab=24)
-        if kind in tiny.NEXTN_KINDS:
-            return nextn_checkpoint(kind, head=head, vocab=24, **({"own": "other"} if head else {}))
-        return raw_checkpoint(kind, head=head, vocab=24, dtype="float32")
+        kinds = {"several": tiny.SEVERAL_KINDS, "layer": tiny.LAYER_KINDS, "hybrid": tiny.HYBRID_KINDS}
+        kinds |= {"nextn": tiny.NEXTN_KINDS, "raw": tiny.KINDS}
+        name = next(name for name, own in kinds.items() if kind in own)
+        options = {"raw": {"dtype": "float32"}, "nextn": {"own": "other"} if head else {}}.get(name, {})
+        checkpoint = request.getfixturevalue(f"{name}_checkpoint")
+        return checkpoint(kind, head=head, **options, **({} if name == "layer" else {"vocab": 24}))
 
     return write
 
@@ -276,8 +277,20 @@ def test_heads_that_are_not_taken(raw: Checkpoints, tmp_path: Path, run: Run) ->
     refused(r"gate_up_exps.weight is \(4, 127, 64\), expected gates and as many up-projections", tensors=odd_gates)
     content = (tmp_path / "x.gguf").read_bytes().replace(b"deepseek2", b"mamba-abc")
     (tmp_path / "mamba.gguf").write_bytes(content)
-    says = "heads of the GGUF architecture 'mamba-abc' are not read; expected deepseek2, "
+    says = "heads of the GGUF architecture 'mamba-abc' are not read; expected bailingmoe2, "
     assert_told(run("attach", trunk, "--from", tmp_path / "mamba.gguf", "--no-check"), says)
+
+
+def test_families_whose_heads_no_file_holds(raw: Checkpoints, tmp_path: Path, run: Run) -> None:
+    trunk = raw("qwen3_5", head=False)
+    told = {
+        "mellum": r"x.gguf has no MTP head \(no nextn tensors\); name a file, or the original model, that has one",
+        "gemma4-assistant": "x.gguf is a Gemma 4 assistant, .* expected the original assistant, such as google/",
+    }
+    for architecture, says in told.items():
+        file = write_gguf(tmp_path / "x.gguf", architecture, {}, {"blk.0.attn_norm.weight": np.ones(64, np.float32)})
+        assert_told(run("attach", trunk, "--from", file, "--no-check"), says)
+        assert main(["inspect", str(file)]) == 0
 
 
 def test_inspect_describes_a_gguf_file(

@@ -30,12 +30,20 @@ ARCHITECTURES = {
     "glm_moe_dsa": ("glm-dsa", Arch.GLM_DSA),
     "step3p5": ("step35", Arch.STEP35),
     "mimo_v2_flash": ("mimo2", Arch.MIMO2),
+    "exaone_moe": ("exaone-moe", Arch.EXAONE_MOE),
+    "bailing_moe": ("bailingmoe2", Arch.BAILINGMOE2),
+    "bailing_moe_v3": ("bailingmoe3", Arch.DEEPSEEK2),  # the package does not know bailingmoe3
+    "nemotron_h": ("nemotron_h_moe", Arch.NEMOTRON_H_MOE),
 }
 """By model type: the name in the files, and the package's architecture with its names."""
 _MTP = {"fc": "eh_proj", "pre_fc_norm_embedding": "enorm", "pre_fc_norm_hidden": "hnorm", "norm": "shared_head.norm"}
 _SHIFTED = ("qwen35", "qwen35moe", "qwen3next", "step35")
-_NEXTN = (Arch.GLM4_MOE, Arch.BAILINGMOE2)
-"""Architectures with the names of `nextn` tensors, which the package lacks for others that have them."""
+_OTHERS = (Arch.BAILINGMOE2, Arch.STEP35)
+"""Architectures with names that the package lacks for others that have them: `nextn` tensors, the attention's gate."""
+_NEMOTRON = {
+    "0.enorm": "enorm", "0.hnorm": "hnorm", "0.eh_proj": "eh_proj", "1.norm": "post_attention_layernorm",
+    "1.final_layernorm": "shared_head.norm",
+}  # fmt: skip
 
 Tensors = dict[str, np.ndarray]
 
@@ -63,7 +71,7 @@ def gguf_file(
     """
     config = json.loads((folder / "config.json").read_text())
     text = config.get("text_config", config)
-    name, _ = ARCHITECTURES[config["model_type"]]
+    name, _ = ARCHITECTURES[_model_type(config)]
     found = llama_cpp_tensors(folder, legacy=legacy)
     wanted = ("token_embd", "output_norm", *(("blk.0.",) if trunk else ()))
     blocks = tuple(f"blk.{i}." for i in range(text["num_hidden_layers"], _blocks(text)))
@@ -128,9 +136,9 @@ def llama_cpp_tensors(folder: Path, *, legacy: bool = False) -> Tensors:
     """All tensors of a raw checkpoint that the tensor maps know, under llama.cpp's names, with its values."""
     config = json.loads((folder / "config.json").read_text())
     text = config.get("text_config", config)
-    architecture, arch = ARCHITECTURES[config["model_type"]]
+    architecture, arch = ARCHITECTURES[_model_type(config)]
     layers = text["num_hidden_layers"]
-    maps = [gguf.get_tensor_name_map(one, _blocks(text)) for one in (arch, *_NEXTN)]
+    maps = [gguf.get_tensor_name_map(one, _blocks(text)) for one in (arch, *_OTHERS)]
     raw = {name: np.array(value.astype(mx.float32)) for name, value in load_weights(folder).items()}
     out: Tensors = {}
     for name, values in _merged({_renamed(name, layers): values for name, values in raw.items()}).items():
@@ -143,8 +151,20 @@ def llama_cpp_tensors(folder: Path, *, legacy: bool = False) -> Tensors:
     return out
 
 
+def _model_type(config: dict[str, Any]) -> str:
+    """Of Ling-3.0, whose configs may say Ling 2.5's, by its architecture."""
+    return "bailing_moe_v3" if "BailingMoeV3ForCausalLM" in config.get("architectures", ()) else config["model_type"]
+
+
 def _renamed(name: str, layers: int) -> str:
-    name = name.replace("model.language_model.", "model.")
+    name = name.replace("model.language_model.", "model.").replace(".expert_bias", ".expert_bias.bias")
+    if match := re.fullmatch(r"mtp\.layers\.([01]\.\w+)\.weight", name):
+        if match[1] in _NEMOTRON:
+            return f"model.layers.{layers}.{_NEMOTRON[match[1]]}.weight"
+        name = name.replace("mtp.layers.0.norm", f"backbone.layers.{layers}.norm")
+    name = re.sub(r"mtp\.layers\.[01]\.mixer\.", f"backbone.layers.{layers}.mixer.", name)
+    name = re.sub(r"backbone\.layers\.(\d+)\.mixer\.experts\.", r"model.layers.\1.mlp.experts.", name)
+    name = re.sub(r"\.attention\.(q_a|q_b|kv_|g_proj|q_proj)", r".self_attn.\1", name)
     if match := re.fullmatch(r"mtp\.layers\.0\.(.+)", name):
         return f"model.layers.{layers}.{match[1]}"
     if match := re.fullmatch(r"mtp\.(\w+)\.weight", name):
