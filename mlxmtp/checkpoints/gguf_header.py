@@ -65,8 +65,9 @@ class GgufHeader:
 
     @property
     def architecture(self) -> str:
-        """The architecture, as llama.cpp names it; "" if the file does not state it."""
-        return str(self.metadata.get("general.architecture", ""))
+        """The architecture, as llama.cpp names it; "" if the file states none that is a name."""
+        value = self.metadata.get("general.architecture")
+        return value if isinstance(value, str) and value.isprintable() else ""
 
 
 def read_gguf(read: Read, size: int, file: Path, name: str) -> GgufHeader:

@@ -120,7 +120,8 @@ _NEMOTRON = {
 }
 _FFN_NORM, _POST_NORM = {"ffn_norm": "post_attention_layernorm"}, {"post_attention_norm": "post_attention_layernorm"}
 _MLA = _LATENT | _FFN_NORM | _MLP | _EXPERTS | _SHARED | _LAYER
-_QWEN_MOE = _ATTENTION | _POST_NORM | _MLP | _EXPERTS | _SHARED_GATED
+_QWEN = _ATTENTION | _POST_NORM | _FFN_NORM | _MLP  # some conversions name the second norm as other models'
+_QWEN_MOE = _QWEN | _EXPERTS | _SHARED_GATED
 _LING_MOE = _FFN_NORM | _MLP | _EXPERTS | _SHARED | _LAYER | _LING_EXPERTS
 
 
@@ -141,7 +142,7 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "qwen35": Architecture(("qwen3_5",), _ATTENTION | _POST_NORM | _MLP, _QWEN_OUTSIDE),
+    "qwen35": Architecture(("qwen3_5",), _QWEN, _QWEN_OUTSIDE),
     "qwen35moe": Architecture(("qwen3_5_moe",), _QWEN_MOE, _QWEN_OUTSIDE),
     "qwen3next": Architecture(("qwen3_next",), _QWEN_MOE, _QWEN_OUTSIDE),
     "glm4moe": Architecture(("glm4_moe",), _ATTENTION | _POST_NORM | _MLP | _EXPERTS | _SHARED | _LAYER, {}),

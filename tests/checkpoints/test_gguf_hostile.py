@@ -109,7 +109,8 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "unknown type twice": (content(tensors=[(b"a", [8], 999, 0), (b"b", [8], 999, 0)]), "a and b share bytes"),
     "unknown type": (content(tensors=[NORM, (*PROJECTION[:2], 139, 256)]), "eh_proj.weight is stored as type 139, exp"),
     "architecture": (content([]), "heads of the GGUF architecture '' are not read; expected bailingmoe2, "),
-    "no text": (content([(b"general.architecture", 4, bytes(4))]), "heads of the GGUF architecture '0' are not read"),
+    "no text": (content([(b"general.architecture", 4, bytes(4))]), "heads of the GGUF architecture '' are not read"),
+    "two lines": (content([(*ARCHITECTURE[:2], text(b"a\nmlxmtp: b"))]), "heads of the GGUF architecture '' are not"),
 }
 
 

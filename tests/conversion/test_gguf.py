@@ -118,7 +118,7 @@ def test_every_type_has_the_values_of_the_package(tmp_path: Path, monkeypatch: p
 
 
 def test_other_layouts_of_the_same_values(raw: Checkpoints, tmp_path: Path, data: Path) -> None:
-    """Gates and up-projections of the experts in one tensor; kv_b whole beside its parts."""
+    """Gates and up-projections of the experts in one tensor; kv_b whole beside its parts; another name of a norm."""
     for model_type in ("qwen3_5_moe", "deepseek_v3"):
         source, trunk = raw(model_type), raw(model_type, head=False)
         right = values_of(attach(trunk, str(source), out=tmp_path / f"{model_type} right").file)
@@ -126,7 +126,10 @@ def test_other_layouts_of_the_same_values(raw: Checkpoints, tmp_path: Path, data
         gate = max(name for name in stored if name.endswith("ffn_gate_exps.weight"))
         up = gate.replace("gate", "up")
         changed = {gate: None, up: None, gate.replace("gate", "gate_up"): np.concatenate([stored[gate], stored[up]], 1)}
-        if model_type == "deepseek_v3":
+        norm = f"{gate[:6]}post_attention_norm.weight"
+        if norm in stored:
+            changed |= {norm: None, norm.replace("post_attention", "ffn"): stored[norm]}
+        else:
             changed |= {name: stored[name].copy() for name in stored if name.startswith(gate[:6]) and "_b." in name}
         file = gguf_file(source, tmp_path / f"{model_type}.gguf", legacy=True, tensors=changed)
         found = values_of(attach(trunk, str(file), out=tmp_path / model_type).file)
