@@ -2,8 +2,7 @@
 
 A view takes the place of a layer's cache in mlx-lm's models. It hands each sequence's rows to its own cache, and
 returns what they attend to as one array for each sequence. Attention then runs sequence by sequence: without padding,
-and without a mask for foreign lengths. States of other layers
-are stacked for the pass.
+and without a mask for foreign lengths. States of other layers are stacked for the pass.
 """
 
 from __future__ import annotations
@@ -96,6 +95,10 @@ class StackedStates:
         stacked.cache = [*self._states] if kept else [_stack(states) for states in zip(*own, strict=True)]
         return stacked
 
+    def release(self) -> None:
+        """Keep no states."""
+        self._states, self._parts = [], []
+
     def unstack(self, stacked: Any, caches: Sequence[Any]) -> None:
         """Give the states after a pass to the sequences' own caches."""
         if isinstance(stacked, LayerView):
@@ -123,6 +126,8 @@ class SharedCaches:
     def joined(self, caches: Sequence[list[Any]]) -> Iterator[list[Any]]:
         """Yield one cache for one pass over these sequences; a single sequence's own."""
         if len(caches) == 1:
+            for states in self._stacked.values():
+                states.release()
             yield caches[0]
             return
         shared = shared_cache(caches, self._stacked)

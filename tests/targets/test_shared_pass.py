@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 
 from mlxmtp.checkpoints import open_checkpoint
-from mlxmtp.targets import load_target, why_not_shared
+from mlxmtp.targets import detach, load_target, why_not_shared
 from tests.grids import cases
 from tests.scripted import assert_same_state, snapshot
 from tests.targets.sweep import check_shared, write_checkpoint
@@ -62,3 +62,20 @@ def test_sequences_without_a_state_share_passes(kind: str, tmp_path: Path) -> No
             one.commit(1)
             other.commit(1)
             assert_same_state(snapshot(together[b]), snapshot(alone[b]), b)
+
+
+def test_a_pass_of_one_sequence_frees_the_states_of_shared_ones(tmp_path: Path) -> None:
+    write_checkpoint("qwen3_next", tmp_path)
+    target = load_target(open_checkpoint(tmp_path))
+    caches = [target.make_cache() for _ in range(8)]
+    token = mx.array([[7]])
+    for one in target.open_shared([token] * 8, caches):
+        one.commit(1)
+    mx.eval([leaf.state for layer in caches for leaf in layer])
+    for layer in caches[0]:
+        detach(layer)
+    mx.eval([leaf.state for leaf in caches[0]])
+    del caches[1:]
+    held = mx.get_active_memory()
+    target.open(token, caches[0])
+    assert mx.get_active_memory() < held
