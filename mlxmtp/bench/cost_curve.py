@@ -121,7 +121,7 @@ class _Chain:
             raise ValueError("nothing is pending for the head; expected a sequence that it goes along with")
         hidden, tokens = pending
         self._chain = LayerChain(head, [sequence.head_cache])
-        self._token = self._newest(self._chain.read([hidden], [tokens]))
+        self._token = self._newest(self._chain.begin([hidden], [tokens]))
         mx.eval(self._token)
 
     def time_step(self) -> float:
@@ -141,7 +141,7 @@ class _Chain:
         return seconds
 
     def _newest(self, states: list[mx.array]) -> mx.array:
-        return mx.argmax(self._chain.layer.logits(states[0][:, -1:]), axis=-1)
+        return mx.argmax(self._chain.layer.logits(states[0]), axis=-1)
 
 
 def _rounds(target: Target, head: Head, sequence: Sequence, depth: int, tokens: int) -> Iterator[float]:

@@ -126,13 +126,11 @@ class MTPChain:
     def _draft(self, requests: List[DraftRequest], pending: List[tuple[mx.array, mx.array]]) -> list[Draft]:
         """The drafts of turns with hidden states [1, n_b, H] and tokens [1, n_b] that the head has not read."""
         chain = LayerChain(self._head, [request.sequence.head_cache for request in requests])
-        if any(states.shape[1] > 1 for states, _ in pending):  # the caches need these rows; no draft is made of them
-            chain.read([states[:, :-1] for states, _ in pending], [after[:, :-1] for _, after in pending])
-        states = chain.read([states[:, -1:] for states, _ in pending], [after[:, -1:] for _, after in pending])
+        states = chain.begin([hidden for hidden, _ in pending], [after for _, after in pending])
         drafts = [_OpenDraft(request) for request in requests]
         depth = max(request.depth for request in requests)
         for step in range(1, depth + 1):
-            rows = self._logits(chain.layer, _joined([own[:, -1:] for own in states]))[:, 0]
+            rows = self._logits(chain.layer, _joined(states))[:, 0]
             for b, draft in enumerate(drafts):
                 draft.extend(rows[b : b + 1] if len(drafts) > 1 else rows)
             tokens = [draft.first(step) for draft in drafts]

@@ -128,7 +128,7 @@ def split_layers(weights: Mapping[str, mx.array], declared: int = 0) -> list[dic
 class LayerChain:
     """A head's layers in turn over rows of several sequences: rows of the target, then rows of drafts, taken back last.
 
-    `read` and `draft` take and return a list with one array [1, n, ...] for each sequence. All share each pass.
+    Lists have one array [1, n, ...] for each sequence, and all sequences share each pass.
 
     Args:
         head: of one layer or several.
@@ -148,6 +148,13 @@ class LayerChain:
         self._before: list[tuple[Any, int]] = []
         self.layer = self._layers[0]
 
+    def begin(self, hidden: list[mx.array], tokens: list[mx.array]) -> list[mx.array]:
+        """Read as `read` does; return the states of the newest row alone, which make the first draft."""
+        if len(self._layers) == 1:  # of older rows the cache is needed, and their outputs are never evaluated
+            self.read([rows[:, :-1] for rows in hidden], [own[:, :-1] for own in tokens])
+            hidden, tokens = [_last(rows, 1) for rows in hidden], [_last(own, 1) for own in tokens]
+        return [_last(own, 1) for own in self.read(hidden, tokens)]
+
     def read(self, hidden: list[mx.array], tokens: list[mx.array]) -> list[mx.array]:
         """Have every layer read the target's hidden states and the tokens after them; return the first's states."""
         states = first = self._run(0, hidden, tokens)
@@ -159,7 +166,7 @@ class LayerChain:
         return first
 
     def draft(self, drafts: Sequence[Sequence[mx.array]]) -> list[mx.array]:
-        """Return the states of the next draft step, whose last row counts.
+        """Return the states [1, 1, ...] that make the next draft.
 
         Args:
             drafts: each sequence's drafts [1, 1] so far: as many of each.
@@ -169,7 +176,7 @@ class LayerChain:
             leaves = leaf_caches(entry for cache in self._caches for entry in cache)
             self._before = [(leaf, leaf.offset) for leaf in leaves if hasattr(leaf, "offset")]
         if step > last:  # the layer reads its own output
-            hidden = [self.layer.next_hidden(own[:, -1:]) for own in self._states]
+            hidden = [self.layer.next_hidden(_last(own, 1)) for own in self._states]
         else:
             hidden = [cache[-1][step - 1] for cache in self._caches]
             if step > 1:
@@ -177,7 +184,7 @@ class LayerChain:
                 hidden = [_appended(waits, rows) for waits, rows in zip(hidden, passed, strict=True)]
         tokens = [_joined(own[-rows.shape[1] :]) for own, rows in zip(drafts, hidden, strict=True)]
         self._hidden, self._states = hidden, self._run(min(step, last), hidden, tokens)
-        return self._states
+        return [_last(own, 1) for own in self._states]
 
     def take_back(self) -> None:
         """Drop the rows of drafts from the caches."""

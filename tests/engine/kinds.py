@@ -10,6 +10,8 @@ from mlxmtp import Engine, load
 TRAINED = Path(__file__).parent.parent / "trained"
 KINDS = ("qwen3_5", "gemma4", "glm4_moe", "deepseek_v32")
 """Recurrent states and a KV cache; sliding windows with an assistant; a KV cache; sparse latents."""
+EVERY = (*KINDS, "step3p5")
+"""A head of several layers with windows too; its tests run only where all do."""
 FEW = ("qwen3_5", "glm4_moe")
 """Caches that go back to snapshots only, and caches that can be cut anywhere: the kinds of the default run."""
 PLENTY = 1 << 30

@@ -14,13 +14,13 @@ from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.engine.prefix_disk import MAX_FILE_SNAPSHOTS, MIN_TOKENS, PrefixStore
 from mlxmtp.files import unfinished_file
 from tests.engine.disk import Disk, answer, flip
-from tests.engine.kinds import KINDS, PLENTY, TRAINED, find, words
+from tests.engine.kinds import EVERY, PLENTY, TRAINED, find, words
 from tests.grids import cases
 from tests.running import prefilled, rounds
 from tests.scripted import assert_same_state, snapshot
 
 
-@pytest.fixture(scope="module", params=cases(KINDS, default=("qwen3_5", "gemma4")))
+@pytest.fixture(scope="module", params=cases(EVERY, default=("qwen3_5", "gemma4")))
 def engine(request: pytest.FixtureRequest, raw_checkpoint: Callable[..., Path]) -> Engine:
     return find(request.param, raw_checkpoint)
 

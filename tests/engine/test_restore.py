@@ -11,7 +11,7 @@ import pytest
 from mlxmtp import Engine, GenerationOptions, load
 from mlxmtp.decoding.sequence import Sequence as Tokens
 from mlxmtp.targets import is_trimmable, leaf_caches
-from tests.engine.kinds import FEW, KINDS, find
+from tests.engine.kinds import EVERY, FEW, KINDS, find
 from tests.engine.talk import SEEDED, Talk
 from tests.grids import cases
 from tests.running import prefilled, rounds
@@ -23,7 +23,7 @@ def any_engine(request: pytest.FixtureRequest, raw_checkpoint: Callable[..., Pat
     return find(request.param, raw_checkpoint)
 
 
-@pytest.fixture(scope="module", params=cases(KINDS, default=FEW))
+@pytest.fixture(scope="module", params=cases(EVERY, default=FEW))
 def engine(request: pytest.FixtureRequest, raw_checkpoint: Callable[..., Path]) -> Engine:
     """For conversations, whose outcome depends on whether the caches can be cut anywhere."""
     return find(request.param, raw_checkpoint)

@@ -43,7 +43,7 @@ KINDS: list[dict[str, Any]] = [
     {"logprobs": 2, "depth": 3},
 ]
 """What turns ask for. Where no depth is given, `Whims` plans any, from the head or the text."""
-MODELS = ["gemma4", "deepseek_v3", "deepseek_v32", "glm4_moe"]
+MODELS = ["gemma4", "deepseek_v3", "deepseek_v32", "glm4_moe", "step3p5", "mimo_v2_flash"]
 MODELS += ["qwen3_5-float32", "qwen3_5-bfloat16", "qwen3_next-float32", "qwen3_5-4bit", "gemma4-E2B"]
 FEW = ("gemma4", "qwen3_5-bfloat16")
 

@@ -109,12 +109,13 @@ def random_rows(engine: Engine, seed: int, count: int = LENGTH) -> tuple[mx.arra
 def drafted(engine: Engine, cache: list[Any], pieces: list[tuple[mx.array, mx.array]], drafts: mx.array) -> Any:
     """Return the logits of each draft step after rows in pieces; the drafts are taken back."""
     chain = LayerChain(engine.mtp, [cache])
-    for hidden, tokens in pieces:
-        states = chain.read([hidden], [tokens])
-    found = [chain.layer.logits(states[0][:, -1:])[0, 0]]
+    for hidden, tokens in pieces[:-1]:
+        chain.read([hidden], [tokens])
+    (hidden, tokens) = pieces[-1]
+    found = [chain.layer.logits(chain.begin([hidden], [tokens])[0])[0, 0]]
     for step in range(1, drafts.shape[1] + 1):
         states = chain.draft([[drafts[:, i : i + 1] for i in range(step)]])
-        found.append(chain.layer.logits(states[0][:, -1:])[0, 0])
+        found.append(chain.layer.logits(states[0])[0, 0])
     chain.take_back()
     return found
 

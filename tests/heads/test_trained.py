@@ -22,7 +22,7 @@ from tests.grids import cases
 from tests.running import generated, prefilled, reference, rounds
 
 TRAINED = Path(__file__).parent.parent / "trained"
-KINDS = ("gemma4", "glm4_moe", "deepseek_v3", "deepseek_v32")
+KINDS = ("gemma4", "glm4_moe", "deepseek_v3", "deepseek_v32", "step3p5", "mimo_v2_flash")
 DEPTH, TOKENS = 3, 64
 
 
