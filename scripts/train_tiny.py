@@ -60,7 +60,12 @@ def main() -> None:
     parser.add_argument(
         "kinds", nargs="*", choices=[*KINDS, []], metavar="KIND", help=f"of {', '.join(KINDS)}; default: all"
     )
-    parser.add_argument("--steps", type=int, default=400, help="default: %(default)s; deepseek_v32 had 800")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=400,
+        help="default: %(default)s; deepseek_v32 had 800, step3p5 and mimo_v2_flash 250",
+    )
     parser.add_argument("--corpus", type=Path, default=CORPUS, help="gsm8k_train.jsonl")
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "trained", help="default: %(default)s")
     options = parser.parse_args()
