@@ -146,7 +146,7 @@ ARCHITECTURES = {
     "qwen35moe": Architecture(("qwen3_5_moe",), _QWEN_MOE, _QWEN_OUTSIDE),
     "qwen3next": Architecture(("qwen3_next",), _QWEN_MOE, _QWEN_OUTSIDE),
     "glm4moe": Architecture(("glm4_moe",), _ATTENTION | _POST_NORM | _MLP | _EXPERTS | _SHARED | _LAYER, {}),
-    "deepseek2": Architecture(("deepseek_v3", "glm4_moe_lite"), _MLA, {}),
+    "deepseek2": Architecture(("deepseek_v3", "glm4_moe_lite", "joyai_llm_flash"), _MLA, {}),
     "deepseek32": Architecture(("deepseek_v32",), _MLA | _INDEXER, {}),
     "step35": Architecture(("step3p5",), _ATTENTION | _FFN_NORM | _MLP | _LAYER | _STEP, {}),
     "mimo2": Architecture(("mimo_v2_flash",), _ATTENTION | _MLP | _LAYER | _MIMO, {}),

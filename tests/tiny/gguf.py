@@ -26,6 +26,7 @@ ARCHITECTURES = {
     "glm4_moe": ("glm4moe", Arch.GLM4_MOE),
     "glm4_moe_lite": ("deepseek2", Arch.DEEPSEEK2),
     "deepseek_v3": ("deepseek2", Arch.DEEPSEEK2),
+    "joyai_llm_flash": ("deepseek2", Arch.DEEPSEEK2),
     "deepseek_v32": ("deepseek32", Arch.GLM_DSA),  # the package does not know deepseek32; its blocks are glm-dsa's
     "glm_moe_dsa": ("glm-dsa", Arch.GLM_DSA),
     "step3p5": ("step35", Arch.STEP35),
