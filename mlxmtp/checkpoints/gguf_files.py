@@ -145,28 +145,26 @@ def choose_gguf(files: ReadableFiles, where: str, revision: str | None = None) -
         where: the folder or repo, for messages.
 
     Raises:
-        CheckpointError: two files have heads of the same quantisation, or there is none in those that were read.
+        CheckpointError: two files have heads of the same quantisation, or the headers that are read do not decide.
     """
     names = gguf_files(files.sizes)
-    levels = sorted({_bits(name) for name in names}, reverse=True)
+    found: list[GgufModel] = []
     first: GgufModel | None = None
-    count = 0
-    for level in levels:
-        found: list[GgufModel] = []
-        for name in (name for name in names if _bits(name) == level):
-            if count == MAX_HEADERS:
-                raise CheckpointError(
-                    f"{where}: {len(names)} GGUF files, and the first {MAX_HEADERS} have no head; "
-                    f"name the one to take, such as {where}/{name}"
-                )
-            count += 1
-            others = tuple(other for other in names if other != name)
-            model = open_named(files, name, f"{where}/{name}", revision, others)
-            first = first or model
-            if model.head:
-                found.append(model)
-        if found:
-            return _best(found, where)
+    for count, name in enumerate(sorted(names, key=lambda name: (-_bits(name), name))):
+        below = bool(found) and _bits(name) < _bits(found[-1].file)
+        if below and (count == MAX_HEADERS or _bits(found[-1].file) < _UNLABELLED):
+            break
+        if count == MAX_HEADERS:
+            raise CheckpointError(
+                f"{where}: {len(names)} GGUF files, and the headers of {MAX_HEADERS} do not decide; "
+                f"name the one to take, such as {where}/{name}"
+            )
+        model = open_named(files, name, f"{where}/{name}", revision, tuple(o for o in names if o != name))
+        first = first or model
+        if model.head:
+            found.append(model)
+    if found:
+        return _best(found, where)
     if first is None:
         raise CheckpointError(f"{where}: no GGUF file of a language model; it holds {', '.join(files.sizes)}")
     return first
@@ -192,7 +190,7 @@ def _count(tensor: TensorInfo) -> int:
 
 
 def _bits(name: str) -> float:
-    """Return the bits of a weight by the name of a file; one without a label comes first."""
+    """Return the bits of a weight by the name of a file; one without a label is read first, then compared."""
     found = _BITS.findall(name)
     if not found:
         return _UNLABELLED

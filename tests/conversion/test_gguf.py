@@ -242,16 +242,17 @@ def test_repos_that_leave_a_choice(hub: Hub, repo: Path, raw: Checkpoints, run: 
     gguf_file(raw("qwen3_5"), repo / "tiny-F16.gguf", tensors=headless)
     done = attach(trunk, "maker/gguf", out=tmp_path / "done")
     assert '"source": "maker/gguf/tiny-Q8_0.gguf"' in (done.model / "config.json").read_text()
-    for file in repo.glob("tiny-Q*"):
+    shutil.copy(repo / "tiny-Q4_0.gguf", repo / "unlabelled.gguf")
+    done = attach(trunk, "maker/gguf", out=tmp_path / "again")
+    assert '"source": "maker/gguf/tiny-Q8_0.gguf"' in (done.model / "config.json").read_text()
+    for file in (*repo.glob("tiny-Q*"), repo / "unlabelled.gguf"):
         file.unlink()
     refused(
         "maker/gguf", r"tiny-F16.gguf has no MTP head \(no nextn tensors\); its metadata declare one, which may be in"
     )
     for i in range(8):
         shutil.copy(repo / "tiny-F16.gguf", repo / f"tiny-{i}-F16.gguf")
-    refused(
-        "maker/gguf", "9 GGUF files, and the first 8 have no head; name the one to take, such as maker/gguf/tiny-F16"
-    )
+    refused("maker/gguf", "9 GGUF files, and the headers of 8 do not decide; name the one to take, such as maker/")
 
 
 def test_heads_that_are_not_taken(raw: Checkpoints, tmp_path: Path, run: Run) -> None:
