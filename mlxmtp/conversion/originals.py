@@ -1,8 +1,18 @@
 """Open the original that a head is taken from: a folder, a GGUF file, or a repo on the Hub."""
 
+import os
+
 from mlxmtp.checkpoints import Checkpoint, find_head, open_checkpoint
 from mlxmtp.checkpoints.checkpoint import local_path, parse_config
-from mlxmtp.checkpoints.gguf_files import GgufModel, choose_gguf, only_gguf, open_hub_gguf, open_local_gguf, split_name
+from mlxmtp.checkpoints.gguf_files import (
+    GgufModel,
+    choose_gguf,
+    gguf_files,
+    only_gguf,
+    open_hub_gguf,
+    open_local_gguf,
+    split_name,
+)
 from mlxmtp.checkpoints.head_files import check_copies, is_head_name, trunk_type
 from mlxmtp.checkpoints.hub import cached
 from mlxmtp.checkpoints.names import unwrapped
@@ -27,12 +37,13 @@ def open_source(original: str, revision: str | None = None, model_type: str = ""
     remote: RemoteRepo | None = None
     if checkpoint := _local(original, revision):
         name, revision = checkpoint.repo or checkpoint.folder.name, checkpoint.revision
+        beside = os.listdir(checkpoint.folder)
         config, tensors = checkpoint.config, checkpoint.tensors
     else:
         remote = RemoteRepo.open(original, revision)
         if only_gguf(remote.sizes):
             return gguf_source(choose_gguf(remote, remote.repo, remote.commit), model_type)
-        name, revision = remote.repo, remote.commit
+        name, revision, beside = remote.repo, remote.commit, list(remote.sizes)
         config = parse_config(remote.small("config.json"), f"{remote.repo}/config.json")
         drafter = trunk_type(config["model_type"]) is not None
         tensors = remote.tensors(
@@ -40,7 +51,9 @@ def open_source(original: str, revision: str | None = None, model_type: str = ""
         )
     head = find_head(config, tensors)
     if head is None:
-        raise HeadError(f"{original} has no MTP head (no mtp.* tensors); name the model that it was made from")
+        others = gguf_files(beside)
+        file = f", or one of its GGUF files, such as {original}/{others[0]}" if others else ""
+        raise HeadError(f"{original} has no MTP head (no mtp.* tensors); name the model that it was made from{file}")
     if remote is None:
         check_copies(head)
     elif head.copies:

@@ -238,6 +238,12 @@ def test_repos_that_leave_a_choice(hub: Hub, repo: Path, raw: Checkpoints, run: 
     refused("maker/gguf/none.gguf", r"none.gguf: no such file; there are other-Q8_0.gguf, tiny-Q4_0.gguf, tiny-Q8_0")
     refused("maker/none/x.gguf", "maker/none: no such folder, and no such repo on the Hub")
     (repo / "other-Q8_0.gguf").unlink()
+    both = Path(shutil.copytree(trunk, tmp_path / "both"))
+    shutil.copy(repo / "tiny-Q8_0.gguf", both)
+    hub.add("maker/both", both)
+    for original in ("maker/both", str(both)):
+        says = f"{original} has no MTP head .* name the model that it was made from, or one of its GGUF files, such as "
+        refused(original, says + f"{original}/tiny-Q8_0.gguf")
     headless = {name: None for name in llama_cpp_tensors(raw("qwen3_5")) if name.startswith("blk.4.")}
     gguf_file(raw("qwen3_5"), repo / "tiny-F16.gguf", tensors=headless)
     done = attach(trunk, "maker/gguf", out=tmp_path / "done")
