@@ -19,7 +19,7 @@ from mlx_lm.models.cache import KVCache
 
 from mlxmtp.errors import HeadError
 from mlxmtp.heads.head import Recursion
-from mlxmtp.targets import Cache, LatentAttention, Target, first_leaf, has_latents, matrix_rows
+from mlxmtp.targets import Cache, LatentAttention, RecentKVCache, Target, first_leaf, has_latents, matrix_rows
 
 LAYER = "layers.0."
 PARTS = ("enorm.", "hnorm.", "eh_proj.", "norm.", "lm_head.", "embed_tokens.")
@@ -91,6 +91,10 @@ class HeadLayer(nn.Module):
         y: mx.array = self.block(x, mask, cache)
         return y
 
+    def make_cache(self) -> Any:
+        """Return an empty cache for keys and values of the block."""
+        return RecentKVCache(self._window) if self._window else KVCache()
+
     def last_normed(self, states: mx.array) -> mx.array:
         """Apply the last norm, if there is one."""
         normed: mx.array = self.norm(states) if "norm" in self else states
@@ -118,14 +122,14 @@ class LayerHead(Recursion, nn.Module):
 
     Args:
         family: the family's name.
-        make_cache: returns the block's empty cache.
+        make_cache: returns the block's empty cache; None: it has keys and values.
     """
 
-    def __init__(self, family: str, layer: HeadLayer, make_cache: Callable[[], Any] = KVCache) -> None:
+    def __init__(self, family: str, layer: HeadLayer, make_cache: Callable[[], Any] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.family = family
         self.layers = [layer]
-        self._make_cache = make_cache
+        self._make_cache = make_cache or layer.make_cache
 
     def make_cache(self, target_cache: Cache) -> Cache:  # noqa: ARG002
         return [self._make_cache()]
@@ -155,7 +159,7 @@ def build_layer(
     names: Mapping[str, str],
     block: Callable[[Mapping[str, mx.array]], nn.Module],
     *,
-    make_cache: Callable[[], Any] = KVCache,
+    make_cache: Callable[[], Any] | None = None,
     sanitise: Callable[[Target, Mapping[str, mx.array]], dict[str, mx.array]] | None = None,
     eps: float | None = None,
     **options: Any,

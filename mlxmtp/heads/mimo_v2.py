@@ -16,7 +16,7 @@ from mlxmtp.errors import HeadError
 from mlxmtp.heads.family import Family
 from mlxmtp.heads.layer import HeadLayer, LayerHead, own_matrices, sorted_parts, without_shared
 from mlxmtp.heads.several import LayerConvention, SeveralLayers, split_layers
-from mlxmtp.targets import RecentKVCache, Target
+from mlxmtp.targets import Target
 
 TRUNKS = ("mimo_v2_flash",)
 NAMES = {"final_layernorm.": "norm."}
@@ -46,8 +46,8 @@ def build(weights: dict[str, mx.array], target: Target, **_: Any) -> tuple[Any, 
         named = without_shared(outside, own) | {f"block.{name.replace(*MLP_NORM)}": w for name, w in block.items()}
         found |= {f"layers.{k}.{name}": weight for name, weight in named.items()}
         decoder = mimo_v2_flash.DecoderLayer(args, is_moe=False, is_sliding_window=True)
-        parts = HeadLayer(target, decoder, eps=args.layernorm_epsilon, own=own)
-        heads.append(LayerHead(MIMO_V2.name, parts, lambda: RecentKVCache(args.sliding_window_size)))
+        parts = {"eps": args.layernorm_epsilon, "own": own, "window": args.sliding_window_size}
+        heads.append(LayerHead(MIMO_V2.name, HeadLayer(target, decoder, **parts)))
     return SeveralLayers(heads), found
 
 

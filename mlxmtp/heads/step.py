@@ -10,15 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx_lm.models import step3p5
-from mlx_lm.models.cache import KVCache
 
 from mlxmtp.heads.family import Family
 from mlxmtp.heads.layer import HeadLayer, LayerHead, own_matrices, sorted_parts, without_shared
 from mlxmtp.heads.qwen import NORM_OFFSET, norms_are_raw
 from mlxmtp.heads.several import LayerConvention, SeveralLayers, split_layers
-from mlxmtp.targets import RecentKVCache, Target
+from mlxmtp.targets import Target
 
 TRUNKS = ("step3p5",)
 NAMES = {"shared_head.norm.": "norm.", "shared_head.output.": "lm_head."}
@@ -47,17 +45,13 @@ def build(
         own = own_matrices(outside, target)
         named = without_shared(outside, own) | {f"block.{name}": weight for name, weight in block.items()}
         found |= {f"layers.{k}.{name}": weight + offset if _is_norm(name) else weight for name, weight in named.items()}
-        heads.append(_head(target, _block(args, args.num_hidden_layers + k), own))
+        decoder = _block(args, args.num_hidden_layers + k)
+        window = args.sliding_window if decoder.is_sliding else None
+        heads.append(LayerHead(STEP.name, HeadLayer(target, decoder, eps=args.rms_norm_eps, own=own, window=window)))
     return SeveralLayers(heads), found
 
 
-def _head(target: Target, block: Any, own: set[str]) -> LayerHead:
-    args = target.text_model.args
-    cache = (lambda: RecentKVCache(args.sliding_window)) if block.is_sliding else KVCache
-    return LayerHead(STEP.name, HeadLayer(target, block, eps=args.rms_norm_eps, own=own), cache)
-
-
-def _block(args: Any, index: int) -> nn.Module:
+def _block(args: Any, index: int) -> Any:
     """Return layer `index` of the trunk's class."""
     types = [*(args.layer_types or [SLIDING] * args.num_hidden_layers)]
     types += [SLIDING] * (index + 1 - len(types))

@@ -254,6 +254,15 @@ def test_drafts_of_a_narrowed_vocabulary(engine: Engine, monkeypatch: pytest.Mon
             assert mx.allclose(few[:, token], expected, atol=CLOSE), (others, token)
 
 
+def test_a_draft_vocabulary_is_every_layers(several_checkpoint: Checkpoints, kind: str) -> None:
+    engine = load(several_checkpoint(kind, vocab=24))
+    engine.mtp.restrict_vocab([4, 6, 16])
+    law = Forced(PROMPT * 5)
+    MTPChain(engine.mtp).propose(prefilled(engine, PROMPT, DEPTH), DEPTH, law)
+    finite = mx.isfinite(logits_of(law)[0][2])
+    assert finite.tolist() == [[token in (4, 6, 16) for token in range(24)]] * DEPTH
+
+
 def test_seeded_tokens_are_those_of_plain_decoding(engine: Engine) -> None:
     plain, *found = (
         [t for one in rounds(engine, prefilled(engine, PROMPT, d), 24, d, Sampling(1.0, seed=5)) for t in one.tokens]
