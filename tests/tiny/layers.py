@@ -237,7 +237,7 @@ LAYER_KINDS = {
         dropped={"model.layers.1.mlp.moe_statics.e_score_correction_bias": (1, 4)},
     ),
     "bailing_moe": LayerKind(_ling, LING, {".gate.gate_proj.": ".gate."}, seed=7),
-    "longcat_flash": LayerKind(_longcat, LONGCAT, seed=6),
+    "longcat_flash": LayerKind(_longcat, LONGCAT, seed=15),
     "longcat_flash_ngram": LayerKind(_longcat, NGRAM, {"ngram_embeddings.word_embeddings.": "embed_tokens."}),
 }  # fmt: skip
 """By model type."""
