@@ -16,9 +16,10 @@ from mlxmtp import Engine, GenerationOptions, load
 from mlxmtp.conversion.attach import attach
 from mlxmtp.conversion.convert import Quantization, convert
 from mlxmtp.conversion.inspect import inspect
+from mlxmtp.decoding import sequence as decoding_sequence
 from mlxmtp.decoding.depth import FixedDepth
 from mlxmtp.decoding.draft import MTPChain
-from mlxmtp.decoding.loop import RoundLoop, Turn, never_stop
+from mlxmtp.decoding.loop import RoundLoop, Turn, generate, never_stop
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.sampling import Sampling
 from mlxmtp.decoding.sequence import Sequence
@@ -211,6 +212,19 @@ def test_drafts_after_every_rejection_are_those_of_a_fresh_read(engine: Engine) 
         assert_close([(position, right, found)], logits_of(fresh), "a fresh read")
 
 
+def test_a_plain_stretch_is_read_before_the_next_draft(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Now and then while it lasts, and the rest with the draft."""
+    monkeypatch.setattr(decoding_sequence, "READ_EVERY", 8)
+    truth = forced(engine, PROMPT, 24).truth
+    sequence = prefilled(engine, PROMPT, DEPTH)
+    for _ in generate(engine.target, None, sequence, Sampler(Sampling()), FixedDepth(0), never_stop, 21):
+        assert sum(states.shape[1] for states in sequence._pending) <= 8
+    laws = Forced(truth, 2), Forced(truth, 2)
+    for one, law in zip((sequence, prefilled(engine, sequence.tokens, DEPTH)), laws, strict=True):
+        MTPChain(engine.mtp).propose(one, DEPTH, law)
+    assert_close(logits_of(laws[0]), logits_of(laws[1]), "a plain stretch")
+
+
 def test_turns_that_share_passes_draft_as_each_alone(engine: Engine) -> None:
     """From the first tokens of a text on, where later layers have no rows, and with pending states of any number."""
     prompts = [PROMPT[:1], PROMPT[1:3], PROMPT[2:5], PROMPT, PROMPT * 3]
@@ -370,6 +384,7 @@ def test_the_head_is_the_same_converted_attached_and_read_back(
     tokens = load(raw).generate(PROMPT, GenerationOptions(max_tokens=8)).tokens
     for folder in (converted, stripped):
         assert load(folder).generate(PROMPT, GenerationOptions(max_tokens=8)).tokens == tokens
+    assert_equal(*map(head_of, tiny.fp8_twins(several_checkpoint(kind, dtype="bfloat16"), tmp_path / "fp8")))
     whole = convert(raw, tmp_path / "packed", quantization=Quantization(bits=8, group_size=32), head_bits=8).folder
     packed = load(whole)
     assert_plain(packed, PROMPT, plain_run(packed, PROMPT, 12), 4)
