@@ -213,7 +213,8 @@ class LayerChain:
         for cache, count in zip(caches, counts, strict=True):
             for entry in cache if count < most else ():
                 entry.trim(most - count)
-        return [states[b : b + 1, :count] for b, count in enumerate(counts)]
+        parts = zip(mx.split(states, len(counts)), counts, strict=True)
+        return [own[:, :count] if count < most else own for own, count in parts]
 
     def _passed_on(self, k: int, hidden: list[mx.array], states: list[mx.array]) -> list[mx.array]:
         """Return what layer k hands to the next layer: what it has read itself, or the hidden states that it makes."""
