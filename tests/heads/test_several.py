@@ -390,6 +390,19 @@ def test_the_head_is_the_same_converted_attached_and_read_back(
     assert_plain(packed, PROMPT, plain_run(packed, PROMPT, 12), 4)
 
 
+def test_lists_of_step_may_end_with_the_trunk(several_checkpoint: Checkpoints, tmp_path: Path) -> None:
+    """Layers that they do not name slide, with the rotation of the trunk's sliding layers."""
+    whole, folder = several_checkpoint("step3p5", vocab=24), tmp_path / "short"
+    tiny.several_checkpoint(folder, "step3p5", vocab=24)
+    config = json.loads((folder / "config.json").read_text())
+    short = {key: config[key][:2] for key in ("layer_types", "rope_theta", "partial_rotary_factors", "swiglu_limits")}
+    tiny.write_json(folder / "config.json", config | short)
+    one, other = load(whole), load(folder)
+    rows, drafts = random_rows(one, 3), random_rows(one, 4, DEPTH)[1]
+    found = [mx.stack(drafted(engine, engine.mtp.make_cache([]), [rows], drafts)) for engine in (one, other)]
+    assert mx.array_equal(*found)
+
+
 REFUSED: list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]], str]] = [
     ("step3p5", lambda w: without(w, "layers.3."), "layer 1 of 3 is missing"),
     ("step3p5", lambda w: without(w, "layers.4."), "layer 2 of 3 is missing"),
