@@ -21,6 +21,8 @@ from mlxmtp.targets import Target, materialise
 
 DECLARED = ("mtp_num_hidden_layers", "num_nextn_predict_layers", "num_mtp_modules")
 """Keys by which configs declare a head."""
+UNRELEASED = ("minimax_m2", "minimax_m3_vl")
+"""Model types whose makers have not released the heads that the configs declare."""
 _MISFITS = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 
 
@@ -199,7 +201,8 @@ def _unsupported(checkpoint: Checkpoint) -> str:
     if tensors := sorted(name for name in checkpoint.tensors if looks_like_head(name, checkpoint.config)):
         return f"{known}; the files hold {len(tensors)} tensors of a head ({tensors[0]}, ...)"
     if declared := _declared(checkpoint):
-        return f"{known}; the config declares a head ({declared}), but the files do not hold it"
+        absent = f"{known}; the config declares a head ({declared}), but the files do not hold it"
+        return f"{absent}: its makers have not released it" if checkpoint.model_type in UNRELEASED else absent
     return known
 
 

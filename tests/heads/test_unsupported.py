@@ -11,7 +11,9 @@ from mlx_lm.models import gemma3_text, mamba, minimax
 
 from mlxmtp import load
 from mlxmtp.checkpoints import Checkpoint, TensorInfo
+from mlxmtp.cli import main
 from mlxmtp.heads import NoHeadError, resolve_head
+from mlxmtp.heads.loading import UNRELEASED
 from tests import tiny
 from tests.running import generated, prefilled, reference, rounds
 
@@ -39,6 +41,30 @@ def test_a_head_of_another_family_is_seen(model_type: str) -> None:
     assert str(without.value) == f"no MTP head family for model type '{model_type}' yet"
 
 
+@pytest.mark.parametrize("model_type", UNRELEASED)
+def test_a_declared_head_that_was_not_released_is_said(model_type: str) -> None:
+    declared = {"num_hidden_layers": 4, "num_mtp_modules": 3}
+    with pytest.raises(NoHeadError) as said:
+        resolve_head(checkpoint(model_type, ["lm_head.weight"], text_config=declared))
+    assert str(said.value) == (
+        f"no MTP head family for model type '{model_type}' yet; the config declares a head (num_mtp_modules), "
+        "but the files do not hold it: its makers have not released it"
+    )
+
+
+def test_trunks_that_mlx_lm_has_not_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their heads do not matter then, however they are stored."""
+    arrays = {"model.embed_tokens.weight": mx.zeros((24, 8)), "mtp.layers.0.enorm.weight": mx.zeros((8,))}
+    tiny.save_weights(tmp_path, arrays | {"model.layers.2.enorm.weight": mx.zeros((8,))}, made_by="pt")
+    tiny.tokenizer(tmp_path, 24)
+    for kind in ("qwen4_exp", "glm5_next", "deepseek_v4", "hy_v3", "hy_v4", "step3p7", "mimo_v2"):
+        sizes = {"num_hidden_layers": 2, "hidden_size": 8, "vocab_size": 24, "num_nextn_predict_layers": 1}
+        tiny.write_json(tmp_path / "config.json", {"model_type": kind} | sizes)
+        assert main(["generate", "--model", str(tmp_path), "--prompt", "x"]) == 2, kind
+        expected = f"mlxmtp: {tmp_path}: mlx-lm has no model type '{kind}'; another version of it may\n"
+        assert capsys.readouterr().err == expected
+
+
 def test_dspark_stages_are_named() -> None:
     with pytest.raises(NoHeadError, match=r"'deepseek_v41' yet; the mtp.* tensors are DSpark stages"):
         resolve_head(checkpoint("deepseek_v41", ["mtp.0.markov_head.markov_w1.weight"], num_hidden_layers=4))
@@ -64,7 +90,7 @@ def minimax_m2(folder: Path, *, head: bool) -> Path:
 def test_minimax_m2_declares_a_head_that_is_not_there(tmp_path: Path) -> None:
     engine = load(minimax_m2(tmp_path, head=False))
     assert engine.head is None
-    assert "the config declares a head (num_mtp_modules), but the files do not hold it" in engine.plain_because
+    assert "the files do not hold it: its makers have not released it" in engine.plain_because
     assert generated(engine, [5, 6, 7], 40, depth=0) == reference(engine, [5, 6, 7], 40)
 
 
