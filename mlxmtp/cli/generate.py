@@ -178,7 +178,7 @@ def stream(engine: Engine, prompt: str, generation: GenerationOptions, *, raw: b
 
 def show(engine: Engine, chunks: list[Chunk], generation: GenerationOptions, arguments: argparse.Namespace) -> None:
     """Print what follows the text: a warning, if any, and the statistics; with --json, the whole object."""
-    if warning := statistics.warning(chunks[-1].stats):
+    if warning := engine.fit.warning():
         statistics.warn(warning)
     plain = engine.plain_because or ("--depth is 0" if arguments.depth == 0 else None)
     if arguments.json:

@@ -11,8 +11,6 @@ from mlxmtp.terminal import visible
 if TYPE_CHECKING:
     from mlxmtp import Chunk, Engine, Stats
 
-JUDGED_ROUNDS = 16
-"""First drafts before their acceptance is judged. With fewer, no warning is given."""
 INTERRUPTED = "interrupted"
 
 
@@ -106,19 +104,3 @@ def shares(stats: Stats) -> str:
         return ""
     split = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in phases.items())
     return f"{split} (estimated from {stats.timed_rounds} of {stats.rounds} rounds)"
-
-
-def warning(stats: Stats) -> str | None:
-    """Return a warning if the head's drafts are hardly ever accepted, else None.
-
-    Only the first draft of each round counts, because it depends on no other draft.
-    """
-    from mlxmtp.heads.check import MIN_ACCEPTANCE
-
-    count = stats.drafted_by_depth[0] if stats.drafted_by_depth else 0
-    if count < JUDGED_ROUNDS or stats.acceptance_by_depth[0] >= MIN_ACCEPTANCE:
-        return None
-    return (
-        f"only {stats.acceptance_by_depth[0]:.0%} of {count} first drafts were right; "
-        "check that the head belongs to this model, or use --no-mtp"
-    )

@@ -15,6 +15,7 @@ from mlxmtp.decoding.sequence import PREFILL_TOKENS
 from mlxmtp.decoding.turn import Turn
 from mlxmtp.engine.generate import Chunk, Result, TextTurn, TurnArguments, result_of, run
 from mlxmtp.engine.grammar import token_trie
+from mlxmtp.engine.head_fit import HeadFit
 from mlxmtp.engine.in_step import LeadingLoop, LeadingTurn, Steps, check_reuse, with_shared_seed
 from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer, assistant_message
 from mlxmtp.engine.policies import DepthPolicies
@@ -53,6 +54,7 @@ class Engine:
 
     Attributes:
         head: the name of the head's family, or None.
+        fit: says, asked after a turn, if the head turns out not to belong to the model.
     """
 
     def __init__(
@@ -80,8 +82,8 @@ class Engine:
         self.identity, self._on_check = identity, on_check
         self.draft_tokens = draft_tokens
         self.narrowed = narrowed
-        self._num_sequences: int = 1
-        self.ranks = ranks
+        self.ranks, self._num_sequences = ranks, 1
+        self.fit = HeadFit(target, None if ranks or draft_tokens else mtp)
 
     @property
     def context(self) -> int:
@@ -217,6 +219,7 @@ class Engine:
             boundaries=rendered.boundaries if prefix_cache else (),
             prefill_tokens=prefill_tokens,
             started=started,
+            fit=self.fit,
             on_reuse=partial(check_reuse, self.ranks) if self.ranks else lambda _: None,
             on_close=self.policies.save if options.depth is None else lambda: None,
         )

@@ -17,6 +17,7 @@ from mlxmtp.decoding.loop import RoundLoop
 from mlxmtp.decoding.sampler import Sampler
 from mlxmtp.decoding.stats import Round, Stats, StatsAccumulator, TokenLogprob
 from mlxmtp.decoding.turn import Turn
+from mlxmtp.engine.head_fit import HeadFit
 from mlxmtp.engine.output import OutputParser, Segment, StreamingDetokenizer, join_segments
 from mlxmtp.engine.prefix_cache import PrefixCache
 from mlxmtp.engine.trace import NO_TRACE, RoundTrace, trace_of
@@ -100,6 +101,7 @@ class TextTurn:
         prompt: token ids. max_tokens: most tokens of the turn.
         boundaries, prefill_tokens: as in `Engine.stream`.
         started: `time.perf_counter()` at the request.
+        fit: told of each round, and of the tokens at the end.
         on_reuse: called with the number of tokens that the prefix cache had, before the rest is read.
         on_close: called at the end.
 
@@ -128,6 +130,7 @@ class TextTurn:
         boundaries: Collection[int],
         prefill_tokens: int,
         started: float,
+        fit: HeadFit,
         on_reuse: Callable[[int], None] = lambda _: None,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
@@ -139,7 +142,7 @@ class TextTurn:
         self._logprobs = logprobs
         self.prompt, self.boundaries, self.prefill_tokens = prompt, boundaries, prefill_tokens
         self._max_tokens, self._started = max_tokens, started
-        self._on_reuse, self._on_close = on_reuse, on_close
+        self._fit, self._on_reuse, self._on_close = fit, on_reuse, on_close
         self._chunks = self._read()
         self._totals: StatsAccumulator
         self._turn: Turn | None = None
@@ -199,6 +202,7 @@ class TextTurn:
             if isinstance(outcome, Exception):
                 raise outcome
             self._totals.add(outcome, time.perf_counter())
+            self._fit.observe(outcome)
             chunk = self._chunk(outcome)
         self.finish = chunk.finish_reason
         return chunk
@@ -209,6 +213,7 @@ class TextTurn:
         if self._turn:
             self._turn.close()
         if self.sequence and not self._failed:
+            self._fit.end_turn(self.sequence.tokens)
             self._prefix_cache.insert(self.sequence)
         elif self.sequence:
             self._prefix_cache.drop(self.sequence)

@@ -166,6 +166,8 @@ class Turns:
             self._emit(Finished(id, reason, message, turn.stats, self._memory(), stopped_by))
         else:
             self._emit(Finished(id, reason, EMPTY_MESSAGE))
+        if warning := self._engine.fit.warning():
+            self._emit(Warned(0, warning))
 
     def _fail(self, turn: _Turn, error: Exception) -> None:
         """End a turn that has failed. Of an accident the other turns of the process shall not know."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlxmtp
@@ -62,6 +63,7 @@ class Engine:
     identity: str = "fast"
     draft_vocab: str | None = None
     draft_tokens: list[int] | None = None
+    fit: Any = field(default_factory=lambda: SimpleNamespace(warning=lambda: None))
 
     def load(
         self,

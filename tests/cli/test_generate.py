@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,10 +118,8 @@ def test_the_promise_is_told_as_far_as_it_holds(generate, options, promise, said
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_a_useless_head_is_not_passed_over_in_silence(generate, options):
-    for first, drafts, warned in ((0.19, 16, True), (0.2, 16, False), (0.0, 15, False)):
-        engine = Engine(stats=replace(STATS, acceptance_by_depth=(first, 0.1), drafted_by_depth=(drafts, 9), rounds=99))
-        told = "mlxmtp: warning: only 19% of 16 first drafts were right" in generate(*options, engine=engine).err
-        assert told == warned
+    engine = Engine(fit=SimpleNamespace(warning=lambda: "it does not belong"))
+    assert "mlxmtp: warning: it does not belong" in generate(*options, engine=engine).err
 
 
 def test_prompt_from_standard_input(run, monkeypatch):
