@@ -231,6 +231,10 @@ def test_a_packed_trunk_beside_a_head_that_is_not(base: Path, base_head: Weights
         save(folder, "model.safetensors", packed)
         assert_equal(head_of(folder), base_head)
         assert inspect(folder).speculates
+        packed["mtp.layers.0.mlp.up_proj.qweight"] = packed.pop("mtp.layers.0.mlp.up_proj.weight").view(mx.int32)
+        save(folder, "model.safetensors", packed)
+        with pytest.raises(HeadError, match=r"unknown tensor layers.0.mlp.up_proj.qweight"):
+            head_of(folder)
 
 
 def test_convert_and_attach_from_a_fine_tune(base: Path, base_head: Weights, tmp_path: Path) -> None:

@@ -66,8 +66,17 @@ def test_trunks_that_mlx_lm_has_not_are_refused_in_one_line(tmp_path: Path, caps
 
 
 def test_dspark_stages_are_named() -> None:
-    with pytest.raises(NoHeadError, match=r"'deepseek_v41' yet; the mtp.* tensors are DSpark stages"):
-        resolve_head(checkpoint("deepseek_v41", ["mtp.0.markov_head.markov_w1.weight"], num_hidden_layers=4))
+    """By each of their parts: V4's and V4.1's names of the Markov head differ, and files may hold one stage alone."""
+    for part in (
+        "0.main_proj",
+        "0.main_norm",
+        "2.markov_head.markov_w1",
+        "2.markov_head.embed",
+        "2.confidence_head.proj",
+    ):
+        tensors = [f"mtp.{part}.weight", "mtp.1.attn_norm.weight"]
+        with pytest.raises(NoHeadError, match=r"'deepseek_v41' yet; the mtp.* tensors are DSpark stages"):
+            resolve_head(checkpoint("deepseek_v41", tensors, num_hidden_layers=4))
 
 
 def minimax_m2(folder: Path, *, head: bool) -> Path:

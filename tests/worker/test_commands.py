@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,6 +51,7 @@ class Scripted:
     """
 
     ranks = why_apart = None
+    fit = SimpleNamespace(warning=lambda: None)
 
     def __init__(self, *script: Any, **scripts: Any) -> None:
         self.script, self.scripts = script, scripts
