@@ -178,13 +178,13 @@ def stream(engine: Engine, prompt: str, generation: GenerationOptions, *, raw: b
 
 def show(engine: Engine, chunks: list[Chunk], generation: GenerationOptions, arguments: argparse.Namespace) -> None:
     """Print what follows the text: a warning, if any, and the statistics; with --json, the whole object."""
+    plain = engine.plain_because or ("--depth is 0" if arguments.depth == 0 else None)
+    text = "".join(chunk.text for chunk in chunks)
+    if text and not text.endswith("\n") and not arguments.json:
+        say("")
     if warning := engine.fit.warning():
         statistics.warn(warning)
-    plain = engine.plain_because or ("--depth is 0" if arguments.depth == 0 else None)
     if arguments.json:
         say(json.dumps(statistics.as_json(engine, chunks, plain, arguments.depth), ensure_ascii=False))
         return
-    text = "".join(chunk.text for chunk in chunks)
-    if text and not text.endswith("\n"):
-        say("")
     say(statistics.as_text(engine, chunks[-1], plain, arguments.depth, chosen=generation.deterministic), out=sys.stderr)
