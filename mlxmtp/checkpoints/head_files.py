@@ -25,7 +25,7 @@ _NAME = re.compile(r"((?:model\.|language_model\.)*mtp[._])(.+)")
 """Prefix and short name: "mtp.fc.weight", MiMo's "model.mtp_layers.0.x", Ernie's "model.mtp_block.0.x"."""
 _LAYER = re.compile(r"((?:model\.|language_model\.)*)layers\.(\d{1,9})\.(.+)")
 _NUMBER = re.compile(r"(?:model\.)?(?:layers|block)\.(\d+)\.")
-_BEGINNING = re.compile(_NUMBER.pattern + r"enorm\.")
+_BEGINNING = re.compile(_NUMBER.pattern + r"(?:enorm|hnorm|eh_proj)\.")
 """Of a layer that projects a pair; Nemotron's second block has none, and goes on with the first's output."""
 _DSPARK = ("main_proj", "main_norm", "markov_head", "confidence_head")
 

@@ -233,9 +233,10 @@ def sanitised(
         layers: begins the names of the trunk's layers.
 
     Raises:
-        HeadError: an expert is missing, or has another shape than the others.
+        HeadError: an expert is missing, or it or a latent projection has another shape than expected.
     """
     _check_experts(block)
+    _check_latents(block, target.text_model.args)
     prefix = f"{layers}{index}."
     done = target.text_model.sanitize({prefix + name: weight for name, weight in block.items()})
     return {f"block.{name.removeprefix(prefix)}": weight for name, weight in done.items()}
@@ -254,6 +255,17 @@ def _check_experts(block: Mapping[str, mx.array]) -> None:
         for name, shape in zip(names, shapes, strict=True):
             if shape != usual:
                 raise HeadError(f"the head's {name} is {shape}, expected {usual}")
+
+
+def _check_latents(block: Mapping[str, mx.array], args: Any) -> None:
+    """Check that the projection of latents can be split into keys and values, where it is stored whole."""
+    for name, weight in block.items():
+        if name.endswith("kv_b_proj.weight") and name.replace("weight", "scales") not in block:
+            rows = args.num_attention_heads * (
+                (args.qk_nope_head_dim or args.head_dim) + (args.v_head_dim or args.head_dim)
+            )
+            if weight.shape != (rows, args.kv_lora_rank):
+                raise HeadError(f"the head's {name} is {weight.shape}, expected {(rows, args.kv_lora_rank)}")
 
 
 def _is_shared(name: str, outside: Mapping[str, mx.array], matrix: nn.Module) -> bool:

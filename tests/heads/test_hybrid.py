@@ -1,8 +1,4 @@
-"""Heads of trunks with states: Nemotron's, Ling's (2.5 and 3.0) and Kimi's. Parity with transformers: test_parity.py.
-
-transformers has neither Ling 2.5 nor Kimi K3: their heads are compared with the formula in numpy's float64, from vLLM's
-modules and the names of the raw tensors.
-"""
+"""Heads of trunks with states: what Nemotron, Ling (2.5 and 3.0) and Kimi have besides test_layer_families.py."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +14,10 @@ from mlxmtp.errors import HeadError
 from mlxmtp.heads import build_head, resolve_head
 from mlxmtp.targets import Target, load_target
 from tests import tiny
-from tests.heads.formula import Layer, rms
+from tests.heads import reference_hybrid
+from tests.heads.test_parity import HEAD_TOLERANCE, TRUNK_TOLERANCE
 
 Checkpoints = Callable[..., Path]
-EPS = 1e-6
 
 
 def built(folder: Path) -> tuple[Target, Any]:
@@ -44,29 +40,19 @@ def changed(folder: Path, dest: Path, change: Callable[[dict[str, mx.array]], No
     return dest
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"), [("bailing_hybrid", {}), ("kimi_k3", {}), ("kimi_k3", {"latent": 32})], ids=str
-)
-def test_the_head_is_the_formula_at_depths_1_to_3(
-    hybrid_checkpoint: Checkpoints, kind: tiny.HybridKind, options: dict[str, int]
+@pytest.mark.parametrize("options", [{}, {"latent": 32, "pattern": "MM*M"}], ids=str)
+def test_kimi_k3_equals_its_reference_with_experts_of_any_width(
+    hybrid_checkpoint: Checkpoints, options: dict[str, Any]
 ) -> None:
-    folder = hybrid_checkpoint(kind, **options)
-    _, head = built(folder)
-    sizes = tiny.hybrid_sizes(kind, **options)
-    layer = Layer(kind, folder, sizes)
-    rng = np.random.default_rng(0)
-    hidden = rng.normal(size=(40, sizes.hidden)).astype(np.float32)
-    tokens = rng.integers(3, sizes.vocab, 42)
-    rows, cache = hidden, head.make_cache([])
-    given = mx.array(hidden)[None]
-    for depth in (1, 2, 3):
-        following = tokens[: 39 + depth]
-        expected, logits = layer(rows, following)
-        new = 40 if depth == 1 else 1
-        out = head(given, mx.array(following[-new:])[None], cache)
-        assert np.abs(np.array(out[0]) - expected[-new:]).max() < 2e-5, depth
-        assert np.abs(np.array(head.logits(out)[0]) - logits[-new:]).max() < 2e-5, depth
-        rows, given = np.concatenate([rows, expected[-1:]]), out[:, -1:]
+    folder = hybrid_checkpoint("kimi_k3", **options)
+    target, head = built(folder)
+    tokens, ahead = mx.array([[5, 9, 40, 7, 3, 3, 8]]), mx.array([[5, 11]])
+    expected = reference_hybrid.kimi(folder, tokens, ahead)
+    logits, hidden = target.forward(tokens, target.make_cache())
+    assert float(mx.abs(hidden - expected["trunk_hidden"]).max()) < TRUNK_TOLERANCE
+    assert float(mx.abs(logits - expected["trunk_logits"]).max()) < TRUNK_TOLERANCE
+    out = head(expected["trunk_hidden"][:, :-1], tokens[:, 1:], head.make_cache([]))
+    assert float(mx.abs(head.logits(out) - expected["head_logits_d1"]).max()) < HEAD_TOLERANCE
 
 
 @pytest.mark.parametrize("kind", tiny.HYBRID_KINDS)
@@ -80,20 +66,8 @@ def test_the_hidden_state_fed_is_next_to_the_final_norm(hybrid_checkpoint: Check
     end = {name.split(".")[-2]: w for name, w in weights.items()}
     normed = np.array(hidden[0], np.float64)
     if target.hidden_at == "pre":
-        normed = rms(normed, end["norm"], EPS)
+        normed = reference_hybrid.rms(normed, end["norm"])
     assert np.abs(normed @ end["lm_head"].T - np.array(logits[0])).max() < 2e-5
-
-
-@pytest.mark.parametrize("kind", tiny.HYBRID_KINDS)
-def test_rows_fed_in_pieces_are_the_same(hybrid_checkpoint: Checkpoints, kind: tiny.HybridKind) -> None:
-    _, head = built(hybrid_checkpoint(kind))
-    hidden = mx.random.normal((1, 45, 64), key=mx.random.key(1))
-    tokens = mx.random.randint(3, 288, (1, 45), key=mx.random.key(2))
-    whole = head(hidden, tokens, head.make_cache([]))
-    cache = head.make_cache([])
-    edges = ((0, 1), (1, 4), (4, 40), (40, 45))
-    pieces = [head(hidden[:, a:b], tokens[:, a:b], cache) for a, b in edges]
-    assert float(mx.abs(mx.concatenate(pieces, axis=1) - whole).max()) < 1e-5
 
 
 def test_kimi_k3s_packed_experts_are_used_as_they_are(hybrid_checkpoint: Checkpoints, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from mlxmtp.errors import HeadError
 from mlxmtp.heads.families import family_of
 from tests import tiny
 from tests.comparing import assert_equal, head_of
-from tests.heads import reference_latent
+from tests.heads import reference_hybrid, reference_latent
 from tests.heads.test_parity import DEPTHS, HEAD_TOLERANCE, TRUNK_TOLERANCE, depths, difference
 from tests.running import assert_plain, plain_run, prefilled, reference
 from tests.scripted import Depths, assert_same_state, one_hot, snapshot
@@ -52,6 +52,8 @@ REFERENCES: dict[str, Reference] = {
     "bailing_moe": reference_latent.ling,
     "longcat_flash": reference_latent.longcat,
     "longcat_flash_ngram": reference_latent.longcat,
+    "bailing_hybrid": reference_hybrid.ling,
+    "kimi_k3": reference_hybrid.kimi,
 }
 """By kind: trunk and head in float64, of a folder, tokens [1, S] and tokens [1, 2] after them. The names of the arrays
 are those of a golden file (scripts/make_goldens.py)."""

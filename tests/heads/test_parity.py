@@ -23,7 +23,7 @@ from tests import tiny
 from tests.grids import cases, grid
 
 GOLDENS = Path(__file__).resolve().parent.parent / "goldens"
-LAYER_KINDS = ("mimo", "exaone_moe", "mellum", "ernie4_5_moe")
+LAYER_KINDS = ("mimo", "exaone_moe", "mellum", "ernie4_5_moe", "nemotron_h", "bailing_moe_v3", "kimi_linear")
 GOLDEN_KINDS = ("qwen3_5", "qwen3_5_moe", "qwen3_next", *tiny.NEXTN_KINDS, "glm_moe_dsa_shared", *LAYER_KINDS)
 DEPTHS = (1, 2, 3)
 HEAD_TOLERANCE = 1e-5

@@ -70,7 +70,7 @@ def hybrid_checkpoint(
         packed: Kimi K3's experts are in MXFP4, as its release has them.
     """
     s = hybrid_sizes(kind, **sizes)
-    shapes = _trunk(kind, s) | (_head(kind, s) if head else {})
+    shapes = _trunk(kind, s) | (hybrid_head(kind, s) if head else {})
     arrays = {name: random_values(name, shape, seed, norms=1.0) for name, shape in shapes.items()}
     config = hybrid_config(kind, s, dtype)
     if packed:
@@ -172,7 +172,8 @@ def _trunk(kind: HybridKind, s: HybridSizes) -> Shapes:
     return shapes
 
 
-def _head(kind: HybridKind, s: HybridSizes) -> Shapes:
+def hybrid_head(kind: HybridKind, s: HybridSizes) -> Shapes:
+    """The head's tensors by their names in the release."""
     pair: Shapes = {
         "enorm.weight": (s.hidden,),
         "hnorm.weight": (s.hidden,),

@@ -5,6 +5,7 @@ The trunk's tensors are those that mlx-lm makes of the config, its experts one b
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
 
 from tests.tiny.files import save_checkpoint
+from tests.tiny.hybrid import HybridKind, hybrid_checkpoint, hybrid_head, hybrid_sizes
 from tests.tiny.models import Shapes
 from tests.tiny.raw import Arrays, random_values
 from tests.tiny.tokenizer import EOS, tokenizer
@@ -51,6 +53,7 @@ class LayerKind:
         stored: parts of names that mlx-lm gives to the trunk's tensors, and the release's names.
         dropped: tensors of the trunk that mlx-lm leaves out, here of zeros.
         seed: with which greedy text does not collapse.
+        write: writes its checkpoints, where config.json and mlx-lm's names do not say enough.
     """
 
     head: Callable[[Config], Shapes]
@@ -58,6 +61,7 @@ class LayerKind:
     stored: Mapping[str, str] = field(default_factory=dict)
     dropped: Shapes = field(default_factory=dict)
     seed: int = 0
+    write: Callable[..., Path] | None = None
 
 
 def layer_checkpoint(
@@ -71,6 +75,8 @@ def layer_checkpoint(
     """
     family = LAYER_KINDS[kind]
     seed = family.seed if seed is None else seed
+    if family.write:
+        return family.write(folder, dtype=dtype, seed=seed, head=head, **config)
     settings = {**LAYER_SIZES, **family.config, **config, "model_type": kind, "torch_dtype": dtype}
     arrays = {name: random_values(name, shape, seed, norms=1.0) for name, shape in trunk_shapes(settings).items()}
     arrays = {_replaced(name, family.stored): array for name, array in _one_by_one(arrays).items()}
@@ -200,6 +206,13 @@ def _longcat(c: Config) -> Shapes:
     return under("model.mtp.", outside | under("layers.0.", own))
 
 
+def _hybrid(kind: HybridKind, seed: int = 0, **sizes: Any) -> LayerKind:
+    """A trunk with states, of `hybrid_checkpoint`."""
+    small = {"vocab": LAYER_SIZES["vocab_size"]} | sizes
+    write = partial(hybrid_checkpoint, kind=kind, **small)
+    return LayerKind(lambda _: hybrid_head(kind, hybrid_sizes(kind, **small)), seed=seed, write=write)
+
+
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 EXPERTS: Config = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
 WINDOWS: Config = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
@@ -239,5 +252,10 @@ LAYER_KINDS = {
     "bailing_moe": LayerKind(_ling, LING, {".gate.gate_proj.": ".gate."}, seed=7),
     "longcat_flash": LayerKind(_longcat, LONGCAT, seed=15),
     "longcat_flash_ngram": LayerKind(_longcat, NGRAM, {"ngram_embeddings.word_embeddings.": "embed_tokens."}),
+    "nemotron_h": _hybrid("nemotron_h", latent=32),
+    "bailing_hybrid": _hybrid("bailing_hybrid"),
+    "bailing_moe_v3": _hybrid("bailing_moe_v3"),
+    "kimi_linear": _hybrid("kimi_linear"),
+    "kimi_k3": _hybrid("kimi_k3"),
 }  # fmt: skip
 """By model type."""
