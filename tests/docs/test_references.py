@@ -21,7 +21,8 @@ HEADS = ("_mtp.py", "/mtp.py")
 """Ends of the names of vLLM's and SGLang's modules of heads."""
 
 _DOCUMENT = re.compile(r"(?<![\w/.-])([\w./-]*\w\.md)(#[\w-]+)?(?:, (?:\"([^\"]+)\"|([A-Z][\w ,'-]*)))?")
-_MODULE = re.compile(r"(?<![\w/.-])((?:[\w-]+/)*\w+\.(?:py|metal|yml|toml))\b")
+# a possessive before it ("vLLM's `x.py`") says that it is another project's
+_MODULE = re.compile(r"(?<![\w/.-])(?<!' `)(?<!'s `)((?:[\w-]+/)*\w+\.(?:py|metal|yml|toml))\b")
 
 
 def prose_of(source: str) -> Iterator[str]:
