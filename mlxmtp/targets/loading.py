@@ -168,11 +168,12 @@ def _model_classes(config: dict[str, Any], in_sidecar: frozenset[str], tensors: 
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             # mlx-lm keeps the heads of some models, and stacks experts of one layout per family
             names = [name for name in weights if not is_head_name(name, config) and name not in in_sidecar]
-            own = {unwrapped(name): name for name in names if not unwrapped(name).startswith(self._unread)}
+            own = {unwrapped(name): name for name in names}
             for name in names:
-                if own.get(unwrapped(name), name) != name:
+                if own[unwrapped(name)] != name:
                     raise ValueError(f"the files hold {unwrapped(name)} twice ({name}, {own[unwrapped(name)]})")
-            trunk = dequantise_fp8({name: weights[stored] for name, stored in own.items()})
+            read = {name: weights[stored] for name, stored in own.items() if not name.startswith(self._unread)}
+            trunk = dequantise_fp8(read)
             return stack_experts(own_sanitize(self, trunk) if own_sanitize else trunk, self)
 
     return Model, args

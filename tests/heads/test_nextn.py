@@ -155,10 +155,12 @@ def test_a_quantised_trunk_still_shares_its_matrices(
     assert_plain(engine, PROMPT, plain_run(engine, PROMPT, 16), 3)
 
 
-@pytest.mark.parametrize("layers", [3, 5])
-def test_deepseek_v3_of_any_depth_loads_raw(nextn_checkpoint: Checkpoints, layers: int) -> None:
+@pytest.mark.parametrize(("layers", "model_type"), [(3, "deepseek_v3"), (5, "joyai_llm_flash")])
+def test_deepseek_v3_of_any_depth_loads_raw(tmp_path: Path, layers: int, model_type: str) -> None:
     """mlx-lm drops layer 61 by its number, and finds the head of any other model in its way."""
-    raw = nextn_checkpoint("deepseek_v3", layers=layers)
+    raw = tiny.nextn_checkpoint(tmp_path / "model", "deepseek_v3", layers=layers)
+    config = json.loads((raw / "config.json").read_text())
+    tiny.write_json(raw / "config.json", config | {"model_type": model_type})
     with pytest.raises(ValueError, match="parameters not in model"):
         mlx_lm.utils.load_model(raw)
     assert load(raw).mtp is not None
