@@ -12,7 +12,7 @@ import pytest
 from mlxmtp import load
 from mlxmtp.checkpoints import find_head, open_checkpoint
 from mlxmtp.conversion.inspect import inspect
-from mlxmtp.errors import HeadError
+from mlxmtp.errors import CheckpointError, HeadError
 from mlxmtp.heads import load_head, loading
 from mlxmtp.heads.head import CONVENTIONS, Convention
 from mlxmtp.heads.qwen import QWEN, QwenHead, norms_are_raw
@@ -163,3 +163,20 @@ def test_a_layer_without_a_number_is_one_layer(tmp_path: Path) -> None:
     report = inspect(str(folder)).head
     assert report is not None
     assert report.family == "qwen-mtp"
+
+
+def test_a_missing_expert_is_named(tmp_path: Path) -> None:
+    """Of the head or of the trunk, and one of another shape, where mlx-lm does not stack them."""
+    options = {"experts": "per_expert", "dtype": "float32", "layers": 2, "interval": 2}
+    folder = tiny.raw_checkpoint(tmp_path, "qwen3_5_moe", **options)
+    stored = tiny.load_weights(folder)
+    for layer in ("mtp.layers.0.", "model.language_model.layers.1."):
+        name = f"{layer}mlp.experts.0.up_proj.weight"
+        others = {n: w for n, w in stored.items() if n != name}
+        for own, found in (
+            ({}, "expert 0 is missing"),
+            ({name: mx.zeros((3, 3))}, r"expert 1 is .* expert 0 \(3, 3\)"),
+        ):
+            tiny.save_weights(folder, others | own, made_by="pt")
+            with pytest.raises(CheckpointError, match=rf"mlp\.switch_mlp\.up_proj\.weight: {found}"):
+                load(folder)
