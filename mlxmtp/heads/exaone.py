@@ -9,16 +9,14 @@ TensorRT-LLM's `modeling_exaone_moe.py` agrees.
 """
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
 from mlx_lm.models.exaone_moe import DecoderLayer
 
 from mlxmtp.heads.family import Family
 from mlxmtp.heads.layer import FC_NAMES, build_layer
-from mlxmtp.targets import RecentKVCache, Target
+from mlxmtp.targets import Target
 
 
 def build(weights: dict[str, mx.array], target: Target, **_: Any) -> tuple[Any, dict[str, mx.array]]:
@@ -28,8 +26,8 @@ def build(weights: dict[str, mx.array], target: Target, **_: Any) -> tuple[Any, 
     window = (config.get("mtp_sliding_windows") or [0])[0] or args.sliding_window
     # the trunk's types say whether layers that do not slide rotate
     layer = DecoderLayer(replace(args, layer_types=[kind, *args.layer_types], is_moe_layer=[False]), 0)
-    make_cache = partial(RecentKVCache, window) if layer.is_sliding_window else KVCache
-    return build_layer(EXAONE.name, target, weights, FC_NAMES, lambda _: layer, make_cache=make_cache)
+    seen = window if kind == "sliding_attention" else None
+    return build_layer(EXAONE.name, target, weights, FC_NAMES, lambda _: layer, window=seen)
 
 
 EXAONE = Family("exaone-mtp", ("exaone_moe",), build)

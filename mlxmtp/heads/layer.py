@@ -46,6 +46,7 @@ class HeadLayer(nn.Module):
         last_norm: whether a norm comes between the block and the output matrix.
         hidden_first: the projection takes the hidden state before the embedding.
         bias: the projection has a bias.
+        window: tokens that the block's attention sees; None: all.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class HeadLayer(nn.Module):
         last_norm: bool = True,
         hidden_first: bool = False,
         bias: bool = False,
+        window: int | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         rows, size = target.vocab_size, target.text_model.args.hidden_size
@@ -75,6 +77,7 @@ class HeadLayer(nn.Module):
         self._own = own
         self._target = target
         self._hidden_first = hidden_first
+        self._window = window
 
     def __call__(self, hidden: mx.array, tokens: mx.array, cache: Any) -> mx.array:
         """Return the block's output [B, T, H], before the last norm."""
@@ -82,7 +85,7 @@ class HeadLayer(nn.Module):
         pair = [self.enorm((self.embed_tokens if own else self._target.embed)(tokens)), self.hnorm(hidden)]
         x = self.eh_proj(mx.concatenate(pair[::-1] if self._hidden_first else pair, axis=-1))
         latent = self.latent
-        mask = create_attention_mask(x, first_leaf(cache), return_array=latent is not None)
+        mask = create_attention_mask(x, first_leaf(cache), self._window, return_array=latent is not None)
         if latent:
             latent.on = 1 < x.shape[1] <= ABSORBED
         y: mx.array = self.block(x, mask, cache)

@@ -7,16 +7,14 @@ config says otherwise (`mtp_layer_types`). Source: transformers' `MellumConfig` 
 """
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
 from mlx_lm.models.mellum import MellumDecoderLayer
 
 from mlxmtp.heads.family import Family
 from mlxmtp.heads.layer import FC_NAMES, build_layer
-from mlxmtp.targets import RecentKVCache, Target
+from mlxmtp.targets import Target
 
 
 def build(weights: dict[str, mx.array], target: Target, **_: Any) -> tuple[Any, dict[str, mx.array]]:
@@ -24,8 +22,8 @@ def build(weights: dict[str, mx.array], target: Target, **_: Any) -> tuple[Any, 
     args = target.text_model.args
     kind = (target.text_config.get("mtp_layer_types") or ["sliding_attention"])[0]
     layer = MellumDecoderLayer(replace(args, layer_types=[kind]), 0)
-    make_cache = partial(RecentKVCache, args.sliding_window) if kind == "sliding_attention" else KVCache
-    return build_layer(MELLUM.name, target, weights, FC_NAMES, lambda _: layer, make_cache=make_cache)
+    window = args.sliding_window if kind == "sliding_attention" else None
+    return build_layer(MELLUM.name, target, weights, FC_NAMES, lambda _: layer, window=window)
 
 
 MELLUM = Family("mellum-mtp", ("mellum",), build)
