@@ -28,6 +28,8 @@ PIN = str(REPO / "tests" / "pinned_cpu")
 """Folder of a module that pins a process to the CPU. An explicit `--device gpu` still moves it."""
 NOT_JOINED = {"MLX_DISABLE_COMPILE": "1"}
 """The environment in which a process's MLX joins no operations."""
+for name in NOT_JOINED:
+    os.environ.pop(name, None)  # a worker of pytest-xdist is such a process; reports name this switch
 _start = subprocess.Popen.__init__
 
 

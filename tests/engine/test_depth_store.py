@@ -127,7 +127,7 @@ def test_a_first_short_turn_with_a_good_head_teaches_the_next_run(folder: Path) 
 
 def test_turns_that_share_passes_teach_what_those_cost(folder: Path) -> None:
     engine = load(TRAINED / "glm4_moe")
-    engine.batch(["Natalia sold clips to", "Weng earns 12 dollars an hour"], GenerationOptions(max_tokens=64))
+    engine.batch(["Natalia sold clips to", "Weng earns 12 dollars an hour"], GenerationOptions(max_tokens=160))
     (file,) = folder.rglob("depth/*.json")
     assert json.loads(file.read_text())["shared"].keys() == {"2"}
     again = load(TRAINED / "glm4_moe").policies.of(None)

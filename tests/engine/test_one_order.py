@@ -10,6 +10,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxmtp.targets.patches import window
 from tests.engine.kinds import find, words
 from tests.engine.one_order import ORDERED, STEPS, attention_of_whole_numbers, read_by_latents
+from tests.grids import cases
 
 COUNT = 50
 """Tokens; the window has 32, and so many latents are selected."""
@@ -18,7 +19,7 @@ ALONE = {"all": [1] * 50, "an answer": [40] + [1] * 10, "an answer, then a promp
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("kind", ORDERED)
+@pytest.mark.parametrize("kind", cases(ORDERED, default=("gemma4",)))
 def test_the_bits_of_a_prompt(kind: str, raw_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = find(kind, raw_checkpoint)
     model, tokens = engine.target.model, mx.array([words(engine, COUNT)])

@@ -190,7 +190,7 @@ from tests.engine.kinds import TRAINED, words
 engine, number = load(TRAINED / "glm4_moe"), int(sys.argv[2])
 disk = Disk(Path(sys.argv[1]), engine, most=int(sys.argv[3]))
 prompts, loaded = [words(engine, 40, seed) for seed in range(3)], 0
-for step in range(9):
+for step in range(6):
     cache, prompt = disk.cache(), prompts[(number + step) % 3]
     tokens, _ = answer(engine, prompt, cache, depth=step % 2 and 3)
     assert tokens == answer(engine, prompt, depth=0)[0], step
@@ -209,9 +209,9 @@ def test_processes_that_write_read_and_evict_in_one_folder(tmp_path: Path) -> No
     most = 4 * probe.files[0].stat().st_size
     command = [sys.executable, "-c", SHARES, str(tmp_path / "shared")]
     running = [
-        subprocess.Popen([*command, str(number), str(most)], stdout=subprocess.PIPE, text=True) for number in range(3)
+        subprocess.Popen([*command, str(number), str(most)], stdout=subprocess.PIPE, text=True) for number in range(2)
     ]
     told = [process.communicate(timeout=240)[0].strip() for process in running]
-    assert [process.returncode for process in running] == [0] * 3, told
+    assert [process.returncode for process in running] == [0] * 2, told
     assert all(one.startswith("[] ") for one in told), told
     assert any(int(one.split()[-1]) for one in told), "no file was ever read"

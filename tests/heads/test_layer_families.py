@@ -28,12 +28,16 @@ from mlxmtp.errors import HeadError
 from mlxmtp.heads.families import family_of
 from tests import tiny
 from tests.comparing import assert_equal, head_of
+from tests.grids import cases
 from tests.heads import reference_hybrid, reference_latent
 from tests.heads.test_parity import DEPTHS, HEAD_TOLERANCE, TRUNK_TOLERANCE, depths, difference
 from tests.running import assert_plain, plain_run, prefilled, reference
 from tests.scripted import Depths, assert_same_state, one_hot, snapshot
 
 KINDS = list(tiny.LAYER_KINDS)
+FEW = ("ernie4_5_moe", "exaone_moe", "longcat_flash_ngram", "nemotron_h")
+"""Names of their own, a window, latents beside n-grams, Mamba: the kinds of the default run. Others add no kill."""
+few = pytest.mark.parametrize("kind", cases(KINDS, default=FEW), indirect=True, scope="module")
 VOCAB = tiny.LAYER_SIZES["vocab_size"]
 PROMPT = np.random.default_rng(3).integers(3, VOCAB, 20).tolist()
 """Past the windows of the tiny models, which hold `tiny.WINDOW` tokens."""
@@ -140,6 +144,7 @@ def test_forced_rejections_leave_the_accepted_tokens_alone(engine: Engine) -> No
     assert float(mx.abs(found - fresh).max()) < ROUNDING
 
 
+@few
 def test_turns_that_share_passes_have_the_tokens_of_each_alone(engine: Engine) -> None:
     assert engine.why_apart is None
     prompts = [PROMPT, PROMPT[:5], PROMPT[3:16]]
@@ -150,6 +155,7 @@ def test_turns_that_share_passes_have_the_tokens_of_each_alone(engine: Engine) -
         assert any(one.stats.drafted for one in found)
 
 
+@few
 def test_a_seed_gives_the_tokens_of_plain_decoding(engine: Engine) -> None:
     plain, *found = (
         engine.generate(PROMPT, GenerationOptions(max_tokens=16, temperature=1.0, seed=0, depth=depth), raw=True).tokens
@@ -161,6 +167,7 @@ def test_a_seed_gives_the_tokens_of_plain_decoding(engine: Engine) -> None:
 # -- the head's own rows
 
 
+@few
 def test_rows_fed_in_pieces_are_the_same(engine: Engine) -> None:
     assert engine.mtp
     hidden = mx.random.normal((1, 20, engine.target.text_model.args.hidden_size), key=mx.random.key(1))
@@ -209,6 +216,7 @@ def test_the_head_is_the_same_converted_attached_and_read_back(
         assert (report.head.family, report.head.layers, report.head.norms) == (family_of(kind).name, 1, "plain")
 
 
+@few
 def test_a_quantised_conversion_decodes_as_mlx_lm(kind: str, layer_checkpoint: Checkpoints, tmp_path: Path) -> None:
     packed = convert(
         layer_checkpoint(kind), tmp_path / "packed", quantization=Quantization(bits=4, group_size=32), head_bits=8
@@ -221,6 +229,7 @@ def test_a_quantised_conversion_decodes_as_mlx_lm(kind: str, layer_checkpoint: C
 # -- refusals
 
 
+@few
 def test_a_head_that_does_not_fit_is_refused(kind: str, tmp_path: Path) -> None:
     """A tensor is missing, has another shape, or belongs to a second layer: one line that names it."""
     folder = tiny.layer_checkpoint(tmp_path / "model", kind)

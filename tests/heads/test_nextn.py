@@ -66,9 +66,8 @@ def test_layers_that_share_an_indexer(nextn_checkpoint: Checkpoints, monkeypatch
     target = engine.target
     plain = plain_run(engine, PROMPT, 24)
     assert len(set(plain[0])) > 5, "a collapsed reference would prove little"
-    for depth in (1, 4):
-        run = assert_plain(engine, PROMPT, plain, depth)
-        assert any(one.accepted for one in run), "the head is not at work"
+    run = assert_plain(engine, PROMPT, plain, 4)
+    assert any(one.accepted for one in run), "the head is not at work"
     assert why_not_shared(target) is None
     tokens = mx.array([PROMPT])
     expected, _ = target.forward(tokens, target.make_cache())

@@ -36,6 +36,7 @@ from tests.targets.test_rollback import one_by_one
 from tests.worker.driving import Driven, is_gone
 
 METAL = pytest.param("gpu", marks=pytest.mark.metal)
+METAL_FUSED = [pytest.param(fused, "gpu", marks=pytest.mark.metal) for fused in (False, True)]
 on_both = pytest.mark.parametrize("device", ["cpu", METAL])
 HEADS_PER_KEY = (2, 4, 6, 8, 12)
 HEAD_DIMS = (64, 128, 256)
@@ -53,8 +54,9 @@ def report(found: object, expected: object, what: str) -> None:
         pytest.xfail(f"{what}: read {expected}, found {found} (GPU {apple_gpu()})")
 
 
-@on_both
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    ("fused", "device"), [pytest.param(False, "cpu", marks=pytest.mark.exhaustive), (True, "cpu"), *METAL_FUSED]
+)
 def test_the_few_row_kernel_has_the_bits_of_one_row(
     tmp_path_factory: pytest.TempPathFactory, fused: bool, device: str
 ) -> None:

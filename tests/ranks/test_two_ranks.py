@@ -87,6 +87,7 @@ def test_a_hosts_file_starts_the_other_rank_through_ssh(model: Path, tmp_path: P
     assert f"-- mac2 if [ -d {REPO} ]; then cd {REPO}; fi; exec" in line
 
 
+@pytest.mark.exhaustive
 def test_a_rank_that_dies_is_reported_and_all_start_again(model: Path, tmp_path: Path) -> None:
     with ServerProcess(tmp_path, "--model", str(model), "-n", "2", "--temp", "0") as server:
         assert server.url

@@ -16,7 +16,6 @@ from mlxmtp.errors import OptionError
 from mlxmtp.server.host import LoadError
 from mlxmtp.server.main import ServeOptions, serve
 from mlxmtp.worker.messages import Failed, Load
-from tests.grids import cases
 from tests.scripted_engine import headless
 from tests.server.process import PATIENCE_S, ServerProcess
 from tests.server.scripted import ALL, CHAT, COMPLETIONS, MINIMAL, Engines, parse_events
@@ -51,7 +50,8 @@ def refused(process: ServerProcess, *words: str) -> None:
     assert "Traceback" not in process.log
 
 
-@pytest.mark.parametrize("path", cases(sorted({*ALL} - {COMPLETIONS}), default=[CHAT]))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("path", sorted({*ALL} - {COMPLETIONS}))
 def test_an_engine_that_is_killed_while_it_works(path: str, server: ServerProcess, served: httpx2.Client) -> None:
     assert_works(served)
     worker = server.worker
@@ -132,6 +132,7 @@ def test_a_depth_without_a_head() -> None:
         serve(ServeOptions(depth=2, port=0), Engines({Load: [headless()]}))
 
 
+@pytest.mark.exhaustive  # a signal ends an answer, below, and a server that loads, above
 def test_an_interrupt_ends_the_server_and_its_engine(tmp_path: Path) -> None:
     with ServerProcess(tmp_path, *SMALL) as process:
         assert_works(httpx2.Client(base_url=process.url, timeout=PATIENCE_S))

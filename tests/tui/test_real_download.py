@@ -34,6 +34,7 @@ def offered(raw_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: py
         yield hub
 
 
+@pytest.mark.exhaustive  # tests/worker/test_hub.py downloads by default, test_picker.py asks for it
 @asynchronous
 async def test_a_model_is_downloaded_loaded_and_asked(offered: Hub, tmp_path: Path):
     app = ChatApp(WorkerProcess.start, ChatOptions(choose=True, settings=GenerationOptions(max_tokens=16, depth=2)))
