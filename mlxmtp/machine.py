@@ -20,7 +20,7 @@ from typing import Any
 
 from mlxmtp.errors import BackendError, OptionError
 from mlxmtp.limits import DEVICES, Device
-from mlxmtp.units import memory
+from mlxmtp.units import size
 from mlxmtp.version import __version__
 
 USABLE_FRACTION = 2 / 3 if sys.platform == "darwin" else 0.75
@@ -155,7 +155,7 @@ def memory_warning(weight_bytes: int) -> str | None:
     usable = usable_memory()
     if weight_bytes <= FULL_FRACTION * usable:
         return None
-    return f"the model takes {memory(weight_bytes)} of the {memory(usable)} that it can use here; it can be slow"
+    return f"the model takes {size(weight_bytes)} of the {size(usable)} that it can use here; it can be slow"
 
 
 def versions(packages: Sequence[str] = ("mlx", "mlx-lm")) -> dict[str, str]:

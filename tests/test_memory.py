@@ -28,7 +28,7 @@ def test_what_is_recommended_can_be_used(wired: list[int], monkeypatch: pytest.M
     assert machine.usable_memory() == RECOMMENDED
     assert machine.memory_warning(RECOMMENDED * 8 // 10) is None
     assert machine.memory_warning(RECOMMENDED) == (
-        "the model takes 16.0 GiB of the 16.0 GiB that it can use here; it can be slow"
+        "the model takes 17.2 GB of the 17.2 GB that it can use here; it can be slow"
     )
     monkeypatch.delitem(sys.modules, "mlx.core")  # as before MLX is imported
     assert machine.usable_memory() == int(machine.USABLE_FRACTION * machine.memory_bytes())

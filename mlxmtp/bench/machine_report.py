@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 
 from mlxmtp.bench import page
 from mlxmtp.checkpoints import Checkpoint
-from mlxmtp.units import memory
+from mlxmtp.units import size
 
 Row = dict[str, Any]
 """A JSON object."""
@@ -80,7 +80,7 @@ def as_html(report: Row, titles: Mapping[str, str]) -> str:
     facts = [
         f"{name}: {machine[name]}" for name in ("system", "processor", "device", "device_name") if machine.get(name)
     ]
-    facts += [f"memory: {memory(machine['memory_bytes'])}"] if machine.get("memory_bytes") else []
+    facts += [f"memory: {size(machine['memory_bytes'])}"] if machine.get("memory_bytes") else []
     facts += [f"{name} {number}" for name, number in machine.get("versions", {}).items()]
     sections = [f"<h1>mlxmtp report: {escape(report['model'])}</h1>", f'<p class="soft">{escape(", ".join(facts))}</p>']
     for name, result in report["parts"].items():

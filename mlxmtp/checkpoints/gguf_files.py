@@ -10,11 +10,12 @@ from typing import Protocol
 
 from mlxmtp.checkpoints.gguf_header import GgufHeader, Value, read_gguf
 from mlxmtp.checkpoints.gguf_names import nextn_tensors
-from mlxmtp.checkpoints.hub import REPO, cached
+from mlxmtp.checkpoints.hub import cached
 from mlxmtp.checkpoints.remote import RemoteRepo
 from mlxmtp.checkpoints.tensors import TensorInfo, readable, weight_files
 from mlxmtp.errors import CheckpointError
 from mlxmtp.files import open_regular
+from mlxmtp.names import REPO
 
 SUFFIX = ".gguf"
 OTHERS = ("mmproj", "imatrix")

@@ -3,7 +3,6 @@
 Cache, tokens, HF_ENDPOINT, offline mode and locks are the client's.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -13,8 +12,8 @@ from typing import Any
 
 from mlxmtp.checkpoints.tensors import HEADS, WEIGHTS
 from mlxmtp.errors import CheckpointError
+from mlxmtp.names import REPO, check_name
 
-REPO = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 FILES = ["*.json", WEIGHTS, HEADS, "*.jinja", "*.txt", "*.model", "*.tiktoken", "README.md"]
 """Patterns of the files that a model needs. The readme names the model that it was made from."""
 
@@ -100,16 +99,6 @@ def wanted_files(names: Iterable[str]) -> list[str]:
     return [name for name in names if any(fnmatch(name, pattern) for pattern in FILES)]
 
 
-def check_name(repo: str) -> None:
-    """Refuse a name that cannot be a repo's.
-
-    Raises:
-        CheckpointError: it is not of the form owner/name.
-    """
-    if not REPO.fullmatch(repo):
-        raise CheckpointError(f"{repo}: no such folder; expected a model's folder or a Hub repo (owner/name)")
-
-
 def upload(folder: Path, repo: str) -> str:
     """Upload a folder to a repo, which is created if it does not exist; return the repo's address.
 
@@ -188,8 +177,21 @@ def explained(repo: str, action: str, revision: str | None = None) -> Iterator[N
 
 
 def reason(error: Exception) -> str:
-    """Return the first line of an error's message, or the name of its class."""
+    """Return the first line of an error's message, or the name of its class; that the network fails, in our words."""
+    if unconnected(error):
+        from huggingface_hub import constants
+
+        return f"no connection to {constants.ENDPOINT}; a folder, or a model in the Hub cache, needs none"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def unconnected(error: BaseException | None) -> bool:
+    """Return whether an error is, or comes from, a connection that was not made. The transport is an inner matter."""
+    while error is not None:
+        if type(error).__name__ in ("ConnectError", "ConnectTimeout"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def timeout_s() -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxmtp.checkpoints.hub import check_name, explained, reason, timeout_s
+from mlxmtp.checkpoints.hub import explained, reason, timeout_s
 from mlxmtp.checkpoints.tensors import (
     TensorInfo,
     Tensors,
@@ -19,6 +19,7 @@ from mlxmtp.checkpoints.tensors import (
 )
 from mlxmtp.errors import CheckpointError
 from mlxmtp.files import MAX_FILE_BYTES, parse_json
+from mlxmtp.names import check_name
 from mlxmtp.units import size
 
 BLOCK = 16 << 20

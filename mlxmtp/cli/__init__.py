@@ -12,11 +12,29 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
+from itertools import takewhile
 from typing import Any, NoReturn
 
-from mlxmtp.cli import attach, bench, chat, connect, convert, doctor, generate, inspect, pull, report, serve
+from mlxmtp.cli import (
+    attach,
+    bench,
+    chat,
+    completion,
+    connect,
+    convert,
+    doctor,
+    generate,
+    inspect,
+    listing,
+    pull,
+    remove,
+    report,
+    serve,
+)
 from mlxmtp.errors import MlxmtpError, is_device_failure, is_out_of_memory
 from mlxmtp.machine import missing_backend, use_device
+from mlxmtp.names import check_model
 from mlxmtp.terminal import visible
 from mlxmtp.version import __version__
 
@@ -25,7 +43,14 @@ FAILED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 GRACE_S = 5.0
 """Seconds from an interrupt to the hard exit. The Hub client's threads would each finish their file first."""
 
-COMMANDS = (chat, serve, connect, generate, bench, doctor, report, inspect, convert, attach, pull)
+COMMANDS = (
+    chat, serve, connect, generate, bench, doctor, report, inspect, convert, attach, pull, listing, remove, completion,
+)  # fmt: skip
+
+MODELS = ("model", "head", "trunk", "source", "original")
+"""Names of the arguments that hold a path or a repo."""
+OWN_CHECKS = ("connect", "doctor")
+"""Commands whose model is not checked here: `connect` has a server's name, `doctor` describes the machine first."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,6 +59,22 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         layout = argparse.RawDescriptionHelpFormatter
         super().__init__(**options, allow_abbrev=False, formatter_class=layout)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, but name an unknown option before argparse says which required ones are missing."""
+        if not self._subparsers:
+            self._refuse_unknown(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def _refuse_unknown(self, arguments: Sequence[str]) -> None:
+        known = self._option_string_actions
+        for argument in takewhile(lambda one: one != "--", arguments):
+            option = argument.partition("=")[0] if argument.startswith("--") else argument[:2]
+            is_option = len(option) > 1 and option[0] == "-" and " " not in argument
+            if not is_option or option in known or argument in known or self._negative_number_matcher.match(argument):
+                continue
+            near = get_close_matches(option, known, n=1)
+            self.error(f"unrecognized option {option}" + (f"; did you mean {near[0]}?" if near else ""))
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"mlxmtp: {visible(message)}\nTry '{self.prog} --help'.\n")
@@ -45,7 +86,8 @@ def parser() -> argparse.ArgumentParser:
         prog="mlxmtp",
         description="Exact multi-token-prediction (MTP) speculative decoding on MLX:\n"
         "the text that plain decoding writes, in fewer passes through the model.",
-        epilog="Example:\n  mlxmtp generate --prompt 'I would like a large latte'",
+        epilog="Example:\n  mlxmtp generate --prompt 'I would like a large latte'\n"
+        "Without a command, on a terminal: mlxmtp chat",
     )
     top.add_argument("--version", action="version", version=f"mlxmtp {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="command")
@@ -68,8 +110,12 @@ def run(argv: Sequence[str] | None) -> int:
     top = parser()
     arguments = top.parse_args(argv)
     if arguments.command is None:
-        top.print_help(sys.stderr)
-        return BAD_INPUT
+        if not chat.on_a_terminal():
+            top.print_help(sys.stderr)
+            return BAD_INPUT
+        arguments = top.parse_args(["chat"])
+    for name in MODELS if arguments.command not in OWN_CHECKS else ():
+        check_model(getattr(arguments, name, None) or "")  # before imports that take seconds
     try:
         use_device(getattr(arguments, "device", None))  # before mlx-lm is imported, which makes its stream then
         code: int = arguments.run(arguments)

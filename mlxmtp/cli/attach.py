@@ -28,7 +28,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--revision", metavar="R", help="branch, tag or commit of ORIGINAL")
     head_bits = "bits of the head; 16 does not quantise it (default: 8 beside a quantised model, else as it is)"
     add("--head-bits", type=int, choices=(4, 8, 16), help=head_bits)
-    add("--out", metavar="DIR", type=Path, help="a new folder for model and head; TRUNK stays as it is")
+    add("--out", metavar="FOLDER", type=Path, help="a new folder for model and head; TRUNK stays as it is")
     add("--no-check", action="store_true", help="do not load the model to try the head on a short text")
     command.set_defaults(run=run)
 

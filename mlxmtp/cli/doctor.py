@@ -18,7 +18,7 @@ from mlxmtp.errors import CheckpointError, MlxmtpError, OptionError, in_one_line
 from mlxmtp.exactness import switch
 from mlxmtp.exactness.guarantee import PROMISES
 from mlxmtp.terminal import say
-from mlxmtp.units import memory
+from mlxmtp.units import size
 
 if TYPE_CHECKING:
     from mlxmtp import Engine
@@ -152,8 +152,8 @@ def machine_rows(facts: dict[str, Any]) -> dict[str, str]:
         **({"system": fault} if fault else {}),
         **({"switches": set_to} if set_to else {}),
         "machine": f"{facts['system']}, {facts['processor']}, {facts['cores']} processors",
-        "memory": f"{memory(facts['memory_bytes'])}, of which {memory(facts['usable_bytes'])} for weights and caches"
-        + (f"; the GPU may wire {memory(wired)}" if wired else ""),
+        "memory": f"{size(facts['memory_bytes'])}, of which {size(facts['usable_bytes'])} for weights and caches"
+        + (f"; the GPU may wire {size(wired)}" if wired else ""),
         "MLX": f"{facts['device']} {facts['device_name']}; {backends} available",
         "with": ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
     }

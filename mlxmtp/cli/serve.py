@@ -21,7 +21,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--model", metavar="PATH|REPO", help="a model folder or a Hugging Face repo (default: the bundled demo)")
     add("--head", metavar="PATH|REPO", help="take the MTP head from here")
     how = command.add_mutually_exclusive_group()
-    how.add_argument("--depth", metavar="K", type=options.depth, help="drafts a round; 0: plain (default: auto)")
+    how.add_argument("--depth", metavar="N", type=options.depth, help="drafts a round; 0: plain (default: auto)")
     how.add_argument("--no-mtp", action="store_true", help="do not load the head")
     options.add_device(add)
     options.add_ranks(command)
@@ -38,12 +38,12 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--queue", metavar="N", type=options.at_least(0), default=32, help="so many requests may wait (default: 32)")
     add("--max-body", metavar="BYTES", type=options.size, default="32M", help="the largest request (default: 32M)")
     add("--cache-bytes", metavar="BYTES", type=options.size, help="for the prefix cache (default: half of the rest)")
-    add("--cache-dir", metavar="PATH", help="keep the prefix cache here across restarts")
+    add("--cache-dir", metavar="FOLDER", help="keep the prefix cache here across restarts")
     samples = command.add_argument_group("for what requests leave out (default: as the model recommends)")
     samples.add_argument("--temp", metavar="T", type=options.number, help="temperature; 0 is greedy")
     samples.add_argument("--top-p", metavar="P", type=options.number)
     samples.add_argument("--top-k", metavar="K", type=options.at_least(0))
-    samples.add_argument("--min-p", metavar="P", type=options.number)
+    samples.add_argument("--min-p", metavar="M", type=options.number)
     command.set_defaults(run=run)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mlxmtp.exactness.guarantee import in_words
 from mlxmtp.terminal import visible
+from mlxmtp.units import size
 
 if TYPE_CHECKING:
     from mlxmtp import Chunk, Engine, Stats
@@ -66,7 +67,7 @@ def as_text(engine: Engine, last: Chunk, plain: str | None, depth: int | None, *
         "depth": stats.policy,
         "exact": "" if plain else in_words(engine.guarantee.at(depth), chosen=chosen),
         "time": shares(stats),
-        "memory": f"{stats.peak_memory_bytes / 1e6:,.0f} MB at the peak",
+        "memory": f"{size(stats.peak_memory_bytes)} at the peak",
     }
     return "".join(f"\n{name:8}{row}" for name, row in rows.items() if row)
 

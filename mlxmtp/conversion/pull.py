@@ -6,7 +6,6 @@ from pathlib import Path
 from mlxmtp import machine
 from mlxmtp.checkpoints import open_checkpoint
 from mlxmtp.checkpoints.hub import (
-    REPO,
     cached_sizes,
     download,
     download_again,
@@ -19,6 +18,7 @@ from mlxmtp.conversion.sources import OnBytes
 from mlxmtp.errors import CheckpointError
 from mlxmtp.files import check_space
 from mlxmtp.heads import resolve_head
+from mlxmtp.names import REPO
 from mlxmtp.units import size
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mlxmtp.engine import template_renderer
 from mlxmtp.errors import TemplateLimitError
-from mlxmtp.units import memory
+from mlxmtp.units import size as in_words
 
 START_S = 60.0
 """Seconds that the process has to start and to read a job."""
@@ -134,7 +134,7 @@ class TemplateProcess:
                 piece = link.recv(min(size - len(content), 1 << 20))
             except TimeoutError:
                 if resident_bytes(pid) > self._limits.memory_bytes:
-                    limit = memory(self._limits.memory_bytes)
+                    limit = in_words(self._limits.memory_bytes)
                     raise TemplateLimitError(f"the model's chat template was cut: it takes more than {limit}") from None
                 continue
             if not piece:

@@ -33,7 +33,7 @@ def test_text_on_standard_output_statistics_on_standard_error(generate):
         "MTP     2.50 tokens a round; drafts accepted at depth 1, 2, ...: 90%, 75%, 60%",
         "exact   token-identical to plain decoding",
         "time    verify 70%, draft 20%, other 10% (estimated from 2 of 4 rounds)",
-        "memory  68 MB at the peak",
+        "memory  68.0 MB at the peak",
     ]
 
 

@@ -76,6 +76,6 @@ def test_every_option_reaches_the_engine(generate):
 
 def test_no_mtp_does_not_even_load_the_head(generate):
     engine = Engine()
-    generate("--no-mtp", "--model", "here", engine=engine)
-    assert engine.loaded == [("here", False)]
+    generate("--no-mtp", "--model", "maker/here", engine=engine)
+    assert engine.loaded == [("maker/here", False)]
     assert engine.calls[0]["options"].depth == 0

@@ -86,5 +86,5 @@ def test_chat_refuses_sampling_that_cannot_be(main_, option):
 @pytest.mark.parametrize("command", [["generate", "--prompt", "x"], ["chat"], ["serve", "--port", "0"], ["bench"]])
 @pytest.mark.parametrize("option", ["--head", "--draft-vocab"])
 def test_what_is_for_a_head_is_refused_without_one(main_, started, command, option):
-    assert_refused(main_(*command, "--no-mtp", option, "7"), f"{option} is for a head", "leave one out")
+    assert_refused(main_(*command, "--no-mtp", option, "demo"), f"{option} is for a head", "leave one out")
     assert started == []

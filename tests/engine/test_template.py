@@ -65,7 +65,7 @@ def test_a_process_that_grows_where_nothing_bounds_it(
     process: TemplateProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(template, "resident_bytes", lambda _: 300 << 20)
-    with pytest.raises(TemplateLimitError, match=r"more than 0\.2 GiB"):
+    with pytest.raises(TemplateLimitError, match=r"more than 209\.7 MB"):
         process.render(LOOP, [USER], {})
 
 

@@ -289,3 +289,8 @@ def test_folded_away_the_panel_is_one_line() -> None:
 def test_the_end_of_a_long_name_is_kept() -> None:
     assert panel.shortened("short", 10) == "short"
     assert panel.shortened("0123456789abcdef", 10) == "…789abcdef"
+
+
+def test_a_new_chat_has_not_been_silent() -> None:
+    state = ChatState(lambda: 410.0)  # the machine has been up for as long
+    assert (state.busy, state.silence_s, state.status_since) == (True, 0.0, 410.0)

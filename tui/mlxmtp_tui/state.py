@@ -40,8 +40,8 @@ class ChatState:
 
     clock: Callable[[], float] = time.monotonic
     status: Status = "starting"
-    status_since: float = 0.0
-    last_event_at: float = 0.0
+    status_since: float = field(init=False)
+    last_event_at: float = field(init=False)
     stats: Stats | None = None
     memory: Memory | None = None
     prompt_progress: PromptProgress | None = None
@@ -51,6 +51,9 @@ class ChatState:
     rates: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT_RATES))
     turns: list[PlottedTurn] = field(default_factory=list)
     _window: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.status_since = self.last_event_at = self.clock()  # not 0: the clock may count from the machine's start
 
     def set_status(self, status: Status) -> None:
         self.status = status
