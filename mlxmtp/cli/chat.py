@@ -50,12 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
     if not on_a_terminal():
         found = "chat needs a terminal, and standard input, output or error is none"
         raise OptionError(f"{found}; for a file or a pipe: mlxmtp generate --prompt TEXT")
-    from mlxmtp_tui import sessions
+    from mlxmtp_tui import config, sessions
     from mlxmtp_tui.app import run as open_chat
     from mlxmtp_tui.options import ChatOptions
 
     resumed = sessions.find(arguments.resume) if arguments.resume or arguments.newest else None
     model = arguments.model or (sessions.model_of(resumed) if resumed else None)
+    kept, notice = config.load()
     chosen = ChatOptions(
         model=None if model == "demo" else model,
         identity=arguments.identity,
@@ -64,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
         choose=model is None,
         system=arguments.system,
         settings=settings,
-        sampling=sampling,
+        sampling=kept | sampling,
+        notice=notice,
     )
     open_chat(chosen, resumed, mouse=not arguments.no_mouse)
     return 0

@@ -19,8 +19,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "completion",
         help="print the completion for a shell",
         description="Print a script that completes commands, options, their choices, and models of the Hub cache.",
-        epilog="Example:\n  mlxmtp completion bash >> ~/.bashrc\n"
-        "  mlxmtp completion zsh >> ~/.zshrc\n"
+        epilog="Example:\n  mlxmtp completion bash > ~/.local/share/bash-completion/completions/mlxmtp\n"
+        "  mlxmtp completion zsh > ~/.mlxmtp.zsh  # and in ~/.zshrc: source ~/.mlxmtp.zsh\n"
         "  mlxmtp completion fish > ~/.config/fish/completions/mlxmtp.fish",
     )
     command.add_argument("shell", choices=SHELLS)

@@ -11,6 +11,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data = tmp_path / "data"
     monkeypatch.setenv("XDG_DATA_HOME", str(data))
     monkeypatch.setattr("platformdirs.user_data_path", lambda name, **_: data / name)
+    monkeypatch.setattr("platformdirs.user_config_path", lambda name, **_: tmp_path / "config" / name)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     place = tmp_path / "home"
     place.mkdir()

@@ -52,7 +52,7 @@ async def test_ctrl_s_goes_round_the_statistics() -> None:
     async with running_app() as ui:
         ui.engine.on(Compare, [compared()])
         await ui.asks("a", "one")
-        await ui.sees("enter sends · ctrl+j new line · f1 help", "token-identical")
+        await ui.sees("demo · MTP auto · temp 0 · f1 help", "token-identical")
         await ui.press("ctrl+s")
         await ui.sees("tok/s of each turn", "accepted at depth 3")
         assert "token-identical" not in ui.seen()

@@ -79,7 +79,7 @@ class ChatApp(SlashCommandApp):
     ) -> None:
         super().__init__(start)
         self.chat = Chat(self.post_message, start, options, new_session, resumed)
-        self._choose_first = options.choose
+        self._choose_first, self._first_notice = options.choose, options.notice
         self._interrupted_at = float("-inf")
         self._undrawn = True
         self._answer_updated_at = float("-inf")
@@ -112,6 +112,8 @@ class ChatApp(SlashCommandApp):
         await place.remove()
         self.run_worker(self.chat.start())
         self.post_message(TurnsReplaced(list(self.chat.conversation.turns)))
+        if self._first_notice:
+            self.say(self._first_notice, error=True)
         if self._choose_first:
             self.slash("model")
         gc.collect()

@@ -42,7 +42,7 @@ class Chat:
         resumed: tuple[Session, Conversation] | None = None,
     ) -> None:
         self.state = ChatState()
-        self.settings, self._chosen = replace(options.settings, **options.sampling), dict(options.sampling)
+        self.settings, self.chosen = replace(options.settings, **options.sampling), dict(options.sampling)
         self.loaded: worker.Loaded | None = None
         self.model = options.model
         session, conversation = resumed or (None, Conversation(options.system))
@@ -154,7 +154,7 @@ class Chat:
 
     def change_settings(self, **changes: Any) -> None:
         """Change fields of the settings, from the next turn on."""
-        self.settings, self._chosen = replace(self.settings, **changes), self._chosen | changes
+        self.settings, self.chosen = replace(self.settings, **changes), self.chosen | changes
         self._post(StateChanged())
 
     def measure(self) -> None:
@@ -219,8 +219,8 @@ class Chat:
         match event:
             case worker.Loaded():
                 self.loaded, self._replaced = event, None
-                self.settings = replace(self._options.settings, **{**event.sampling, **self._chosen})
-                if words := recommended_in_words(event.sampling, self._chosen):
+                self.settings = replace(self._options.settings, **{**event.sampling, **self.chosen})
+                if words := recommended_in_words(event.sampling, self.chosen):
                     self._notify(f"sampling as the model recommends: {words}")
                 self._set_status("ready")
                 if self._waiting:

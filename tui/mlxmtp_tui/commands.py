@@ -29,6 +29,7 @@ COMMANDS = (
     SlashCommand("seed", "[N|off]", "the same seed gives the same tokens"),
     SlashCommand("max", "[N]", "at most N tokens an answer"),
     SlashCommand("think", "[on|off|auto|show]", "let the model think before it answers; show unfolds it"),
+    SlashCommand("keep", "[off]", "keep temperature and thinking for the next starts"),
     SlashCommand("stats", "[live|turns|line]", "the statistics: live, over the turns, or one line"),
     SlashCommand("bench", "", "measure MTP against plain decoding on this chat"),
     SlashCommand("retry", "", "answer the last message again"),

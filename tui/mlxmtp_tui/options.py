@@ -22,6 +22,7 @@ class ChatOptions:
         system: the system prompt.
         settings: of the turns, where neither the model nor the user says otherwise.
         sampling: fields of the settings that the user has chosen; the model recommends others.
+        notice: what was wrong before the chat began.
     """
 
     model: str | None = None
@@ -34,6 +35,7 @@ class ChatOptions:
     identity: Identity = "fast"
     draft_vocab: str | None = None
     device: Device | None = None
+    notice: str = ""
 
     def load_command(self, id: int) -> Load:
         """The command that loads the model."""

@@ -13,7 +13,7 @@ from mlxmtp.errors import MlxmtpError, OptionError
 from mlxmtp.limits import MAX_DEPTH
 from mlxmtp.terminal import visible
 from mlxmtp.worker.process import StartTransport
-from mlxmtp_tui import clipboard, commands, sessions
+from mlxmtp_tui import clipboard, commands, config, sessions
 from mlxmtp_tui.chat import Chat
 from mlxmtp_tui.conversation import as_markdown
 from mlxmtp_tui.widgets.panel import StatsView
@@ -147,6 +147,13 @@ class SlashCommandApp(App[None]):
         loaded = self.chat.loaded
         missing = "; this model has no thinking mode" if loaded and not loaded.has_thinking else ""
         self.say(f"thinking {name}{missing}")
+
+    def command_keep(self, arguments: str) -> None:
+        if arguments not in ("", "off"):
+            raise OptionError(f"/keep {arguments}: expected /keep or /keep off")
+        kept = config.save(self.chat.chosen if not arguments else {})
+        words = ", ".join(f"{name} {value}" for name, value in kept.items())
+        self.say(f"kept for the next starts: {words}" if kept else "nothing is kept; models' own settings hold")
 
     def command_stats(self, arguments: str) -> None:
         if arguments and arguments not in STATS_VIEWS:

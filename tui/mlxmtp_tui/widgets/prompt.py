@@ -12,7 +12,7 @@ from textual.widgets import OptionList, TextArea
 from textual.widgets.option_list import Option
 
 from mlxmtp.terminal import visible
-from mlxmtp_tui import commands, files
+from mlxmtp_tui import arguments, commands, files
 
 ALL_PAGES = 1_000_000
 """More pages than any conversation has."""
@@ -68,6 +68,7 @@ class PromptInput(TextArea):
         self.past: list[str] = []
         self._completions = completions
         self._offered = "", (0, 0)  # text and cursor that the completions are for
+        self._picked = False  # the highlighted completion was chosen with the arrows
         self._past_index: int | None = None  # of the earlier prompt that is shown
         self._draft = ""  # what was typed before an earlier prompt was shown
         self._pastes: dict[str, str] = {}  # by their placeholders
@@ -140,12 +141,14 @@ class PromptInput(TextArea):
         text, cursor = now = self.text, self.cursor_location
         moved = cursor != self._offered[1] and self._completions.display
         if text != self._offered[0] or moved:
-            self._offered = now
+            self._offered, self._picked = now, False
             self._completions.offer(self._choices())
 
     def _enter(self) -> bool:
         self._offer()
         word, chosen = self._word(), self._completions.chosen
+        if self._argument() and not self._picked:
+            chosen = None
         complete = word[1:] in commands.BY_NAME if word.startswith("/") else word in files.completions(word)
         if chosen and not complete:
             self._complete()
@@ -177,6 +180,7 @@ class PromptInput(TextArea):
         """Move in the completions, or in the history from the first or last line."""
         self._offer()
         if self._completions.chosen is not None:
+            self._picked = True
             (self._completions.action_cursor_up if by < 0 else self._completions.action_cursor_down)()
             return True
         row, _ = self.cursor_location
@@ -215,9 +219,16 @@ class PromptInput(TextArea):
             return before[before.rindex('@"') :]
         return before.split(" ")[-1] if before else ""
 
+    def _argument(self) -> tuple[str, str] | None:
+        """The command and the beginning of its argument, where the cursor is at its end."""
+        at_end = self.cursor_location == self.document.end
+        return arguments.argument(self.text) if at_end else None
+
     def _choices(self) -> list[tuple[str, str]]:
         word = self._word()
         row, column = self.cursor_location
+        if found := self._argument():
+            return arguments.completions(*found)
         if word.startswith("/") and (row, column) == (0, len(word)):
             return [(f"/{command.name}", command.help) for command in commands.completions(word)]
         if word.startswith("@"):

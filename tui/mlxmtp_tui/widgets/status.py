@@ -42,6 +42,19 @@ def status_text(chat: Chat, *, folded: bool) -> str:
         check = chat.state.check
         text = f"loading {shortened(chat.model_name, MODEL_WIDTH)} …" + (f" {check.text} · esc stops" if check else "")
     if not folded:
-        return text or "enter sends · ctrl+j new line · f1 help"
+        return text or f"{settings_line(chat)} · f1 help"
     model = " · ".join([visible(chat.model_name), *head_lines(chat.loaded, chat.settings)])
     return " · ".join(part for part in (text, one_line(chat.state, chat.loaded) or model) if part)
+
+
+def settings_line(chat: Chat) -> str:
+    """The settings of the next turn, as "demo · MTP auto · temp 0.6 (model's)"; "yours": set here or kept."""
+    settings = chat.settings
+    head = chat.loaded is None or chat.loaded.head
+    depth = f"MTP {'auto' if settings.depth is None else settings.depth}" if head and settings.depth != 0 else "plain"
+    parts = [shortened(chat.model_name, MODEL_WIDTH), depth]
+    recommended = " (model's)" if settings.temperature else ""  # without a choice or a recommendation it is 0
+    parts += [f"temp {settings.temperature:g}" + (" (yours)" if "temperature" in chat.chosen else recommended)]
+    parts += [f"seed {settings.seed}"] if settings.seed is not None else []
+    parts += [f"thinking {'on' if settings.thinking else 'off'}"] if settings.thinking is not None else []
+    return " · ".join(parts)
