@@ -50,6 +50,33 @@ ALIKE = [
     "telechat3", "youtu_llm",
 ]  # fmt: skip
 """Types whose caches are all of keys and values of every token: what is done with one is done with all."""
+STATES = {
+    "nemotron_h": "Mamba 2, beside layers without a cache",
+    "bailing_hybrid": "lightning attention, with a position from outside",
+    "rwkv7": "states of two modules in one cache",
+    "recurrent_gemma": "a gated recurrence beside windows; before the first token its states are no zeros",
+    "llama4": "attention in chunks: the whole model row by row",
+    "longcat_flash_ngram": "the last tokens, before the first layer",
+    "kimi_linear": "KDA beside latent attention",
+    "lfm2": "a short convolution",
+    "gear": "short convolutions of keys and values",
+    "mamba": "Mamba",
+    "falcon_h1": "Mamba 2 and attention in one layer",
+    "olmo_hybrid": "gated delta with a convolution each for queries, keys and values",
+    "baichuan_m1": "convolutions of the keys of a window: the whole model row by row",
+    "iquestloopcoder": "windows of a second loop: the whole model row by row",
+    "deepseek_v41": "compressed groups: the whole model row by row",
+    "mamba2": "Mamba 2",
+    "plamo2": "Mamba 2 beside attention",
+    "granitemoehybrid": "Mamba 2 beside attention",
+    "jamba": "Mamba beside attention and experts",
+    "kimi_k3": "KDA beside latent attention, and residuals of blocks",
+    "bailing_moe_v3": "KDA beside latent attention",
+    "bailing_moe_linear": "lightning attention, with a position from outside",
+    "lfm2_moe": "a short convolution",
+    "lfm2-vl": "a short convolution",
+}
+"""Types with layers that run row by row in a pass, and what their states are."""
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,
