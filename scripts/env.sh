@@ -40,7 +40,7 @@ prepare() {
 
     .venv/bin/python -m pip --version >/dev/null 2>&1 || make_venv
     say "Installing mlxmtp${extras:+ with $extras} into .venv (the first time takes a minute or two) ..."
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}" >&2
+    .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --editable ".${extras:+[$extras]}" >&2
     for done in "$stamp" .venv/.installed; do # installing an extra installs the package too
         printf '%s\n' "$key" >"$done"
     done

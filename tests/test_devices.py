@@ -55,9 +55,9 @@ def test_every_command_that_loads_a_model_has_the_switch() -> None:
 
 
 def test_the_device_is_set_before_the_model_is_read(
-    devices: list[mx.DeviceType], capsys: pytest.CaptureFixture[str]
+    devices: list[mx.DeviceType], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    nowhere = ["--model", "/nowhere/at/all"]
+    nowhere = ["--model", str(tmp_path)]
     lines = [["generate", "--prompt", "a", *nowhere], ["bench", *nowhere], ["doctor", *nowhere]]
     for device, kind in (("cpu", mx.cpu), ("gpu", mx.gpu)):
         for line in lines:

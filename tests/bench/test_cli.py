@@ -187,7 +187,7 @@ def test_prompts_of_a_file(main_: Cli, model: str, tmp_path: Path):
 def test_malformed_prompts_are_refused_before_a_model_is_loaded(main_: Cli, tmp_path: Path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"workload": "mine", "turns": ["hello"]}\n{"workload"\n')
-    ran = main_("bench", "--model", "absent", "--prompts", str(file))
+    ran = main_("bench", "--model", "maker/absent", "--prompts", str(file))
     assert_refused(ran, f"{file}, line 2: not JSON")
 
 
@@ -199,7 +199,7 @@ def test_malformed_prompts_are_refused_before_a_model_is_loaded(main_: Cli, tmp_
         (("--synthetic-acceptance", "2"), "expected a number from 0 to 1"),
         (("--synthetic-acceptance", "0.5", "--temps", "0.7"), "leave --temps out"),
         (("--temps", "0", "1e-9"), "--temps: temperature is 1e-09; expected 0 (greedy) or at least 1e-6"),
-        (("--top-p", "2", "--model", "/absent/model"), "top_p is 2.0; expected a number in (0, 1]"),
+        (("--top-p", "2", "--model", "maker/absent"), "top_p is 2.0; expected a number in (0, 1]"),
         (("--compare", "/absent/a", "/absent/b"), "expected a report of `mlxmtp bench`"),
     ],
 )

@@ -23,8 +23,8 @@ ARGUMENTS: dict[str, list[str]] = {
     "attach": [str(DEMO), "--from", str(DEMO)],
     "pull": ["owner/name"],
 }
-NEEDS_NONE = {"connect", "chat"}
-"""`connect` never uses MLX; `chat` draws on a terminal, and shows the message of its engine's process there."""
+NEEDS_NONE = {"connect", "chat", "completion", "listing", "remove"}
+"""`chat` draws on a terminal, and shows the message of its engine's process there; the others never use MLX."""
 
 
 @pytest.mark.process

@@ -58,7 +58,7 @@ def test_a_head_whose_trunk_was_tuned_away_is_said_once(text: list[int]) -> None
     """By the worker, and so by chat and server; and by who asks the engine."""
     engine = spoilt(load(TRAINED / "glm4_moe"))
     messages = [{"role": "user", "content": engine.tokenizer.decode(text[:100])}]
-    turns = [Generate(id, messages, GenerationOptions(max_tokens=48)) for id in (1, 2)]
+    turns = [Generate(id, messages, GenerationOptions(max_tokens=48, depth=1)) for id in (1, 2)]
     events = serve(*turns, engine=engine)
     (warned,) = (event.message for event in events if isinstance(event, Warned))
     assert warned.startswith("the head's first drafts are the model's own tokens at ")

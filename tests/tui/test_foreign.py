@@ -28,7 +28,7 @@ async def test_nothing_in_a_chat_reaches_the_terminal_as_a_control_character(hom
         await ui.until(ui.drawn)
         await ui.press("ctrl+t")
         await ui.sees(f"ask {SHOWN}", f"so {SHOWN} \\u009b2J end", f"⚒ {SHOWN}")
-        await ui.until(lambda: ui.seen().count(SHOWN) == 5, "name, question, thinking, answer, call")
+        await ui.until(lambda: ui.seen().count(SHOWN) == 6, "name twice, question, thinking, answer, call")
         assert controls(ui.seen()) == set()
         await ui.paste(f"paste {TITLE}")
         await ui.sees("paste ]0;mine")
