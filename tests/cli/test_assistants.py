@@ -72,6 +72,7 @@ def test_it_is_fetched_once_and_works_offline(published: Hub, answer, monkeypatc
     assert published.sent(ASSISTANT) == sent
 
 
+@pytest.mark.exhaustive
 def test_a_folder_asks_the_hub_for_nothing(published: Hub, answer, trunk: Path, tmp_path: Path) -> None:
     """The name proves nothing: the head is used if it is in the cache, else it is only named."""
     folder = Path(shutil.copytree(trunk, tmp_path / "gemma-4-e2b-it-4bit"))
@@ -153,6 +154,7 @@ def test_convert_and_attach_keep_it_beside_the_model(
     assert len(heads) == 1
 
 
+@pytest.mark.exhaustive
 def test_a_quantised_one(cli: Callable[..., Ran], answer, assistant: Path, trunk: Path, tmp_path: Path) -> None:
     cli("convert", trunk, tmp_path / "q", "-q", "--group-size", "32")
     assert cli("attach", tmp_path / "q", "--from", assistant).code == 0

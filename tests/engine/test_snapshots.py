@@ -138,6 +138,7 @@ def wide(gemma_checkpoint: Callable[..., Path], assistant: Callable[..., Path]) 
     return load(gemma_checkpoint("gemma4", **sizes), head=assistant(**sizes))
 
 
+@pytest.mark.exhaustive
 def test_snapshots_hold_no_more_than_their_bytes(wide: Engine) -> None:
     """A window's rows of a chunk that is longer than it, or a view of them, would hold far more than is counted."""
     sequence = Tokens(wide.target, wide.mtp)

@@ -89,6 +89,7 @@ def test_a_damaged_file_is_none(data: Path) -> None:
         assert switch.kept_switch("a/b") is None, content
 
 
+@pytest.mark.exhaustive
 def test_the_worker_sets_it_before_mlx_is_imported(
     raw_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

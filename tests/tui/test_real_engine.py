@@ -63,6 +63,7 @@ async def test_two_turns_are_those_of_the_engine():
     assert turns[1].answer.stats.tokens_per_round > 1
 
 
+@pytest.mark.exhaustive
 @asynchronous
 async def test_it_stops_measures_dies_and_goes_on():
     settings = GenerationOptions(temperature=1.0, seed=3, max_tokens=3000)

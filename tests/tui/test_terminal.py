@@ -134,6 +134,7 @@ def test_a_chat_from_start_to_end(terminal):
     again.sees("Hi there!", answer["content"], "depth")
 
 
+@pytest.mark.exhaustive
 def test_a_killed_chat_leaves_its_words_and_no_engine(terminal):
     chat = terminal(*CHAT, "3000", "--temp", "1", "--seed", "5")
     chat.sees("depth auto")

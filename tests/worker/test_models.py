@@ -116,6 +116,7 @@ def stop_in_the_prompt(worker: Driven) -> None:
     assert kinds(events) == [PromptProgress] * (len(read) - 1) + [Finished]
 
 
+@pytest.mark.exhaustive
 def test_both_ways_are_compared(started: Driven, raw_checkpoint: Callable[..., Path]) -> None:
     assert isinstance(started.answer(Load, str(raw_checkpoint("qwen3_5")))[-1], Loaded)
     events = started.answer(Compare, HELLO, GenerationOptions(depth=2))
