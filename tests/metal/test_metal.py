@@ -37,7 +37,8 @@ from tests.worker.driving import Driven, is_gone
 
 METAL = pytest.param("gpu", marks=pytest.mark.metal)
 METAL_FUSED = [pytest.param(fused, "gpu", marks=pytest.mark.metal) for fused in (False, True)]
-on_both = pytest.mark.parametrize("device", ["cpu", METAL])
+CPU = pytest.param("cpu", marks=pytest.mark.exhaustive)  # whether the tests themselves are right
+on_both = pytest.mark.parametrize("device", [CPU, METAL])
 HEADS_PER_KEY = (2, 4, 6, 8, 12)
 HEAD_DIMS = (64, 128, 256)
 SHAPES = [(heads, dim) for heads in HEADS_PER_KEY for dim in HEAD_DIMS]
