@@ -28,7 +28,7 @@ from tests.conversion.faults import (
 from tests.grids import cases
 from tests.hub import Fault, Hub
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.exhaustive]
 
 PATIENCE_S = 60
 

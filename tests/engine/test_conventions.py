@@ -18,6 +18,8 @@ from mlxmtp.targets import matrix_rows
 from tests import tiny
 from tests.running import generated
 
+pytestmark = pytest.mark.exhaustive
+
 TEXT = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. " * 2
 
 

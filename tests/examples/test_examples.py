@@ -25,6 +25,7 @@ def run(name: str, *arguments: str) -> str:
     return ran.stdout
 
 
+@pytest.mark.exhaustive
 def test_stream() -> None:
     text = run("stream.py", "Hello, how are you?")
     found = re.search(r"(\d+) tokens in (\d+) passes", text)

@@ -11,7 +11,7 @@ from tests.server.load.strange import strange_requests
 from tests.server.process import ServerProcess
 from tests.worker.driving import SMALL_MODEL
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.exhaustive]
 
 VISITS = 6
 """Of each client."""

@@ -85,6 +85,7 @@ def test_a_client_that_disconnects_stops_the_engine(server: ServerProcess, serve
     assert wait_until(lambda: f"POST {COMPLETIONS} 499" in server.log, PATIENCE_S)
 
 
+@pytest.mark.exhaustive
 def test_a_signal_while_the_model_loads(tmp_path: Path) -> None:
     with ServerProcess(tmp_path, *SMALL) as process:
         process.wait_for_line("loading")
@@ -93,6 +94,7 @@ def test_a_signal_while_the_model_loads(tmp_path: Path) -> None:
         assert "Traceback" not in process.log
 
 
+@pytest.mark.exhaustive
 def test_a_killed_server_leaves_no_engine_behind(tmp_path: Path) -> None:
     with ServerProcess(tmp_path, *SMALL) as process:
         process.wait_for_line(" at http://")

@@ -158,6 +158,7 @@ def test_a_killed_chat_leaves_its_words_and_no_engine(terminal):
     assert engine not in processes()
 
 
+@pytest.mark.exhaustive
 def test_ctrl_c_twice_leaves_while_the_model_loads(terminal):
     chat = terminal(*CHAT, "12")
     chat.sees("sk something")
@@ -167,6 +168,7 @@ def test_ctrl_c_twice_leaves_while_the_model_loads(terminal):
     chat.sees("left with 0")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr"])
 def test_without_a_terminal_it_says_what_to_use(closed, tmp_path):
     leader, follower = os.openpty()
