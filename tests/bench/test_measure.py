@@ -20,6 +20,8 @@ from tests.bench.conftest import PROMPTS, SMALL
 from tests.grids import cases
 from tests.running import reference
 
+pytestmark = pytest.mark.exhaustive
+
 ARMS = ("mlx-lm", "plain", "depth 1", "depth 2", "auto")
 
 

@@ -16,6 +16,8 @@ from tests import tiny
 from tests.comparing import Turn, assert_equal, assert_exact, head_of, trunk_of, turn, unpacked_head_of
 from tests.grids import cases, grid
 
+pytestmark = pytest.mark.exhaustive
+
 Checkpoints = Callable[..., Path]
 VOCAB = 16  # few enough tokens that a random head is right now and then
 # On the CPU backend, gather_mm knows experts in float32 only.

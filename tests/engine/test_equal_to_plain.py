@@ -10,6 +10,8 @@ from tests.grids import cases, grid
 from tests.running import assert_plain, plain_run, prefilled, remembered, rounds
 from tests.scripted import KeepUntil, assert_same_state, snapshot
 
+pytestmark = pytest.mark.exhaustive
+
 # Kinds of random checkpoints: layout, dtype of the raw files, bits of a conversion (None: raw).
 RANDOM = [
     ("qwen3_5", "float32", None),

@@ -14,6 +14,8 @@ from mlxmtp.decoding.sequence import Sequence
 from mlxmtp.engine import speed
 from mlxmtp.engine.speed import WARM_UP, Speed, compare
 
+pytestmark = pytest.mark.exhaustive
+
 PROMPT = [5, 6, 7, 5, 4]
 TOKENS, REPEATS = 9, 2
 TOTAL = 2 * (WARM_UP + REPEATS * TOKENS)
