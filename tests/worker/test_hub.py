@@ -35,7 +35,7 @@ from tests.worker.driving import PATIENCE_S, Driven, serve, wait_until
 MODEL, STRIPPED, NO_MODEL = "maker/original", "community/stripped", "maker/words"
 LAST_SHARD = "model-00003-of-00003.safetensors"
 
-pytestmark = [[pytest.mark.process, pytest.mark.usefixtures("data")], pytest.mark.exhaustive]
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("data"), pytest.mark.exhaustive]
 
 
 @pytest.fixture
